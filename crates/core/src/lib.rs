@@ -1,0 +1,37 @@
+//! The pure heart of shardwright: what a model's tensors are, how a strategy lays them out over ranks, and the proof that a layout holds.
+//!
+//! Nothing here opens a file, reads the environment, starts a thread or touches a device; `clippy.toml` makes that mechanical. A strategy
+//! outside this repository depends on this crate alone.
+
+#![forbid(unsafe_code)]
+
+pub mod check;
+pub mod diagnostic;
+pub mod dtype;
+pub mod glob;
+pub mod mesh;
+pub mod model;
+pub mod plan;
+pub mod precision;
+pub mod region;
+pub mod replicate;
+pub mod strategy;
+pub mod strategy_config;
+pub mod suggest;
+pub mod trainable;
+
+pub use crate::{
+    dtype::DType,
+    glob::Globs,
+    mesh::{GroupAxis, Mesh},
+    model::{ModelFacts, ModelMeta, TensorKind, TensorMeta},
+    plan::{Offload, Reshard, ShardPlan, TensorPlan, Unit},
+    precision::{Precision, PrecisionPolicy},
+    region::{Layout, Padding, Placement, Region},
+    strategy::{PlanError, PlanInput, ShardStrategy, plan_checked},
+    trainable::Trainable,
+};
+pub use {inventory, schemars, serde};
+
+/// This crate's version, which a registered plugin was built against.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

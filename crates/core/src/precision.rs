@@ -1,0 +1,35 @@
+//! The precision of a parameter, and the trait that decides it.
+
+use std::fmt::Debug;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{dtype::DType, model::TensorMeta};
+
+/// The dtypes of one tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Precision {
+    /// What a rank's shard is kept in, and so the optimizer's states.
+    pub storage: DType,
+    /// What it is gathered and computed in.
+    pub compute: DType,
+    /// What its gradient is reduced in.
+    pub reduce: DType,
+}
+
+impl Precision {
+    /// One dtype for all three.
+    pub fn uniform(dtype: DType) -> Self {
+        Self { storage: dtype, compute: dtype, reduce: dtype }
+    }
+}
+
+/// Decides the dtypes of every parameter. Buffers are never asked about: they keep their own.
+///
+/// # Contract
+/// Pure, total and deterministic: the answer depends on `self`, the tensor's metadata and `trainable` alone, and there is one for every
+/// tensor. Where the checkpoint's dtype has no cast to the storage that was decided, planning refuses the tensor by name.
+pub trait PrecisionPolicy: Debug + Send + Sync {
+    /// The dtypes of `param`, which the optimizer changes if `trainable`.
+    fn decide(&self, param: &TensorMeta, trainable: bool) -> Precision;
+}

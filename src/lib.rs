@@ -1,0 +1,1 @@
+//! shardwright: pluggable sharding strategies for large-model training.
