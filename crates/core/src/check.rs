@@ -5,7 +5,7 @@
 use crate::{
     mesh::GroupAxis,
     model::{ModelMeta, TensorKind},
-    plan::{ShardPlan, TensorPlan},
+    plan::{Reshard, ShardPlan, TensorPlan},
     region::{Layout, Padding},
 };
 
@@ -32,6 +32,14 @@ pub enum CheckError {
         ranks: u32,
         /// What is wrong.
         what: String,
+    },
+    /// The plan is for another number of ranks.
+    #[error("it is for {planned} ranks, expected {given}")]
+    World {
+        /// In the plan.
+        planned: u32,
+        /// In the input.
+        given: u32,
     },
     /// The units do not partition the parameters.
     #[error("unit '{unit}': {what}")]
@@ -75,8 +83,15 @@ impl ShardPlan {
 
     fn check_units(&self) -> Result<(), CheckError> {
         let mut seen = vec![false; self.tensors.len()];
+        let mut names = std::collections::BTreeSet::new();
         for unit in &self.units {
             let wrong = |what: String| Err(CheckError::Unit { unit: unit.name.clone(), what });
+            if !names.insert(&unit.name) {
+                return wrong("there are two of that name".into());
+            }
+            if unit.reshard_after_forward == Reshard::ToRanks(0) {
+                return wrong("resharded to groups of 0 ranks".into());
+            }
             for &t in &unit.tensors {
                 match self.tensors.get(t) {
                     None => return wrong(format!("holds tensor number {t} of {}", self.tensors.len())),
@@ -125,7 +140,8 @@ fn tiles(tensor: &TensorPlan, axis: GroupAxis) -> Result<(), String> {
         return Err(format!("elements of {} bits cannot be cut", bits.0));
     }
     match &placement.layout {
-        Layout::Replicated => {}
+        Layout::Replicated if axis.size == 1 => {}
+        Layout::Replicated => return Err("it is whole on every rank, so its groups are of one rank each".into()),
         // Regions [c·step, (c+1)·step) clamped to the size are disjoint and ascending: only their reach is in question.
         Layout::Dim { dim, chunk } => covers(*chunk, dim_size(*dim)?, "indices from")?,
         Layout::Flat { partition } => covers(*partition, numel, "elements from")?,
@@ -141,7 +157,12 @@ fn tiles(tensor: &TensorPlan, axis: GroupAxis) -> Result<(), String> {
     if placement.padding == Padding::ToFirst && !largest_first {
         return Err("buffers are as large as coordinate 0's, but another region is larger".into());
     }
-    Ok(())
+    // Coordinate 0's is the largest buffer where all are padded to it; where none is, a buffer is at most the tensor.
+    let largest = placement.padded_numel(shape, 0).max(numel);
+    match tensor.precision.storage.bits().checked_mul(largest) {
+        Some(_) => Ok(()),
+        None => Err(format!("its size in {} overflows", tensor.precision.storage)),
+    }
 }
 
 fn check_bounds(bounds: &[u64], size: u64, ranks: u32) -> Result<(), String> {

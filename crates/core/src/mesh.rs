@@ -13,8 +13,23 @@ pub struct MeshAxis {
 
 /// All ranks of a run as a grid, outermost axis first: rank = row-major index.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "Axes")]
 pub struct Mesh {
     axes: Vec<MeshAxis>,
+}
+
+/// A [`Mesh`] as read, before it is known to be one.
+#[derive(Deserialize)]
+struct Axes {
+    axes: Vec<MeshAxis>,
+}
+
+impl TryFrom<Axes> for Mesh {
+    type Error = String;
+
+    fn try_from(read: Axes) -> Result<Self, String> {
+        Self::new(read.axes.into_iter().map(|a| (a.name, a.size)))
+    }
 }
 
 /// The name of the outer axis of a built-in strategy's mesh: along it, ranks hold equal shards.
@@ -112,5 +127,13 @@ mod tests {
         assert_eq!((0..6).map(|r| replicate.coordinate(r)).collect::<Vec<_>>(), [0, 0, 0, 1, 1, 1]);
         assert!(Mesh::replicate_shard(0, 3).is_err());
         assert!(Mesh::replicate_shard(u32::MAX, 2).is_err());
+    }
+
+    #[test]
+    fn a_mesh_that_is_read_is_checked_as_one_that_is_made() {
+        let mesh = Mesh::replicate_shard(2, 3).unwrap();
+        let text = serde_json::to_string(&mesh).unwrap();
+        assert_eq!(serde_json::from_str::<Mesh>(&text).unwrap(), mesh);
+        assert!(serde_json::from_str::<Mesh>(&text.replace("3", "0")).unwrap_err().to_string().contains("size 0"));
     }
 }

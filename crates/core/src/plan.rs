@@ -41,6 +41,7 @@ pub enum Reshard {
 
 /// Parameters that are gathered together.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Unit {
     /// The module's name; empty for the root.
     pub name: String,
@@ -50,8 +51,16 @@ pub struct Unit {
     pub reshard_after_forward: Reshard,
 }
 
-/// The plan of one tensor.
+impl Unit {
+    /// A unit of that module, holding nothing yet.
+    pub fn new(name: impl Into<String>, reshard_after_forward: Reshard) -> Self {
+        Self { name: name.into(), tensors: Vec::new(), reshard_after_forward }
+    }
+}
+
+/// The plan of one tensor. Made by [`PlanInput::plan_tensors`](crate::PlanInput::plan_tensors); a strategy then changes what it decides.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct TensorPlan {
     /// Name in the checkpoint.
     pub name: String,
@@ -95,8 +104,10 @@ impl TensorPlan {
     }
 }
 
-/// A complete plan: every tensor of the model, every unit. Proven by [`ShardPlan::check`](crate::check).
+/// A complete plan: every tensor of the model, every unit. Made by [`PlanInput::plan_tensors`](crate::PlanInput::plan_tensors), proven by
+/// [`ShardPlan::check`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct ShardPlan {
     /// The strategy's name.
     pub strategy: String,

@@ -8,6 +8,7 @@ use crate::{dtype::DType, model::TensorMeta};
 
 /// The dtypes of one tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Precision {
     /// What a rank's shard is kept in, and so the optimizer's states.
     pub storage: DType,
@@ -18,9 +19,14 @@ pub struct Precision {
 }
 
 impl Precision {
+    /// These three.
+    pub fn new(storage: DType, compute: DType, reduce: DType) -> Self {
+        Self { storage, compute, reduce }
+    }
+
     /// One dtype for all three.
     pub fn uniform(dtype: DType) -> Self {
-        Self { storage: dtype, compute: dtype, reduce: dtype }
+        Self::new(dtype, dtype, dtype)
     }
 }
 

@@ -35,7 +35,7 @@ impl Region {
         match self {
             Self::Empty => 0,
             Self::Whole => numel(shape).unwrap_or(u64::MAX),
-            Self::Dim { dim, range } => inner(shape, *dim) * outer(shape, *dim) * (range.end - range.start),
+            Self::Dim { dim, range } => outer(shape, *dim).saturating_mul(inner(shape, *dim)).saturating_mul(range.end - range.start),
             Self::Flat { range } => range.end - range.start,
         }
     }
@@ -60,22 +60,22 @@ impl Region {
             Self::Flat { range } => Runs::one(range.start, range.end - range.start),
             Self::Dim { dim, range } => {
                 let (inner, outer) = (inner(shape, *dim), outer(shape, *dim));
-                let length = inner * (range.end - range.start);
+                let length = inner.saturating_mul(range.end - range.start);
                 let left = if length == 0 { 0 } else { outer };
-                Runs { next: range.start * inner, step: inner * shape[*dim], length, left }
+                Runs { next: range.start.saturating_mul(inner), step: inner.saturating_mul(shape[*dim]), length, left }
             }
         }
     }
 }
 
-/// Elements under one index of `dim`.
+/// Elements under one index of `dim`; saturates on shapes that [`numel`] has no answer for.
 fn inner(shape: &[u64], dim: usize) -> u64 {
-    shape[dim + 1..].iter().product()
+    numel(&shape[dim + 1..]).unwrap_or(u64::MAX)
 }
 
 /// Index combinations above `dim`.
 fn outer(shape: &[u64], dim: usize) -> u64 {
-    shape[..dim].iter().product()
+    numel(&shape[..dim]).unwrap_or(u64::MAX)
 }
 
 /// Iterator over `(first element, number of elements)`; see [`Region::runs`].
@@ -169,6 +169,30 @@ impl Placement {
         Self { axis: GroupAxis { stride: 1, size: 1 }, layout: Layout::Replicated, padding: Padding::None }
     }
 
+    /// One dim cut as `torch.chunk` cuts it, buffers padded to the first: the layout of FSDP2.
+    ///
+    /// # Errors
+    /// The tensor has no such dim.
+    pub fn chunked(axis: GroupAxis, shape: &[u64], dim: usize) -> Result<Self, String> {
+        let size = shape.get(dim).ok_or_else(|| format!("it has {} dims, so there is no dim {dim} to cut", shape.len()))?;
+        let layout = Layout::Dim { dim, chunk: size.div_ceil(u64::from(axis.size)) };
+        Ok(Self { axis, layout, padding: Padding::ToFirst })
+    }
+
+    /// Equal runs of row-major flat elements, buffers padded to one size: the layout of ZeRO-3.
+    ///
+    /// # Errors
+    /// The number of elements overflows.
+    pub fn flat(axis: GroupAxis, shape: &[u64]) -> Result<Self, String> {
+        let numel = numel(shape).ok_or("its number of elements overflows")?;
+        Ok(Self { axis, layout: Layout::Flat { partition: numel.div_ceil(u64::from(axis.size)) }, padding: Padding::ToFirst })
+    }
+
+    /// Whole on one coordinate of each group, nothing on the others.
+    pub fn owned(axis: GroupAxis, coordinate: u32) -> Self {
+        Self { axis, layout: Layout::Owner { coordinate }, padding: Padding::None }
+    }
+
     /// The region of one rank.
     pub fn region(&self, shape: &[u64], rank: u32) -> Region {
         self.region_at(shape, self.axis.coordinate(rank))
@@ -241,5 +265,16 @@ mod tests {
         assert_eq!(region.numel(&shape), 12);
         assert_eq!(region.local_shape(&shape), Some(vec![2, 2, 3]));
         assert_eq!(Region::Dim { dim: 0, range: 4..4 }.runs(&[4, 9]).count(), 0);
+    }
+
+    /// A zero wins over an overflow in a shape, so the parts of such a tensor are counted without one.
+    #[test]
+    fn an_empty_tensor_of_huge_dims_has_empty_parts() {
+        let shape = [0, u64::MAX, u64::MAX];
+        for dim in 0..3 {
+            let region = Region::Dim { dim, range: 0..shape[dim] };
+            assert_eq!(region.numel(&shape), 0);
+            assert_eq!(region.runs(&shape).count(), 0);
+        }
     }
 }

@@ -63,7 +63,7 @@ impl<'a> PlanInput<'a> {
     }
 
     /// Plans every tensor: `place` is asked for each parameter, buffers are replicated in their own dtype. Units are empty; add them
-    /// with [`PlanInput::units_by`] or by hand.
+    /// with [`units_by`] or by hand.
     ///
     /// # Errors
     /// What `place` answers; a storage dtype that the checkpoint's has no cast to.
@@ -112,7 +112,7 @@ pub fn units_by<'a>(plan: &'a [TensorPlan], reshard: Reshard, unit_of: impl Fn(&
     for (i, tensor) in plan.iter().enumerate().filter(|(_, t)| t.kind == TensorKind::Parameter) {
         let name = unit_of(tensor);
         let at = *index.entry(name).or_insert_with(|| {
-            units.push(Unit { name: name.to_owned(), tensors: Vec::new(), reshard_after_forward: reshard });
+            units.push(Unit::new(name, reshard));
             units.len() - 1
         });
         units[at].tensors.push(i);
@@ -171,6 +171,11 @@ impl PlanError {
 /// The strategy's own, or [`PlanError::Unsound`].
 pub fn plan_checked(strategy: &dyn ShardStrategy, input: &PlanInput<'_>) -> Result<ShardPlan, PlanError> {
     let plan = strategy.plan(input)?;
-    plan.check(input.model).map_err(|source| PlanError::Unsound { strategy: strategy.name().to_owned(), source })?;
+    let unsound = |source| PlanError::Unsound { strategy: strategy.name().to_owned(), source };
+    let (planned, given) = (plan.mesh.world_size(), input.mesh.world_size());
+    if planned != given {
+        return Err(unsound(CheckError::World { planned, given }));
+    }
+    plan.check(input.model).map_err(unsound)?;
     Ok(plan)
 }
