@@ -1,0 +1,61 @@
+//! Which rows of a parameter each rank holds. Source: `torch/distributed/fsdp/_fully_shard/_fsdp_param.py`.
+
+use shardwright_core::{
+    Layout, Offload, Padding, Placement, PlanError, PlanInput, Reshard, ShardPlan, ShardStrategy, TensorMeta,
+    mesh::{GroupAxis, MP_SHARD},
+    strategy::units_by,
+};
+
+use crate::units::UnitRules;
+
+/// Dim-0 sharding over the mesh's `mp_shard` axis, replicated along `mp_replicate`.
+#[derive(Clone, Debug)]
+pub struct Fsdp2 {
+    /// What happens to every unit after forward; LLaMA-Factory passes one value for all of them, the root included.
+    pub reshard_after_forward: Reshard,
+    /// Where shards are kept.
+    pub offload: Offload,
+}
+
+impl Default for Fsdp2 {
+    fn default() -> Self {
+        Self { reshard_after_forward: Reshard::ToShards, offload: Offload::None }
+    }
+}
+
+/// The registered name.
+pub const NAME: &str = "fsdp2";
+
+impl ShardStrategy for Fsdp2 {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn plan(&self, input: &PlanInput<'_>) -> Result<ShardPlan, PlanError> {
+        let axis = input.mesh.axis(MP_SHARD).unwrap_or_else(|| input.mesh.all_ranks());
+        if let Reshard::ToRanks(k) = self.reshard_after_forward
+            && (k == 0 || !axis.size.is_multiple_of(k))
+        {
+            return Err(PlanError::Mesh(format!("reshard_after_forward is {k}, expected a divisor of the shard size {}", axis.size)));
+        }
+        let mut plan = input.plan_tensors(NAME, |tensor| place(tensor, axis))?;
+        let rules = UnitRules::for_model(input);
+        plan.units = units_by(&plan.tensors, self.reshard_after_forward, |t| rules.unit_of(&t.name));
+        for tensor in plan.tensors.iter_mut().filter(|t| t.kind == shardwright_core::TensorKind::Parameter) {
+            tensor.offload = self.offload;
+        }
+        Ok(plan)
+    }
+}
+
+/// `torch.chunk` on dim 0, then empty chunks; every rank's buffer is padded with zeros to chunk 0's size.
+fn place(tensor: &TensorMeta, axis: GroupAxis) -> Result<Placement, PlanError> {
+    let Some(&rows) = tensor.shape.first() else {
+        return Err(PlanError::tensor(
+            tensor,
+            "is 0-d, and fully_shard does not support scalar parameters; reshape it to 1-d, or name it under shardwright.buffers",
+        ));
+    };
+    let chunk = rows.div_ceil(u64::from(axis.size));
+    Ok(Placement { axis, layout: Layout::Dim { dim: 0, chunk }, padding: Padding::ToFirst })
+}
