@@ -1,1 +1,6 @@
 //! Placeholder
+
+pub mod digest;
+pub mod save;
+#[cfg(test)]
+mod testing;

@@ -1,0 +1,145 @@
+//! Which tensors a rank's file holds, in which shapes: a pure function of the plan, shared by the writer and the verifier.
+//!
+//! Every distinct part of a tensor is written once, by the lowest rank that holds it: replicas (HSDP, buffers) are not repeated, as in
+//! torch's own deduplicated saves.
+
+use serde::{Deserialize, Serialize};
+use shardwright_core::{DType, Region, ShardPlan, TensorPlan};
+
+/// One tensor in one rank's file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its index in the plan.
+    pub tensor: usize,
+    /// Its element type.
+    pub dtype: DType,
+    /// Its shape in the file: the local shape of a box, `[partition]` of a flat part.
+    pub shape: Vec<u64>,
+    /// Bytes in the file, padding included.
+    pub bytes: u64,
+    /// Which part of the whole tensor it is.
+    pub part: Part,
+}
+
+/// The part of the whole tensor that an entry holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Part {
+    /// The box that starts at these indices and has the entry's shape.
+    SavedOffsets(Vec<u64>),
+    /// `valid` row-major elements from `start`, then `padding` zeros.
+    Flat {
+        /// First element, of the whole tensor.
+        start: u64,
+        /// Elements of the tensor.
+        valid: u64,
+        /// Zeros behind them.
+        padding: u64,
+    },
+}
+
+/// The entries of `rank`'s file in the order of its bytes: wide dtypes first, so that each is aligned, then by name.
+///
+/// # Errors
+/// The name of a tensor whose size overflows.
+pub fn entries(plan: &ShardPlan, rank: u32) -> Result<Vec<Entry>, String> {
+    let mut entries = Vec::new();
+    for (index, tensor) in plan.tensors.iter().enumerate() {
+        if let Some((shape, part)) = part(tensor, rank) {
+            let dtype = tensor.precision.storage;
+            let bytes = shardwright_core::model::numel(&shape).and_then(|n| dtype.bytes(n));
+            let bytes = bytes.ok_or_else(|| format!("tensor '{}': the size of {dtype} {shape:?} overflows", tensor.name))?;
+            entries.push(Entry { tensor: index, dtype, shape, bytes, part });
+        }
+    }
+    entries.sort_by(|a, b| b.dtype.bits().cmp(&a.dtype.bits()).then(a.tensor.cmp(&b.tensor)));
+    Ok(entries)
+}
+
+/// What `rank` writes of a tensor, if anything.
+fn part(tensor: &TensorPlan, rank: u32) -> Option<(Vec<u64>, Part)> {
+    let (placement, shape) = (&tensor.placement, &tensor.shape);
+    let coordinate = placement.axis.coordinate(rank);
+    if placement.axis.stride.checked_mul(coordinate) != Some(rank) {
+        return None; // a replica of a lower rank
+    }
+    let region_of = |c| placement.region_at(shape, c);
+    let origin = || Part::SavedOffsets(vec![0; shape.len()]);
+    match region_of(coordinate) {
+        Region::Empty => None,
+        Region::Whole if coordinate > 0 && region_of(0) == Region::Whole => None,
+        Region::Whole => Some((shape.clone(), origin())),
+        Region::Flat { range } => {
+            let (partition, valid) = (tensor.padded_numel(rank), range.end - range.start);
+            let part = Part::Flat { start: range.start, valid, padding: partition.checked_sub(valid)? };
+            Some((vec![partition], part))
+        }
+        region @ Region::Dim { .. } => {
+            let Region::Dim { dim, range } = &region else { return None };
+            // torch keeps one empty shard a tensor, behind its end; in the middle it would hide the shard that starts there.
+            let empty_already = range.is_empty() && (range.start < shape[*dim] || (coordinate > 0 && region_of(coordinate - 1) == region));
+            let mut offsets = vec![0; shape.len()];
+            offsets[*dim] = range.start;
+            (!empty_already).then(|| Some((region.local_shape(shape)?, Part::SavedOffsets(offsets)))).flatten()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shardwright_core::{GroupAxis, Layout, Mesh, ModelFacts, ModelMeta, Padding, Placement, PlanInput, TensorMeta};
+
+    use super::*;
+    use crate::testing::AsStored;
+
+    fn plan(shape: &[u64], axis: GroupAxis, layout: Layout, world_size: u32) -> ShardPlan {
+        let model = ModelMeta::new(vec![TensorMeta::new("t", DType::F32, shape)], ModelFacts::default()).unwrap();
+        let mesh = Mesh::replicate_shard(world_size / axis.size, axis.size).unwrap();
+        let placement = Placement { axis, layout, padding: Padding::ToFirst };
+        PlanInput::new(&model, &mesh, &AsStored).plan_tensors("test", |_| Ok(placement.clone())).unwrap()
+    }
+
+    /// Per rank: the offset and the rows of each entry.
+    fn rows(plan: &ShardPlan) -> Vec<Vec<(u64, u64)>> {
+        let of = |entry: Entry| match entry.part {
+            Part::SavedOffsets(offsets) => (offsets[0], entry.shape[0]),
+            Part::Flat { start, valid, .. } => (start, valid),
+        };
+        (0..plan.mesh.world_size()).map(|rank| entries(plan, rank).unwrap().into_iter().map(of).collect()).collect()
+    }
+
+    /// torch 2.15's writer, ran: one entry for all empty shards, its offset at the global size.
+    #[test]
+    fn an_empty_shard_is_kept_once() {
+        let axis = GroupAxis { stride: 1, size: 6 };
+        let chunk = |chunk| Layout::Dim { dim: 0, chunk };
+        assert_eq!(rows(&plan(&[5, 2], axis, chunk(2), 6)), [vec![(0, 2)], vec![(2, 2)], vec![(4, 1)], vec![(5, 0)], vec![], vec![]]);
+        assert_eq!(rows(&plan(&[0, 2], axis, chunk(0), 6)), [vec![(0, 0)], vec![], vec![], vec![], vec![], vec![]]);
+    }
+
+    #[test]
+    fn an_empty_range_between_others_is_left_out() {
+        let layout = Layout::Bounds { dim: 0, bounds: vec![0, 2, 2, 5] };
+        assert_eq!(rows(&plan(&[5, 2], GroupAxis { stride: 1, size: 3 }, layout, 3)), [vec![(0, 2)], vec![], vec![(2, 3)]]);
+    }
+
+    #[test]
+    fn replicas_are_kept_by_the_lowest_rank_that_holds_them() {
+        let dim = Layout::Dim { dim: 0, chunk: 2 };
+        let inner = GroupAxis { stride: 1, size: 2 };
+        assert_eq!(rows(&plan(&[4], inner, dim.clone(), 4)), [vec![(0, 2)], vec![(2, 2)], vec![], vec![]]);
+        let outer = GroupAxis { stride: 2, size: 2 };
+        assert_eq!(rows(&plan(&[4], outer, dim, 4)), [vec![(0, 2)], vec![], vec![(2, 2)], vec![]]);
+        assert_eq!(rows(&plan(&[4], GroupAxis { stride: 1, size: 1 }, Layout::Replicated, 4)), [vec![(0, 4)], vec![], vec![], vec![]]);
+        assert_eq!(rows(&plan(&[4], inner, Layout::Owner { coordinate: 1 }, 4)), [vec![], vec![(0, 4)], vec![], vec![]]);
+    }
+
+    #[test]
+    fn a_flat_part_has_its_padding() {
+        let axis = GroupAxis { stride: 1, size: 8 };
+        let plan = plan(&[9], axis, Layout::Flat { partition: 2 }, 8);
+        let of = |rank| entries(&plan, rank).unwrap().remove(0);
+        assert_eq!((of(4).shape, of(4).part), (vec![2], Part::Flat { start: 8, valid: 1, padding: 1 }));
+        assert_eq!((of(7).shape, of(7).part), (vec![2], Part::Flat { start: 9, valid: 0, padding: 2 }));
+    }
+}

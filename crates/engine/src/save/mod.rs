@@ -1,0 +1,5 @@
+//! Save
+
+pub mod entries;
+pub mod header;
+pub mod names;
