@@ -18,7 +18,62 @@ impl Source {
     pub fn new(name: impl Into<Arc<str>>, text: impl Into<Arc<str>>) -> Self {
         Self { name: name.into(), text: text.into() }
     }
+
+    /// The place of a byte range of the text; a range outside of it, or inside of a character, is moved to the nearest place that is.
+    /// For many places of one text, make [`Places`] once.
+    pub fn at(&self, span: Range<usize>) -> Location {
+        Places::new(self).at(span)
+    }
 }
+
+/// Turns byte ranges of a text into lines and columns in constant time, so that a hostile text cannot make that slow.
+#[derive(Debug)]
+pub struct Places<'a> {
+    source: &'a Source,
+    /// Where each line starts, in bytes.
+    lines: Vec<usize>,
+    /// Characters before each byte; empty where every character is a byte.
+    chars: Vec<u32>,
+}
+
+impl<'a> Places<'a> {
+    /// Indexes a text.
+    pub fn new(source: &'a Source) -> Self {
+        let text = &source.text;
+        let lines = std::iter::once(0).chain(text.bytes().enumerate().filter(|&(_, b)| b == b'\n').map(|(at, _)| at + 1)).collect();
+        let mut chars = Vec::new();
+        if !text.is_ascii() {
+            chars.reserve(text.len() + 1);
+            let mut count = 0u32;
+            for c in text.chars() {
+                chars.extend(std::iter::repeat_n(count, c.len_utf8()));
+                count = count.saturating_add(1);
+            }
+            chars.push(count);
+        }
+        Self { source, lines, chars }
+    }
+
+    /// As [`Source::at`].
+    pub fn at(&self, span: Range<usize>) -> Location {
+        let text = &self.source.text;
+        let floor = |at: usize| (0..=at.min(text.len())).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
+        let (start, end) = (floor(span.start), floor(span.end.max(span.start)));
+        let line = self.lines.partition_point(|&at| at <= start) - 1;
+        let line_start = self.lines[line];
+        let column = match (self.chars.get(start), self.chars.get(line_start)) {
+            (Some(here), Some(there)) => usize::try_from(here - there).unwrap_or(usize::MAX),
+            _ => start - line_start,
+        };
+        let number = |n: usize| u32::try_from(n.saturating_add(1)).unwrap_or(u32::MAX);
+        Location { file: self.source.name.clone(), line: number(line), column: number(column), span: start..end }
+    }
+}
+
+/// The name of the source of overrides: one a line.
+pub const COMMAND_LINE: &str = "<command line>";
+/// The name of the source of environment variables: one a line.
+pub const ENVIRONMENT: &str = "<environment>";
 
 /// A place in a [`Source`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod check;
+pub mod config;
 pub mod diagnostic;
 pub mod dtype;
 pub mod glob;
@@ -14,6 +15,7 @@ pub mod model;
 pub mod plan;
 pub mod precision;
 pub mod region;
+pub mod registry;
 pub mod replicate;
 pub mod strategy;
 pub mod strategy_config;

@@ -1,13 +1,18 @@
-//! A strategy's section of the YAML as a type, and what it may know when it becomes a strategy.
+//! A section of the YAML as a type, for strategies and for precision policies, and what it may know when it becomes one.
 
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value as Json;
 
 use crate::{
-    DType, Mesh, ModelFacts, PrecisionPolicy, ShardStrategy,
-    diagnostic::{Diagnostic, Source},
+    DType, Mesh, ModelFacts, Precision, PrecisionPolicy, ShardStrategy,
+    config::{
+        document::{Document, Sourced},
+        node::Node,
+    },
+    diagnostic::{Diagnostic, Location, Source},
 };
 
 /// The section `dist_config: {name: NAME, …}` of one strategy.
@@ -32,44 +37,222 @@ pub trait StrategyConfig: DeserializeOwned + Serialize + Default + JsonSchema + 
     fn build(self, cx: &mut BuildContext<'_>) -> Result<Built, Diagnostic>;
 }
 
-/// What a section becomes.
+/// The section `shardwright.precision: {name: NAME, …}` of one precision policy; as [`StrategyConfig`] in all else.
+pub trait PolicyConfig: DeserializeOwned + Serialize + Default + JsonSchema + 'static {
+    /// What the YAML names: bare for the built-ins, `vendor/name` for all others.
+    const NAME: &'static str;
+    /// One line for `shardwright strategies`.
+    const SUMMARY: &'static str;
+
+    /// Makes the policy. Findings go to `cx`; an error among them means that the answer is never used.
+    ///
+    /// # Errors
+    /// What makes it impossible to go on.
+    fn build(self, cx: &mut PolicyContext<'_>) -> Result<BuiltPolicy, Diagnostic>;
+}
+
+/// What a strategy's section becomes.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Built {
     /// Decides layout.
     pub strategy: Box<dyn ShardStrategy>,
     /// The strategy's own precision policy; `None` for that of the YAML's `bf16` (mixed precision as FSDP2 has it).
-    pub precision: Option<Box<dyn PrecisionPolicy>>,
+    pub precision: Option<BuiltPolicy>,
+    /// What else it resolved, such as `/deepspeed`; it wins over what the YAML alone would say.
+    pub document: Document,
 }
 
 impl Built {
     /// A strategy under the YAML's own mixed precision.
     pub fn new(strategy: impl ShardStrategy + 'static) -> Self {
-        Self { strategy: Box::new(strategy), precision: None }
+        Self { strategy: Box::new(strategy), precision: None, document: Document::default() }
     }
 
     /// With a precision policy of its own.
     #[must_use]
-    pub fn with_precision(mut self, precision: impl PrecisionPolicy + 'static) -> Self {
-        self.precision = Some(Box::new(precision));
+    pub fn with_precision(mut self, precision: BuiltPolicy) -> Self {
+        self.precision = Some(precision);
         self
     }
 }
 
-/// What a section may depend on besides itself.
+/// What a policy's section becomes.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct BuiltPolicy {
+    /// Decides dtypes.
+    pub policy: Box<dyn PrecisionPolicy>,
+    /// What it decides, in one place for people.
+    pub summary: PrecisionSummary,
+}
+
+impl BuiltPolicy {
+    /// A policy and what it decides.
+    pub fn new(policy: impl PrecisionPolicy + 'static, summary: PrecisionSummary) -> Self {
+        Self { policy: Box::new(policy), summary }
+    }
+}
+
+/// `/precision` of the resolved document.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct PrecisionSummary {
+    /// torch's dtype name, `checkpoint`, or `{trainable, frozen}` of those.
+    pub storage: Json,
+    /// torch's dtype name.
+    pub compute: Json,
+    /// torch's dtype name.
+    pub reduce: Json,
+    /// What the model's outputs are cast to: torch's dtype name, or `compute` where nothing is cast.
+    pub output: Json,
+    /// The case's name, such as `fsdp2.full.bf16`.
+    pub rule: String,
+    /// The case in a sentence.
+    pub why: String,
+    /// JSON pointers of what decided.
+    pub from: Vec<String>,
+}
+
+impl PrecisionSummary {
+    /// The summary of a policy that treats all parameters alike.
+    pub fn new(precision: Precision, rule: impl Into<String>, why: impl Into<String>) -> Self {
+        let name = |d: DType| Json::from(d.torch_name());
+        Self {
+            storage: name(precision.storage),
+            compute: name(precision.compute),
+            reduce: name(precision.reduce),
+            output: name(precision.compute),
+            rule: rule.into(),
+            why: why.into(),
+            from: Vec::new(),
+        }
+    }
+
+    /// With another word for the storage dtype: `checkpoint`, or `{trainable, frozen}`.
+    #[must_use]
+    pub fn storage(mut self, storage: impl Into<Json>) -> Self {
+        self.storage = storage.into();
+        self
+    }
+
+    /// Decided by the values at these JSON pointers.
+    #[must_use]
+    pub fn from<P: Into<String>>(mut self, pointers: impl IntoIterator<Item = P>) -> Self {
+        self.from = pointers.into_iter().map(Into::into).collect();
+        self
+    }
+}
+
+/// What a strategy's section may depend on besides itself.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct BuildContext<'a> {
+    /// The section as it stands in the file, without `name`: for places.
+    pub section: &'a Node,
     /// All ranks, as the YAML arranges them.
     pub mesh: &'a Mesh,
     /// What `config.json` says; `None` when it is not at hand.
     pub model: Option<&'a ModelFacts>,
+    /// The rest of the YAML.
+    pub training: &'a Training,
     /// `shardwright.storage_dtype`: `None` for what the engine would do.
     pub storage: Option<StorageDtype>,
     /// The files that the section named, by the name it gave.
     pub files: &'a BTreeMap<String, Source>,
     /// Findings so far.
     pub diagnostics: Vec<Diagnostic>,
+}
+
+impl BuildContext<'_> {
+    /// The place of a key of the section, or of the section where it has no such key.
+    pub fn at(&self, key: &str) -> Location {
+        self.section.get(key).unwrap_or(self.section).at.clone()
+    }
+}
+
+/// What a policy's section may depend on besides itself.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct PolicyContext<'a> {
+    /// The section as it stands in the file, without `name`: for places. Empty where the policy was not named.
+    pub section: &'a Node,
+    /// The strategy's name.
+    pub strategy: &'a str,
+    /// What `config.json` says; `None` when it is not at hand.
+    pub model: Option<&'a ModelFacts>,
+    /// The rest of the YAML.
+    pub training: &'a Training,
+    /// `shardwright.storage_dtype`: `None` for what the engine would do.
+    pub storage: Option<StorageDtype>,
+    /// What would decide if the YAML named no policy; `None` for the policy that is this default itself.
+    pub base: Option<BuiltPolicy>,
+    /// Findings so far.
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+/// What the YAML says about the run, resolved, as far as sections may depend on it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Training {
+    /// Whose dialect the file is in.
+    pub dialect: Dialect,
+    /// `bf16`, or accelerate's `mixed_precision`.
+    pub mixed: Sourced<Mixed>,
+    /// `peft_config`.
+    pub peft: Sourced<Peft>,
+    /// Ranks.
+    pub world_size: Sourced<u32>,
+    /// Data-parallel ranks.
+    pub dp_size: Sourced<u32>,
+    /// Context-parallel ranks.
+    pub cp_size: Sourced<u32>,
+    /// Samples of one forward pass of one rank.
+    pub micro_batch_size: Sourced<u64>,
+    /// Samples of one optimizer step, if written.
+    pub global_batch_size: Sourced<Option<u64>>,
+    /// Forward passes before an optimizer step, if written (accelerate).
+    pub accumulation: Sourced<Option<u64>>,
+    /// Largest gradient norm; `None` where the dialect has no such key.
+    pub max_grad_norm: Sourced<Option<f64>>,
+    /// `learning_rate`.
+    pub learning_rate: Sourced<Option<f64>>,
+    /// `shardwright.zero3_fp16`: DeepSpeed's fp16 although LLaMA-Factory refuses it.
+    pub zero3_fp16: Sourced<bool>,
+}
+
+/// Whose config a YAML is, told by its keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dialect {
+    /// LLaMA-Factory v1, flat.
+    LlamaFactory,
+    /// What `accelerate config` writes.
+    Accelerate,
+}
+
+/// The YAML's own mixed precision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mixed {
+    /// float32 throughout.
+    No,
+    /// bfloat16 compute.
+    Bf16,
+    /// float16 compute.
+    Fp16,
+}
+
+/// What is trained.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Peft {
+    /// Everything.
+    Full,
+    /// Adapters beside a frozen model.
+    Lora,
+    /// Some of the parameters.
+    Freeze {
+        /// Whether the trainable ones are made float32.
+        cast_trainable: bool,
+    },
 }
 
 /// `shardwright.storage_dtype`.

@@ -1,0 +1,352 @@
+//! Trees to types through serde, with errors that say where, at which key, what was expected and found, and the nearest right word.
+
+use serde::{
+    Deserializer,
+    de::{
+        self, DeserializeOwned, DeserializeSeed, EnumAccess, Error as _, Expected, IntoDeserializer, MapAccess, SeqAccess, Unexpected,
+        VariantAccess, Visitor,
+    },
+    forward_to_deserialize_any,
+};
+
+use super::node::{Entry, Node, Value, short};
+use crate::{
+    diagnostic::{Diagnostic, Location},
+    suggest::nearest,
+};
+
+/// Reads a type out of a tree, and goes on after an entry that is wrong, so that all that is wrong with a section is said at once.
+///
+/// `path` is what the user calls the section, such as `dist_config`.
+///
+/// # Errors
+/// Everything that is wrong.
+pub fn from_node<T: DeserializeOwned>(node: &Node, path: &str) -> Result<T, Vec<Diagnostic>> {
+    let mut errors = Vec::new();
+    let mut node = std::borrow::Cow::Borrowed(node);
+    loop {
+        let error = match T::deserialize(&*node) {
+            Ok(value) if errors.is_empty() => return Ok(value),
+            Ok(_) => return Err(errors),
+            Err(error) => error,
+        };
+        let culprit = error.path.last().cloned().filter(|key| node.get(key).is_some());
+        errors.push(error.into_diagnostic(path));
+        match culprit {
+            Some(key) => node = std::borrow::Cow::Owned(node.without(&key)),
+            None => return Err(errors),
+        }
+    }
+}
+
+/// Why a tree is no value of a type; [`from_node`] makes it a diagnostic. The path is innermost first.
+#[derive(Debug)]
+pub struct Error {
+    code: &'static str,
+    message: String,
+    at: Option<Location>,
+    path: Vec<String>,
+    help: Option<String>,
+    /// Whether the message is about the key at the path's end rather than its value.
+    about_key: bool,
+}
+
+impl Error {
+    fn new(code: &'static str, message: String) -> Self {
+        Self { code, message, at: None, path: Vec::new(), help: None, about_key: false }
+    }
+
+    fn at(mut self, at: &Location) -> Self {
+        self.at.get_or_insert_with(|| at.clone());
+        self
+    }
+
+    fn under(mut self, key: &str) -> Self {
+        self.path.push(key.to_owned());
+        self
+    }
+
+    fn into_diagnostic(self, path: &str) -> Diagnostic {
+        let mut full = path.to_owned();
+        for part in self.path.iter().rev() {
+            let index = part.starts_with('[');
+            if !full.is_empty() && !index {
+                full.push('.');
+            }
+            full.push_str(part);
+        }
+        let message = if self.about_key || full.is_empty() { self.message } else { format!("{full}: {}", self.message) };
+        let diagnostic = Diagnostic::error(self.code, message).at(self.at);
+        match self.help {
+            Some(help) => diagnostic.help(help),
+            None => diagnostic,
+        }
+    }
+}
+
+impl std::fmt::Display for Error {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl de::Error for Error {
+    fn custom<T: std::fmt::Display>(message: T) -> Self {
+        Self::new("config-value", message.to_string())
+    }
+
+    fn invalid_type(found: Unexpected<'_>, expected: &dyn Expected) -> Self {
+        Self::new("config-type", format!("expected {expected}, found {found}"))
+    }
+
+    fn invalid_value(found: Unexpected<'_>, expected: &dyn Expected) -> Self {
+        Self::new("config-value", format!("expected {expected}, found {found}"))
+    }
+
+    fn unknown_variant(found: &str, expected: &'static [&'static str]) -> Self {
+        let mut error = Self::new("config-value", format!("expected one of {}, found '{}'", expected.join(", "), short(found)));
+        error.help = nearest(found, expected.iter().copied()).map(|word| format!("did you mean '{word}'?"));
+        error
+    }
+
+    fn unknown_field(field: &str, expected: &'static [&'static str]) -> Self {
+        Self { path: vec![field.to_owned()], ..unknown_key(field, expected) }
+    }
+
+    fn missing_field(field: &'static str) -> Self {
+        Self::new("config-missing", format!("the key '{field}' is missing"))
+    }
+}
+
+fn unknown_key(field: &str, expected: &[&str]) -> Error {
+    let mut error = Error::new("config-unknown-key", format!("unknown key '{}'", short(field)));
+    error.about_key = true;
+    error.help = Some(match nearest(field, expected.iter().copied()) {
+        Some(word) => format!("did you mean '{word}'?"),
+        None if expected.is_empty() => "this section has no keys".into(),
+        None => format!("known keys: {}", expected.join(", ")),
+    });
+    error
+}
+
+struct Wrong<'a>(&'a Node);
+
+impl Wrong<'_> {
+    /// A type error with the value as the user wrote it and, where quotes are all that is missing, that advice.
+    fn expected(&self, what: &str) -> Error {
+        let mut error = Error::new("config-type", format!("expected {what}, found {}", self.0.describe())).at(&self.0.at);
+        if what.contains("string") && !matches!(self.0.value, Value::Seq(_) | Value::Map(_)) {
+            error.help = Some("put it in quotes".into());
+        }
+        error
+    }
+}
+
+/// The integer that a value is: of an integer, of a float without a fraction, of a text like `5e8`.
+fn integer(node: &Node) -> Option<i128> {
+    let whole = |f: f64| {
+        (f.fract() == 0.0 && f.abs() < 1e30).then(|| {
+            #[expect(clippy::cast_possible_truncation, reason = "bounded above")]
+            let i = f as i128;
+            i
+        })
+    };
+    match &node.value {
+        Value::Int(i) => Some(*i),
+        Value::Float(f) => whole(*f),
+        Value::Text { number: Some(f), .. } => whole(*f),
+        _ => None,
+    }
+}
+
+fn visit_integer<'de, V: Visitor<'de>>(i: i128, visitor: V) -> Result<V::Value, Error> {
+    match (i64::try_from(i), u64::try_from(i)) {
+        (_, Ok(u)) => visitor.visit_u64(u),
+        (Ok(i), _) => visitor.visit_i64(i),
+        _ => visitor.visit_i128(i),
+    }
+}
+
+macro_rules! integers {
+    ($($method:ident)*) => {$(
+        fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+            match integer(self) {
+                Some(i) => visit_integer(i, visitor).map_err(|e| e.at(&self.at)),
+                None => Err(Wrong(self).expected("an integer")),
+            }
+        }
+    )*};
+}
+
+impl<'de> Deserializer<'de> for &'de Node {
+    type Error = Error;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match &self.value {
+            Value::Null => visitor.visit_unit(),
+            Value::Bool(b) => visitor.visit_bool(*b),
+            Value::Int(i) => visit_integer(*i, visitor),
+            Value::Float(f) => visitor.visit_f64(*f),
+            Value::Text { text, .. } => visitor.visit_borrowed_str(text),
+            Value::Seq(items) => visitor.visit_seq(Items { items: items.iter().enumerate() }),
+            Value::Map(entries) => visitor.visit_map(Entries { entries: entries.iter(), value: None }),
+        }
+        .map_err(|e| e.at(&self.at))
+    }
+
+    fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match self.value {
+            Value::Bool(_) => self.deserialize_any(visitor),
+            _ => Err(Wrong(self).expected("a boolean")),
+        }
+    }
+
+    integers! { deserialize_i8 deserialize_i16 deserialize_i32 deserialize_i64 deserialize_i128 deserialize_u8 deserialize_u16 deserialize_u32 deserialize_u64 deserialize_u128 }
+
+    fn deserialize_f32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        self.deserialize_f64(visitor)
+    }
+
+    fn deserialize_f64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match &self.value {
+            Value::Int(_) | Value::Float(_) => self.deserialize_any(visitor),
+            Value::Text { number: Some(f), .. } => visitor.visit_f64(*f).map_err(|e: Error| e.at(&self.at)),
+            _ => Err(Wrong(self).expected("a number")),
+        }
+    }
+
+    fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match self.value {
+            Value::Text { .. } => self.deserialize_any(visitor),
+            _ => Err(Wrong(self).expected("a string")),
+        }
+    }
+
+    fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        self.deserialize_str(visitor)
+    }
+
+    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match self.value {
+            Value::Seq(_) => self.deserialize_any(visitor),
+            _ => Err(Wrong(self).expected("a list")),
+        }
+    }
+
+    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match self.value {
+            Value::Map(_) => self.deserialize_any(visitor),
+            _ => Err(Wrong(self).expected("a mapping")),
+        }
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(self, _: &'static str, _: &'static [&'static str], visitor: V) -> Result<V::Value, Error> {
+        self.deserialize_map(visitor)
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        if self.is_null() { visitor.visit_none() } else { visitor.visit_some(self) }
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Error> {
+        visitor.visit_newtype_struct(self).map_err(|e: Error| e.at(&self.at))
+    }
+
+    fn deserialize_enum<V: Visitor<'de>>(self, _: &'static str, _: &'static [&'static str], visitor: V) -> Result<V::Value, Error> {
+        match &self.value {
+            Value::Text { .. } => visitor.visit_enum(Variant { tag: self, value: None, text: self.as_str().unwrap_or_default() }),
+            Value::Map(entries) if entries.len() == 1 => {
+                visitor.visit_enum(Variant { tag: self, value: Some(&entries[0].value), text: &entries[0].key })
+            }
+            _ => Err(Wrong(self).expected("a string")),
+        }
+        .map_err(|e| e.at(&self.at))
+    }
+
+    forward_to_deserialize_any! { char bytes byte_buf unit unit_struct tuple tuple_struct identifier ignored_any }
+}
+
+struct Items<'de> {
+    items: std::iter::Enumerate<std::slice::Iter<'de, Node>>,
+}
+
+impl<'de> SeqAccess<'de> for Items<'de> {
+    type Error = Error;
+
+    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Error> {
+        let Some((i, item)) = self.items.next() else { return Ok(None) };
+        seed.deserialize(item).map(Some).map_err(|e| e.under(&format!("[{i}]")))
+    }
+
+    fn size_hint(&self) -> Option<usize> {
+        Some(self.items.len())
+    }
+}
+
+struct Entries<'de> {
+    entries: std::slice::Iter<'de, Entry>,
+    value: Option<&'de Entry>,
+}
+
+impl<'de> MapAccess<'de> for Entries<'de> {
+    type Error = Error;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Error> {
+        let Some(entry) = self.entries.next() else { return Ok(None) };
+        self.value = Some(entry);
+        let key: de::value::BorrowedStrDeserializer<'de, Error> = de::value::BorrowedStrDeserializer::new(&entry.key);
+        seed.deserialize(key).map(Some).map_err(|e| e.at(&entry.at))
+    }
+
+    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Error> {
+        let entry = self.value.take().ok_or_else(|| Error::custom("a value was asked for before its key"))?;
+        seed.deserialize(&entry.value).map_err(|e| e.under(&entry.key).at(&entry.value.at))
+    }
+}
+
+struct Variant<'de> {
+    tag: &'de Node,
+    value: Option<&'de Node>,
+    text: &'de str,
+}
+
+impl<'de> EnumAccess<'de> for Variant<'de> {
+    type Error = Error;
+    type Variant = Self;
+
+    fn variant_seed<V: DeserializeSeed<'de>>(self, seed: V) -> Result<(V::Value, Self), Error> {
+        let name: de::value::StrDeserializer<'de, Error> = self.text.into_deserializer();
+        Ok((seed.deserialize(name)?, self))
+    }
+}
+
+impl<'de> VariantAccess<'de> for Variant<'de> {
+    type Error = Error;
+
+    fn unit_variant(self) -> Result<(), Error> {
+        if self.value.is_none() { Ok(()) } else { Err(Wrong(self.tag).expected("a string")) }
+    }
+
+    fn newtype_variant_seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<T::Value, Error> {
+        match self.value {
+            Some(value) => seed.deserialize(value).map_err(|e| e.under(self.text)),
+            None => Err(Wrong(self.tag).expected(&format!("a mapping with the key '{}'", self.text))),
+        }
+    }
+
+    fn tuple_variant<V: Visitor<'de>>(self, _: usize, visitor: V) -> Result<V::Value, Error> {
+        match self.value {
+            Some(value) => value.deserialize_seq(visitor),
+            None => Err(Wrong(self.tag).expected("a list")),
+        }
+    }
+
+    fn struct_variant<V: Visitor<'de>>(self, _: &'static [&'static str], visitor: V) -> Result<V::Value, Error> {
+        match self.value {
+            Some(value) => value.deserialize_map(visitor),
+            None => Err(Wrong(self.tag).expected("a mapping")),
+        }
+    }
+}

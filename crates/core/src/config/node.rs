@@ -1,0 +1,198 @@
+//! A document as a tree in which every key and every value knows its place. How texts become trees is in `yaml` and `json`.
+
+use serde_json::Value as Json;
+
+use crate::diagnostic::Location;
+
+/// A text larger than this is refused before it is parsed, in bytes.
+pub const MAX_TEXT: usize = 1 << 20;
+/// Collections nested deeper than this are refused.
+pub const MAX_DEPTH: usize = 64;
+/// A document of more nodes than this, aliases expanded, is refused.
+pub const MAX_NODES: usize = 100_000;
+
+/// A value and where it stands.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Node {
+    /// What it is.
+    pub value: Value,
+    /// Where it stands.
+    pub at: Location,
+    /// How a plain YAML scalar was written where that is not its value's usual spelling: `off`, `0777`.
+    pub written: Option<Box<str>>,
+}
+
+/// What a [`Node`] is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    /// `null`, `~` or nothing.
+    Null,
+    /// A boolean.
+    Bool(bool),
+    /// An integer of any sign.
+    Int(i128),
+    /// A number with a fraction or an exponent.
+    Float(f64),
+    /// A string.
+    Text {
+        /// All of it.
+        text: String,
+        /// The number that most readers take it for, and PyYAML does not: `5e8` without a dot.
+        number: Option<f64>,
+    },
+    /// A list.
+    Seq(Vec<Node>),
+    /// A mapping, in the order of the document.
+    Map(Vec<Entry>),
+}
+
+/// A key of a mapping and its value.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entry {
+    /// The key's text.
+    pub key: String,
+    /// Where the key stands.
+    pub at: Location,
+    /// Its value.
+    pub value: Node,
+}
+
+impl Node {
+    /// A value at a place.
+    pub fn new(value: Value, at: Location) -> Self {
+        Self { value, at, written: None }
+    }
+
+    /// A string at a place.
+    pub fn text(text: impl Into<String>, at: Location) -> Self {
+        Self::new(Value::Text { text: text.into(), number: None }, at)
+    }
+
+    /// A mapping at a place.
+    pub fn map(entries: Vec<Entry>, at: Location) -> Self {
+        Self::new(Value::Map(entries), at)
+    }
+
+    /// The entries of a mapping; none for anything else.
+    pub fn entries(&self) -> &[Entry] {
+        match &self.value {
+            Value::Map(entries) => entries,
+            _ => &[],
+        }
+    }
+
+    /// The entry of that key.
+    pub fn entry(&self, key: &str) -> Option<&Entry> {
+        self.entries().iter().find(|e| e.key == key)
+    }
+
+    /// The value of that key.
+    pub fn get(&self, key: &str) -> Option<&Node> {
+        self.entry(key).map(|e| &e.value)
+    }
+
+    /// The value at the end of a path of keys.
+    pub fn find(&self, path: &[&str]) -> Option<&Node> {
+        path.iter().try_fold(self, |node, key| node.get(key))
+    }
+
+    /// The text of a string.
+    pub fn as_str(&self) -> Option<&str> {
+        match &self.value {
+            Value::Text { text, .. } => Some(text),
+            _ => None,
+        }
+    }
+
+    /// The truth of a boolean.
+    pub fn as_bool(&self) -> Option<bool> {
+        match self.value {
+            Value::Bool(b) => Some(b),
+            _ => None,
+        }
+    }
+
+    /// True for `null`.
+    pub fn is_null(&self) -> bool {
+        matches!(self.value, Value::Null)
+    }
+
+    /// True for a mapping.
+    pub fn is_map(&self) -> bool {
+        matches!(self.value, Value::Map(_))
+    }
+
+    /// A mapping without one of its keys; anything else as it is.
+    #[must_use]
+    pub fn without(&self, key: &str) -> Node {
+        let mut node = self.clone();
+        if let Value::Map(entries) = &mut node.value {
+            entries.retain(|e| e.key != key);
+        }
+        node
+    }
+
+    /// Sets a key of a mapping: in place where it exists, at the end where it does not. Anything else becomes a mapping of one entry.
+    pub fn set(&mut self, key: &str, key_at: Location, value: Node) {
+        if !self.is_map() {
+            self.value = Value::Map(Vec::new());
+        }
+        let Value::Map(entries) = &mut self.value else { return };
+        match entries.iter_mut().find(|e| e.key == key) {
+            Some(entry) => (entry.at, entry.value) = (key_at, value),
+            None => entries.push(Entry { key: key.to_owned(), at: key_at, value }),
+        }
+    }
+
+    /// The value without its places. Integers beyond 64 bits become floats; a float that JSON has no word for becomes its name.
+    pub fn to_json(&self) -> Json {
+        match &self.value {
+            Value::Null => Json::Null,
+            Value::Bool(b) => Json::Bool(*b),
+            Value::Int(i) => int_to_json(*i),
+            Value::Float(f) => serde_json::Number::from_f64(*f).map_or_else(|| Json::String(f.to_string()), Json::Number),
+            Value::Text { text, .. } => Json::String(text.clone()),
+            Value::Seq(items) => Json::Array(items.iter().map(Node::to_json).collect()),
+            Value::Map(entries) => Json::Object(entries.iter().map(|e| (e.key.clone(), e.value.to_json())).collect()),
+        }
+    }
+
+    /// What it is and what it says, for messages: `the string 'maybe'`, `a list`.
+    pub fn describe(&self) -> String {
+        let written = |usual: String| self.written.as_deref().map_or(usual, str::to_owned);
+        match &self.value {
+            Value::Null => "null".into(),
+            Value::Bool(b) => format!("the boolean {}", written(b.to_string())),
+            Value::Int(i) => format!("the integer {}", written(i.to_string())),
+            Value::Float(f) => format!("the number {}", written(f.to_string())),
+            Value::Text { text, .. } => format!("the string '{}'", short(text)),
+            Value::Seq(_) => "a list".into(),
+            Value::Map(_) => "a mapping".into(),
+        }
+    }
+
+    /// Number of nodes in the tree, this one counted.
+    pub fn count(&self) -> usize {
+        1 + match &self.value {
+            Value::Seq(items) => items.iter().map(Node::count).sum(),
+            Value::Map(entries) => entries.iter().map(|e| e.value.count()).sum(),
+            _ => 0,
+        }
+    }
+}
+
+fn int_to_json(i: i128) -> Json {
+    match (i64::try_from(i), u64::try_from(i)) {
+        (Ok(i), _) => i.into(),
+        (_, Ok(u)) => u.into(),
+        #[expect(clippy::cast_precision_loss, reason = "beyond 64 bits JSON readers have no more precision either")]
+        _ => serde_json::Number::from_f64(i as f64).map_or(Json::Null, Json::Number),
+    }
+}
+
+/// A text short enough for a message.
+pub(crate) fn short(text: &str) -> String {
+    const MOST: usize = 60;
+    let one_line = text.replace(['\n', '\r', '\t'], " ");
+    if one_line.chars().count() <= MOST { one_line } else { one_line.chars().take(MOST).chain(['…']).collect() }
+}
