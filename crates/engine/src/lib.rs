@@ -1,6 +1,17 @@
-//! Placeholder
+//! Every side effect of shardwright: checkpoints and their bytes, the load pipeline, memory, saving and verifying shards.
+//!
+//! The engine loads for a plan. It never names a strategy, and what it does follows from the plan, the checkpoint and the options alone.
 
+pub mod checkpoint;
 pub mod digest;
+pub mod error;
 pub mod save;
 #[cfg(test)]
 mod testing;
+pub mod world;
+
+pub use crate::{
+    checkpoint::{Checkpoint, HubEnv, ModelDir},
+    error::{EngineError, ErrorKind},
+    world::{World, WorldFlags},
+};

@@ -1,0 +1,296 @@
+//! A checkpoint as its headers tell it: which files, which tensors, where each lies. No tensor data is read here.
+//!
+//! `find` turns a path or a hub id into a directory, `index` reads `model.safetensors.index.json`, `header` one file's header.
+
+mod find;
+mod header;
+mod index;
+
+use std::{
+    collections::BTreeMap,
+    fs::{File, Metadata},
+    io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use shardwright_core::{ModelFacts, ModelMeta, TensorMeta};
+
+pub use self::find::{HubEnv, ModelDir};
+pub use self::header::parse_header;
+pub use self::index::parse_index;
+use crate::error::{EngineError, ErrorKind, Result};
+
+/// An opened checkpoint: headers read and proven, no file held open.
+#[derive(Debug)]
+pub struct Checkpoint {
+    dir: PathBuf,
+    files: Vec<CheckpointFile>,
+    model: ModelMeta,
+    locations: Vec<Location>,
+    config_text: Option<String>,
+    warnings: Vec<String>,
+}
+
+/// One safetensors file of a checkpoint.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct CheckpointFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its name inside the checkpoint.
+    pub name: String,
+    /// What it was when its header was read.
+    pub stamp: Stamp,
+    /// Where its tensor data starts, in bytes.
+    pub data_start: u64,
+}
+
+/// What identifies a file's content without reading it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stamp {
+    /// Size in bytes.
+    pub size: u64,
+    /// Time of the last change, in seconds and nanoseconds.
+    pub mtime: (i64, i64),
+    /// Device and inode.
+    pub inode: (u64, u64),
+}
+
+impl Stamp {
+    /// The stamp that this metadata shows.
+    pub fn of(meta: &Metadata) -> Self {
+        Self { size: meta.len(), mtime: (meta.mtime(), meta.mtime_nsec()), inode: (meta.dev(), meta.ino()) }
+    }
+}
+
+/// Where a tensor lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Location {
+    /// Index into [`Checkpoint::files`].
+    pub file: usize,
+    /// First byte, from the start of the file.
+    pub offset: u64,
+    /// Size in bytes.
+    pub bytes: u64,
+}
+
+impl Checkpoint {
+    /// Opens a directory, or a single `.safetensors` file.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Checkpoint`] for anything missing or malformed, naming file, tensor, expected and found; [`ErrorKind::Io`] where the
+    /// operating system refuses to read.
+    pub fn open(path: &Path) -> Result<Self> {
+        ModelDir::open(path)?.checkpoint()
+    }
+
+    /// Finds `model`, a path relative to one of `base_dirs` or a hub id in the local cache, and opens it.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`], and where nothing is found, with all the places that were tried.
+    pub fn find(model: &str, base_dirs: &[impl AsRef<Path>], env: &HubEnv) -> Result<Self> {
+        ModelDir::find(model, base_dirs, env)?.checkpoint()
+    }
+
+    /// Tensors sorted by name, and the facts of `config.json`.
+    pub fn model(&self) -> &ModelMeta {
+        &self.model
+    }
+
+    /// The text of `config.json`, where there is one.
+    pub fn config_text(&self) -> Option<&str> {
+        self.config_text.as_deref()
+    }
+
+    /// The safetensors files, sorted by name.
+    pub fn files(&self) -> &[CheckpointFile] {
+        &self.files
+    }
+
+    /// Where the tensor lies that `model().tensors` has at that index.
+    pub fn location(&self, tensor: usize) -> Location {
+        self.locations[tensor]
+    }
+
+    /// The directory that holds the files.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Oddities that do not stop a load, such as an index whose `total_size` is off.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// Checks that a file is still the one whose header was read.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Checkpoint`] where size, time of change or inode differ.
+    pub fn check_unchanged(&self, file: usize) -> Result<()> {
+        let file = &self.files[file];
+        let meta = std::fs::metadata(&file.path).map_err(|e| EngineError::io("cannot look at the file again", &file.path, e))?;
+        unchanged(&file.path, file.stamp, Stamp::of(&meta))
+    }
+}
+
+/// Compares what a file was with what it is.
+pub(crate) fn unchanged(path: &Path, was: Stamp, is: Stamp) -> Result<()> {
+    let error = |what: &str| EngineError::new(ErrorKind::Checkpoint, what).file(path);
+    if was.inode != is.inode {
+        return Err(error("the file was replaced while it was being read")
+            .expected(format_args!("inode {}", was.inode.1))
+            .found(is.inode.1));
+    }
+    if was.size != is.size {
+        return Err(error("the file's size changed while it was being read").expected(format_args!("{} bytes", was.size)).found(is.size));
+    }
+    if was.mtime != is.mtime {
+        return Err(error("the file was written to while it was being read"));
+    }
+    Ok(())
+}
+
+/// One file with what its header says.
+struct OpenedFile {
+    file: CheckpointFile,
+    entries: Vec<header::Entry>,
+}
+
+fn open_file(dir: &ModelDir, name: &str) -> Result<OpenedFile> {
+    let path = dir.resolve(name)?;
+    let file = File::open(&path).map_err(|e| cannot_open(&path, e))?;
+    let meta = file.metadata().map_err(|e| EngineError::io("cannot look at the file", &path, e))?;
+    if !meta.is_file() {
+        return Err(EngineError::new(ErrorKind::Checkpoint, "not a regular file").file(path));
+    }
+    let stamp = Stamp::of(&meta);
+    let (data_start, entries) = header::read(&file, &path, stamp.size)?;
+    Ok(OpenedFile { file: CheckpointFile { path, name: name.to_owned(), stamp, data_start }, entries })
+}
+
+/// Missing is a fault of the checkpoint, all else of the operating system.
+fn cannot_open(path: &Path, error: io::Error) -> EngineError {
+    let kind = if error.kind() == io::ErrorKind::NotFound { ErrorKind::Checkpoint } else { ErrorKind::Io };
+    EngineError::new(kind, "cannot open the file").file(path).cause(error)
+}
+
+/// Reads all headers, on as many threads as pay.
+fn open_files(dir: &ModelDir, names: &[String]) -> Result<Vec<OpenedFile>> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(names.len() / 8).clamp(1, 8);
+    let chunk = names.len().div_ceil(threads).max(1);
+    let open_chunk = |names: &[String]| names.iter().map(|n| open_file(dir, n)).collect::<Result<Vec<_>>>();
+    if threads == 1 {
+        return open_chunk(names);
+    }
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = names.chunks(chunk).map(|part| scope.spawn(move || open_chunk(part))).collect();
+        let mut all = Vec::with_capacity(names.len());
+        for worker in workers {
+            all.extend(worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+        }
+        Ok(all)
+    })
+}
+
+impl ModelDir {
+    /// Reads the headers: the checkpoint that lies here.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn checkpoint(self) -> Result<Checkpoint> {
+        let (names, index) = self.file_names()?;
+        let opened = open_files(&self, &names)?;
+        let mut files = Vec::with_capacity(opened.len());
+        let mut tensors = Vec::with_capacity(opened.iter().map(|o| o.entries.len()).sum());
+        for (number, OpenedFile { file, entries }) in opened.into_iter().enumerate() {
+            let placed = entries.into_iter().map(|e| {
+                let location = Location { file: number, offset: file.data_start + e.start, bytes: e.end - e.start };
+                (TensorMeta { name: e.name, dtype: e.dtype, shape: e.shape }, location)
+            });
+            tensors.extend(placed);
+            files.push(file);
+        }
+        tensors.sort_unstable_by(|a, b| a.0.name.cmp(&b.0.name));
+        if let Some(pair) = tensors.windows(2).find(|w| w[0].0.name == w[1].0.name) {
+            let (first, second) = (&files[pair[0].1.file], &files[pair[1].1.file]);
+            return Err(EngineError::new(ErrorKind::Checkpoint, format!("the tensor is in '{}' and in '{}'", first.name, second.name))
+                .file(&self.dir)
+                .tensor(&pair[0].0.name));
+        }
+        let warnings = index.map_or_else(|| Ok(Vec::new()), |index| check_index(&index, &files, &tensors))?;
+        let facts = self.facts()?;
+        let (metas, locations) = tensors.into_iter().unzip();
+        let model = ModelMeta::new(metas, facts)
+            .map_err(|name| EngineError::new(ErrorKind::Checkpoint, "the tensor occurs twice").file(&self.dir).tensor(name))?;
+        Ok(Checkpoint { dir: self.dir, files, model, locations, config_text: self.config_text, warnings })
+    }
+
+    /// What `config.json` says.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Checkpoint`] where it is not JSON.
+    pub fn facts(&self) -> Result<ModelFacts> {
+        let Some(text) = &self.config_text else { return Ok(ModelFacts::default()) };
+        let value: serde_json::Value = serde_json::from_str(text)
+            .map_err(|e| EngineError::new(ErrorKind::Checkpoint, format!("not valid JSON: {e}")).file(self.dir.join(find::CONFIG)))?;
+        Ok(ModelFacts::from_config(&value))
+    }
+
+    /// The names of the safetensors files, sorted, and the index where one decides.
+    fn file_names(&self) -> Result<(Vec<String>, Option<index::Index>)> {
+        if let Some(file) = &self.file {
+            return Ok((vec![file.clone()], None));
+        }
+        if self.dir.join("model.safetensors").symlink_metadata().is_ok() {
+            return Ok((vec!["model.safetensors".into()], None));
+        }
+        if self.dir.join(index::INDEX).symlink_metadata().is_ok() {
+            let path = self.resolve(index::INDEX)?;
+            let index = index::read(&path)?;
+            return Ok((index.files.clone(), Some(index)));
+        }
+        let names = self.list("safetensors")?;
+        if names.is_empty() {
+            return Err(EngineError::new(ErrorKind::Checkpoint, "no checkpoint here")
+                .file(&self.dir)
+                .expected("model.safetensors, model.safetensors.index.json or other *.safetensors")
+                .found("none"));
+        }
+        Ok((names, None))
+    }
+}
+
+/// Every name of the index must be in its file; a wrong `total_size` and tensors that the index leaves out are told.
+fn check_index(index: &index::Index, files: &[CheckpointFile], tensors: &[(TensorMeta, Location)]) -> Result<Vec<String>> {
+    let by_name: BTreeMap<&str, usize> = files.iter().enumerate().map(|(i, f)| (f.name.as_str(), i)).collect();
+    let find = |name: &str| tensors.binary_search_by(|t| t.0.name.as_str().cmp(name)).ok().map(|i| tensors[i].1.file);
+    for (tensor, file) in &index.weights {
+        let file = index.files[*file].as_str();
+        let found = find(tensor);
+        if found == by_name.get(file).copied() {
+            continue;
+        }
+        let elsewhere = found.map_or_else(|| "no such tensor".to_owned(), |f| format!("it in '{}'", files[f].name));
+        return Err(EngineError::new(ErrorKind::Checkpoint, "the index names a tensor that the file lacks")
+            .file(&index.path)
+            .tensor(tensor)
+            .expected(format_args!("it in '{file}'"))
+            .found(elsewhere));
+    }
+    let mut warnings = Vec::new();
+    if index.weights.len() < tensors.len() {
+        let missing = tensors.len() - index.weights.len();
+        warnings.push(format!("{}: {missing} tensors of the files are not in the index; they are loaded too", index.path.display()));
+    }
+    let total: u64 = tensors.iter().map(|t| t.1.bytes).sum();
+    if let Some(said) = index.total_size.filter(|&said| said != total) {
+        warnings.push(format!("{}: metadata.total_size is {said}, but the tensors have {total} bytes", index.path.display()));
+    }
+    Ok(warnings)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,277 @@
+//! The strict reader of a safetensors header: 8 bytes of length, JSON, and the proof that the tensors tile the data exactly.
+//! It trusts nothing: lengths are capped, arithmetic is checked, duplicate names are found.
+
+use std::{borrow::Cow, fmt, fs::File, os::unix::fs::FileExt, path::Path};
+
+use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use shardwright_core::{DType, model::numel};
+
+use crate::error::{EngineError, ErrorKind, Result};
+
+/// The largest header that is read, as in the reference implementation.
+pub(super) const MAX_HEADER: u64 = 100_000_000;
+
+/// One tensor of a header.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its name.
+    pub name: String,
+    /// Its dtype.
+    pub dtype: DType,
+    /// Its shape in elements.
+    pub shape: Vec<u64>,
+    /// First byte, from the start of the data.
+    pub start: u64,
+    /// One past the last byte.
+    pub end: u64,
+}
+
+/// Reads the header of a file of `size` bytes: where the data starts, and the tensors sorted by offset.
+pub(super) fn read(file: &File, path: &Path, size: u64) -> Result<(u64, Vec<Entry>)> {
+    let error = |what: &str| EngineError::new(ErrorKind::Checkpoint, what).file(path);
+    if size < 8 {
+        return Err(error("too short for a safetensors file").expected("at least 8 bytes").found(size));
+    }
+    let mut length = [0; 8];
+    file.read_exact_at(&mut length, 0).map_err(|e| EngineError::io("cannot read the header's length", path, e))?;
+    let length = u64::from_le_bytes(length);
+    if length > MAX_HEADER {
+        return Err(error("the header is too long").expected(format_args!("at most {MAX_HEADER} bytes")).found(length));
+    }
+    if length > size - 8 {
+        return Err(error("the header reaches beyond the file").expected(format_args!("at most {} bytes", size - 8)).found(length));
+    }
+    let mut text = vec![0; usize::try_from(length).map_err(|_| error("the header is too long"))?];
+    file.read_exact_at(&mut text, 8).map_err(|e| EngineError::io("cannot read the header", path, e))?;
+    let entries = parse_header(&text, size - 8 - length).map_err(|e| e.file(path))?;
+    Ok((8 + length, entries))
+}
+
+/// Parses and proves a header whose data has `data` bytes. Sorted by offset. The error names no file: the caller knows it.
+///
+/// # Errors
+/// [`ErrorKind::Checkpoint`] for JSON that is none, unknown dtypes, names that occur twice, sizes that do not fit, holes and overlaps.
+pub fn parse_header(text: &[u8], data: u64) -> Result<Vec<Entry>> {
+    let mut found = Found { entries: Vec::new(), tensor: None };
+    let mut json = serde_json::Deserializer::from_slice(text);
+    let parsed = HeaderSeed(&mut found).deserialize(&mut json).and_then(|()| json.end());
+    if let Err(cause) = parsed {
+        let error = EngineError::new(ErrorKind::Checkpoint, format!("the header is not a safetensors header: {cause}"));
+        return Err(match found.tensor {
+            Some(tensor) => error.tensor(tensor),
+            None => error,
+        });
+    }
+    let mut entries = found.entries;
+    check_names(&entries)?;
+    entries.sort_unstable_by(|a, b| (a.start, a.end, &a.name).cmp(&(b.start, b.end, &b.name)));
+    check_tiling(&entries, data)?;
+    Ok(entries)
+}
+
+fn check_names(entries: &[Entry]) -> Result<()> {
+    let mut names: Vec<&str> = entries.iter().map(|e| e.name.as_str()).collect();
+    names.sort_unstable();
+    match names.windows(2).find(|w| w[0] == w[1]) {
+        Some(twice) => Err(EngineError::new(ErrorKind::Checkpoint, "the name occurs twice in the header").tensor(twice[0])),
+        None => Ok(()),
+    }
+}
+
+/// Every tensor as large as its shape says, one behind the other, to the last byte of the file.
+fn check_tiling(entries: &[Entry], data: u64) -> Result<()> {
+    let mut at = 0;
+    for e in entries {
+        let error = |what: &str| EngineError::new(ErrorKind::Checkpoint, what).tensor(&e.name);
+        let bytes = numel(&e.shape).and_then(|n| e.dtype.bytes(n));
+        let Some(bytes) = bytes else {
+            return Err(error("the shape has no size in whole bytes below 2^64").found(format_args!("{} {:?}", e.dtype, e.shape)));
+        };
+        if e.end.checked_sub(e.start) != Some(bytes) {
+            return Err(error("data_offsets do not fit dtype and shape")
+                .expected(format_args!("{bytes} bytes for {} {:?}", e.dtype, e.shape))
+                .found(format_args!("[{}, {}]", e.start, e.end)));
+        }
+        if e.start > at {
+            return Err(error("a hole before the tensor").expected(format_args!("it at byte {at} of the data")).found(e.start));
+        }
+        if e.start < at {
+            return Err(error("the tensor overlaps the one before").expected(format_args!("it at byte {at} of the data")).found(e.start));
+        }
+        at = e.end;
+    }
+    let error = |what: &str| EngineError::new(ErrorKind::Checkpoint, what).expected(format_args!("{at} bytes of data")).found(data);
+    match at.cmp(&data) {
+        std::cmp::Ordering::Equal => Ok(()),
+        std::cmp::Ordering::Less => Err(error("the file goes on behind its last tensor")),
+        std::cmp::Ordering::Greater => {
+            let cut = entries.iter().find(|e| e.end > data).map_or("", |e| e.name.as_str());
+            Err(error("the file is truncated").tensor(cut))
+        }
+    }
+}
+
+/// What was parsed so far; `tensor` is the one being parsed, for the message.
+struct Found {
+    entries: Vec<Entry>,
+    tensor: Option<String>,
+}
+
+struct HeaderSeed<'a>(&'a mut Found);
+
+impl<'de> DeserializeSeed<'de> for HeaderSeed<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<(), D::Error> {
+        d.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for HeaderSeed<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object of tensors")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let mut metadata = false;
+        while let Some(name) = map.next_key::<String>()? {
+            if name == "__metadata__" {
+                if std::mem::replace(&mut metadata, true) {
+                    return Err(A::Error::custom("__metadata__ occurs twice"));
+                }
+                map.next_value_seed(MetadataSeed)?;
+                continue;
+            }
+            self.0.tensor = Some(name);
+            let (dtype, shape, [start, end]) = map.next_value_seed(EntrySeed)?;
+            let name = self.0.tensor.take().unwrap_or_default();
+            self.0.entries.push(Entry { name, dtype, shape, start, end });
+        }
+        Ok(())
+    }
+}
+
+/// `__metadata__`: strings only, thrown away.
+struct MetadataSeed;
+
+impl<'de> DeserializeSeed<'de> for MetadataSeed {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<(), D::Error> {
+        d.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for MetadataSeed {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object of strings as __metadata__")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while map.next_entry::<IgnoredAny, StringOnly>()?.is_some() {}
+        Ok(())
+    }
+}
+
+/// A string that nobody wants.
+struct StringOnly;
+
+impl<'de> serde::Deserialize<'de> for StringOnly {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Text;
+        impl Visitor<'_> for Text {
+            type Value = StringOnly;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string in __metadata__")
+            }
+            fn visit_str<E>(self, _: &str) -> Result<StringOnly, E> {
+                Ok(StringOnly)
+            }
+        }
+        d.deserialize_str(Text)
+    }
+}
+
+struct EntrySeed;
+
+type RawEntry = (DType, Vec<u64>, [u64; 2]);
+
+impl<'de> DeserializeSeed<'de> for EntrySeed {
+    type Value = RawEntry;
+
+    fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<RawEntry, D::Error> {
+        d.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for EntrySeed {
+    type Value = RawEntry;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object of dtype, shape and data_offsets")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawEntry, A::Error> {
+        let (mut dtype, mut shape, mut offsets) = (None, None, None);
+        while let Some(key) = map.next_key::<Cow<'de, str>>()? {
+            let twice = match &*key {
+                "dtype" => {
+                    let name = map.next_value::<Cow<'de, str>>()?;
+                    let known = DType::from_safetensors(&name).ok_or_else(|| unknown_dtype(&name))?;
+                    dtype.replace(known).is_some()
+                }
+                "shape" => shape.replace(map.next_value_seed(Dims)?).is_some(),
+                "data_offsets" => offsets.replace(map.next_value::<[u64; 2]>()?).is_some(),
+                other => return Err(A::Error::unknown_field(other, &["dtype", "shape", "data_offsets"])),
+            };
+            if twice {
+                return Err(A::Error::custom(format_args!("{key} occurs twice")));
+            }
+        }
+        let missing = A::Error::missing_field;
+        Ok((
+            dtype.ok_or_else(|| missing("dtype"))?,
+            shape.ok_or_else(|| missing("shape"))?,
+            offsets.ok_or_else(|| missing("data_offsets"))?,
+        ))
+    }
+}
+
+fn unknown_dtype<E: serde::de::Error>(name: &str) -> E {
+    let known: Vec<&str> = DType::ALL.iter().map(|d| d.safetensors_name()).collect();
+    E::custom(format_args!("unknown dtype '{name}', expected one of {}", known.join(", ")))
+}
+
+/// A shape, of at most 64 dims.
+struct Dims;
+
+impl<'de> DeserializeSeed<'de> for Dims {
+    type Value = Vec<u64>;
+
+    fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<Vec<u64>, D::Error> {
+        d.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Dims {
+    type Value = Vec<u64>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of dims as shape")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Vec<u64>, A::Error> {
+        let mut dims = Vec::with_capacity(2);
+        while let Some(dim) = seq.next_element()? {
+            if dims.len() == 64 {
+                return Err(A::Error::custom("a shape of more than 64 dims"));
+            }
+            dims.push(dim);
+        }
+        Ok(dims)
+    }
+}

@@ -1,0 +1,235 @@
+//! What this process knows of its world: its rank and the number of ranks, from flags and from the launcher's environment variables.
+//! Detection is a pure function of a map; the process-wide cell at the end is set once. No collective lives here.
+
+use std::sync::OnceLock;
+
+use crate::error::{EngineError, ErrorKind, Result};
+
+/// Rank and size, and where they come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct World {
+    /// This process's rank; `None` where it stands for all ranks.
+    pub rank: Option<u32>,
+    /// Number of ranks; `None` where nobody says.
+    pub size: Option<u32>,
+    /// Rank among the processes of this machine.
+    pub local_rank: Option<u32>,
+    /// Processes on this machine.
+    pub local_size: Option<u32>,
+    /// Who said so, such as `torchrun (RANK=1, WORLD_SIZE=4)`; for messages.
+    pub origin: String,
+}
+
+/// What the command line asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WorldFlags {
+    /// `--rank`.
+    pub rank: Option<u32>,
+    /// `--world-size`.
+    pub world_size: Option<u32>,
+}
+
+/// A launcher and the variables by which it tells a process its place: rank, world size, local rank, local world size.
+struct Launcher {
+    name: &'static str,
+    variables: [&'static str; 4],
+}
+
+const LAUNCHERS: [Launcher; 3] = [
+    Launcher { name: "torchrun", variables: ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"] },
+    Launcher { name: "srun", variables: ["SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", ""] },
+    Launcher {
+        name: "mpirun",
+        variables: ["OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"],
+    },
+];
+
+impl World {
+    /// The world as the flags and the environment tell it. A set rank variable means a distributed run; a world size without a rank is
+    /// used only to complete `--rank`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::World`]: a value that is no number, a rank without a size, a rank beyond the size, a size of 0, two launchers that
+    /// disagree, or a flag that disagrees with a launcher; both are named.
+    pub fn detect(flags: WorldFlags, env: impl Fn(&str) -> Option<String>) -> Result<Self> {
+        let world = match from_launchers(&env)? {
+            Some(launched) => agree(launched, flags)?,
+            None => {
+                let size = match (flags.rank, flags.world_size) {
+                    (Some(_), None) => number(&env, "WORLD_SIZE")?,
+                    (_, size) => size,
+                };
+                Self { rank: flags.rank, size, local_rank: None, local_size: None, origin: describe_flags(flags) }
+            }
+        };
+        world.checked()
+    }
+
+    /// As [`World::detect`], from this process's environment.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn from_process(flags: WorldFlags) -> Result<Self> {
+        Self::detect(flags, |name| std::env::var(name).ok())
+    }
+
+    fn checked(self) -> Result<Self> {
+        let wrong = |what: String| Err(EngineError::new(ErrorKind::World, what));
+        match (self.rank, self.size) {
+            (_, Some(0)) => wrong(format!("the world size is 0, expected at least 1 ({})", self.origin)),
+            (Some(rank), None) => wrong(format!("rank {rank} is given, but no world size ({})", self.origin)),
+            (Some(rank), Some(size)) if rank >= size => {
+                wrong(format!("rank {rank} is not below the world size of {size} ({})", self.origin))
+            }
+            _ => Ok(self),
+        }
+    }
+}
+
+fn number(env: &impl Fn(&str) -> Option<String>, name: &str) -> Result<Option<u32>> {
+    let Some(text) = env(name).filter(|t| !t.trim().is_empty()) else { return Ok(None) };
+    text.trim()
+        .parse()
+        .map(Some)
+        .map_err(|_| EngineError::new(ErrorKind::World, format!("{name} is '{text}', expected a number from 0 to {}", u32::MAX)))
+}
+
+/// What each launcher whose rank variable is set says, once they agree.
+fn from_launchers(env: &impl Fn(&str) -> Option<String>) -> Result<Option<World>> {
+    let mut chosen: Option<World> = None;
+    for launcher in &LAUNCHERS {
+        let [rank, size, local_rank, local_size] = launcher.variables;
+        let Some(r) = number(env, rank)? else { continue };
+        let s = number(env, size)?;
+        let shown = s.map_or_else(|| "unset".to_owned(), |s| s.to_string());
+        let origin = format!("{}: {rank}={r}, {size}={shown}", launcher.name);
+        let said = World { rank: Some(r), size: s, local_rank: number(env, local_rank)?, local_size: number(env, local_size)?, origin };
+        match &chosen {
+            None => chosen = Some(said),
+            Some(first) if (first.rank, first.size) == (said.rank, said.size) || nested(first, &said, env) => {}
+            Some(first) => return Err(disagree(&first.origin, &said.origin)),
+        }
+    }
+    Ok(chosen)
+}
+
+/// True where torchrun runs inside the other launcher's tasks, which then count nodes (or one batch script) and not ranks.
+fn nested(torchrun: &World, outer: &World, env: &impl Fn(&str) -> Option<String>) -> bool {
+    let by_node = || {
+        let (rank, size, local) = (torchrun.rank?, torchrun.size?, torchrun.local_size?);
+        Some(outer.size?.checked_mul(local)? == size && rank.checked_div(local)? == outer.rank?)
+    };
+    env("TORCHELASTIC_RUN_ID").is_some() || by_node().unwrap_or(false)
+}
+
+fn agree(mut launched: World, flags: WorldFlags) -> Result<World> {
+    if flags.rank.is_some_and(|r| Some(r) != launched.rank) || flags.world_size.is_some_and(|s| launched.size.is_some_and(|l| l != s)) {
+        return Err(disagree(&describe_flags(flags), &launched.origin));
+    }
+    launched.size = launched.size.or(flags.world_size);
+    Ok(launched)
+}
+
+fn describe_flags(flags: WorldFlags) -> String {
+    match (flags.rank, flags.world_size) {
+        (None, None) => "nothing given".into(),
+        (Some(r), None) => format!("--rank {r}"),
+        (None, Some(s)) => format!("--world-size {s}"),
+        (Some(r), Some(s)) => format!("--rank {r} --world-size {s}"),
+    }
+}
+
+fn disagree(one: &str, other: &str) -> EngineError {
+    EngineError::new(ErrorKind::World, format!("two settings of the world disagree: {one}; {other}"))
+}
+
+/// A cell that takes one world; the process has one, see [`set_process_world`].
+#[derive(Debug, Default)]
+struct WorldCell(OnceLock<World>);
+
+impl WorldCell {
+    fn set(&self, world: World) -> Result<&World> {
+        let held = self.0.get_or_init(|| world.clone());
+        if (held.rank, held.size, held.local_rank) == (world.rank, world.size, world.local_rank) {
+            Ok(held)
+        } else {
+            Err(disagree(&format!("first {}", held.origin), &format!("then {}", world.origin)))
+        }
+    }
+}
+
+static PROCESS: WorldCell = WorldCell(OnceLock::new());
+
+/// Sets the world of this process, once. Setting the same again is fine.
+///
+/// # Errors
+/// [`ErrorKind::World`] where another was set before; both are named.
+pub fn set_process_world(world: World) -> Result<&'static World> {
+    PROCESS.set(world)
+}
+
+/// The world of this process, once set.
+pub fn process_world() -> Option<&'static World> {
+    PROCESS.0.get()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NONE: WorldFlags = WorldFlags { rank: None, world_size: None };
+
+    fn detect(flags: WorldFlags, vars: &[(&str, &str)]) -> Result<(Option<u32>, Option<u32>), String> {
+        let env = |name: &str| vars.iter().find(|v| v.0 == name).map(|v| v.1.to_owned());
+        World::detect(flags, env).map(|w| (w.rank, w.size)).map_err(|e| {
+            assert_eq!(e.kind(), ErrorKind::World);
+            e.to_string()
+        })
+    }
+
+    #[test]
+    fn every_launcher_is_understood() {
+        assert_eq!(detect(NONE, &[]), Ok((None, None)));
+        assert_eq!(detect(NONE, &[("RANK", "1"), ("WORLD_SIZE", "4")]), Ok((Some(1), Some(4))));
+        assert_eq!(detect(NONE, &[("SLURM_PROCID", "2"), ("SLURM_NTASKS", "3")]), Ok((Some(2), Some(3))));
+        assert_eq!(detect(NONE, &[("OMPI_COMM_WORLD_RANK", "0"), ("OMPI_COMM_WORLD_SIZE", "2")]), Ok((Some(0), Some(2))));
+        assert_eq!(detect(WorldFlags { rank: Some(1), world_size: None }, &[("WORLD_SIZE", "2")]), Ok((Some(1), Some(2))));
+        assert_eq!(detect(WorldFlags { rank: None, world_size: Some(5) }, &[("WORLD_SIZE", "2")]), Ok((None, Some(5))));
+    }
+
+    #[test]
+    fn contradictions_name_both_sides() {
+        let cases: [(WorldFlags, &[(&str, &str)], [&str; 2]); 7] = [
+            (NONE, &[("RANK", "1"), ("WORLD_SIZE", "4"), ("SLURM_PROCID", "2"), ("SLURM_NTASKS", "4")], ["RANK=1", "SLURM_PROCID=2"]),
+            (WorldFlags { rank: Some(0), world_size: None }, &[("RANK", "1"), ("WORLD_SIZE", "4")], ["--rank 0", "RANK=1"]),
+            (WorldFlags { rank: None, world_size: Some(2) }, &[("RANK", "1"), ("WORLD_SIZE", "4")], ["--world-size 2", "WORLD_SIZE=4"]),
+            (NONE, &[("RANK", "1")], ["rank 1", "WORLD_SIZE=unset"]),
+            (NONE, &[("RANK", "4"), ("WORLD_SIZE", "4")], ["rank 4", "size of 4"]),
+            (NONE, &[("RANK", "one"), ("WORLD_SIZE", "4")], ["RANK is 'one'", "number"]),
+            (WorldFlags { rank: None, world_size: Some(0) }, &[], ["world size is 0", "--world-size 0"]),
+        ];
+        for (flags, vars, needles) in cases {
+            let message = detect(flags, vars).unwrap_err();
+            assert!(needles.iter().all(|n| message.contains(n)), "{message}");
+        }
+    }
+
+    #[test]
+    fn torchrun_inside_srun_is_no_contradiction() {
+        let vars = [("RANK", "9"), ("WORLD_SIZE", "16"), ("LOCAL_WORLD_SIZE", "8"), ("SLURM_PROCID", "1"), ("SLURM_NTASKS", "2")];
+        assert_eq!(detect(NONE, &vars), Ok((Some(9), Some(16))));
+        let batch = [("RANK", "3"), ("WORLD_SIZE", "8"), ("TORCHELASTIC_RUN_ID", "x"), ("SLURM_PROCID", "0"), ("SLURM_NTASKS", "1")];
+        assert_eq!(detect(NONE, &batch), Ok((Some(3), Some(8))));
+    }
+
+    #[test]
+    fn a_world_is_set_once() {
+        let world = |rank| World { rank: Some(rank), size: Some(4), local_rank: None, local_size: None, origin: format!("--rank {rank}") };
+        let cell = WorldCell::default();
+        assert_eq!(cell.set(world(1)).unwrap().rank, Some(1));
+        assert!(cell.set(world(1)).is_ok());
+        let message = cell.set(world(2)).unwrap_err().to_string();
+        assert!(message.contains("--rank 1") && message.contains("--rank 2"), "{message}");
+    }
+}
