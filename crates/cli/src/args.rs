@@ -1,0 +1,85 @@
+//! The command line: what can be said, and the help that teaches it. What it means is decided elsewhere.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Load a checkpoint so that every rank reads exactly its own shard, as FSDP2 or ZeRO-3 would place it.
+#[derive(Debug, Parser)]
+#[command(name = "shardwright", version, about, after_help = AFTER_HELP, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const AFTER_HELP: &str = "\
+The config is a LLaMA-Factory v1 YAML, unchanged; `dist_config.name` picks the strategy. This project's own settings stand in an optional
+section `shardwright:` of the same file.
+
+Exit codes: 0 done · 2 usage · 3 config · 4 checkpoint · 5 plan or world · 6 input/output · 7 not enough memory · 8 shards differ ·
+9 lock differs · 10 device · 130 interrupted";
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Load(LoadArgs),
+}
+
+/// How a result is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people.
+    Table,
+    /// For programs: the whole report.
+    Json,
+}
+
+/// Load every rank's shard, or one rank's, and report what each holds
+///
+/// Reads CONFIG, resolves strategy and precision, plans, proves that the plan gives every element of every parameter to exactly one
+/// rank of each shard group, and only then allocates and reads. No rank reads, casts or holds a byte outside its shard.
+///
+/// Without a rank, all ranks of the world are loaded side by side in this process. With --rank, or under torchrun (RANK, WORLD_SIZE), srun
+/// (SLURM_PROCID, SLURM_NTASKS) or mpirun (OMPI_COMM_WORLD_RANK, OMPI_COMM_WORLD_SIZE), that rank alone.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  shardwright load train.yaml --world-size 8                 every rank of 8, side by side
+  shardwright load train.yaml --world-size 8 --rank 3        rank 3 alone
+  torchrun --no-python --nproc-per-node 8 shardwright load train.yaml
+  shardwright load train.yaml bf16=false dist_config.name=fsdp2 --digest --report report.json
+  shardwright load train.yaml --world-size 8 --save shards/  keep the shards, then: shardwright verify shards/")]
+pub struct LoadArgs {
+    /// The YAML that decides everything.
+    pub config: PathBuf,
+    /// Values that override the file's: `bf16=false`, `dist_config.reshard_after_forward=false`.
+    #[arg(value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+    #[command(flatten)]
+    pub world: WorldArgs,
+    /// Give each tensor's SHA-256 over its valid bytes in row-major order.
+    #[arg(long)]
+    pub digest: bool,
+    /// Write the report to FILE as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+    /// Keep the shards in DIR, as safetensors files with a manifest.
+    #[arg(long, value_name = "DIR")]
+    pub save: Option<PathBuf>,
+    /// Replace the shards that DIR holds already.
+    #[arg(long, requires = "save")]
+    pub overwrite: bool,
+    /// What to print on standard output.
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub format: Format,
+}
+
+/// Who this process is.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct WorldArgs {
+    /// Number of ranks [default: the launcher's, else 1].
+    #[arg(long, value_name = "N")]
+    pub world_size: Option<u32>,
+    /// Load this rank alone, from 0 [default: the launcher's, else all].
+    #[arg(long, value_name = "R")]
+    pub rank: Option<u32>,
+}
