@@ -1,1 +1,11 @@
 //! shardwright: pluggable sharding strategies for large-model training.
+//!
+//! This crate is the facade: it links the built-in strategies and precision policies, and gives every part of the workspace one name. A
+//! binary with a strategy of its own is two lines: `use acme_strategy as _;` and `shardwright::main()`.
+
+pub use shardwright_cli::main;
+pub use shardwright_core as core;
+pub use shardwright_engine as engine;
+pub use shardwright_fsdp2 as fsdp2;
+pub use shardwright_precision as precision;
+pub use shardwright_zero3 as zero3;

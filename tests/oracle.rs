@@ -36,7 +36,8 @@ fn compare(label: &str, case: &Value, ours: &Value, keys: &[&str]) {
         let got = ours["ranks"].as_array().unwrap().iter().find(|r| r["rank"] == rank["rank"]).unwrap();
         for (name, want) in rank["params"].as_object().unwrap() {
             let at = format!("{label}, rank {}, {name}", rank["rank"]);
-            let tensor = got["tensors"].as_array().unwrap().iter().find(|t| t["name"] == name.as_str()).unwrap_or_else(|| panic!("{at}: missing"));
+            let tensor =
+                got["tensors"].as_array().unwrap().iter().find(|t| t["name"] == name.as_str()).unwrap_or_else(|| panic!("{at}: missing"));
             for key in ["global_shape", "dtype"].iter().chain(keys) {
                 assert_eq!(tensor[key], want[key], "{at}: {key}");
             }
@@ -60,11 +61,15 @@ fn fsdp2_is_torchs() {
         let storage = (case["storage"] == "auto").then_some("checkpoint");
         let ours = load(&fsdp2_config(scratch.path(), &model, case["mesh"]["replicate"].as_u64().unwrap(), storage), &case);
         compare(&label, &case, &ours, &["local_shape"]);
-        let names = |list: &'static str, unit: &'_ Value| -> Vec<String> { unit[list].as_array().unwrap().iter().map(|n| n.as_str().unwrap().to_owned()).collect() };
+        let names = |list: &'static str, unit: &'_ Value| -> Vec<String> {
+            unit[list].as_array().unwrap().iter().map(|n| n.as_str().unwrap().to_owned()).collect()
+        };
         let ours: Vec<Vec<String>> = ours["units"].as_array().unwrap().iter().map(|u| names("tensors", u)).collect();
         let got = unit_sets(ours.iter().map(|u| u.iter().map(String::as_str).collect()));
         let groups = case["units"].as_object().unwrap().values();
-        let want = unit_sets(groups.map(|g| g.as_array().unwrap().iter().flat_map(|g| g.as_array().unwrap()).map(|n| n.as_str().unwrap()).collect()));
+        let want = unit_sets(
+            groups.map(|g| g.as_array().unwrap().iter().flat_map(|g| g.as_array().unwrap()).map(|n| n.as_str().unwrap()).collect()),
+        );
         assert_eq!(got, want, "{label}: units");
     }
 }

@@ -81,7 +81,9 @@ mod tests {
                 assert!(is_rank_file(&format.rank_manifest_name(rank, 2_000_000)));
             }
         }
-        for other in ["model.safetensors", "model-00001-of-00002.safetensors", MANIFEST, "shard-x-model-00001-of-00001.safetensors", "shard-"] {
+        for other in
+            ["model.safetensors", "model-00001-of-00002.safetensors", MANIFEST, "shard-x-model-00001-of-00001.safetensors", "shard-"]
+        {
             assert!(!is_rank_file(other), "{other}");
         }
     }
