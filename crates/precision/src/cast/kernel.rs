@@ -78,6 +78,16 @@ elements! {
 pub(super) fn select(level: SimdLevel, from: DType, to: DType) -> Option<Caster> {
     match level {
         SimdLevel::Scalar => select_from::<Scalar>(from, to),
+        #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+        SimdLevel::Neon => select_from::<super::neon::Neon>(from, to),
+        #[cfg(target_arch = "x86_64")]
+        SimdLevel::Avx2 => select_from::<super::avx2::Avx2>(from, to),
+        #[cfg(target_arch = "x86_64")]
+        SimdLevel::Avx512 => select_from::<super::avx512::Avx512<false>>(from, to),
+        #[cfg(target_arch = "x86_64")]
+        SimdLevel::Avx512Bf16 => select_from::<super::avx512::Avx512<true>>(from, to),
+        // The levels of other machines.
+        _ => None,
     }
 }
 
@@ -115,7 +125,7 @@ fn select_to<I: Isa, A: Element>(to: DType) -> Option<Caster> {
 #[inline(always)]
 pub(super) unsafe fn run<I: Isa, A: Element, B: Element>(src: &[u8], dst: &mut [MaybeUninit<u8>]) {
     let count = src.len() / A::SIZE;
-    assert!(src.len() == count * A::SIZE && dst.len() / B::SIZE == count && dst.len() % B::SIZE == 0, "buffers of unequal length");
+    assert!(src.len() == count * A::SIZE && dst.len() == count * B::SIZE, "buffers of unequal length");
     let (mut from, mut to) = (src.as_ptr(), dst.as_mut_ptr().cast::<u8>());
     for _ in 0..count / I::LANES {
         // SAFETY: `LANES` more elements are left in both slices, as asserted; the caller vouches for the CPU.

@@ -3,8 +3,16 @@
 //! The meaning of a cast is in [`scalar`]; `kernel` loops over it or over a SIMD level's own loads and stores. Every cast goes through
 //! float32, as torch's do: float64 to a 16-bit dtype rounds twice. No dtype is decided here.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod fp8;
 mod kernel;
 mod level;
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+mod neon;
 mod scalar;
 
 use std::mem::MaybeUninit;
