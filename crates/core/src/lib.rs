@@ -20,6 +20,8 @@ pub mod replicate;
 pub mod strategy;
 pub mod strategy_config;
 pub mod suggest;
+#[cfg(any(test, feature = "testkit"))]
+pub mod testkit;
 pub mod trainable;
 
 pub use crate::{

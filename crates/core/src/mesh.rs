@@ -108,9 +108,10 @@ impl GroupAxis {
         rank / self.stride % self.size
     }
 
-    /// True where groups of this axis divide a world evenly.
+    /// True where groups of this axis divide a world evenly; groups of one rank always do.
     pub fn divides(self, world_size: u32) -> bool {
-        self.stride.checked_mul(self.size).is_some_and(|span| span > 0 && world_size.is_multiple_of(span))
+        (self.size == 1 && self.stride > 0)
+            || self.stride.checked_mul(self.size).is_some_and(|span| span > 0 && world_size.is_multiple_of(span))
     }
 }
 

@@ -35,8 +35,8 @@ impl Region {
         match self {
             Self::Empty => 0,
             Self::Whole => numel(shape).unwrap_or(u64::MAX),
-            Self::Dim { dim, range } => outer(shape, *dim).saturating_mul(inner(shape, *dim)).saturating_mul(range.end - range.start),
-            Self::Flat { range } => range.end - range.start,
+            Self::Dim { dim, range } => outer(shape, *dim).saturating_mul(inner(shape, *dim)).saturating_mul(len(range)),
+            Self::Flat { range } => len(range),
         }
     }
 
@@ -46,7 +46,7 @@ impl Region {
         match self {
             Self::Whole => {}
             Self::Empty => local.first_mut().into_iter().for_each(|d| *d = 0),
-            Self::Dim { dim, range } => local[*dim] = range.end - range.start,
+            Self::Dim { dim, range } => local[*dim] = len(range),
             Self::Flat { .. } => return None,
         }
         Some(local)
@@ -57,15 +57,20 @@ impl Region {
         match self {
             Self::Empty => Runs { next: 0, step: 0, length: 0, left: 0 },
             Self::Whole => Runs::one(0, numel(shape).unwrap_or(0)),
-            Self::Flat { range } => Runs::one(range.start, range.end - range.start),
+            Self::Flat { range } => Runs::one(range.start, len(range)),
             Self::Dim { dim, range } => {
                 let (inner, outer) = (inner(shape, *dim), outer(shape, *dim));
-                let length = inner.saturating_mul(range.end - range.start);
+                let length = inner.saturating_mul(len(range));
                 let left = if length == 0 { 0 } else { outer };
                 Runs { next: range.start.saturating_mul(inner), step: inner.saturating_mul(shape[*dim]), length, left }
             }
         }
     }
+}
+
+/// A range that ends before it starts is empty, as everywhere in Rust.
+fn len(range: &Range<u64>) -> u64 {
+    range.end.saturating_sub(range.start)
 }
 
 /// Elements under one index of `dim`; saturates on shapes that [`numel`] has no answer for.

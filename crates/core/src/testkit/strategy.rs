@@ -1,0 +1,257 @@
+//! The suite for strategies: which cases are planned, in which order, and what an author may declare.
+
+use std::fmt;
+
+use super::{
+    case::Case,
+    corpus::{self, MESHES, Random},
+    load::{self, Loader},
+    rules::{Setting, caught, entries, plan_holds, same},
+    shrink::{smallest, tells_no_case},
+    violation::{Found, Rule, Violation},
+};
+use crate::{Mesh, PlanError, ShardPlan, ShardStrategy, TensorMeta};
+
+type Build<'a> = Box<dyn Fn(&str, &Mesh) -> Result<Box<dyn ShardStrategy>, String> + 'a>;
+type Fits<'a> = Box<dyn Fn(&Mesh) -> bool + 'a>;
+type Refuses<'a> = Box<dyn Fn(&TensorMeta, &Mesh) -> bool + 'a>;
+
+/// The conformance suite for one strategy.
+pub struct StrategyKit<'a> {
+    name: String,
+    build: Build<'a>,
+    sections: Vec<(String, Fits<'a>)>,
+    refuses: Vec<(String, Refuses<'a>)>,
+    aligned: u64,
+    loader: Option<&'a dyn Loader>,
+}
+
+impl<'a> StrategyKit<'a> {
+    /// A suite for a strategy that need not be registered; `build` makes it from a section (YAML without the name, empty for the default).
+    pub fn new(name: impl Into<String>, build: impl Fn(&str, &Mesh) -> Result<Box<dyn ShardStrategy>, String> + 'a) -> Self {
+        let default: (String, Fits<'a>) = (String::new(), Box::new(|_| true));
+        Self { name: name.into(), build: Box::new(build), sections: vec![default], refuses: Vec::new(), aligned: 1, loader: None }
+    }
+
+    /// Declares meshes that the default section cannot be used on: `fits` answers for those it can.
+    #[must_use]
+    pub fn default_on(mut self, fits: impl Fn(&Mesh) -> bool + 'a) -> Self {
+        self.sections[0].1 = Box::new(fits);
+        self
+    }
+
+    /// Proves the strategy with this section too, on every mesh that `fits`.
+    #[must_use]
+    pub fn section(mut self, yaml: impl Into<String>, fits: impl Fn(&Mesh) -> bool + 'a) -> Self {
+        self.sections.push((yaml.into(), Box::new(fits)));
+        self
+    }
+
+    /// Declares tensors that the strategy may refuse (FSDP2: 0-d parameters). A refusal that is not declared is a violation.
+    #[must_use]
+    pub fn refuses(mut self, what: impl Into<String>, refuses: impl Fn(&TensorMeta, &Mesh) -> bool + 'a) -> Self {
+        self.refuses.push((what.into(), Box::new(refuses)));
+        self
+    }
+
+    /// Declares that buffers are padded up to a multiple of this many elements, beyond what their regions need.
+    #[must_use]
+    pub fn aligned(mut self, elements: u64) -> Self {
+        self.aligned = elements.max(1);
+        self
+    }
+
+    /// Proves loads as well, through this loader.
+    #[must_use]
+    pub fn loader(mut self, loader: &'a dyn Loader) -> Self {
+        self.loader = Some(loader);
+        self
+    }
+
+    /// Runs the suite and panics with the violation: for a `#[test]`.
+    ///
+    /// # Panics
+    /// The strategy breaks a rule.
+    pub fn assert(&self) -> Proof {
+        match self.run() {
+            Ok(proof) => proof,
+            Err(violation) => panic!("{violation}"),
+        }
+    }
+
+    /// Runs the suite.
+    ///
+    /// # Errors
+    /// The first rule that is broken, with the smallest case that breaks it.
+    pub fn run(&self) -> Result<Proof, Violation> {
+        let mut proof = Proof::default();
+        for case in self.cases() {
+            match self.judge(&case) {
+                Ok(of_case) => proof.add(&of_case),
+                Err(found) => return Err(self.violation(case, found)),
+            }
+        }
+        Ok(proof)
+    }
+
+    fn violation(&self, case: Case, found: Found) -> Violation {
+        let (case, (rule, found)) = smallest(case, found, |case| self.judge(case).err());
+        let case = if tells_no_case(rule) { String::new() } else { case.to_string() };
+        Violation { rule, subject: format!("strategy '{}'", self.name), case, found }
+    }
+
+    /// Small worlds first, so that what is found is small already.
+    fn cases(&self) -> Vec<Case> {
+        let mut cases = Vec::new();
+        for (section, fits) in &self.sections {
+            for &mesh in MESHES {
+                let case = |tensors| Case::new(section, mesh, tensors);
+                if !fits(&case(Vec::new()).mesh()) {
+                    continue;
+                }
+                let fixed = [Vec::new(), corpus::shapes(), corpus::decoder(), corpus::experts(), corpus::wide(400)];
+                cases.extend(fixed.map(case));
+                cases.extend((1..=8).map(|seed| case(corpus::random(seed * u64::from(mesh.0 * mesh.1)))));
+            }
+        }
+        cases
+    }
+
+    fn strategy(&self, case: &Case) -> Result<Box<dyn ShardStrategy>, Found> {
+        let built = caught("building", || (self.build)(&case.section, &case.mesh()))?;
+        built.map_err(|e| (Rule::Refusal, format!("the section makes no strategy on this mesh: {e}")))
+    }
+
+    /// Holds one case against every rule.
+    fn judge(&self, case: &Case) -> Result<Proof, Found> {
+        let strategy = self.strategy(case)?;
+        if strategy.name() != self.name {
+            return Err((Rule::Registered, format!("it says that its name is '{}'", strategy.name())));
+        }
+        let Planned { case, setting, plan } = self.planned(case, &*strategy)?;
+        steps(&setting, &plan)?;
+        plan_holds(&setting, &self.name, &plan, self.aligned)?;
+        self.deterministic(&case, &*strategy, &plan)?;
+        self.order(&case, &plan)?;
+        let loads = match self.loader {
+            Some(loader) if loadable(&case) => load::holds(loader, &*strategy, &case).map(|()| 1)?,
+            _ => 0,
+        };
+        Ok(Proof { plans: 1, tensors: plan.tensors.len(), shards: plan.tensors.len() * case.world_size() as usize, loads })
+    }
+
+    /// Plans the case without the tensors that the strategy refuses and may refuse.
+    fn planned(&self, case: &Case, strategy: &dyn ShardStrategy) -> Result<Planned, Found> {
+        let mut case = case.clone();
+        loop {
+            let setting = Setting::new(&case);
+            let refused = match setting.plan(strategy)? {
+                Ok(plan) => return Ok(Planned { case, setting, plan }),
+                Err(PlanError::Tensor { tensor, reason }) => (tensor, reason),
+                Err(other) => return Err((Rule::Refusal, other.to_string())),
+            };
+            let Some(at) = case.tensors.iter().position(|t| t.name == refused.0) else {
+                return Err((Rule::Refusal, format!("it refuses tensor '{}', which the model does not have", refused.0)));
+            };
+            let tensor = case.tensors.remove(at);
+            if !self.refuses.iter().any(|(_, may)| may(&tensor, &case.mesh())) {
+                return Err((
+                    Rule::Refusal,
+                    format!("it refuses tensor '{}' {} {:?}: {}", tensor.name, tensor.dtype, tensor.shape, refused.1),
+                ));
+            }
+        }
+    }
+
+    fn deterministic(&self, case: &Case, strategy: &dyn ShardStrategy, plan: &ShardPlan) -> Result<(), Found> {
+        for attempt in 0..6 {
+            let fresh = self.strategy(case)?;
+            let (strategy, which) = if attempt < 2 { (strategy, "the same instance") } else { (&*fresh, "another instance") };
+            let again = Setting::new(case).plan(strategy)?.map_err(|e| (Rule::Deterministic, format!("{which} now refuses: {e}")))?;
+            same(plan, &again, &format!("the plan by {which}")).map_err(|what| (Rule::Deterministic, what))?;
+        }
+        Ok(())
+    }
+
+    fn order(&self, case: &Case, plan: &ShardPlan) -> Result<(), Found> {
+        let mut shuffled = case.clone();
+        Random::new(7).shuffle(&mut shuffled.tensors);
+        let other = Case { tensors: corpus::random(3), ..case.clone() };
+        let strategy = self.strategy(case)?;
+        // What comes of the other model does not matter, only that it is forgotten.
+        let _ = Setting::new(&other).plan(&*strategy)?;
+        let again = Setting::new(&shuffled).plan(&*strategy)?;
+        let again = again.map_err(|e| (Rule::Order, format!("after another model it refuses: {e}")))?;
+        same(plan, &again, "the plan after another model").map_err(|what| (Rule::Order, what))
+    }
+}
+
+/// What came of one case: the tensors that were planned, and how.
+struct Planned {
+    case: Case,
+    setting: Setting,
+    plan: ShardPlan,
+}
+
+/// A step is a decision asked of the policy or an entry of the plan: what can be counted from outside.
+fn steps(setting: &Setting, plan: &ShardPlan) -> Result<(), Found> {
+    let tensors = plan.tensors.len() as u64;
+    let too_many = |what: String| Err((Rule::Steps, format!("{what} for {tensors} tensors on {} ranks", plan.mesh.world_size())));
+    if setting.asked() > 2 * tensors {
+        return too_many(format!("the policy was asked {} times", setting.asked()));
+    }
+    let bounds = tensors * (u64::from(plan.mesh.world_size()) + 1);
+    let cut_by_bounds = plan.tensors.iter().any(|t| matches!(t.placement.layout, crate::Layout::Bounds { .. }));
+    let allowed = 4 * tensors + 4 + if cut_by_bounds { bounds } else { 0 };
+    match entries(plan) {
+        entries if entries > allowed => too_many(format!("the plan has {entries} entries, expected at most {allowed},")),
+        _ => Ok(()),
+    }
+}
+
+/// Small enough to be written and read many times over.
+fn loadable(case: &Case) -> bool {
+    let bytes: Option<u64> = case.tensors.iter().map(TensorMeta::bytes).sum();
+    case.world_size() <= 8 && bytes.is_some_and(|bytes| bytes <= 1 << 16)
+}
+
+/// What the suite went through.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Proof {
+    /// Models planned, each on one mesh with one section.
+    pub plans: usize,
+    /// Tensors in those plans.
+    pub tensors: usize,
+    /// Tensors times ranks.
+    pub shards: usize,
+    /// Models loaded and compared.
+    pub loads: usize,
+}
+
+impl Proof {
+    fn add(&mut self, other: &Self) {
+        self.plans += other.plans;
+        self.tensors += other.tensors;
+        self.shards += other.shards;
+        self.loads += other.loads;
+    }
+}
+
+impl fmt::Display for Proof {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} plans, {} tensors, {} shards, {} loads: every rule holds", self.plans, self.tensors, self.shards, self.loads)
+    }
+}
+
+impl fmt::Debug for StrategyKit<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sections: Vec<&str> = self.sections.iter().map(|(s, _)| s.as_str()).collect();
+        let refuses: Vec<&str> = self.refuses.iter().map(|(what, _)| what.as_str()).collect();
+        f.debug_struct("StrategyKit")
+            .field("name", &self.name)
+            .field("sections", &sections)
+            .field("refuses", &refuses)
+            .finish_non_exhaustive()
+    }
+}
