@@ -120,6 +120,14 @@ impl Checkpoint {
         &self.dir
     }
 
+    /// The path of another file of the checkpoint's directory, such as its tokenizer.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Checkpoint`] where it is missing or a link that leaves the directory.
+    pub fn side_file(&self, name: &str) -> Result<PathBuf> {
+        ModelDir { dir: self.dir.clone(), file: None, config_text: None }.resolve(name)
+    }
+
     /// Oddities that do not stop a load, such as an index whose `total_size` is off.
     pub fn warnings(&self) -> &[String] {
         &self.warnings

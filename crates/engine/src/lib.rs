@@ -5,9 +5,13 @@
 pub mod checkpoint;
 pub mod digest;
 pub mod error;
+pub mod inspect;
+pub mod manifest;
+mod parallel;
 pub mod save;
 #[cfg(test)]
 mod testing;
+pub mod verify;
 pub mod world;
 
 pub use crate::{

@@ -1,5 +1,162 @@
-//! Save
+//! Keeping loaded shards in a directory: who writes what, in which order, so that nothing half-written is ever taken for whole.
+//!
+//! A save stages its files under temporary names (`rank`, `staged`), then commits under a lock on the directory (`commit`): it takes the
+//! old manifest away, gives the files their names, and, once every rank is there, writes the manifest last (`assemble`). Several
+//! processes may each save some ranks; whichever comes last completes the directory. What is in which file: `entries`, `header`, `names`.
 
+mod assemble;
+mod commit;
+mod copied;
 pub mod entries;
 pub mod header;
-pub mod names;
+pub(crate) mod names;
+mod rank;
+mod refuse;
+mod source;
+mod staged;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use shardwright_core::ShardPlan;
+
+use self::source::SaveIdentity;
+pub use self::{
+    names::{Format, MANIFEST},
+    rank::RankBytes,
+};
+use crate::{
+    checkpoint::Checkpoint,
+    error::{EngineError, ErrorKind, Result},
+    manifest::FileDigest,
+    parallel,
+};
+
+/// Saves a world's shards, or some ranks of it, into a directory.
+pub struct Saver<'a> {
+    plan: &'a ShardPlan,
+    checkpoint: &'a Checkpoint,
+    dir: PathBuf,
+    format: Format,
+    overwrite: bool,
+    progress: &'a (dyn Fn(u64) + Sync),
+    cancelled: &'a (dyn Fn() -> bool + Sync),
+}
+
+/// What a save wrote.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Saved {
+    /// The shard files written, by rank.
+    pub files: Vec<FileDigest>,
+    /// The ranks that no process has saved yet; where there are none, the directory is complete.
+    pub missing: Vec<u32>,
+}
+
+impl<'a> Saver<'a> {
+    /// A saver of `plan`'s shards of `checkpoint` into `dir`, which is made if need be.
+    pub fn new(plan: &'a ShardPlan, checkpoint: &'a Checkpoint, dir: impl Into<PathBuf>) -> Self {
+        let format = Format::of(plan);
+        Self { plan, checkpoint, dir: dir.into(), format, overwrite: false, progress: &|_| {}, cancelled: &|| false }
+    }
+
+    /// Whether a save that is there already may be replaced.
+    #[must_use]
+    pub fn overwrite(mut self, overwrite: bool) -> Self {
+        self.overwrite = overwrite;
+        self
+    }
+
+    /// Is told of every block: how many bytes more were written or, at the end, read from the source for its digest.
+    #[must_use]
+    pub fn progress(mut self, progress: &'a (dyn Fn(u64) + Sync)) -> Self {
+        self.progress = progress;
+        self
+    }
+
+    /// Is asked before every block whether to stop.
+    #[must_use]
+    pub fn cancelled(mut self, cancelled: &'a (dyn Fn() -> bool + Sync)) -> Self {
+        self.cancelled = cancelled;
+        self
+    }
+
+    /// How many bytes [`Saver::progress`] will be told of at most for these ranks.
+    ///
+    /// # Errors
+    /// As [`Saver::check`].
+    pub fn bytes(&self, ranks: &[u32]) -> Result<u64> {
+        let source: u64 = self.checkpoint.files().iter().map(|f| f.stamp.size).sum();
+        let sizes = ranks.iter().map(|&rank| Ok(self.entries(rank)?.iter().map(|e| e.bytes).sum::<u64>()));
+        sizes.sum::<Result<u64>>().map(|shards| shards.saturating_add(source))
+    }
+
+    /// Refuses early, before anything is loaded, what [`Saver::save`] would refuse: a directory that holds a save or files that would be
+    /// taken for shards, one that cannot be written, too little space.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Exists`] and [`ErrorKind::Io`].
+    pub fn check(&self, ranks: &[u32]) -> Result<()> {
+        self.refuse(&self.identity()?)?;
+        copied::find(self.checkpoint)?;
+        refuse::check_space(&self.dir, self.bytes(ranks)? - self.checkpoint.files().iter().map(|f| f.stamp.size).sum::<u64>())
+    }
+
+    /// Saves these ranks, and completes the directory if they were the last.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Exists`] where a save is there already, [`ErrorKind::Io`] with file and cause where writing fails,
+    /// [`ErrorKind::Checkpoint`] where the source has changed since it was opened, [`ErrorKind::Cancelled`]. Nothing is left behind then
+    /// but what was there before, unless the commit had begun; a directory without its manifest is refused by verification.
+    pub fn save(&self, ranks: &[&dyn RankBytes]) -> Result<Saved> {
+        let identity = self.identity()?;
+        let created = self.create_dir()?;
+        let saved = self.save_into(&identity, ranks);
+        if saved.is_err() && created {
+            let _ = fs::remove_dir(&self.dir); // if it is empty
+        }
+        saved
+    }
+
+    fn save_into(&self, identity: &SaveIdentity, ranks: &[&dyn RankBytes]) -> Result<Saved> {
+        self.refuse(identity)?;
+        staged::remove_leftovers(&self.dir);
+        let staged = parallel::map(ranks, |rank| self.stage_rank(identity, *rank).map_err(|e| e.rank(rank.rank())))?;
+        self.commit(identity, staged)
+    }
+
+    fn entries(&self, rank: u32) -> Result<Vec<entries::Entry>> {
+        entries::entries(self.plan, rank).map_err(|what| EngineError::new(ErrorKind::Plan, what).rank(rank))
+    }
+
+    /// Before and after every block.
+    fn watch(&self, bytes: u64) -> Result<()> {
+        (self.progress)(bytes);
+        match (self.cancelled)() {
+            true => Err(EngineError::new(ErrorKind::Cancelled, "the save was stopped").file(&self.dir)),
+            false => Ok(()),
+        }
+    }
+
+    /// Makes the directory, and says whether it was not there.
+    fn create_dir(&self) -> Result<bool> {
+        let existed = self.dir.is_dir();
+        fs::create_dir_all(&self.dir).map_err(|e| EngineError::io("cannot make the directory", &self.dir, e))?;
+        if !existed {
+            let parent = self.dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            staged::sync_dir(parent)?;
+        }
+        Ok(!existed)
+    }
+}
+
+impl std::fmt::Debug for Saver<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Saver").field("dir", &self.dir).field("format", &self.format).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

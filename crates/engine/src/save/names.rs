@@ -6,11 +6,11 @@ use shardwright_core::{Region, ShardPlan};
 /// The manifest of the whole directory: there, and only there, once every rank is saved.
 pub const MANIFEST: &str = "shardwright.manifest.json";
 /// What a file is called until it is whole. It neither ends in `.safetensors`, which torch's reader lists, nor shows in `ls`.
-pub const TEMPORARY_PREFIX: &str = ".shardwright-tmp-";
+pub(crate) const TEMPORARY_PREFIX: &str = ".shardwright-tmp-";
 /// How the manifest of one rank ends.
-pub const RANK_MANIFEST_SUFFIX: &str = ".manifest.json";
+pub(crate) const RANK_MANIFEST_SUFFIX: &str = ".manifest.json";
 /// How every file of tensors ends.
-pub const SHARD_SUFFIX: &str = ".safetensors";
+pub(crate) const SHARD_SUFFIX: &str = ".safetensors";
 
 /// How shards are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -50,7 +50,7 @@ impl Format {
 }
 
 /// True for a name that some save gives to a rank's tensors or manifest, whatever its world size.
-pub fn is_rank_file(name: &str) -> bool {
+pub(crate) fn is_rank_file(name: &str) -> bool {
     let Some(stem) = name.strip_suffix(RANK_MANIFEST_SUFFIX).or_else(|| name.strip_suffix(SHARD_SUFFIX)) else { return false };
     let number = |text: &str| text.len() >= 5 && text.bytes().all(|b| b.is_ascii_digit());
     let numbers = |text: &str, between: &str| text.split_once(between).is_some_and(|(a, b)| number(a) && number(b));

@@ -77,7 +77,15 @@ pub fn caster_at(level: SimdLevel, from: DType, to: DType) -> Option<Caster> {
 /// # Errors
 /// [`CastError`] where the dtypes have no cast or the buffers do not fit each other.
 pub fn cast(from: DType, to: DType, src: &[u8], dst: &mut [u8]) -> Result<(), CastError> {
-    let caster = caster(from, to).ok_or(CastError::Unsupported { from, to })?;
+    cast_at(SimdLevel::best(), from, to, src, dst)
+}
+
+/// As [`cast`], at `level`: [`SimdLevel::Scalar`] is the reference that a check can use.
+///
+/// # Errors
+/// As there, and where this CPU lacks that level.
+pub fn cast_at(level: SimdLevel, from: DType, to: DType, src: &[u8], dst: &mut [u8]) -> Result<(), CastError> {
+    let caster = caster_at(level, from, to).ok_or(CastError::Unsupported { from, to })?;
     let count = |len: usize, dtype: DType| {
         let (len, size) = (len as u64, dtype.bits() / 8);
         len.is_multiple_of(size).then_some(len / size)

@@ -1,0 +1,244 @@
+//! What a saved directory says of itself: one manifest a rank, written behind the rank's tensors, and one of the whole, written last.
+//!
+//! Both are JSON, sealed by their own SHA-256 (see `sealed`). What is read here is untrusted: sizes are bounded, the plan is proven again,
+//! and every file name is derived from the rank or is a plain name, so that no path leads out of the directory. Nothing is written here.
+
+mod sealed;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
+
+use serde::{Deserialize, Serialize};
+use shardwright_core::{DType, ModelFacts, ModelMeta, ShardPlan, TensorMeta};
+
+pub(crate) use self::sealed::seal;
+use crate::{
+    digest::{Sha256, sha256},
+    error::{EngineError, ErrorKind, Result},
+    save::{
+        Format, MANIFEST,
+        names::{TEMPORARY_PREFIX, is_rank_file},
+    },
+};
+
+/// The version of what is written here; another is refused.
+pub const VERSION: u32 = 1;
+
+/// The manifest of a whole saved directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct Manifest {
+    /// [`VERSION`].
+    pub shardwright: u32,
+    /// How the shards are kept.
+    pub format: Format,
+    /// The strategy's name, as in the plan.
+    pub strategy: String,
+    /// Number of ranks, as in the plan.
+    pub world_size: u32,
+    /// Sizes of the mesh axes by name, as in the plan.
+    pub mesh: BTreeMap<String, u32>,
+    /// Each combination of dtypes in the plan, and how many tensors have it.
+    pub precision: Vec<PrecisionCount>,
+    /// The safetensors files of the checkpoint that was loaded.
+    pub source: Vec<FileDigest>,
+    /// Config and tokenizer files that were copied along.
+    pub copied: Vec<FileDigest>,
+    /// The files of each rank, rank 0 first.
+    pub ranks: Vec<RankFiles>,
+    /// Where every tensor lies.
+    pub plan: ShardPlan,
+}
+
+/// How many tensors of a plan have these dtypes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct PrecisionCount {
+    /// Of the shards.
+    pub storage: DType,
+    /// Of gathered parameters.
+    pub compute: DType,
+    /// Of reduced gradients.
+    pub reduce: DType,
+    /// Tensors.
+    pub tensors: u64,
+}
+
+/// A file by name, size and digest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct FileDigest {
+    /// Its name in its directory.
+    pub name: String,
+    /// Size.
+    pub bytes: u64,
+    /// Of all its bytes.
+    pub sha256: Sha256,
+}
+
+impl FileDigest {
+    pub(crate) fn new(name: impl Into<String>, (sha256, bytes): (Sha256, u64)) -> Self {
+        Self { name: name.into(), bytes, sha256 }
+    }
+}
+
+/// The files of one rank.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct RankFiles {
+    /// From 0.
+    pub rank: u32,
+    /// Its tensors.
+    pub shard: FileDigest,
+    /// Its manifest.
+    pub manifest: FileDigest,
+}
+
+/// The manifest of one rank, written behind its tensors.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct RankManifest {
+    /// [`VERSION`].
+    pub shardwright: u32,
+    /// From 0.
+    pub rank: u32,
+    /// Number of ranks.
+    pub world_size: u32,
+    /// What the ranks of one save agree on: a digest of the plan and of what identifies the source's files.
+    pub save: Sha256,
+    /// The rank's tensors.
+    pub shard: FileDigest,
+    /// Each of them, in the order of the file: its valid bytes in row-major order, padding left out.
+    pub tensors: Vec<TensorDigest>,
+}
+
+/// The digest of one rank's part of one tensor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct TensorDigest {
+    /// Its name.
+    pub name: String,
+    /// Of its valid bytes in row-major order.
+    pub sha256: Sha256,
+}
+
+impl Manifest {
+    /// Reads and proves the manifest of a directory.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Checkpoint`] where it is missing, torn, garbled or contradicts itself; [`ErrorKind::Io`] where it cannot be read.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let path = dir.join(MANIFEST);
+        let manifest: Self = sealed::read(&path)?.0;
+        manifest.check().map_err(|what| EngineError::new(ErrorKind::Checkpoint, what).file(path))?;
+        Ok(manifest)
+    }
+
+    /// A manifest that says of its plan what there is to say.
+    pub(crate) fn new(plan: &ShardPlan, source: Vec<FileDigest>, copied: Vec<FileDigest>, ranks: Vec<RankFiles>) -> Self {
+        Self {
+            shardwright: VERSION,
+            format: Format::of(plan),
+            strategy: plan.strategy.clone(),
+            world_size: plan.mesh.world_size(),
+            mesh: plan.mesh.axes().iter().map(|a| (a.name.clone(), a.size)).collect(),
+            precision: count_precisions(plan),
+            source,
+            copied,
+            ranks,
+            plan: plan.clone(),
+        }
+    }
+
+    fn check(&self) -> Result<(), String> {
+        check_version(self.shardwright)?;
+        check_plan(&self.plan)?;
+        let told = Self::new(&self.plan, Vec::new(), Vec::new(), Vec::new());
+        let told = Self { source: self.source.clone(), copied: self.copied.clone(), ranks: self.ranks.clone(), ..told };
+        if *self != told {
+            return Err("its format, strategy, world size, mesh or precision is not that of its plan".into());
+        }
+        if self.ranks.len() as u64 != u64::from(self.world_size) {
+            return Err(format!("it lists the files of {} ranks, expected {}", self.ranks.len(), self.world_size));
+        }
+        (0..).zip(&self.ranks).try_for_each(|(rank, files)| check_names(self.format, self.world_size, rank, files))?;
+        let mut seen = BTreeSet::new();
+        for file in &self.copied {
+            let name = file.name.as_str();
+            if !is_plain(name) || name == MANIFEST || name.starts_with(TEMPORARY_PREFIX) || is_rank_file(name) || !seen.insert(name) {
+                return Err(format!("it lists '{name}' among the copied files, which is no name for one"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl RankManifest {
+    /// What a rank's manifest says, whatever that is; `None` where it is not one.
+    pub(crate) fn peek(path: &Path) -> Option<Self> {
+        sealed::read(path).ok().map(|(manifest, _)| manifest)
+    }
+
+    /// Reads the manifest of one rank of a saved directory, and gives its own size and digest.
+    pub(crate) fn read(dir: &Path, format: Format, rank: u32, world_size: u32) -> Result<(Self, FileDigest)> {
+        let name = format.rank_manifest_name(rank, world_size);
+        let path = dir.join(&name);
+        let (manifest, text): (Self, _) = sealed::read(&path)?;
+        let wrong = |what: String| EngineError::new(ErrorKind::Checkpoint, what).file(&path);
+        check_version(manifest.shardwright).map_err(wrong)?;
+        let shard = format.shard_name(rank, world_size);
+        if (manifest.rank, manifest.world_size, &manifest.shard.name) != (rank, world_size, &shard) {
+            let told = format!("rank {} of {} and '{}'", manifest.rank, manifest.world_size, manifest.shard.name);
+            return Err(wrong(format!("it tells of {told}, expected rank {rank} of {world_size} and '{shard}'")));
+        }
+        let digest = (sha256(&text), text.len() as u64);
+        Ok((manifest, FileDigest::new(name, digest)))
+    }
+}
+
+fn check_version(found: u32) -> Result<(), String> {
+    match found {
+        VERSION => Ok(()),
+        _ => Err(format!("it has version {found}, expected {VERSION}")),
+    }
+}
+
+/// Proves the plan as if it were just made, for the model that it tells of itself.
+fn check_plan(plan: &ShardPlan) -> Result<(), String> {
+    let tensors = plan.tensors.iter().map(|t| TensorMeta::new(t.name.clone(), t.source, t.shape.clone())).collect();
+    let model = ModelMeta::new(tensors, ModelFacts::default()).map_err(|name| format!("its plan has tensor '{name}' twice"))?;
+    plan.check(&model).map_err(|e| format!("its plan does not hold: {e}"))
+}
+
+fn check_names(format: Format, world_size: u32, rank: u32, files: &RankFiles) -> Result<(), String> {
+    let expected = (rank, format.shard_name(rank, world_size), format.rank_manifest_name(rank, world_size));
+    if (files.rank, &files.shard.name, &files.manifest.name) == (expected.0, &expected.1, &expected.2) {
+        return Ok(());
+    }
+    let found = format!("rank {}, '{}', '{}'", files.rank, files.shard.name, files.manifest.name);
+    Err(format!("it lists {found}, expected rank {}, '{}', '{}'", expected.0, expected.1, expected.2))
+}
+
+/// True for a name that stays in its directory.
+fn is_plain(name: &str) -> bool {
+    !name.is_empty() && name.len() <= 255 && name != "." && name != ".." && !name.contains(['/', '\\', '\0'])
+}
+
+fn count_precisions(plan: &ShardPlan) -> Vec<PrecisionCount> {
+    let mut counts = BTreeMap::new();
+    for p in plan.tensors.iter().map(|t| t.precision) {
+        *counts.entry((p.storage, p.compute, p.reduce)).or_insert(0) += 1;
+    }
+    counts.into_iter().map(|((storage, compute, reduce), tensors)| PrecisionCount { storage, compute, reduce, tensors }).collect()
+}
+
+#[cfg(test)]
+mod tests;

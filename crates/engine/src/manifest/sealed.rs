@@ -1,0 +1,164 @@
+//! JSON that carries the SHA-256 of itself: its last field is the digest of all bytes before that field, so that a torn or altered
+//! text is known for one whatever it says. Large lists have one element a line.
+
+use std::{
+    fs::File,
+    io::{self, Read as _},
+    path::Path,
+};
+
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::{
+    digest::{Sha256, sha256},
+    error::{EngineError, ErrorKind, Result},
+};
+
+/// No manifest is larger: that of 100,000 tensors has some 50 MB.
+const MAX_BYTES: u64 = 1 << 30;
+const SEAL: &[u8] = b",\n  \"sha256\": \"";
+const END: &[u8] = b"\"\n}\n";
+const HEX: usize = 64;
+
+/// The sealed text of a struct.
+pub(crate) fn seal(value: &impl Serialize) -> Result<Vec<u8>> {
+    let mut text = Vec::new();
+    let mut serializer = serde_json::Serializer::with_formatter(&mut text, Lines::default());
+    value.serialize(&mut serializer).map_err(|e| EngineError::new(ErrorKind::Plan, format!("cannot write the manifest: {e}")))?;
+    text.truncate(text.len().saturating_sub(2)); // the final "\n}"
+    let digest = sha256(&text);
+    text.extend_from_slice(SEAL);
+    text.extend_from_slice(digest.to_string().as_bytes());
+    text.extend_from_slice(END);
+    Ok(text)
+}
+
+/// The struct in a sealed text, once the seal holds.
+fn unseal<T: DeserializeOwned>(text: &[u8]) -> Result<T, String> {
+    let torn = "it is torn or garbled: it does not end with its own sha256";
+    let before = text.strip_suffix(END).ok_or(torn)?;
+    let (before, digest) = before.split_at_checked(before.len().saturating_sub(HEX)).ok_or(torn)?;
+    let body = before.strip_suffix(SEAL).ok_or(torn)?;
+    let told: Sha256 = std::str::from_utf8(digest).ok().and_then(|d| d.parse().ok()).ok_or(torn)?;
+    let found = sha256(body);
+    if told != found {
+        return Err(format!("it was altered: its sha256 is {found}, and it says {told}"));
+    }
+    serde_json::from_slice(&[body, b"\n}"].concat()).map_err(|e| format!("it is not what was expected: {e}"))
+}
+
+/// Reads a sealed file; the text comes along.
+pub(super) fn read<T: DeserializeOwned>(path: &Path) -> Result<(T, Vec<u8>)> {
+    let wrong = |what: String| EngineError::new(ErrorKind::Checkpoint, what).file(path);
+    let cannot = |e: io::Error| match e.kind() {
+        io::ErrorKind::NotFound => wrong("it is missing".into()),
+        _ => EngineError::io("cannot read the manifest", path, e),
+    };
+    let meta = std::fs::metadata(path).map_err(cannot)?;
+    if !meta.is_file() {
+        return Err(wrong("it is no regular file".into()));
+    }
+    let mut text = Vec::new();
+    File::open(path).and_then(|f| f.take(MAX_BYTES + 1).read_to_end(&mut text)).map_err(cannot)?;
+    if text.len() as u64 > MAX_BYTES {
+        return Err(wrong(format!("it is larger than {MAX_BYTES} bytes, as no manifest is")));
+    }
+    Ok((unseal(&text).map_err(wrong)?, text))
+}
+
+/// Pretty for the outer levels, compact below.
+#[derive(Default)]
+struct Lines {
+    depth: usize,
+}
+
+impl Lines {
+    /// Levels whose elements have a line each.
+    const DEPTH: usize = 3;
+
+    fn separate(&self, out: &mut (impl io::Write + ?Sized), first: bool) -> io::Result<()> {
+        match (self.depth <= Self::DEPTH, first) {
+            (true, _) => {
+                out.write_all(if first { b"\n" } else { b",\n" })?;
+                (0..self.depth).try_for_each(|_| out.write_all(b"  "))
+            }
+            (false, true) => Ok(()),
+            (false, false) => out.write_all(b", "),
+        }
+    }
+
+    fn close(&mut self, out: &mut (impl io::Write + ?Sized), bracket: &[u8]) -> io::Result<()> {
+        self.depth -= 1;
+        if self.depth < Self::DEPTH {
+            out.write_all(b"\n")?;
+            (0..self.depth).try_for_each(|_| out.write_all(b"  "))?;
+        }
+        out.write_all(bracket)
+    }
+}
+
+impl serde_json::ser::Formatter for Lines {
+    fn begin_array<W: io::Write + ?Sized>(&mut self, out: &mut W) -> io::Result<()> {
+        self.depth += 1;
+        out.write_all(b"[")
+    }
+    fn end_array<W: io::Write + ?Sized>(&mut self, out: &mut W) -> io::Result<()> {
+        self.close(out, b"]")
+    }
+    fn begin_array_value<W: io::Write + ?Sized>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
+        self.separate(out, first)
+    }
+    fn begin_object<W: io::Write + ?Sized>(&mut self, out: &mut W) -> io::Result<()> {
+        self.depth += 1;
+        out.write_all(b"{")
+    }
+    fn end_object<W: io::Write + ?Sized>(&mut self, out: &mut W) -> io::Result<()> {
+        self.close(out, b"}")
+    }
+    fn begin_object_key<W: io::Write + ?Sized>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
+        self.separate(out, first)
+    }
+    fn begin_object_value<W: io::Write + ?Sized>(&mut self, out: &mut W) -> io::Result<()> {
+        out.write_all(b": ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Serialize, Deserialize, PartialEq, Debug)]
+    struct Told {
+        name: String,
+        rows: Vec<Vec<Vec<Vec<u32>>>>,
+    }
+
+    fn told() -> Told {
+        Told { name: "é\"".into(), rows: vec![vec![vec![vec![1, 2], vec![]]], vec![]] }
+    }
+
+    #[test]
+    fn a_sealed_text_is_json_and_leads_back() {
+        let text = seal(&told()).unwrap();
+        assert_eq!(unseal::<Told>(&text), Ok(told()));
+        let json: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        assert_eq!(json["rows"][0][0][0][1], 2);
+        assert!(String::from_utf8(text).unwrap().contains("[[1, 2], []]"));
+    }
+
+    /// Whatever byte is changed or cut off, the text is refused.
+    #[test]
+    fn every_change_breaks_the_seal() {
+        let text = seal(&told()).unwrap();
+        for at in 0..text.len() {
+            assert!(unseal::<Told>(&text[..at]).is_err(), "cut to {at}");
+            for bit in 0..8 {
+                let mut changed = text.clone();
+                changed[at] ^= 1 << bit;
+                assert!(unseal::<Told>(&changed).is_err(), "bit {bit} of byte {at}");
+            }
+        }
+    }
+}

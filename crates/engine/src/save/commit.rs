@@ -1,0 +1,50 @@
+//! The moment of a save: staged files get their names while the directory is locked and has no manifest.
+
+use std::fs::File;
+
+use super::{
+    Saved, Saver,
+    names::{MANIFEST, is_rank_file},
+    rank::StagedRank,
+    refuse::list,
+    source::SaveIdentity,
+    staged::{remove, sync_dir},
+};
+use crate::error::{EngineError, Result};
+
+impl Saver<'_> {
+    /// Gives the staged files their names; the manifest goes first and comes last, so that at no time it tells of files that are not there.
+    pub(super) fn commit(&self, identity: &SaveIdentity, staged: Vec<StagedRank>) -> Result<Saved> {
+        let early = self.complete_early(identity, &staged)?;
+        let directory = File::open(&self.dir).map_err(|e| EngineError::io("cannot open the directory", &self.dir, e))?;
+        let _ = directory.lock(); // released on close; where locks are not supported, equal saves still agree on every byte
+        self.refuse(identity)?; // another save may have come between
+        self.watch(0)?;
+        let world_size = self.plan.mesh.world_size();
+        remove(&self.dir.join(MANIFEST))?;
+        for rank in &staged {
+            remove(&self.dir.join(self.format.rank_manifest_name(rank.files.rank, world_size)))?;
+        }
+        self.remove_strangers(identity)?;
+        sync_dir(&self.dir)?;
+
+        let (mut files, mut manifests) = (Vec::new(), Vec::new());
+        for StagedRank { files: told, shard, manifest } in staged {
+            shard.rename()?;
+            files.push(told);
+            manifests.push(manifest);
+        }
+        sync_dir(&self.dir)?;
+        manifests.into_iter().try_for_each(super::staged::Staged::rename)?;
+        sync_dir(&self.dir)?;
+        let missing = self.assemble(identity, early)?;
+        Ok(Saved { files: files.into_iter().map(|f| f.shard).collect(), missing })
+    }
+
+    /// Removes what an overwritten save has left and this one will not replace.
+    fn remove_strangers(&self, identity: &SaveIdentity) -> Result<()> {
+        let names = list(&self.dir).map_err(|e| EngineError::io("cannot list the directory", &self.dir, e))?;
+        let strangers: Vec<_> = names.iter().filter(|n| is_rank_file(n) && !self.belongs(n, identity)).collect();
+        strangers.into_iter().try_for_each(|name| remove(&self.dir.join(name)))
+    }
+}

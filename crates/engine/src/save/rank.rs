@@ -1,0 +1,86 @@
+//! One rank's two files, staged: its tensors, then the manifest that tells of them.
+
+use super::{
+    Saver,
+    entries::{Entry, Part},
+    header,
+    source::SaveIdentity,
+    staged::Staged,
+};
+use crate::{
+    digest::sha256,
+    error::{EngineError, ErrorKind, Result},
+    manifest::{FileDigest, RankFiles, RankManifest, TensorDigest, VERSION, seal},
+};
+
+/// A rank's loaded shards, as bytes.
+pub trait RankBytes: Sync {
+    /// Which rank.
+    fn rank(&self) -> u32;
+
+    /// The valid bytes, row-major and little-endian, of its part of the tensor that the plan has at that index.
+    fn valid(&self, tensor: usize) -> &[u8];
+}
+
+/// A rank's files under temporary names, synced.
+#[derive(Debug)]
+pub(super) struct StagedRank {
+    pub(super) files: RankFiles,
+    pub(super) shard: Staged,
+    pub(super) manifest: Staged,
+}
+
+impl Saver<'_> {
+    pub(super) fn stage_rank(&self, identity: &SaveIdentity, rank: &dyn RankBytes) -> Result<StagedRank> {
+        let (number, world_size) = (rank.rank(), self.plan.mesh.world_size());
+        let entries = self.entries(number)?;
+        let header = header::header(self.plan, number, &entries).map_err(|what| EngineError::new(ErrorKind::Plan, what))?;
+        let watch = |bytes| self.watch(bytes);
+        self.watch(0)?;
+
+        let name = self.format.shard_name(number, world_size);
+        let mut shard = Staged::create(&self.dir, &name)?;
+        shard.write(&header, &|_| Ok(()))?;
+        let mut tensors = Vec::with_capacity(entries.len());
+        for entry in &entries {
+            let name = &self.plan.tensors[entry.tensor].name;
+            let valid = self.valid_bytes(rank, entry)?;
+            shard.write(valid, &watch).map_err(|e| e.tensor(name))?;
+            write_zeros(&mut shard, entry.bytes - valid.len() as u64).map_err(|e| e.tensor(name))?;
+            tensors.push(TensorDigest { name: name.clone(), sha256: sha256(valid) });
+        }
+        let shard_file = FileDigest::new(name, shard.sync()?);
+
+        let told = RankManifest { shardwright: VERSION, rank: number, world_size, save: identity.0, shard: shard_file.clone(), tensors };
+        let name = self.format.rank_manifest_name(number, world_size);
+        let mut manifest = Staged::create(&self.dir, &name)?;
+        manifest.write(&seal(&told)?, &|_| Ok(()))?;
+        let manifest_file = FileDigest::new(name, manifest.sync()?);
+        Ok(StagedRank { files: RankFiles { rank: number, shard: shard_file, manifest: manifest_file }, shard, manifest })
+    }
+
+    fn valid_bytes<'r>(&self, rank: &'r dyn RankBytes, entry: &Entry) -> Result<&'r [u8]> {
+        let padding = match entry.part {
+            Part::Flat { padding, .. } => entry.dtype.bytes(padding).unwrap_or(u64::MAX),
+            Part::SavedOffsets(_) => 0,
+        };
+        let valid = rank.valid(entry.tensor);
+        match entry.bytes.checked_sub(padding) {
+            Some(expected) if expected == valid.len() as u64 => Ok(valid),
+            expected => Err(EngineError::new(ErrorKind::Plan, "the loaded shard is not what the plan says")
+                .tensor(&self.plan.tensors[entry.tensor].name)
+                .expected(format_args!("{} bytes", expected.unwrap_or(0)))
+                .found(valid.len())),
+        }
+    }
+}
+
+fn write_zeros(shard: &mut Staged, mut bytes: u64) -> Result<()> {
+    const ZEROS: [u8; 4096] = [0; 4096];
+    while bytes > 0 {
+        let n = usize::try_from(bytes).map_or(ZEROS.len(), |b| b.min(ZEROS.len()));
+        shard.write(&ZEROS[..n], &|_| Ok(()))?;
+        bytes -= n as u64;
+    }
+    Ok(())
+}

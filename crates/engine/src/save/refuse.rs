@@ -1,0 +1,103 @@
+//! What stands in a save's way: another save, files that would be taken for shards, a disk that is too small.
+
+use std::{ffi::CString, fs, io, os::unix::ffi::OsStrExt as _, path::Path};
+
+use super::{
+    Saver, copied,
+    names::{MANIFEST, RANK_MANIFEST_SUFFIX, SHARD_SUFFIX, is_rank_file},
+    source::SaveIdentity,
+};
+use crate::{
+    error::{EngineError, ErrorKind, Result},
+    manifest::RankManifest,
+};
+
+impl Saver<'_> {
+    /// Refuses a directory that this save may not write into.
+    pub(super) fn refuse(&self, identity: &SaveIdentity) -> Result<()> {
+        let names = match list(&self.dir) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::NotADirectory => {
+                return Err(EngineError::new(ErrorKind::Exists, "it is there already and is no directory").file(&self.dir));
+            }
+            other => other.map_err(|e| EngineError::io("cannot list the directory", &self.dir, e))?,
+        };
+        let exists = |what: String| Err(EngineError::new(ErrorKind::Exists, what).file(&self.dir));
+        if let Some(foreign) = names.iter().find(|n| n.ends_with(SHARD_SUFFIX) && !is_rank_file(n)) {
+            return exists(format!(
+                "it holds '{foreign}', which readers of shards would take for one of them; save into another directory"
+            ));
+        }
+        if self.overwrite {
+            return Ok(());
+        }
+        if names.iter().any(|n| n == MANIFEST) {
+            return exists("it holds a save already; --overwrite replaces it".into());
+        }
+        if let Some(other) = names.iter().find(|n| is_rank_file(n) && !self.belongs(n, identity)) {
+            return exists(format!("it holds '{other}' of an unfinished save of another plan or source; --overwrite replaces it"));
+        }
+        for (name, original) in copied::find(self.checkpoint)? {
+            let copy = self.dir.join(&name);
+            if copied::differs(&original, &copy).map_err(|e| EngineError::io("cannot read the file", &copy, e))? {
+                return exists(format!("it holds another '{name}' than the model's; --overwrite replaces it"));
+            }
+        }
+        Ok(())
+    }
+
+    /// True for a rank's file of this very save.
+    pub(super) fn belongs(&self, name: &str, identity: &SaveIdentity) -> bool {
+        let world_size = self.plan.mesh.world_size();
+        let number = name.split('-').nth(1).and_then(|n| n.split('.').next()?.parse::<u32>().ok());
+        let Some(rank) = number.and_then(|n| n.checked_sub(1)).filter(|&rank| rank < world_size) else { return false };
+        if name == self.format.shard_name(rank, world_size) {
+            return !self.dir.join(self.format.rank_manifest_name(rank, world_size)).exists() || self.manifest_belongs(rank, identity);
+        }
+        name.ends_with(RANK_MANIFEST_SUFFIX)
+            && name == self.format.rank_manifest_name(rank, world_size)
+            && self.manifest_belongs(rank, identity)
+    }
+
+    fn manifest_belongs(&self, rank: u32, identity: &SaveIdentity) -> bool {
+        RankManifest::read(&self.dir, self.format, rank, self.plan.mesh.world_size()).is_ok_and(|(m, _)| m.save == identity.0)
+    }
+}
+
+/// The names in a directory, sorted; those that are no UTF-8 are nobody's shards.
+pub(super) fn list(dir: &Path) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        names.extend(entry?.file_name().into_string());
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Refuses a save that the disk has no room for. The old files of an overwrite stay until the new ones are whole, so they count as taken.
+pub(super) fn check_space(dir: &Path, needed: u64) -> Result<()> {
+    let mut at = dir;
+    while !at.exists() {
+        at = at.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    }
+    match free_space(at) {
+        Ok(free) if free < needed => Err(EngineError::new(ErrorKind::Io, "not enough space for the shards")
+            .file(dir)
+            .expected(format_args!("{needed} bytes free"))
+            .found(free)),
+        _ => Ok(()), // where the system does not say, writing will
+    }
+}
+
+fn free_space(dir: &Path) -> io::Result<u64> {
+    let path = CString::new(dir.as_os_str().as_bytes())?;
+    let mut stat = std::mem::MaybeUninit::<libc::statvfs>::uninit();
+    // SAFETY: the path ends with a NUL and outlives the call, which fills `stat` where it returns 0.
+    let stat = unsafe {
+        if libc::statvfs(path.as_ptr(), stat.as_mut_ptr()) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        stat.assume_init()
+    };
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}

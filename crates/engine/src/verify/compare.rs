@@ -1,0 +1,248 @@
+//! Every element of every tensor: the source's bytes, cast by the scalar reference, against the shards' bytes, in blocks.
+
+use std::{collections::BTreeMap, path::Path};
+
+use shardwright_core::DType;
+use shardwright_precision::cast::{SimdLevel, cast_at};
+
+use super::{
+    Verified, Verifier, element,
+    gather::{Chunk, Gathered, Runs, gather},
+    mismatch,
+    shard::{Safetensors, StoredTensor},
+};
+use crate::{
+    checkpoint::Checkpoint,
+    error::{EngineError, ErrorKind, Result},
+    parallel,
+};
+
+/// Bytes of the source in memory at once, a thread.
+const WINDOW: u64 = 1 << 20;
+
+/// A whole tensor of the source.
+#[derive(Clone, Copy)]
+struct Original<'a> {
+    file: &'a Safetensors,
+    stored: &'a StoredTensor,
+}
+
+/// One tensor's comparison: what it is of, and how.
+struct Comparison<'a> {
+    verifier: &'a Verifier<'a>,
+    shards: &'a [Safetensors],
+    original: Original<'a>,
+    dtype: DType,
+}
+
+/// The elements of a chunk that differ.
+#[derive(Default)]
+struct Differences {
+    count: u64,
+    /// The first one: flat index, expected, found.
+    first: Option<(u64, Vec<u8>, Vec<u8>)>,
+}
+
+impl Verifier<'_> {
+    pub(super) fn compare_all(&self, checkpoint: &Checkpoint, found: &mut Verified) -> Result<()> {
+        let sources = checkpoint.files().iter().map(|f| Safetensors::open(&f.path, ErrorKind::Checkpoint)).collect::<Result<Vec<_>>>()?;
+        let originals: BTreeMap<&str, Original<'_>> = sources
+            .iter()
+            .flat_map(|file| file.tensors.iter().map(move |stored| (stored.name.as_str(), Original { file, stored })))
+            .collect();
+        let open = |rank: &crate::manifest::RankFiles| Safetensors::open(&self.dir.join(&rank.shard.name), ErrorKind::Mismatch);
+        let shards = self.manifest.ranks.iter().map(open).collect::<Result<Vec<_>>>()?;
+        let shapes = |name: &str| originals.get(name).map(|o| o.stored.shape.as_slice());
+        let gathered = match gather(&shards, shapes) {
+            Ok(gathered) => gathered,
+            Err(what) => {
+                found.problem(mismatch(&self.dir, what));
+                return Ok(());
+            }
+        };
+        let originals: Vec<Original<'_>> = originals.into_values().collect();
+        let compared = parallel::map(&originals, |original| self.compare_tensor(*original, &shards, &gathered))?;
+        compared.into_iter().for_each(|tensor| found.add(tensor));
+        (0..checkpoint.files().len()).try_for_each(|file| checkpoint.check_unchanged(file))
+    }
+
+    fn compare_tensor(&self, original: Original<'_>, shards: &[Safetensors], gathered: &BTreeMap<String, Gathered>) -> Result<Verified> {
+        let mut found = Verified::default();
+        let stored = original.stored;
+        let wrong = |what: String| mismatch(&self.dir, what).tensor(&stored.name);
+        let Some((tensor, dtype)) = gathered.get(&stored.name).and_then(|t| Some((t, t.dtype?))) else {
+            found.problem(wrong("it is in no shard, but in the model".into()));
+            return Ok(found);
+        };
+        let numel = shardwright_core::model::numel(&stored.shape).unwrap_or(u64::MAX);
+        if let Err(what) = tensor.tiles(numel) {
+            found.problem(wrong(what));
+            return Ok(found);
+        }
+        if !stored.dtype.casts_to(dtype) {
+            found.problem(wrong(format!("there is no cast from {} to {dtype}", stored.dtype)));
+            return Ok(found);
+        }
+        let comparison = Comparison { verifier: self, shards, original, dtype };
+        for chunk in &tensor.chunks {
+            comparison.compare_chunk(chunk, &mut found)?;
+        }
+        found.elements = numel;
+        Ok(found)
+    }
+}
+
+impl Comparison<'_> {
+    fn compare_chunk(&self, chunk: &Chunk, found: &mut Verified) -> Result<()> {
+        let shard = &self.shards[chunk.file];
+        let bytes = self.chunk_runs(chunk);
+        let mut differences = Differences::default();
+        let mut offset = chunk.start;
+        for block in blocks(bytes, element::size(self.original.stored.dtype) as u64) {
+            let size = block.numel() * element::size(self.dtype) as u64;
+            self.compare_block(shard, offset, block, &mut differences)?;
+            offset += size;
+            self.verifier.watch(size)?;
+        }
+        if let Some((flat, expected, is)) = differences.first {
+            found.problem(self.describe(&shard.path, chunk.file, differences.count, bytes.numel(), flat, &expected, &is));
+        }
+        if !self.is_zero(shard, offset, chunk.padding)? {
+            let problem = mismatch(&shard.path, "its padding is not all zeros").tensor(&self.original.stored.name);
+            found.problem(problem.rank(u32::try_from(chunk.file).unwrap_or(u32::MAX)));
+        }
+        Ok(())
+    }
+
+    /// Where the dtypes are equal, so must the bits be.
+    fn is_cast(&self) -> bool {
+        self.dtype != self.original.stored.dtype
+    }
+
+    /// The chunk's runs; of sub-byte dtypes in bytes, see [`element::size`].
+    fn chunk_runs(&self, chunk: &Chunk) -> Runs {
+        if self.dtype.bits() >= 8 {
+            return chunk.runs;
+        }
+        Runs { first: 0, step: 0, length: self.original.stored.bytes, count: 1 }
+    }
+
+    fn compare_block(&self, shard: &Safetensors, offset: u64, block: Runs, differences: &mut Differences) -> Result<()> {
+        let stored = self.original.stored;
+        let (from, to) = (element::size(stored.dtype), element::size(self.dtype));
+        let numel = usize::try_from(block.numel()).unwrap_or(0);
+        let source = self.read_source(block, from)?;
+        let expected = if self.is_cast() {
+            let mut cast = vec![0; numel * to];
+            let cannot = |e| mismatch(&shard.path, format!("{e}")).tensor(&stored.name);
+            cast_at(SimdLevel::Scalar, stored.dtype, self.dtype, &source, &mut cast).map_err(cannot)?;
+            cast
+        } else {
+            source
+        };
+        let mut is = vec![0; numel * to];
+        shard.read(&mut is, offset)?;
+        if is == expected {
+            return Ok(());
+        }
+        for (i, (a, b)) in expected.chunks_exact(to).zip(is.chunks_exact(to)).enumerate() {
+            if a != b && !(self.is_cast() && element::both_nan(self.dtype, a, b)) {
+                let i = i as u64;
+                let flat = block.first + i / block.length * block.step + i % block.length;
+                differences.count += 1;
+                differences.first.get_or_insert_with(|| (flat, a.to_vec(), b.to_vec()));
+            }
+        }
+        Ok(())
+    }
+
+    /// The source's bytes of these runs, back to back: read in one piece, from the first to the last.
+    fn read_source(&self, block: Runs, size: usize) -> Result<Vec<u8>> {
+        let bytes = |elements: u64| usize::try_from(elements).unwrap_or(usize::MAX).saturating_mul(size);
+        let span = (block.count - 1) * block.step + block.length;
+        let mut source = vec![0; bytes(span)];
+        self.original.file.read(&mut source, self.original.stored.start + block.first * size as u64)?;
+        if block.count > 1 && block.step != block.length {
+            let (step, length) = (bytes(block.step), bytes(block.length));
+            (1..bytes(block.count) / size).for_each(|run| source.copy_within(run * step..run * step + length, run * length));
+            source.truncate(bytes(block.numel()));
+        }
+        Ok(source)
+    }
+
+    fn is_zero(&self, shard: &Safetensors, mut offset: u64, padding: u64) -> Result<bool> {
+        let mut left = padding * element::size(self.dtype) as u64;
+        let mut block = vec![0; usize::try_from(left.min(WINDOW)).unwrap_or(0)];
+        while left > 0 {
+            let n = left.min(block.len() as u64);
+            let part = &mut block[..usize::try_from(n).unwrap_or(0)];
+            shard.read(part, offset)?;
+            if part.iter().any(|&b| b != 0) {
+                return Ok(false);
+            }
+            (offset, left) = (offset + n, left - n);
+            self.verifier.watch(n)?;
+        }
+        Ok(true)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "all that a message names")]
+    fn describe(&self, path: &Path, rank: usize, count: u64, of: u64, flat: u64, expected: &[u8], is: &[u8]) -> EngineError {
+        let stored = self.original.stored;
+        let at = element::indices(&stored.shape, flat);
+        let cast = if self.is_cast() { format!(" after the cast from {} to {}", stored.dtype, self.dtype) } else { String::new() };
+        mismatch(path, format!("{count} of its {of} elements are not the source's{cast}, the first at {at:?}"))
+            .tensor(&stored.name)
+            .rank(u32::try_from(rank).unwrap_or(u32::MAX))
+            .expected(element::show(self.dtype, expected))
+            .found(element::show(self.dtype, is))
+    }
+}
+
+/// Cuts runs into blocks whose span in the source, elements of `size` bytes, is at most [`WINDOW`].
+fn blocks(runs: Runs, size: u64) -> impl Iterator<Item = Runs> {
+    let most = WINDOW / size;
+    let row = if runs.count == 1 { runs.length } else { runs.step };
+    let together = if runs.length == 0 { 0 } else { (most / row.max(1)).max(1) };
+    let of_runs = (0..if together > 1 { runs.count.div_ceil(together) } else { 0 }).map(move |i| Runs {
+        first: runs.first + i * together * runs.step,
+        count: together.min(runs.count - i * together),
+        ..runs
+    });
+    let pieces = if together == 1 { runs.length.div_ceil(most) } else { 0 };
+    let of_pieces = (0..if pieces > 0 { runs.count } else { 0 }).flat_map(move |run| {
+        (0..pieces).map(move |i| Runs {
+            first: runs.first + run * runs.step + i * most,
+            step: 0,
+            length: most.min(runs.length - i * most),
+            count: 1,
+        })
+    });
+    of_runs.chain(of_pieces)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Blocks hold each element of their runs once, in order, and span no more than a window.
+    #[test]
+    fn blocks_are_the_runs_in_order() {
+        let elements = |runs: Runs| (0..runs.count).flat_map(move |r| (0..runs.length).map(move |i| runs.first + r * runs.step + i));
+        let most = WINDOW / 4;
+        let cases = [
+            Runs { first: 5, step: 0, length: 3 * most + 7, count: 1 },
+            Runs { first: 5, step: 10, length: 3, count: 100_000 },
+            Runs { first: 0, step: most - 1, length: 2, count: 5 },
+            Runs { first: 1, step: 2 * most, length: most + 1, count: 3 },
+            Runs { first: 0, step: 8, length: 0, count: 4 },
+            Runs { first: 0, step: 8, length: 4, count: 0 },
+            Runs { first: 3, step: 0, length: 0, count: 1 },
+        ];
+        for runs in cases {
+            let cut: Vec<Runs> = blocks(runs, 4).collect();
+            assert!(cut.iter().flat_map(|b| elements(*b)).eq(elements(runs)), "{runs:?}");
+            assert!(cut.iter().all(|b| (b.count - 1) * b.step + b.length <= most && b.numel() > 0), "{runs:?}");
+        }
+    }
+}

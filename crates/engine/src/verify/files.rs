@@ -1,0 +1,156 @@
+//! Every file against the manifest: is it there, has it its size and digest, does its header tell what the plan says.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::{self, Read as _, Seek as _},
+    path::Path,
+};
+
+use super::{Verified, Verifier, mismatch, shard::Safetensors};
+use crate::{
+    digest::{Sha256, sha256_stream},
+    error::{EngineError, ErrorKind, Result},
+    manifest::{FileDigest, RankFiles, RankManifest},
+    save::{
+        MANIFEST, entries, header,
+        names::{SHARD_SUFFIX, TEMPORARY_PREFIX, is_rank_file},
+    },
+};
+
+const BLOCK: usize = 1 << 20;
+
+impl Verifier<'_> {
+    /// Files that the manifest does not list: those that a reader would take for shards are problems, others are told.
+    pub(super) fn check_names(&self, found: &mut Verified) -> Result<()> {
+        let cannot = |e| EngineError::io("cannot list the directory", &self.dir, e);
+        let mut known: Vec<&str> = self.manifest.copied.iter().map(|f| f.name.as_str()).chain([MANIFEST]).collect();
+        known.extend(self.manifest.ranks.iter().flat_map(|r| [r.shard.name.as_str(), r.manifest.name.as_str()]));
+        known.sort_unstable();
+        let mut names = fs::read_dir(&self.dir)
+            .map_err(cannot)?
+            .map(|e| e.map(|e| e.file_name().to_string_lossy().into_owned()))
+            .collect::<io::Result<Vec<_>>>()
+            .map_err(cannot)?;
+        names.sort_unstable();
+        for name in names.into_iter().filter(|n| known.binary_search(&n.as_str()).is_err()) {
+            if is_rank_file(&name) || name.ends_with(SHARD_SUFFIX) {
+                found.problem(mismatch(&self.dir.join(name), "it is not in the manifest, and readers would take it for a shard"));
+            } else if !name.starts_with(TEMPORARY_PREFIX) {
+                found.strangers.push(name);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn check_copy(&self, told: &FileDigest) -> Result<Verified> {
+        let mut found = Verified::default();
+        self.check_file(told, &mut found, false)?;
+        Ok(found)
+    }
+
+    /// A rank's manifest, then its tensors.
+    pub(super) fn check_rank(&self, files: &RankFiles) -> Result<Verified> {
+        let mut found = Verified::default();
+        let rank = files.rank;
+        let told = match RankManifest::read(&self.dir, self.manifest.format, rank, self.manifest.world_size) {
+            Ok((told, digest)) if digest == files.manifest && told.shard == files.shard => Some(told),
+            Ok(_) => {
+                found.problem(
+                    mismatch(&self.dir.join(&files.manifest.name), "it is not the one that the directory's manifest tells of").rank(rank),
+                );
+                None
+            }
+            Err(e) if e.kind() == ErrorKind::Checkpoint => {
+                found.problem(EngineError::new(ErrorKind::Mismatch, e.to_string()).rank(rank));
+                None
+            }
+            Err(e) => return Err(e),
+        };
+        let whole = self.check_file(&files.shard, &mut found, true)?;
+        let path = self.dir.join(&files.shard.name);
+        match told {
+            Some(told) if whole => self.check_header(&path, rank, &told, &mut found)?,
+            Some(told) if path.is_file() => self.name_altered(&path, &told, &mut found)?,
+            _ => {}
+        }
+        Ok(found)
+    }
+
+    /// Size and digest of one file; true where both are right.
+    fn check_file(&self, told: &FileDigest, found: &mut Verified, watched: bool) -> Result<bool> {
+        let path = self.dir.join(&told.name);
+        let problem = match fs::metadata(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => mismatch(&path, "it is missing"),
+            Err(e) => return Err(EngineError::io("cannot look at the file", &path, e)),
+            Ok(meta) if !meta.is_file() => mismatch(&path, "it is no regular file"),
+            Ok(meta) if meta.len() != told.bytes => {
+                mismatch(&path, "its size is not the manifest's").expected(format_args!("{} bytes", told.bytes)).found(meta.len())
+            }
+            Ok(_) => {
+                let (digest, bytes) = self.digest(&path, 0, told.bytes, watched)?;
+                (found.files, found.bytes) = (found.files + 1, found.bytes + bytes);
+                if digest == told.sha256 {
+                    return Ok(true);
+                }
+                mismatch(&path, "its sha256 is not the manifest's").expected(told.sha256).found(digest)
+            }
+        };
+        found.problem(problem);
+        Ok(false)
+    }
+
+    fn digest(&self, path: &Path, start: u64, bytes: u64, watched: bool) -> Result<(Sha256, u64)> {
+        let mut stopped = None;
+        let watch = |bytes| {
+            self.watch(if watched { bytes } else { 0 }).map_err(|e| {
+                stopped = Some(e);
+                io::Error::other("stopped")
+            })
+        };
+        let stream = File::open(path).and_then(|mut file| file.seek(io::SeekFrom::Start(start)).map(|_| file.take(bytes)));
+        let digest = stream.and_then(|mut stream| sha256_stream(&mut stream, &mut vec![0; BLOCK], watch));
+        digest.map_err(|e| stopped.unwrap_or_else(|| EngineError::io("cannot read the file", path, e)))
+    }
+
+    /// The header must tell what the plan says this rank keeps. Only a forged manifest leads here with another.
+    fn check_header(&self, path: &Path, rank: u32, told: &RankManifest, found: &mut Verified) -> Result<()> {
+        let file = Safetensors::open(path, ErrorKind::Mismatch)?;
+        let plan = &self.manifest.plan;
+        let expected = entries::entries(plan, rank).map_err(|what| EngineError::new(ErrorKind::Plan, what).rank(rank))?;
+        let parts = header::parts(&file.metadata).map_err(|what| mismatch(path, what).rank(rank))?;
+        let matches = |(entry, stored): (&entries::Entry, &super::shard::StoredTensor)| {
+            plan.tensors[entry.tensor].name == stored.name
+                && (entry.dtype, &entry.shape) == (stored.dtype, &stored.shape)
+                && parts.get(&stored.name) == Some(&entry.part)
+        };
+        let same = expected.len() == file.tensors.len() && expected.iter().zip(&file.tensors).all(matches);
+        let digests = told.tensors.iter().map(|t| &t.name).eq(file.tensors.iter().map(|t| &t.name));
+        if !(same && digests) {
+            found.problem(mismatch(path, "its header does not tell of the tensors that the plan gives this rank").rank(rank));
+        }
+        Ok(())
+    }
+
+    /// Names the tensors by which a file differs from what was written, as far as its header can still be read.
+    fn name_altered(&self, path: &Path, told: &RankManifest, found: &mut Verified) -> Result<()> {
+        let Ok(file) = Safetensors::open(path, ErrorKind::Mismatch) else { return Ok(()) };
+        let plan = &self.manifest.plan;
+        let entries = entries::entries(plan, told.rank).map_err(|what| EngineError::new(ErrorKind::Plan, what).rank(told.rank))?;
+        let told_of: BTreeMap<&str, _> =
+            entries.iter().zip(&told.tensors).map(|(entry, digest)| (digest.name.as_str(), (entry, digest.sha256))).collect();
+        for tensor in &file.tensors {
+            let Some(&(entry, expected)) = told_of.get(tensor.name.as_str()) else { continue };
+            let valid = match entry.part {
+                entries::Part::Flat { valid, .. } => entry.dtype.bytes(valid).unwrap_or(0).min(tensor.bytes),
+                entries::Part::SavedOffsets(_) => tensor.bytes,
+            };
+            let (is, _) = self.digest(path, tensor.start, valid, false)?;
+            if is != expected {
+                let problem = mismatch(path, "its bytes are not those that were saved").tensor(&tensor.name).rank(told.rank);
+                found.problem(problem.expected(expected).found(is));
+            }
+        }
+        Ok(())
+    }
+}
