@@ -6,9 +6,12 @@ pub mod checkpoint;
 pub mod digest;
 pub mod error;
 pub mod inspect;
+pub mod load;
 pub mod manifest;
+pub mod memory;
 mod parallel;
 pub mod save;
+mod source;
 #[cfg(test)]
 mod testing;
 pub mod verify;
@@ -17,5 +20,7 @@ pub mod world;
 pub use crate::{
     checkpoint::{Checkpoint, HubEnv, ModelDir},
     error::{EngineError, ErrorKind},
+    load::{CancelToken, IoOptions, Loaded, Loader, RankShards, TensorView},
+    source::ReadMethod,
     world::{World, WorldFlags},
 };

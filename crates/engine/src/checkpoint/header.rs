@@ -83,7 +83,9 @@ fn check_tiling(entries: &[Entry], data: u64) -> Result<()> {
     let mut at = 0;
     for e in entries {
         let error = |what: &str| EngineError::new(ErrorKind::Checkpoint, what).tensor(&e.name);
-        let bytes = numel(&e.shape).and_then(|n| e.dtype.bytes(n));
+        // Products of some dims are taken later on: with a 0 among them they must not overflow either.
+        let bounded = e.shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d.max(1))).and_then(|n| n.checked_mul(8));
+        let bytes = bounded.and_then(|_| e.dtype.bytes(numel(&e.shape)?));
         let Some(bytes) = bytes else {
             return Err(error("the shape has no size in whole bytes below 2^64").found(format_args!("{} {:?}", e.dtype, e.shape)));
         };

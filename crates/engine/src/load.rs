@@ -1,0 +1,164 @@
+//! Loading: from a plan and a checkpoint to every loaded rank's shards in memory.
+//!
+//! `layout` gives each rank its arenas, `schedule` says which bytes go where, `pipeline` moves them, `stats` counts, `options` and
+//! `preflight` decide how and whether. What the plan says is never second-guessed here.
+
+mod layout;
+mod options;
+mod pipeline;
+mod preflight;
+mod schedule;
+mod shards;
+mod stats;
+
+use std::sync::Arc;
+
+use shardwright_core::ShardPlan;
+
+pub use self::{
+    options::{IoChoice, IoOptions},
+    preflight::Preflight,
+    shards::{Loaded, RankShards, TensorView},
+    stats::{CancelToken, LoadStats, Progress, RankProgress, RankStats},
+};
+use crate::{
+    checkpoint::Checkpoint,
+    error::{EngineError, ErrorKind, Result},
+    memory::Arena,
+    source::Opener,
+};
+
+/// Loads shards: `Loader::new(&plan, &checkpoint).ranks(&[0]).load()`.
+///
+/// Every byte that the ranks need is read once, cast on its way and written once; nothing else is read, and no whole tensor exists.
+#[must_use = "nothing is read before `load`"]
+pub struct Loader<'a> {
+    plan: &'a ShardPlan,
+    checkpoint: &'a Checkpoint,
+    ranks: Vec<u32>,
+    io: IoOptions,
+    progress: Option<&'a (dyn Fn(&Progress<'_>) + Sync)>,
+    cancel: CancelToken,
+    #[cfg(test)]
+    faults: Option<Arc<crate::source::faulty::Faults>>,
+}
+
+impl<'a> Loader<'a> {
+    /// A loader of all ranks of the plan's world, with default options.
+    pub fn new(plan: &'a ShardPlan, checkpoint: &'a Checkpoint) -> Self {
+        let ranks = (0..plan.mesh.world_size()).collect();
+        Self {
+            plan,
+            checkpoint,
+            ranks,
+            io: IoOptions::default(),
+            progress: None,
+            cancel: CancelToken::new(),
+            #[cfg(test)]
+            faults: None,
+        }
+    }
+
+    /// Loads these ranks only.
+    pub fn ranks(mut self, ranks: &[u32]) -> Self {
+        self.ranks = ranks.to_vec();
+        self
+    }
+
+    /// How to read.
+    pub fn io(mut self, io: IoOptions) -> Self {
+        self.io = io;
+        self
+    }
+
+    /// Called on the loading thread, a few times a second and once at the end.
+    pub fn progress(mut self, progress: &'a (dyn Fn(&Progress<'_>) + Sync)) -> Self {
+        self.progress = Some(progress);
+        self
+    }
+
+    /// Stops the load when that token is cancelled.
+    pub fn cancel(mut self, cancel: &CancelToken) -> Self {
+        self.cancel = cancel.clone();
+        self
+    }
+
+    /// How this load would read, and why.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] for options out of range.
+    pub fn explain(&self) -> Result<IoChoice> {
+        self.io.choose()
+    }
+
+    /// The memory that this load would need, and what there is.
+    ///
+    /// # Errors
+    /// As [`Loader::load`], before anything is allocated.
+    pub fn preflight(&self) -> Result<Preflight> {
+        let (layouts, _) = self.prepare()?;
+        Ok(Preflight::of(&layouts, &self.io.choose()?))
+    }
+
+    /// Loads.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Plan`] where the plan does not fit checkpoint or ranks, [`ErrorKind::Memory`] where memory does not suffice,
+    /// [`ErrorKind::Io`] where a read fails, [`ErrorKind::Checkpoint`] where a file changed meanwhile, [`ErrorKind::Cancelled`]. Each
+    /// names tensor, file and offset where there are any. Nothing of the shards remains.
+    pub fn load(self) -> Result<Loaded<'a>> {
+        let started = std::time::Instant::now();
+        let choice = self.io.choose()?;
+        let (layouts, schedule) = self.prepare()?;
+        let preflight = Preflight::of(&layouts, &choice);
+        if !self.io.force {
+            preflight.check()?;
+        }
+        let arenas = layouts.iter().map(allocate).collect::<Result<Vec<_>>>()?;
+        let opener = Opener {
+            method: choice.method,
+            #[cfg(test)]
+            faults: self.faults,
+        };
+        let job =
+            pipeline::Job { checkpoint: self.checkpoint, schedule, arenas, choice, opener, cancel: self.cancel, progress: self.progress };
+        let done = job.run(&layouts, started)?;
+        Ok(Loaded::new(self.plan, layouts, done))
+    }
+
+    /// Proves the plan for this checkpoint and lays the ranks out. Memory safety rests on the proof, so it is done for every load.
+    fn prepare(&self) -> Result<(Vec<layout::RankLayout>, schedule::Schedule)> {
+        let refused = |what: String| EngineError::new(ErrorKind::Plan, what);
+        self.plan.check(self.checkpoint.model()).map_err(|e| refused(format!("the plan does not hold for this checkpoint: {e}")))?;
+        let world = self.plan.mesh.world_size();
+        let mut ranks = self.ranks.clone();
+        ranks.sort_unstable();
+        if let Some(twice) = ranks.windows(2).find(|w| w[0] == w[1]) {
+            return Err(refused("the rank is asked for twice".into()).rank(twice[0]));
+        }
+        if let Some(&rank) = ranks.iter().find(|&&r| r >= world) {
+            return Err(refused("there is no such rank".into()).rank(rank).expected(format_args!("a rank below {world}")));
+        }
+        let order = schedule::file_order(self.checkpoint);
+        let layouts = self.ranks.iter().map(|&r| layout::RankLayout::new(self.plan, r, &order)).collect::<Result<Vec<_>>>()?;
+        let schedule = schedule::Schedule::new(self.plan, self.checkpoint, &self.ranks, &order)?;
+        Ok((layouts, schedule))
+    }
+}
+
+/// The arenas of one rank: mapped, not touched.
+fn allocate(layout: &layout::RankLayout) -> Result<Vec<Arc<Arena>>> {
+    let map = |&(dtype, bytes): &(shardwright_core::DType, u64)| {
+        usize::try_from(bytes)
+            .map_err(|_| std::io::Error::from(std::io::ErrorKind::OutOfMemory))
+            .and_then(Arena::new)
+            .map(Arc::new)
+            .map_err(|e| {
+                EngineError::new(ErrorKind::Memory, format!("cannot map {bytes} bytes for {dtype} shards")).rank(layout.rank).cause(e)
+            })
+    };
+    layout.arenas.iter().map(map).collect()
+}
+
+#[cfg(test)]
+mod tests;

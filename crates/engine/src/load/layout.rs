@@ -1,0 +1,86 @@
+//! Where each tensor of a rank lies in the rank's arenas: one arena per storage dtype, tensors in file order.
+
+use shardwright_core::{DType, ShardPlan};
+
+use crate::error::{EngineError, ErrorKind, Result};
+
+/// Every tensor starts at a multiple of this, a cache line.
+const TENSOR_ALIGNMENT: u64 = 64;
+
+/// The arenas of one rank and the place of each tensor in them.
+#[derive(Debug)]
+pub(crate) struct RankLayout {
+    pub(crate) rank: u32,
+    /// Dtype and size in bytes of each arena.
+    pub(crate) arenas: Vec<(DType, u64)>,
+    /// By index of the tensor in the plan.
+    pub(crate) slots: Vec<Slot>,
+    /// Source bytes of the valid elements.
+    pub(crate) needed_bytes: u64,
+    /// Stored bytes of the valid elements.
+    pub(crate) shard_bytes: u64,
+    /// Stored bytes of padding inside tensors' buffers.
+    pub(crate) padding_bytes: u64,
+}
+
+/// Arena number (8 bits) and byte offset (56 bits): plans have hundreds of thousands of tensors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub(crate) struct Slot(u64);
+
+impl Slot {
+    fn new(arena: usize, offset: u64) -> Option<Self> {
+        (arena < 256 && offset < 1 << 56).then_some(Self((arena as u64) << 56 | offset))
+    }
+
+    pub(crate) fn arena(self) -> usize {
+        (self.0 >> 56) as usize
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "below the arena's size, which is a usize")]
+    pub(crate) fn offset(self) -> usize {
+        (self.0 & ((1 << 56) - 1)) as usize
+    }
+}
+
+impl RankLayout {
+    /// Lays one rank out. `order` has the plan's tensors in file order.
+    pub(crate) fn new(plan: &ShardPlan, rank: u32, order: &[u32]) -> Result<Self> {
+        let mut layout = Self {
+            rank,
+            arenas: Vec::new(),
+            slots: vec![Slot::default(); plan.tensors.len()],
+            needed_bytes: 0,
+            shard_bytes: 0,
+            padding_bytes: 0,
+        };
+        for &t in order {
+            let tensor = &plan.tensors[t as usize];
+            layout
+                .place(t as usize, tensor)
+                .ok_or_else(|| EngineError::new(ErrorKind::Plan, "the shard's size overflows").tensor(&tensor.name).rank(rank))?;
+        }
+        Ok(layout)
+    }
+
+    /// `None` where a size overflows.
+    fn place(&mut self, index: usize, tensor: &shardwright_core::TensorPlan) -> Option<()> {
+        let (valid, padded) = (tensor.valid_numel(self.rank), tensor.padded_numel(self.rank));
+        let dtype = tensor.precision.storage;
+        let (stored, size) = (dtype.bytes(valid)?, dtype.bytes(padded)?);
+        let arena = match self.arenas.iter().position(|a| a.0 == dtype) {
+            Some(arena) => arena,
+            None => {
+                self.arenas.push((dtype, 0));
+                self.arenas.len() - 1
+            }
+        };
+        let end = &mut self.arenas[arena].1;
+        let offset = end.checked_next_multiple_of(TENSOR_ALIGNMENT)?;
+        *end = offset.checked_add(size)?;
+        self.slots[index] = Slot::new(arena, offset)?;
+        self.needed_bytes = self.needed_bytes.checked_add(tensor.source.bytes(valid)?)?;
+        self.shard_bytes = self.shard_bytes.checked_add(stored)?;
+        self.padding_bytes = self.padding_bytes.checked_add(size.checked_sub(stored)?)?;
+        Some(())
+    }
+}

@@ -1,0 +1,152 @@
+//! How to read: what the user may set, what is chosen where nothing is set, and why.
+
+use std::{fmt, time::Duration};
+
+use crate::{
+    error::{EngineError, ErrorKind, Result},
+    source::ReadMethod,
+};
+
+/// What a user may set about reading; unset means chosen for this machine. See [`IoOptions::choose`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct IoOptions {
+    /// Threads that read and cast.
+    pub threads: Option<usize>,
+    /// Reads under way per thread where the page cache does not have the bytes.
+    pub queue_depth: Option<usize>,
+    /// Bytes that are read and cast in one go, in bytes.
+    pub block_size: Option<usize>,
+    /// How files are read.
+    pub method: Option<ReadMethod>,
+    /// Let go of cached file pages once they were read.
+    pub drop_cache: bool,
+    /// Load even where memory seems not to suffice.
+    pub force: bool,
+    /// Give up when no byte arrives for so long.
+    pub stall_timeout: Option<Duration>,
+    /// Processes that load on this machine at the same time, this one included; the cores are shared among them.
+    pub local_processes: Option<u32>,
+}
+
+/// What a load does, and why. `Display` explains it, a line each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct IoChoice {
+    /// Threads that read and cast.
+    pub threads: usize,
+    /// Reads announced ahead of each thread.
+    pub queue_depth: usize,
+    /// Bytes that are read and cast in one go.
+    pub block_size: usize,
+    /// Bytes that a thread takes at a time.
+    pub task_size: usize,
+    /// How files are read.
+    pub method: ReadMethod,
+    /// Let go of cached file pages.
+    pub drop_cache: bool,
+    /// Give up when no byte arrives for so long.
+    pub stall_timeout: Duration,
+    /// Why, setting by setting.
+    pub reasons: Vec<(&'static str, String)>,
+}
+
+/// A block must stay in a core's L2 cache between read and cast.
+const BLOCK_SIZE: usize = 512 << 10;
+const TASK_SIZE: usize = 8 << 20;
+const QUEUE_DEPTH: usize = 4;
+const MAX_THREADS: usize = 16;
+const STALL_TIMEOUT: Duration = Duration::from_secs(120);
+
+impl IoOptions {
+    /// The choice for this machine.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] for a value out of range, by name.
+    pub fn choose(&self) -> Result<IoChoice> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        self.choose_for(cores)
+    }
+
+    fn choose_for(&self, cores: usize) -> Result<IoChoice> {
+        let local = self.local_processes.unwrap_or(1).max(1) as usize;
+        let given = "as set".to_owned();
+        let mut reasons = Vec::new();
+        let mut pick = |name, set: Option<usize>, range: (usize, usize), default: usize, why: String| {
+            let (value, reason) = set.map_or((default, why), |v| (v, given.clone()));
+            if !(range.0..=range.1).contains(&value) {
+                let error = EngineError::new(ErrorKind::Config, format!("io option '{name}' is out of range"));
+                return Err(error.expected(format_args!("{} to {}", range.0, range.1)).found(value));
+            }
+            reasons.push((name, reason));
+            Ok(value)
+        };
+        let shared = (cores / local).clamp(1, MAX_THREADS);
+        let why = format!("{cores} cores that this process may use, {local} processes on this machine, at most {MAX_THREADS}");
+        let threads = pick("threads", self.threads, (1, 1024), shared, why)?;
+        let queue_depth = pick("queue_depth", self.queue_depth, (1, 1024), QUEUE_DEPTH, "keeps a disk busy".into())?;
+        let block_size = pick("block_size", self.block_size, (4096, 256 << 20), BLOCK_SIZE, "fits a core's L2 cache".into())?;
+        let method = self.method.unwrap_or_default();
+        let why = if self.method.is_some() { given } else { "safe on every file system, and as fast when cached".into() };
+        reasons.push(("method", why));
+        Ok(IoChoice {
+            threads,
+            queue_depth,
+            block_size,
+            task_size: TASK_SIZE.max(block_size),
+            method,
+            drop_cache: self.drop_cache,
+            stall_timeout: self.stall_timeout.unwrap_or(STALL_TIMEOUT),
+            reasons,
+        })
+    }
+}
+
+impl IoChoice {
+    /// Memory of one thread's buffers.
+    pub(crate) fn staging_bytes(&self) -> usize {
+        self.block_size + 2 * crate::source::DIRECT_ALIGNMENT as usize
+    }
+}
+
+impl fmt::Display for IoChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, why) in &self.reasons {
+            let value = match *name {
+                "threads" => self.threads.to_string(),
+                "queue_depth" => self.queue_depth.to_string(),
+                "block_size" => self.block_size.to_string(),
+                _ => format!("{:?}", self.method).to_lowercase(),
+            };
+            writeln!(f, "{name} = {value}: {why}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cores_are_shared_among_local_processes() {
+        let threads = |cores, local| {
+            let options = IoOptions { local_processes: Some(local), ..IoOptions::default() };
+            options.choose_for(cores).unwrap().threads
+        };
+        assert_eq!((threads(8, 1), threads(8, 4), threads(8, 64), threads(192, 1)), (8, 2, 1, MAX_THREADS));
+    }
+
+    #[test]
+    fn nonsense_is_refused_by_name() {
+        let error = IoOptions { threads: Some(0), ..IoOptions::default() }.choose().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config);
+        assert!(error.to_string().contains("'threads'") && error.to_string().contains("found 0"), "{error}");
+        assert!(IoOptions { block_size: Some(100), ..IoOptions::default() }.choose().is_err());
+    }
+
+    #[test]
+    fn a_choice_explains_itself() {
+        let text = IoOptions { threads: Some(3), ..IoOptions::default() }.choose().unwrap().to_string();
+        assert!(text.contains("threads = 3: as set") && text.contains("method = pread: safe"), "{text}");
+    }
+}

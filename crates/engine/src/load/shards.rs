@@ -1,0 +1,114 @@
+//! What a load gives: each rank's arenas, and views of single tensors that copy nothing.
+
+use std::sync::Arc;
+
+use shardwright_core::{DType, Region, ShardPlan, TensorKind, TensorPlan};
+
+use super::{
+    layout::{RankLayout, Slot},
+    pipeline::Done,
+    stats::{LoadStats, RankStats},
+};
+use crate::memory::Arena;
+
+/// All loaded ranks.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Loaded<'p> {
+    /// In the order in which they were asked for.
+    pub ranks: Vec<RankShards<'p>>,
+    /// Totals.
+    pub stats: LoadStats,
+}
+
+/// The shards of one rank.
+#[derive(Debug)]
+pub struct RankShards<'p> {
+    plan: &'p ShardPlan,
+    rank: u32,
+    arenas: Vec<Arc<Arena>>,
+    slots: Vec<Slot>,
+    stats: RankStats,
+}
+
+/// What one rank holds of one tensor.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct TensorView<'a> {
+    /// Name in the checkpoint.
+    pub name: &'a str,
+    /// Parameter or buffer.
+    pub kind: TensorKind,
+    /// The storage dtype.
+    pub dtype: DType,
+    /// The part that the rank holds.
+    pub region: Region,
+    /// The shape of the part; `None` for flat partitions.
+    pub local_shape: Option<Vec<u64>>,
+    /// The valid elements, row-major, little-endian.
+    pub bytes: &'a [u8],
+    /// The rank's whole buffer: the valid elements, then zeros.
+    pub padded: &'a [u8],
+}
+
+impl<'p> Loaded<'p> {
+    pub(crate) fn new(plan: &'p ShardPlan, layouts: Vec<RankLayout>, done: Done) -> Self {
+        let Done { arenas, ranks, stats } = done;
+        let shards = layouts.into_iter().zip(arenas).zip(ranks);
+        let ranks = shards.map(|((layout, arenas), stats)| RankShards { plan, rank: layout.rank, arenas, slots: layout.slots, stats });
+        Self { ranks: ranks.collect(), stats }
+    }
+}
+
+impl<'p> RankShards<'p> {
+    /// The rank.
+    pub fn rank(&self) -> u32 {
+        self.rank
+    }
+
+    /// What its load took.
+    pub fn stats(&self) -> &RankStats {
+        &self.stats
+    }
+
+    /// The plan that it was loaded for.
+    pub fn plan(&self) -> &'p ShardPlan {
+        self.plan
+    }
+
+    /// Number of tensors, as in the plan.
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// True where the plan has no tensors.
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// The shard of the tensor that the plan has at that index.
+    ///
+    /// # Panics
+    /// Where the plan has no such index.
+    pub fn tensor(&self, index: usize) -> TensorView<'_> {
+        let tensor: &TensorPlan = &self.plan.tensors[index];
+        let slot = self.slots[index];
+        let dtype = tensor.precision.storage;
+        let region = tensor.region(self.rank);
+        let size = |numel: u64| usize::try_from(dtype.bytes(numel).unwrap_or(0)).unwrap_or(0);
+        let padded = &self.arenas[slot.arena()].bytes()[slot.offset()..][..size(tensor.padded_numel(self.rank))];
+        let bytes = &padded[..size(region.numel(&tensor.shape))];
+        TensorView { name: &tensor.name, kind: tensor.kind, dtype, local_shape: region.local_shape(&tensor.shape), region, bytes, padded }
+    }
+
+    /// The shard of the tensor of that name.
+    pub fn by_name(&self, name: &str) -> Option<TensorView<'_>> {
+        let index = self.plan.tensors.binary_search_by(|t| t.name.as_str().cmp(name)).ok()?;
+        Some(self.tensor(index))
+    }
+
+    /// All shards, in the plan's order.
+    pub fn iter(&self) -> impl Iterator<Item = TensorView<'_>> {
+        (0..self.len()).map(|i| self.tensor(i))
+    }
+}

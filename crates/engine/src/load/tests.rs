@@ -1,0 +1,369 @@
+//! The proof of a load does not use the loader: whole tensors are read, cast and cut with the plan's own regions, and bits are compared.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
+    sync::{Arc, Mutex, atomic::AtomicBool},
+    time::{Duration, Instant},
+};
+
+use shardwright_core::{
+    DType, GroupAxis, Layout, Mesh, ModelFacts, ModelMeta, Padding, Placement, PlanInput, Precision, PrecisionPolicy, Reshard, ShardPlan,
+    TensorMeta, TensorPlan, model::numel, strategy::units_by,
+};
+use tempfile::TempDir;
+
+use super::*;
+use crate::source::{
+    ReadMethod,
+    faulty::{Faults, Misbehaviour},
+};
+
+/// A small generator of numbers, the same on every machine.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) ^ (self.0 >> 15) & 0xffff
+    }
+
+    fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+
+    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[usize::try_from(self.below(from.len() as u64)).unwrap()]
+    }
+}
+
+/// A file of those tensors with random bytes; answers with the bytes of each.
+fn write_file(path: &Path, tensors: &[&TensorPlan], pad: usize, random: &mut Random) -> Vec<Vec<u8>> {
+    let (mut header, mut data, mut at) = (Vec::new(), Vec::new(), 0);
+    for t in tensors {
+        let bytes = usize::try_from(t.source.bytes(t.numel()).unwrap()).unwrap();
+        let (name, dtype, shape) = (&t.name, t.source.safetensors_name(), &t.shape);
+        header.push(format!(r#""{name}":{{"dtype":"{dtype}","shape":{shape:?},"data_offsets":[{at},{}]}}"#, at + bytes));
+        at += bytes;
+        data.push((0..bytes).map(|_| u8::try_from(random.below(256)).unwrap()).collect::<Vec<u8>>());
+    }
+    let header = format!("{{{}}}{}", header.join(","), " ".repeat(pad));
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend_from_slice(header.as_bytes());
+    file.extend(data.iter().flatten());
+    fs::write(path, file).unwrap();
+    data
+}
+
+/// A tensor to plan: name, source and storage dtype, shape, placement.
+type Spec = (String, DType, DType, Vec<u64>, Placement);
+
+/// Answers with what each tensor's spec says.
+#[derive(Debug)]
+struct AsSpecified(BTreeMap<String, DType>);
+
+impl PrecisionPolicy for AsSpecified {
+    fn decide(&self, param: &TensorMeta, _trainable: bool) -> Precision {
+        Precision::uniform(self.0[&param.name])
+    }
+}
+
+fn plan(mesh: &Mesh, specs: &[Spec]) -> ShardPlan {
+    let metas = specs.iter().map(|s| TensorMeta::new(&s.0, s.1, s.3.clone())).collect();
+    let model = ModelMeta::new(metas, ModelFacts::default()).unwrap();
+    let policy = AsSpecified(specs.iter().map(|s| (s.0.clone(), s.2)).collect());
+    let placement = |t: &TensorMeta| specs.iter().find(|s| s.0 == t.name).unwrap().4.clone();
+    let mut plan = PlanInput::new(&model, mesh, &policy).plan_tensors("test", |t| Ok(placement(t))).unwrap();
+    plan.units = units_by(&plan.tensors, Reshard::Never, |_| "");
+    plan
+}
+
+fn random_layout(shape: &[u64], ranks: u32, random: &mut Random) -> Layout {
+    let n = u64::from(ranks);
+    let dim = if shape.is_empty() { 0 } else { usize::try_from(random.below(shape.len() as u64)).unwrap() };
+    match random.below(if shape.is_empty() { 3 } else { 5 }) {
+        0 => Layout::Replicated,
+        1 => Layout::Flat { partition: numel(shape).unwrap().div_ceil(n) },
+        2 => Layout::Owner { coordinate: u32::try_from(random.below(n)).unwrap() },
+        3 => Layout::Dim { dim, chunk: shape[dim].div_ceil(n) },
+        _ => {
+            let mut bounds: Vec<u64> = (1..n).map(|_| random.below(shape[dim] + 1)).chain([0, shape[dim]]).collect();
+            bounds.sort_unstable();
+            Layout::Bounds { dim, bounds }
+        }
+    }
+}
+
+/// A plan of tensors of all sorts on a mesh of `replicate` times `shard` ranks.
+fn random_plan(random: &mut Random) -> ShardPlan {
+    let (replicate, shard) = (random.pick(&[1, 1, 2, 3]), random.pick(&[1, 2, 3, 5, 8]));
+    let mesh = Mesh::replicate_shard(replicate, shard).unwrap();
+    let axes = [mesh.axis("mp_shard").unwrap(), mesh.all_ranks(), GroupAxis { stride: shard, size: replicate }];
+    let floats = [DType::F32, DType::BF16, DType::F16, DType::F64, DType::F8E4M3];
+    let mut specs = Vec::new();
+    for i in 0..=random.below(14) {
+        let shape: Vec<u64> = (0..random.below(4)).map(|_| random.pick(&[0, 1, 2, 3, 7, 16, 33])).collect();
+        let shape = if random.below(12) == 0 { vec![97, 301] } else { shape };
+        let name = format!("t{i:02}");
+        if random.below(5) == 0 {
+            let dtype = random.pick(&[DType::I64, DType::Bool]);
+            specs.push((name, dtype, dtype, shape, Placement::replicated()));
+            continue;
+        }
+        let axis = random.pick(&axes);
+        let layout = random_layout(&shape, axis.size, random);
+        let first = matches!(layout, Layout::Dim { .. } | Layout::Flat { .. } | Layout::Replicated);
+        let padding = if first && random.below(2) == 0 { Padding::ToFirst } else { Padding::None };
+        let axis = if layout == Layout::Replicated { Placement::replicated().axis } else { axis };
+        let (source, storage) = (random.pick(&floats), random.pick(&floats));
+        specs.push((name, source, storage, shape, Placement { axis, layout, padding }));
+    }
+    plan(&mesh, &specs)
+}
+
+/// A checkpoint for a plan: its directory, and the bytes of each tensor.
+fn random_checkpoint(plan: &ShardPlan, random: &mut Random) -> (TempDir, Vec<Vec<u8>>) {
+    let dir = TempDir::new().unwrap();
+    let files = 1 + random.below(3);
+    let mut data = vec![Vec::new(); plan.tensors.len()];
+    for f in 0..files {
+        let mut mine: Vec<usize> = (0..plan.tensors.len()).filter(|i| *i as u64 % files == f).collect();
+        if random.below(2) == 0 {
+            mine.reverse();
+        }
+        let tensors: Vec<&TensorPlan> = mine.iter().map(|&i| &plan.tensors[i]).collect();
+        let pad = usize::try_from(random.below(9)).unwrap();
+        let bytes = write_file(&dir.path().join(format!("f{f}.safetensors")), &tensors, pad, random);
+        for (i, b) in mine.into_iter().zip(bytes) {
+            data[i] = b;
+        }
+    }
+    (dir, data)
+}
+
+/// What a rank must hold of a tensor, by the plan's regions.
+fn expected(tensor: &TensorPlan, data: &[u8], rank: u32) -> Vec<u8> {
+    let to = tensor.precision.storage;
+    let mut whole = vec![0; usize::try_from(to.bytes(tensor.numel()).unwrap()).unwrap()];
+    shardwright_precision::cast::cast(tensor.source, to, data, &mut whole).unwrap();
+    let size = to.bits() / 8;
+    let run = |r: std::ops::Range<u64>| usize::try_from(r.start * size).unwrap()..usize::try_from(r.end * size).unwrap();
+    tensor.region(rank).runs(&tensor.shape).flat_map(|r| whole[run(r)].to_vec()).collect()
+}
+
+fn check(plan: &ShardPlan, data: &[Vec<u8>], loaded: &Loaded<'_>) {
+    for rank in &loaded.ranks {
+        let mut needed = 0;
+        for (i, tensor) in plan.tensors.iter().enumerate() {
+            let (view, r) = (rank.tensor(i), rank.rank());
+            assert_eq!(view.bytes, expected(tensor, &data[i], r), "rank {r} of {tensor:?}");
+            assert_eq!(view.padded.len() as u64, tensor.precision.storage.bytes(tensor.padded_numel(r)).unwrap());
+            assert!(view.padded[view.bytes.len()..].iter().all(|&b| b == 0), "padding of rank {r} of {tensor:?}");
+            assert_eq!(view.local_shape, tensor.region(r).local_shape(&tensor.shape));
+            needed += tensor.source.bytes(tensor.valid_numel(r)).unwrap();
+        }
+        assert_eq!(rank.stats().bytes_needed, needed);
+    }
+}
+
+#[test]
+fn every_rank_gets_its_bytes_whatever_the_plan_and_the_options() {
+    for seed in 0..400 {
+        let random = &mut Random(seed);
+        let plan = random_plan(random);
+        let (dir, data) = random_checkpoint(&plan, random);
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        let world = plan.mesh.world_size();
+        let ranks: Vec<u32> = (0..world).filter(|_| seed % 3 == 0 || random.below(2) == 0).collect();
+        let method = random.pick(&[ReadMethod::Pread, ReadMethod::Direct, ReadMethod::Mmap]);
+        let io = IoOptions {
+            threads: Some(usize::try_from(1 + random.below(4)).unwrap()),
+            block_size: Some(random.pick(&[4096, 8192, 1 << 20])),
+            method: Some(method),
+            drop_cache: random.below(2) == 0,
+            ..IoOptions::default()
+        };
+        let loaded = Loader::new(&plan, &checkpoint).ranks(&ranks).io(io).load().unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        check(&plan, &data, &loaded);
+        if method != ReadMethod::Direct {
+            assert_eq!(loaded.stats.bytes_read, distinct_bytes(&plan, &ranks), "seed {seed}");
+        }
+    }
+}
+
+/// Source bytes that at least one of the ranks needs.
+fn distinct_bytes(plan: &ShardPlan, ranks: &[u32]) -> u64 {
+    let of = |t: &TensorPlan| {
+        let mut parts: Vec<_> = ranks.iter().map(|&r| (t.placement.axis.coordinate(r), t.valid_numel(r))).filter(|p| p.1 > 0).collect();
+        if t.placement.layout == Layout::Replicated {
+            parts.iter_mut().for_each(|p| p.0 = 0);
+        }
+        parts.sort_unstable();
+        parts.dedup();
+        t.source.bytes(parts.iter().map(|p| p.1).sum()).unwrap()
+    };
+    plan.tensors.iter().map(of).sum()
+}
+
+/// One bf16 tensor of 64 rows, 256 KiB, on two ranks, and small ones.
+fn simple() -> (ShardPlan, TempDir, Vec<Vec<u8>>) {
+    let mesh = Mesh::replicate_shard(1, 2).unwrap();
+    let axis = mesh.axis("mp_shard").unwrap();
+    let rows = |name: &str, rows: u64, columns: u64| {
+        let placement = Placement { axis, layout: Layout::Dim { dim: 0, chunk: rows.div_ceil(2) }, padding: Padding::ToFirst };
+        (name.into(), DType::BF16, DType::F32, vec![rows, columns], placement)
+    };
+    let plan = plan(&mesh, &[rows("big", 64, 2048), rows("small", 3, 5)]);
+    let dir = TempDir::new().unwrap();
+    let all: Vec<&TensorPlan> = plan.tensors.iter().collect();
+    let data = write_file(&dir.path().join("model.safetensors"), &all, 0, &mut Random(7));
+    (plan, dir, data)
+}
+
+fn with_faults(what: Misbehaviour, io: IoOptions) -> Result<(ShardPlan, Vec<Vec<u8>>, u64), EngineError> {
+    let (plan, dir, data) = simple();
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let faults = Arc::new(Faults::new(2, what));
+    let mut loader = Loader::new(&plan, &checkpoint).io(io);
+    loader.faults = Some(Arc::clone(&faults));
+    let loaded = loader.load()?;
+    check(&plan, &data, &loaded);
+    drop(loaded);
+    Ok((plan, data, faults.reads.load(std::sync::atomic::Ordering::Relaxed)))
+}
+
+fn small_blocks() -> IoOptions {
+    IoOptions { block_size: Some(4096), threads: Some(2), ..IoOptions::default() }
+}
+
+#[test]
+fn short_reads_and_interruptions_are_carried_on() {
+    let (_, _, reads) = with_faults(Misbehaviour::Short(1000), small_blocks()).unwrap();
+    assert!(reads > 200, "{reads} reads of at most 1000 bytes");
+    with_faults(Misbehaviour::FailsFor(libc::EINTR, 50), small_blocks()).unwrap();
+    with_faults(Misbehaviour::FailsFor(libc::EAGAIN, 20), small_blocks()).unwrap();
+}
+
+#[test]
+fn retries_are_bounded() {
+    let error = with_faults(Misbehaviour::Fails(libc::EINTR), small_blocks()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Io);
+    assert!(error.to_string().contains("Interrupted"), "{error}");
+}
+
+#[test]
+fn a_failed_read_names_tensor_rank_file_offset_and_cause() {
+    let error = with_faults(Misbehaviour::Fails(libc::EIO), small_blocks()).unwrap_err();
+    let message = error.to_string();
+    assert_eq!(error.kind(), ErrorKind::Io);
+    for needle in ["model.safetensors", "tensor 'big'", "rank ", "at byte ", "Input/output error"] {
+        assert!(message.contains(needle), "'{needle}' is not in: {message}");
+    }
+}
+
+#[test]
+fn a_file_that_ends_early_is_told() {
+    let error = with_faults(Misbehaviour::Ends, small_blocks()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Checkpoint);
+    assert!(error.to_string().contains("ended too early") && error.to_string().contains("bytes more"), "{error}");
+}
+
+/// The stalled read takes far longer than the test allows the load.
+#[test]
+fn a_read_that_does_not_come_back_fails_the_load_and_is_left_behind() {
+    let io = IoOptions { stall_timeout: Some(Duration::from_millis(200)), ..small_blocks() };
+    let started = Instant::now();
+    let error = with_faults(Misbehaviour::Stalls(Duration::from_secs(120)), io).unwrap_err();
+    assert!(started.elapsed() < Duration::from_secs(100), "the load waited for the read");
+    assert_eq!(error.kind(), ErrorKind::Io);
+    assert!(error.to_string().contains("has not come back") && error.to_string().contains("tensor 'big'"), "{error}");
+}
+
+#[test]
+fn cancelling_stops_a_load_that_hangs() {
+    let (plan, dir, _) = simple();
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let flag = Arc::new(AtomicBool::new(true));
+    let mut loader = Loader::new(&plan, &checkpoint).io(small_blocks()).cancel(&CancelToken::from_flag(flag));
+    loader.faults = Some(Arc::new(Faults::new(2, Misbehaviour::Stalls(Duration::from_secs(120)))));
+    let error = loader.load().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Cancelled);
+}
+
+#[test]
+fn a_file_that_changes_between_header_and_data_is_refused() {
+    type Change = fn(&Path);
+    let changes: [(&str, Change); 4] = [
+        ("size changed", |p| fs::OpenOptions::new().write(true).open(p).unwrap().set_len(1000).unwrap()),
+        ("was replaced", |p| {
+            fs::copy(p, p.with_extension("new")).unwrap();
+            fs::rename(p.with_extension("new"), p).unwrap();
+        }),
+        ("was written to", |p| {
+            let file = fs::OpenOptions::new().write(true).open(p).unwrap();
+            file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+        }),
+        ("No such file", |p| fs::remove_file(p).unwrap()),
+    ];
+    for (needle, change) in changes {
+        let (plan, dir, _) = simple();
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        change(&dir.path().join("model.safetensors"));
+        let message = Loader::new(&plan, &checkpoint).load().unwrap_err().to_string();
+        assert!(message.contains(needle) && message.contains("model.safetensors"), "{message}");
+    }
+}
+
+/// The change happens while bytes are on their way: seen at the end.
+#[test]
+fn a_file_that_is_rewritten_during_the_load_is_refused() {
+    let (plan, dir, _) = simple();
+    let path = dir.path().join("model.safetensors");
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let faults = Arc::new(Faults::new(2, Misbehaviour::Short(64)));
+    let writer = {
+        let (path, faults) = (path.clone(), Arc::clone(&faults));
+        std::thread::spawn(move || {
+            while faults.reads.load(std::sync::atomic::Ordering::Relaxed) < 5 {
+                std::thread::yield_now();
+            }
+            let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+            file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+        })
+    };
+    let mut loader = Loader::new(&plan, &checkpoint).io(small_blocks());
+    loader.faults = Some(faults);
+    let error = loader.load();
+    writer.join().unwrap();
+    let error = error.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Checkpoint);
+    assert!(error.to_string().contains("was written to"), "{error}");
+}
+
+#[test]
+fn a_plan_for_another_checkpoint_is_refused() {
+    let (mut plan, dir, _) = simple();
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let message = |plan: &ShardPlan, ranks: &[u32]| {
+        let error = Loader::new(plan, &checkpoint).ranks(ranks).load().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Plan);
+        error.to_string()
+    };
+    assert!(message(&plan, &[2]).contains("rank 2: there is no such rank: expected a rank below 2"));
+    assert!(message(&plan, &[1, 1]).contains("asked for twice"));
+    plan.tensors[0].shape[0] = 65;
+    assert!(message(&plan, &[0]).contains("'big'"));
+}
+
+#[test]
+fn progress_ends_with_everything() {
+    let (plan, dir, _) = simple();
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let last = Mutex::new(None);
+    let note = |p: &Progress<'_>| *last.lock().unwrap() = Some((p.read, p.total, p.ranks.to_vec()));
+    let loaded = Loader::new(&plan, &checkpoint).progress(&note).load().unwrap();
+    let (read, total, ranks) = last.lock().unwrap().clone().unwrap();
+    assert_eq!((read, total), (loaded.stats.bytes_read, loaded.stats.bytes_needed));
+    assert!(ranks.iter().all(|r| r.done == r.total && r.total > 0) && ranks.len() == 2);
+}

@@ -1,0 +1,70 @@
+//! A byte source for tests that fails, returns short, is interrupted or stalls, as it is told.
+
+use std::{
+    io,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use super::{Buffered, ReadAt};
+use crate::checkpoint::Stamp;
+
+/// What a source does from its `after`th read on (counted over all files).
+#[derive(Debug)]
+pub(crate) struct Faults {
+    pub(crate) after: u64,
+    pub(crate) what: Misbehaviour,
+    pub(crate) reads: AtomicU64,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Misbehaviour {
+    /// Fails with this error number.
+    Fails(i32),
+    /// Fails so for this many reads, then recovers.
+    FailsFor(i32, u64),
+    /// Gives at most this many bytes a read.
+    Short(usize),
+    /// Claims that the file ends.
+    Ends,
+    /// Does not come back for so long, then fails.
+    Stalls(Duration),
+}
+
+impl Faults {
+    pub(crate) fn new(after: u64, what: Misbehaviour) -> Self {
+        Self { after, what, reads: AtomicU64::new(0) }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Faulty {
+    pub(super) file: Buffered,
+    pub(super) faults: std::sync::Arc<Faults>,
+}
+
+impl ReadAt for Faulty {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let Some(late) = self.faults.reads.fetch_add(1, Ordering::Relaxed).checked_sub(self.faults.after) else {
+            return self.file.read_at(buffer, offset);
+        };
+        match self.faults.what {
+            Misbehaviour::Fails(errno) => Err(io::Error::from_raw_os_error(errno)),
+            Misbehaviour::FailsFor(errno, times) if late < times => Err(io::Error::from_raw_os_error(errno)),
+            Misbehaviour::FailsFor(..) => self.file.read_at(buffer, offset),
+            Misbehaviour::Short(most) => {
+                let len = buffer.len().min(most);
+                self.file.read_at(&mut buffer[..len], offset)
+            }
+            Misbehaviour::Ends => Ok(0),
+            Misbehaviour::Stalls(time) => {
+                std::thread::sleep(time);
+                Err(io::Error::from_raw_os_error(libc::EIO))
+            }
+        }
+    }
+
+    fn stamp(&self) -> io::Result<Stamp> {
+        self.file.stamp()
+    }
+}
