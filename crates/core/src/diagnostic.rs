@@ -107,23 +107,23 @@ pub struct Diagnostic {
     /// Stable, kebab-case, listed in `docs/diagnostics.md`.
     pub code: &'static str,
     /// One sentence, lowercase, without a final dot: what was expected and what was found.
-    pub message: String,
+    pub message: Box<str>,
     /// Where, if it has a place.
     pub at: Option<Location>,
     /// Other places that matter, with what each is.
     pub also: Vec<(Location, String)>,
     /// What to do about it.
-    pub help: Option<String>,
+    pub help: Option<Box<str>>,
 }
 
 impl Diagnostic {
     /// An error.
-    pub fn error(code: &'static str, message: impl Into<String>) -> Self {
+    pub fn error(code: &'static str, message: impl Into<Box<str>>) -> Self {
         Self { severity: Severity::Error, code, message: message.into(), at: None, also: Vec::new(), help: None }
     }
 
     /// A warning.
-    pub fn warning(code: &'static str, message: impl Into<String>) -> Self {
+    pub fn warning(code: &'static str, message: impl Into<Box<str>>) -> Self {
         Self { severity: Severity::Warning, ..Self::error(code, message) }
     }
 
@@ -143,7 +143,7 @@ impl Diagnostic {
 
     /// With advice.
     #[must_use]
-    pub fn help(mut self, help: impl Into<String>) -> Self {
+    pub fn help(mut self, help: impl Into<Box<str>>) -> Self {
         self.help = Some(help.into());
         self
     }

@@ -329,7 +329,7 @@ mod tests {
         StrategyEntry { name, ..StrategyEntry::of::<Acme>(Place { package, version: "1.2.3", core, file: "src/lib.rs", line }) }
     }
 
-    fn refused(entries: impl IntoIterator<Item = StrategyEntry>) -> String {
+    fn refused(entries: impl IntoIterator<Item = StrategyEntry>) -> Box<str> {
         Registry::new(entries, []).unwrap_err().message
     }
 

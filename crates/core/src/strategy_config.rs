@@ -129,6 +129,20 @@ impl PrecisionSummary {
         }
     }
 
+    /// A summary in words: torch's dtype names, or `checkpoint` for each tensor's own.
+    pub fn of_words(storage: impl Into<Json>, compute: &str, reduce: &str, rule: impl Into<String>, why: impl Into<String>) -> Self {
+        let (compute, reduce) = (Json::from(compute), Json::from(reduce));
+        let (rule, why) = (rule.into(), why.into());
+        Self { storage: storage.into(), output: "none".into(), compute, reduce, rule, why, from: Vec::new() }
+    }
+
+    /// With a dtype that outputs are cast to.
+    #[must_use]
+    pub fn output(mut self, output: impl Into<Json>) -> Self {
+        self.output = output.into();
+        self
+    }
+
     /// With another word for the storage dtype: `checkpoint`, or `{trainable, frozen}`.
     #[must_use]
     pub fn storage(mut self, storage: impl Into<Json>) -> Self {
@@ -162,6 +176,8 @@ pub struct BuildContext<'a> {
     pub files: &'a BTreeMap<String, Source>,
     /// Findings so far.
     pub diagnostics: Vec<Diagnostic>,
+    /// Values that the texts at hand do not decide; `load` refuses while there is one.
+    pub unresolved: Vec<Unresolved>,
 }
 
 impl BuildContext<'_> {
@@ -199,8 +215,12 @@ pub struct Training {
     pub dialect: Dialect,
     /// `bf16`, or accelerate's `mixed_precision`.
     pub mixed: Sourced<Mixed>,
-    /// `peft_config`.
-    pub peft: Sourced<Peft>,
+    /// `peft_config`, or `shardwright.inference`.
+    pub tuning: Sourced<Tuning>,
+    /// `dtype`: what the model is loaded in where the engine keeps the checkpoint's dtype; `None` for each tensor's own.
+    pub model_dtype: Sourced<Option<DType>>,
+    /// Whether every rank first holds the whole model in LLaMA-Factory: `init_config`.
+    pub init: Sourced<Init>,
     /// Ranks.
     pub world_size: Sourced<u32>,
     /// Data-parallel ranks.
@@ -230,6 +250,17 @@ pub enum Dialect {
     Accelerate,
 }
 
+/// `init_config`: where the model is before it is sharded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Init {
+    /// Whole on every rank.
+    Default,
+    /// Whole on rank 0, nowhere else.
+    Rank0,
+    /// Nowhere.
+    Meta,
+}
+
 /// The YAML's own mixed precision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mixed {
@@ -242,8 +273,8 @@ pub enum Mixed {
 }
 
 /// What is trained.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Peft {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tuning {
     /// Everything.
     Full,
     /// Adapters beside a frozen model.
@@ -253,6 +284,19 @@ pub enum Peft {
         /// Whether the trainable ones are made float32.
         cast_trainable: bool,
     },
+    /// Nothing.
+    Inference,
+}
+
+/// A value that the texts at hand do not decide.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Unresolved {
+    /// Its JSON pointer.
+    pub pointer: String,
+    /// What would decide it.
+    pub needs: String,
+    /// Where it is asked for.
+    pub at: Option<Location>,
 }
 
 /// `shardwright.storage_dtype`.

@@ -5,7 +5,9 @@
 
 #![forbid(unsafe_code)]
 
+pub mod config;
 pub mod layout;
 pub mod units;
 
+pub use config::Fsdp2Config;
 pub use layout::Fsdp2;

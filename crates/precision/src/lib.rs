@@ -3,3 +3,5 @@
 //! Pure: no file, no environment, no thread. See `cast` for the kernels.
 
 pub mod cast;
+pub mod policies;
+pub mod rules;

@@ -30,30 +30,40 @@ pub fn from_node<T: DeserializeOwned>(node: &Node, path: &str) -> Result<T, Vec<
             Ok(_) => return Err(errors),
             Err(error) => error,
         };
-        let culprit = error.path.last().cloned().filter(|key| node.get(key).is_some());
+        let path_to: Vec<String> = error.path.iter().rev().cloned().collect();
         errors.push(error.into_diagnostic(path));
-        match culprit {
-            Some(key) => node = std::borrow::Cow::Owned(node.without(&key)),
+        match pruned(&node, &path_to) {
+            Some(rest) => node = std::borrow::Cow::Owned(rest),
             None => return Err(errors),
         }
     }
+}
+
+/// The tree without the innermost entry that a path leads to.
+fn pruned(node: &Node, path: &[String]) -> Option<Node> {
+    let (first, rest) = path.split_first()?;
+    let child = node.get(first)?;
+    let Some(inner) = pruned(child, rest) else { return Some(node.without(first)) };
+    let mut node = node.clone();
+    node.set(first, child.at.clone(), inner);
+    Some(node)
 }
 
 /// Why a tree is no value of a type; [`from_node`] makes it a diagnostic. The path is innermost first.
 #[derive(Debug)]
 pub struct Error {
     code: &'static str,
-    message: String,
+    message: Box<str>,
     at: Option<Location>,
     path: Vec<String>,
-    help: Option<String>,
+    help: Option<Box<str>>,
     /// Whether the message is about the key at the path's end rather than its value.
     about_key: bool,
 }
 
 impl Error {
     fn new(code: &'static str, message: String) -> Self {
-        Self { code, message, at: None, path: Vec::new(), help: None, about_key: false }
+        Self { code, message: message.into(), at: None, path: Vec::new(), help: None, about_key: false }
     }
 
     fn at(mut self, at: &Location) -> Self {
@@ -75,7 +85,7 @@ impl Error {
             }
             full.push_str(part);
         }
-        let message = if self.about_key || full.is_empty() { self.message } else { format!("{full}: {}", self.message) };
+        let message = if self.about_key || full.is_empty() { self.message } else { format!("{full}: {}", self.message).into() };
         let diagnostic = Diagnostic::error(self.code, message).at(self.at);
         match self.help {
             Some(help) => diagnostic.help(help),
@@ -107,7 +117,7 @@ impl de::Error for Error {
 
     fn unknown_variant(found: &str, expected: &'static [&'static str]) -> Self {
         let mut error = Self::new("config-value", format!("expected one of {}, found '{}'", expected.join(", "), short(found)));
-        error.help = nearest(found, expected.iter().copied()).map(|word| format!("did you mean '{word}'?"));
+        error.help = nearest(found, expected.iter().copied()).map(|word| format!("did you mean '{word}'?").into());
         error
     }
 
@@ -123,11 +133,14 @@ impl de::Error for Error {
 fn unknown_key(field: &str, expected: &[&str]) -> Error {
     let mut error = Error::new("config-unknown-key", format!("unknown key '{}'", short(field)));
     error.about_key = true;
-    error.help = Some(match nearest(field, expected.iter().copied()) {
-        Some(word) => format!("did you mean '{word}'?"),
-        None if expected.is_empty() => "this section has no keys".into(),
-        None => format!("known keys: {}", expected.join(", ")),
-    });
+    error.help = Some(
+        match nearest(field, expected.iter().copied()) {
+            Some(word) => format!("did you mean '{word}'?"),
+            None if expected.is_empty() => "this section has no keys".to_owned(),
+            None => format!("known keys: {}", expected.join(", ")),
+        }
+        .into_boxed_str(),
+    );
     error
 }
 
@@ -145,7 +158,7 @@ impl Wrong<'_> {
 }
 
 /// The integer that a value is: of an integer, of a float without a fraction, of a text like `5e8`.
-fn integer(node: &Node) -> Option<i128> {
+pub(super) fn integer(node: &Node) -> Option<i128> {
     let whole = |f: f64| {
         (f.fract() == 0.0 && f.abs() < 1e30).then(|| {
             #[expect(clippy::cast_possible_truncation, reason = "bounded above")]
@@ -157,6 +170,17 @@ fn integer(node: &Node) -> Option<i128> {
         Value::Int(i) => Some(*i),
         Value::Float(f) => whole(*f),
         Value::Text { number: Some(f), .. } => whole(*f),
+        _ => None,
+    }
+}
+
+/// The number that a value is.
+#[expect(clippy::cast_precision_loss, reason = "a float is asked for")]
+pub(super) fn number(node: &Node) -> Option<f64> {
+    match &node.value {
+        Value::Int(i) => Some(*i as f64),
+        Value::Float(f) => Some(*f),
+        Value::Text { number, .. } => *number,
         _ => None,
     }
 }

@@ -3,13 +3,22 @@
 
 pub mod de;
 pub mod document;
+mod draft;
 pub mod json;
+pub mod keys;
 pub mod node;
+mod overrides;
+mod resolve;
 mod scalar;
+mod sections;
+pub mod settings;
 pub mod yaml;
 
 pub use self::{
     de::from_node,
     document::{Document, Origin, Sourced},
+    draft::{Draft, Input},
     node::{Entry, Node, Value},
+    resolve::{DEFAULT_POLICY, Outcome, Resolved, Supplied},
+    settings::{IoSettings, Settings},
 };

@@ -16,6 +16,12 @@ use crate::diagnostic::{Diagnostic, Location, Places, Source};
 /// # Errors
 /// What makes the text no YAML document, or one beyond the limits. Warnings go to `warnings`.
 pub fn parse(source: &Source, warnings: &mut Vec<Diagnostic>) -> Result<Node, Diagnostic> {
+    let node = parse_value(source, warnings)?;
+    Ok(if node.is_null() { Node::map(Vec::new(), node.at) } else { node })
+}
+
+/// As [`parse`], but nothing is null.
+pub(super) fn parse_value(source: &Source, warnings: &mut Vec<Diagnostic>) -> Result<Node, Diagnostic> {
     let whole = source.at(0..0);
     if source.text.len() > MAX_TEXT {
         let message = format!("the file has {} bytes, expected at most {MAX_TEXT}", source.text.len());
@@ -32,12 +38,7 @@ pub fn parse(source: &Source, warnings: &mut Vec<Diagnostic>) -> Result<Node, Di
         nodes: 0,
         warnings,
     };
-    let node = reader.document()?;
-    Ok(match node {
-        Some(Node { value: Value::Null, at, .. }) => Node::map(Vec::new(), at),
-        Some(node) => node,
-        None => Node::map(Vec::new(), whole),
-    })
+    Ok(reader.document()?.unwrap_or_else(|| Node::new(Value::Null, whole)))
 }
 
 /// Byte offsets of character indices, which is what the parser counts in.

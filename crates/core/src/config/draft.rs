@@ -1,0 +1,155 @@
+//! The first phase: the texts at hand are read, and the draft says what else it needs: files, and the model's config.json. No value of a
+//! draft can be used; `resolve` turns it into a [`Resolved`](super::Resolved).
+
+use std::collections::BTreeMap;
+
+use super::{
+    keys::{self, EXTRA, KEYS},
+    node::Node,
+    overrides,
+    sections::{self, Section},
+    yaml,
+};
+use crate::{
+    diagnostic::{Diagnostic, ENVIRONMENT, Location, Severity, Source},
+    registry::{ErasedConfig, Registry},
+    strategy_config::Dialect,
+};
+
+/// What a draft is made of.
+#[derive(Clone, Debug)]
+pub struct Input {
+    /// The YAML.
+    pub config: Source,
+    /// `KEY=VALUE`, in order.
+    pub overrides: Vec<String>,
+    /// The environment, or the part of it that matters.
+    pub env: BTreeMap<String, String>,
+}
+
+/// The parsed strategy section.
+pub(super) struct StrategySection {
+    pub(super) section: Section,
+    pub(super) config: Box<dyn ErasedConfig>,
+}
+
+/// A config that is read but not decided.
+pub struct Draft {
+    pub(super) sources: Vec<Source>,
+    pub(super) root: Node,
+    pub(super) dialect: Dialect,
+    /// Sections by key, their names taken out.
+    pub(super) sections: BTreeMap<&'static str, Section>,
+    pub(super) strategy: Option<StrategySection>,
+    pub(super) diagnostics: Vec<Diagnostic>,
+}
+
+impl std::fmt::Debug for Draft {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Draft").field("root", &self.root).field("diagnostics", &self.diagnostics).finish_non_exhaustive()
+    }
+}
+
+impl Draft {
+    /// Reads the texts. What is wrong with them is in [`Draft::diagnostics`].
+    pub fn parse(input: &Input, registry: &Registry) -> Self {
+        let mut diagnostics = Vec::new();
+        let sources = vec![input.config.clone(), overrides::source(&input.overrides), environment(&input.env)];
+        let mut root = yaml::parse(&input.config, &mut diagnostics).unwrap_or_else(|error| {
+            diagnostics.push(error);
+            Node::map(Vec::new(), input.config.at(0..0))
+        });
+        if !root.is_map() {
+            let message = format!("expected a mapping of keys to values, found {}", root.describe());
+            diagnostics.push(Diagnostic::error("config-type", message).at(root.at.clone()));
+            root = Node::map(Vec::new(), root.at);
+        }
+        overrides::apply(&mut root, &sources[1], &mut diagnostics);
+        let mut draft = Self { sources, root, dialect: Dialect::LlamaFactory, sections: BTreeMap::new(), strategy: None, diagnostics };
+        draft.check_keys(&input.env);
+        draft.read_sections();
+        draft.read_strategy(registry);
+        draft
+    }
+
+    fn check_keys(&mut self, env: &BTreeMap<String, String>) {
+        const VARIABLE: &str = "ALLOW_EXTRA_KEYS";
+        let enabled = |v: &String| matches!(v.to_lowercase().as_str(), "true" | "yes" | "on" | "t" | "y" | "1");
+        let allowed = env.get(VARIABLE).filter(|v| enabled(v)).map(|_| "ALLOW_EXTRA_KEYS is set");
+        let known = KEYS.iter().chain(EXTRA).map(|k| k.name);
+        keys::unknown_keys(&self.root, "", known, allowed, &mut self.diagnostics);
+    }
+
+    fn read_sections(&mut self) {
+        for key in KEYS.iter().filter(|k| k.kind == keys::Kind::Section) {
+            match sections::read(self.root.get(key.name), key.name, &self.sources, &mut self.diagnostics) {
+                Ok(Some(section)) => drop(self.sections.insert(key.name, section)),
+                Ok(None) => {}
+                Err(error) => self.diagnostics.push(error),
+            }
+        }
+    }
+
+    fn read_strategy(&mut self, registry: &Registry) {
+        let Some(section) = self.sections.get("dist_config").cloned() else { return };
+        let entry = match registry.strategy(&section.name) {
+            Ok(entry) => entry,
+            Err(error) => return self.diagnostics.push(error.at(section.name_at)),
+        };
+        match (entry.parse)(&section.body, "dist_config") {
+            Ok(config) => self.strategy = Some(StrategySection { section, config }),
+            Err(errors) => self.diagnostics.extend(errors),
+        }
+    }
+
+    /// Findings so far.
+    pub fn diagnostics(&self) -> &[Diagnostic] {
+        &self.diagnostics
+    }
+
+    /// True where an error was found.
+    pub fn has_errors(&self) -> bool {
+        self.diagnostics.iter().any(|d| d.severity == Severity::Error)
+    }
+
+    /// The texts that places point into.
+    pub fn sources(&self) -> &[Source] {
+        &self.sources
+    }
+
+    /// Files that the config names, as written there.
+    pub fn files(&self) -> Vec<String> {
+        self.strategy.as_ref().map(|s| s.config.files()).unwrap_or_default()
+    }
+
+    /// The model, as written or by default: a directory or a hub id.
+    pub fn model(&self) -> String {
+        self.root.get("model").and_then(Node::as_str).map_or_else(|| DEFAULT_MODEL.to_owned(), str::to_owned)
+    }
+}
+
+/// LLaMA-Factory's default.
+pub(super) const DEFAULT_MODEL: &str = "Qwen/Qwen3-4B-Instruct-2507";
+
+/// Environment variables that a value can be from.
+pub(super) const VARIABLES: &[&str] =
+    &["WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "ALLOW_EXTRA_KEYS"];
+
+fn environment(env: &BTreeMap<String, String>) -> Source {
+    let lines: Vec<String> =
+        VARIABLES.iter().filter_map(|name| Some(format!("{name}={}", env.get(*name)?.replace(['\n', '\r'], " ")))).collect();
+    Source::new(ENVIRONMENT, lines.join("\n"))
+}
+
+/// Where the environment sets a variable.
+pub(super) fn variable(environment: &Source, name: &str) -> Option<Location> {
+    let prefix = format!("{name}=");
+    let mut start = 0;
+    for line in environment.text.split('\n') {
+        if line.starts_with(&prefix) {
+            return Some(environment.at(start..start + line.len()));
+        }
+        start += line.len() + 1;
+    }
+    None
+}

@@ -1,0 +1,123 @@
+//! `shardwright: {…}`: what only shardwright knows, as types.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+
+use crate::{DType, Globs, strategy_config::StorageDtype};
+
+/// The section `shardwright`, its `precision` taken out.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct Settings {
+    /// What shards are kept in: `checkpoint` for each tensor's own dtype, or a dtype; null for what the engine would do.
+    #[schemars(with = "Option<String>")]
+    pub storage_dtype: Option<Stored>,
+    /// Globs of float tensors that are buffers all the same: whole on every rank, never cast.
+    pub buffers: Globs,
+    /// Globs of modules that are an all-gather group each, instead of the strategy's own choice.
+    pub units: Globs,
+    /// Allow DeepSpeed's fp16, which LLaMA-Factory refuses.
+    pub zero3_fp16: bool,
+    /// Load for inference: nothing is trained, and the checkpoint's dtype is kept.
+    pub inference: bool,
+    /// Where shards are placed: `cpu`, `cuda`, or `cuda:N`; null for the command line's choice.
+    pub device: Option<String>,
+    /// How files are read.
+    pub io: IoSettings,
+}
+
+/// How files are read; null leaves each to the engine.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct IoSettings {
+    /// Threads that read and cast, per process.
+    pub threads: Option<u32>,
+    /// Reads in flight.
+    pub queue_depth: Option<u32>,
+    /// Bytes of one read: a number, or one with KiB, MiB or GiB.
+    pub block_size: Option<ByteSize>,
+    /// Bypass the page cache.
+    pub direct: Option<bool>,
+    /// Map files instead of reading them.
+    pub mmap: Option<bool>,
+    /// Drop what was read from the page cache.
+    pub drop_cache: Option<bool>,
+}
+
+/// A number of bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct ByteSize(pub u64);
+
+impl ByteSize {
+    /// Reads `4194304`, `4 MiB`, `512K`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let text = text.trim();
+        let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+        let number: u64 = text[..digits].parse().ok()?;
+        let shift = match text[digits..].trim().to_ascii_lowercase().as_str() {
+            "" | "b" => 0,
+            "k" | "kib" => 10,
+            "m" | "mib" => 20,
+            "g" | "gib" => 30,
+            _ => return None,
+        };
+        number.checked_mul(1 << shift).map(Self)
+    }
+}
+
+impl<'de> Deserialize<'de> for ByteSize {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl serde::de::Visitor<'_> for Visitor {
+            type Value = ByteSize;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a number of bytes such as 4194304 or 4MiB")
+            }
+            fn visit_u64<E: serde::de::Error>(self, v: u64) -> Result<ByteSize, E> {
+                Ok(ByteSize(v))
+            }
+            fn visit_str<E: serde::de::Error>(self, v: &str) -> Result<ByteSize, E> {
+                ByteSize::parse(v).ok_or_else(|| E::invalid_value(serde::de::Unexpected::Str(v), &self))
+            }
+        }
+        d.deserialize_any(Visitor)
+    }
+}
+
+impl JsonSchema for ByteSize {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "ByteSize".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({ "type": ["integer", "string"], "description": "bytes: 4194304, or 4MiB" })
+    }
+}
+
+/// [`StorageDtype`] as the YAML spells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stored(pub StorageDtype);
+
+impl Serialize for Stored {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            StorageDtype::Checkpoint => s.serialize_str("checkpoint"),
+            StorageDtype::Fixed(dtype) => dtype.serialize(s),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Stored {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(d)?;
+        if text == "checkpoint" || text == "auto" {
+            return Ok(Self(StorageDtype::Checkpoint));
+        }
+        DType::from_spelling(&text).filter(|d| d.is_float()).map(|d| Self(StorageDtype::Fixed(d))).ok_or_else(|| {
+            D::Error::custom(format!("expected checkpoint, float32, bfloat16 or float16, found '{}'", super::node::short(&text)))
+        })
+    }
+}

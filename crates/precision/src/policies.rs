@@ -1,0 +1,6 @@
+//! The built-in precision policies, as `shardwright.precision: {name: …}` names them.
+
+pub mod mixed;
+pub mod uniform;
+
+pub use self::{mixed::MixedConfig, mixed::Ruled, uniform::UniformConfig};

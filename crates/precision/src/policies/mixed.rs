@@ -1,0 +1,74 @@
+//! `mixed`: what the engine that the YAML is for would do, unless a key says otherwise. The default.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use shardwright_core::{
+    DType, Precision, PrecisionPolicy, TensorMeta,
+    diagnostic::Diagnostic,
+    replicate::REPLICATE,
+    strategy_config::{BuiltPolicy, Dialect, PolicyConfig, PolicyContext},
+};
+
+use crate::rules::{self, Case, Keep};
+
+/// A case of the rules as a policy.
+#[derive(Clone, Debug)]
+pub struct Ruled(pub Case);
+
+impl PrecisionPolicy for Ruled {
+    fn decide(&self, param: &TensorMeta, trainable: bool) -> Precision {
+        self.0.decide(param.dtype, trainable)
+    }
+}
+
+impl Ruled {
+    /// With its summary.
+    pub fn built<P: Into<String>>(case: Case, from: impl IntoIterator<Item = P>) -> BuiltPolicy {
+        let summary = case.summary().from(from);
+        BuiltPolicy::new(Self(case), summary)
+    }
+}
+
+/// Storage and compute apart, as FSDP2 has it.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct MixedConfig {
+    /// What shards are kept in; null for what the engine would do.
+    pub storage: Option<DType>,
+    /// What is gathered and computed in; null for what the engine would do.
+    pub compute: Option<DType>,
+    /// What gradients are reduced in; null for what the engine would do.
+    pub reduce: Option<DType>,
+}
+
+impl PolicyConfig for MixedConfig {
+    const NAME: &'static str = "mixed";
+    const SUMMARY: &'static str = "storage and compute apart: float32 shards, bfloat16 compute, as FSDP2 in LLaMA-Factory; the default";
+
+    fn build(self, cx: &mut PolicyContext<'_>) -> Result<BuiltPolicy, Diagnostic> {
+        let training = cx.training;
+        let (mixed, tuning, model) = (training.mixed.value, training.tuning.value, training.model_dtype.value);
+        let mut from = vec!["/training/peft_config", "/training/bf16"];
+        let mut case = match (training.dialect, cx.strategy) {
+            (Dialect::LlamaFactory, REPLICATE) => rules::replicate(tuning, model),
+            (Dialect::LlamaFactory, _) => rules::fsdp2(mixed, tuning, model),
+            (Dialect::Accelerate, _) => {
+                from = vec!["/training/mixed_precision"];
+                rules::accelerate_fsdp2(mixed, tuning, model)
+            }
+        }
+        .stored_in(cx.storage);
+        if let Some(storage) = self.storage {
+            (case.trainable, case.frozen) = (Keep::Fixed(storage), Keep::Fixed(storage));
+        }
+        case.compute = self.compute.map_or(case.compute, Keep::Fixed);
+        case.reduce = self.reduce.map_or(case.reduce, Keep::Fixed);
+        if self.storage.is_some() || self.compute.is_some() || self.reduce.is_some() {
+            case.why.push_str("; where shardwright.precision names a dtype, that");
+            from.push("/shardwright/precision");
+        }
+        Ok(Ruled::built(case, from))
+    }
+}
+
+shardwright_core::register_precision!(MixedConfig);
