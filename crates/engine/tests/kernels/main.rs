@@ -1,0 +1,175 @@
+//! The device's cast kernels without a device: their source, compiled for the host, against the CPU's scalar reference; their PTX against
+//! their source.
+
+#[path = "../../../precision/tests/cast/inputs.rs"]
+mod inputs;
+
+use std::{
+    io::Write,
+    mem::MaybeUninit,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use sha2::{Digest, Sha256};
+use shardwright_core::DType;
+use shardwright_precision::cast::{SimdLevel, caster_at};
+
+const DTYPES: [DType; 6] = [DType::F64, DType::F32, DType::F16, DType::BF16, DType::F8E4M3, DType::F8E5M2];
+const GUARD: [u8; 32] = [0xA5; 32];
+
+fn source() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("src/device/kernels/cast.cu")
+}
+
+fn size(dtype: DType) -> usize {
+    usize::try_from(dtype.bits() / 8).unwrap()
+}
+
+/// Every cast as (from, to, kernel), and the copy.
+fn kernels() -> impl Iterator<Item = (DType, DType, String)> {
+    let name = |d: DType| d.safetensors_name().to_ascii_lowercase();
+    let casts = DTYPES
+        .into_iter()
+        .flat_map(move |a| DTYPES.into_iter().filter(move |&b| a != b).map(move |b| (a, b, format!("cast_{}_{}", name(a), name(b)))));
+    std::iter::once((DType::U8, DType::U8, "copy".to_owned())).chain(casts)
+}
+
+pub(crate) fn cast_at(level: SimdLevel, from: DType, to: DType, src: &[u8]) -> Vec<u8> {
+    let mut out = vec![MaybeUninit::new(0); src.len() / size(from) * size(to)];
+    caster_at(level, from, to).unwrap()(src, &mut out);
+    // SAFETY: it was made of initialised bytes, and casts write no others.
+    out.into_iter().map(|b| unsafe { b.assume_init() }).collect()
+}
+
+/// Compiles the kernels for the host under the sanitizers where there are any; says why where that cannot be.
+fn compile(dir: &Path) -> Result<PathBuf, String> {
+    let program = dir.join("host");
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
+    let mut last = String::new();
+    for sanitize in [&["-fsanitize=address,undefined", "-fno-sanitize-recover=all"][..], &[]] {
+        let built = Command::new(&compiler)
+            .args(["-std=c++17", "-O2", "-ffp-contract=off", "-Wno-unknown-pragmas", "-rdynamic"])
+            .args(sanitize)
+            .arg(format!("-DCAST_CU=\"{}\"", source().display()))
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kernels/host.cpp"))
+            .arg("-o")
+            .arg(&program)
+            .arg("-ldl")
+            .output()
+            .map_err(|e| format!("no C++ compiler '{compiler}': {e}"))?;
+        if built.status.success() {
+            return Ok(program);
+        }
+        last = String::from_utf8_lossy(&built.stderr).into_owned();
+    }
+    panic!("{compiler} does not compile the kernels:\n{last}");
+}
+
+/// What one run of a kernel is asked: how far source and destination lie behind a multiple of 16, and the source.
+struct Request<'a> {
+    src_skew: usize,
+    dst_skew: usize,
+    src: &'a [u8],
+}
+
+fn run(program: &Path, kernel: &str, from: DType, to: DType, requests: &[Request<'_>]) -> Vec<u8> {
+    let mut input = tempfile::tempfile().unwrap();
+    let mut writer = std::io::BufWriter::new(&mut input);
+    for r in requests {
+        for number in [r.src_skew, r.dst_skew, r.src.len() / size(from)] {
+            writer.write_all(&(number as u64).to_le_bytes()).unwrap();
+        }
+        writer.write_all(r.src).unwrap();
+    }
+    writer.flush().unwrap();
+    drop(writer);
+    std::io::Seek::rewind(&mut input).unwrap();
+    let command = [kernel.to_owned(), size(from).to_string(), size(to).to_string()];
+    let answer = Command::new(program).args(&command).stdin(Stdio::from(input)).stderr(Stdio::inherit()).output().unwrap();
+    assert!(answer.status.success(), "{kernel}: {}", answer.status);
+    answer.stdout
+}
+
+/// Asserts that the kernel gives the reference's bits for each request and writes nothing beside them.
+fn check(program: &Path, from: DType, to: DType, kernel: &str, requests: &[Request<'_>]) {
+    let answer = run(program, kernel, from, to, requests);
+    let mut rest = &answer[..];
+    for r in requests {
+        let want = cast_at(SimdLevel::Scalar, from, to, r.src);
+        let (got, left) = rest.split_at(want.len() + 2 * GUARD.len());
+        let (before, got) = got.split_at(GUARD.len());
+        let (got, behind) = got.split_at(want.len());
+        let place = format!("{kernel}, {} elements at +{} to +{}", r.src.len() / size(from), r.src_skew, r.dst_skew);
+        if got != want {
+            let (a, b) = (size(from), size(to));
+            let i = (0..want.len() / b).find(|i| got[i * b..][..b] != want[i * b..][..b]).unwrap();
+            let at = |bytes: &[u8], size: usize| format!("{:02x?}", &bytes[i * size..][..size]);
+            panic!("{place}: element {i}, bytes {}, became {}, expected {}", at(r.src, a), at(got, b), at(&want, b));
+        }
+        assert!(before == GUARD && behind == GUARD, "{place}: wrote outside");
+        rest = left;
+    }
+    assert!(rest.is_empty(), "{kernel}");
+}
+
+/// The program, or its absence said by name.
+fn program(test: &str, dir: &Path) -> Option<PathBuf> {
+    compile(dir).inspect_err(|why| eprintln!("skipped: {test}: {why}")).ok()
+}
+
+#[test]
+fn every_kernel_gives_the_references_bits_on_all_inputs_of_small_dtypes_and_all_boundaries_of_large_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(program) = program("every_kernel_gives_the_references_bits", dir.path()) else { return };
+    for (from, to, kernel) in kernels() {
+        check(&program, from, to, &kernel, &[Request { src_skew: 0, dst_skew: 0, src: &inputs::inputs(from) }]);
+    }
+}
+
+#[test]
+fn a_kernels_tiles_may_lie_anywhere_and_end_anywhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(program) = program("a_kernels_tiles_may_lie_anywhere_and_end_anywhere", dir.path()) else { return };
+    for (from, to, kernel) in kernels() {
+        let src = inputs::inputs(from);
+        let mut requests = Vec::new();
+        for count in (0..70).chain([127, 257]).filter(|n| n * size(from) <= src.len()) {
+            for (src_skew, dst_skew) in [(0, 0), (8, 0), (0, 8), (4, 12), (2, 6), (1, 1), (7, 0), (0, 3), (15, 14), (9, 8)] {
+                requests.push(Request {
+                    src_skew,
+                    dst_skew,
+                    src: &src[src.len() / 2 / 8 * 8..][..(count * size(from)).min(src.len() / 2)],
+                });
+            }
+        }
+        check(&program, from, to, &kernel, &requests);
+    }
+}
+
+#[test]
+fn the_ptx_names_the_source_that_it_was_made_from() {
+    let ptx = std::fs::read_to_string(source().with_extension("ptx")).unwrap();
+    let digest: String = Sha256::digest(std::fs::read(source()).unwrap()).iter().map(|b| format!("{b:02x}")).collect();
+    assert!(
+        ptx.contains(&format!("// sha256 of cast.cu: {digest}\n")),
+        "run scripts/make-ptx.py: cast.cu has changed since cast.ptx was made"
+    );
+    for (_, _, kernel) in kernels() {
+        assert_eq!(ptx.matches(&format!(".visible .entry {kernel}(")).count(), 1, "{kernel}");
+    }
+    assert!(ptx.contains("ld.global.v2.u64") && ptx.contains("st.v2.u64"), "no 16-byte accesses");
+}
+
+#[test]
+fn the_ptx_is_what_the_source_compiles_to() {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/make-ptx.py");
+    match Command::new("python3").arg(script).arg("--check").output() {
+        Ok(out) if out.status.success() => {}
+        Ok(out) if out.status.code() == Some(77) => {
+            eprint!("skipped: the_ptx_is_what_the_source_compiles_to: {}", String::from_utf8_lossy(&out.stderr));
+        }
+        Ok(out) => panic!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr)),
+        Err(e) => eprintln!("skipped: the_ptx_is_what_the_source_compiles_to: no python3: {e}"),
+    }
+}
