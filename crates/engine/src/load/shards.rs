@@ -22,7 +22,6 @@ pub struct Loaded<'p> {
 }
 
 /// The shards of one rank.
-#[derive(Debug)]
 pub struct RankShards<'p> {
     plan: &'p ShardPlan,
     rank: u32,
@@ -57,6 +56,12 @@ impl<'p> Loaded<'p> {
         let shards = layouts.into_iter().zip(arenas).zip(ranks);
         let ranks = shards.map(|((layout, arenas), stats)| RankShards { plan, rank: layout.rank, arenas, slots: layout.slots, stats });
         Self { ranks: ranks.collect(), stats }
+    }
+}
+
+impl std::fmt::Debug for RankShards<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RankShards").field("rank", &self.rank).field("stats", &self.stats).finish_non_exhaustive()
     }
 }
 

@@ -321,22 +321,13 @@ fn a_file_that_is_rewritten_during_the_load_is_refused() {
     let (plan, dir, _) = simple();
     let path = dir.path().join("model.safetensors");
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
-    let faults = Arc::new(Faults::new(2, Misbehaviour::Short(64)));
-    let writer = {
-        let (path, faults) = (path.clone(), Arc::clone(&faults));
-        std::thread::spawn(move || {
-            while faults.reads.load(std::sync::atomic::Ordering::Relaxed) < 5 {
-                std::thread::yield_now();
-            }
-            let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
-            file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
-        })
+    let rewrite = move || {
+        let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+        file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
     };
     let mut loader = Loader::new(&plan, &checkpoint).io(small_blocks());
-    loader.faults = Some(faults);
-    let error = loader.load();
-    writer.join().unwrap();
-    let error = error.unwrap_err();
+    loader.faults = Some(Arc::new(Faults::new(5, Misbehaviour::Does(Box::new(rewrite)))));
+    let error = loader.load().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Checkpoint);
     assert!(error.to_string().contains("was written to"), "{error}");
 }

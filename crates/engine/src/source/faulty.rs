@@ -10,14 +10,12 @@ use super::{Buffered, ReadAt};
 use crate::checkpoint::Stamp;
 
 /// What a source does from its `after`th read on (counted over all files).
-#[derive(Debug)]
 pub(crate) struct Faults {
     pub(crate) after: u64,
     pub(crate) what: Misbehaviour,
     pub(crate) reads: AtomicU64,
 }
 
-#[derive(Clone, Copy, Debug)]
 pub(crate) enum Misbehaviour {
     /// Fails with this error number.
     Fails(i32),
@@ -29,6 +27,14 @@ pub(crate) enum Misbehaviour {
     Ends,
     /// Does not come back for so long, then fails.
     Stalls(Duration),
+    /// Does this before the first of these reads, which goes well.
+    Does(Box<dyn Fn() + Send + Sync>),
+}
+
+impl std::fmt::Debug for Faults {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "faults from read {} on", self.after)
+    }
 }
 
 impl Faults {
@@ -48,18 +54,24 @@ impl ReadAt for Faulty {
         let Some(late) = self.faults.reads.fetch_add(1, Ordering::Relaxed).checked_sub(self.faults.after) else {
             return self.file.read_at(buffer, offset);
         };
-        match self.faults.what {
-            Misbehaviour::Fails(errno) => Err(io::Error::from_raw_os_error(errno)),
-            Misbehaviour::FailsFor(errno, times) if late < times => Err(io::Error::from_raw_os_error(errno)),
+        match &self.faults.what {
+            Misbehaviour::Fails(errno) => Err(io::Error::from_raw_os_error(*errno)),
+            Misbehaviour::FailsFor(errno, times) if late < *times => Err(io::Error::from_raw_os_error(*errno)),
             Misbehaviour::FailsFor(..) => self.file.read_at(buffer, offset),
             Misbehaviour::Short(most) => {
-                let len = buffer.len().min(most);
+                let len = buffer.len().min(*most);
                 self.file.read_at(&mut buffer[..len], offset)
             }
             Misbehaviour::Ends => Ok(0),
             Misbehaviour::Stalls(time) => {
-                std::thread::sleep(time);
+                std::thread::sleep(*time);
                 Err(io::Error::from_raw_os_error(libc::EIO))
+            }
+            Misbehaviour::Does(it) => {
+                if late == 0 {
+                    it();
+                }
+                self.file.read_at(buffer, offset)
             }
         }
     }
