@@ -30,6 +30,7 @@ pub use self::{
 use crate::{
     checkpoint::Checkpoint,
     error::{EngineError, ErrorKind, Result},
+    load::{CancelToken, Loaded},
     manifest::FileDigest,
     parallel,
 };
@@ -42,7 +43,7 @@ pub struct Saver<'a> {
     format: Format,
     overwrite: bool,
     progress: &'a (dyn Fn(u64) + Sync),
-    cancelled: &'a (dyn Fn() -> bool + Sync),
+    cancel: CancelToken,
 }
 
 /// What a save wrote.
@@ -59,7 +60,7 @@ impl<'a> Saver<'a> {
     /// A saver of `plan`'s shards of `checkpoint` into `dir`, which is made if need be.
     pub fn new(plan: &'a ShardPlan, checkpoint: &'a Checkpoint, dir: impl Into<PathBuf>) -> Self {
         let format = Format::of(plan);
-        Self { plan, checkpoint, dir: dir.into(), format, overwrite: false, progress: &|_| {}, cancelled: &|| false }
+        Self { plan, checkpoint, dir: dir.into(), format, overwrite: false, progress: &|_| {}, cancel: CancelToken::new() }
     }
 
     /// Whether a save that is there already may be replaced.
@@ -76,10 +77,10 @@ impl<'a> Saver<'a> {
         self
     }
 
-    /// Is asked before every block whether to stop.
+    /// Stops it, at the next block, when that token is cancelled.
     #[must_use]
-    pub fn cancelled(mut self, cancelled: &'a (dyn Fn() -> bool + Sync)) -> Self {
-        self.cancelled = cancelled;
+    pub fn cancel(mut self, cancel: &CancelToken) -> Self {
+        self.cancel = cancel.clone();
         self
     }
 
@@ -102,6 +103,14 @@ impl<'a> Saver<'a> {
         self.refuse(&self.identity()?)?;
         copied::find(self.checkpoint)?;
         refuse::check_space(&self.dir, self.bytes(ranks)? - self.checkpoint.files().iter().map(|f| f.stamp.size).sum::<u64>())
+    }
+
+    /// Saves all ranks of a load: [`Saver::save`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn save_loaded(&self, loaded: &Loaded<'_>) -> Result<Saved> {
+        self.save(&loaded.ranks.iter().map(|rank| rank as &dyn RankBytes).collect::<Vec<_>>())
     }
 
     /// Saves these ranks, and completes the directory if they were the last.
@@ -134,7 +143,7 @@ impl<'a> Saver<'a> {
     /// Before and after every block.
     fn watch(&self, bytes: u64) -> Result<()> {
         (self.progress)(bytes);
-        match (self.cancelled)() {
+        match self.cancel.is_cancelled() {
             true => Err(EngineError::new(ErrorKind::Cancelled, "the save was stopped").file(&self.dir)),
             false => Ok(()),
         }
@@ -158,5 +167,7 @@ impl std::fmt::Debug for Saver<'_> {
     }
 }
 
+#[cfg(test)]
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

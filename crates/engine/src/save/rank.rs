@@ -10,6 +10,7 @@ use super::{
 use crate::{
     digest::sha256,
     error::{EngineError, ErrorKind, Result},
+    load::RankShards,
     manifest::{FileDigest, RankFiles, RankManifest, TensorDigest, VERSION, seal},
 };
 
@@ -20,6 +21,16 @@ pub trait RankBytes: Sync {
 
     /// The valid bytes, row-major and little-endian, of its part of the tensor that the plan has at that index.
     fn valid(&self, tensor: usize) -> &[u8];
+}
+
+impl RankBytes for RankShards<'_> {
+    fn rank(&self) -> u32 {
+        self.rank()
+    }
+
+    fn valid(&self, tensor: usize) -> &[u8] {
+        self.tensor(tensor).bytes
+    }
 }
 
 /// A rank's files under temporary names, synced.

@@ -4,7 +4,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io,
+    io::{self, Write as _},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -55,7 +55,7 @@ impl Staged {
     /// Appends, in blocks.
     pub(super) fn write(&mut self, bytes: &[u8], watch: Watch<'_>) -> Result<()> {
         for block in bytes.chunks(BLOCK) {
-            write_block(&mut self.file, block).map_err(|e| EngineError::io("cannot write the file", &self.target, e).offset(self.bytes))?;
+            self.file.write_all(block).map_err(|e| EngineError::io("cannot write the file", &self.target, e).offset(self.bytes))?;
             self.hasher.update(block);
             self.bytes += block.len() as u64;
             watch(block.len() as u64)?;
@@ -83,10 +83,6 @@ impl Drop for Staged {
             let _ = fs::remove_file(&self.temporary);
         }
     }
-}
-
-fn write_block(file: &mut impl io::Write, block: &[u8]) -> io::Result<()> {
-    file.write_all(block)
 }
 
 /// Writes a small file whole: [`Staged`] from begin to end.
@@ -168,5 +164,32 @@ mod tests {
         remove_leftovers(dir.path());
         let left = [living.temporary.file_name().unwrap().to_str().unwrap(), "other"];
         assert_eq!(names(dir.path()), left);
+    }
+
+    /// A staged file whose bytes go to `device` instead.
+    fn onto(dir: &Path, device: &str) -> Staged {
+        let mut staged = Staged::create(dir, "shard").unwrap();
+        staged.file = OpenOptions::new().write(true).open(device).unwrap();
+        staged
+    }
+
+    /// The kernel's own full disk, and its own broken one: nothing is mapped at address 0.
+    #[test]
+    fn a_full_or_a_broken_disk_is_told_with_file_place_and_cause() {
+        let dir = tempfile::tempdir().unwrap();
+        for (device, code) in [("/dev/full", libc::ENOSPC), ("/proc/self/mem", libc::EIO)] {
+            let error = onto(dir.path(), device).write(&[0; 64], &|_| Ok(())).unwrap_err();
+            assert_eq!((error.kind(), error.io_error().and_then(io::Error::raw_os_error)), (ErrorKind::Io, Some(code)));
+            assert!(error.to_string().contains("shard: cannot write the file at byte 0: "), "{error}");
+            assert!(names(dir.path()).is_empty(), "nothing is left");
+        }
+    }
+
+    /// What a device tells only when it is synced is told too.
+    #[test]
+    fn a_failing_sync_is_a_failure() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = onto(dir.path(), "/dev/full").sync().unwrap_err();
+        assert!(error.to_string().contains("shard: cannot bring the file to the disk"), "{error}");
     }
 }

@@ -115,17 +115,28 @@ impl Verifier<'_> {
 
     /// The header must tell what the plan says this rank keeps. Only a forged manifest leads here with another.
     fn check_header(&self, path: &Path, rank: u32, told: &RankManifest, found: &mut Verified) -> Result<()> {
-        let file = Safetensors::open(path, ErrorKind::Mismatch)?;
+        let file = match Safetensors::open(path, ErrorKind::Mismatch) {
+            Err(e) if e.kind() == ErrorKind::Mismatch => {
+                found.problem(e.rank(rank));
+                return Ok(());
+            }
+            other => other?,
+        };
         let plan = &self.manifest.plan;
         let expected = entries::entries(plan, rank).map_err(|what| EngineError::new(ErrorKind::Plan, what).rank(rank))?;
-        let parts = header::parts(&file.metadata).map_err(|what| mismatch(path, what).rank(rank))?;
-        let matches = |(entry, stored): (&entries::Entry, &super::shard::StoredTensor)| {
-            plan.tensors[entry.tensor].name == stored.name
-                && (entry.dtype, &entry.shape) == (stored.dtype, &stored.shape)
-                && parts.get(&stored.name) == Some(&entry.part)
+        let parts = header::parts(&file.metadata).unwrap_or_else(|what| {
+            found.problem(mismatch(path, what).rank(rank));
+            BTreeMap::new()
+        });
+        // By name: the order of empty tensors, which all lie at one offset, is nobody's.
+        let stored: BTreeMap<&str, _> = file.tensors.iter().map(|t| (t.name.as_str(), t)).collect();
+        let matches = |entry: &entries::Entry| {
+            let name = plan.tensors[entry.tensor].name.as_str();
+            let same = |t: &&super::shard::StoredTensor| (t.dtype, &t.shape) == (entry.dtype, &entry.shape);
+            stored.get(name).is_some_and(same) && parts.get(name) == Some(&entry.part)
         };
-        let same = expected.len() == file.tensors.len() && expected.iter().zip(&file.tensors).all(matches);
-        let digests = told.tensors.iter().map(|t| &t.name).eq(file.tensors.iter().map(|t| &t.name));
+        let same = expected.len() == stored.len() && expected.iter().all(matches);
+        let digests = told.tensors.iter().map(|t| &t.name).eq(expected.iter().map(|e| &plan.tensors[e.tensor].name));
         if !(same && digests) {
             found.problem(mismatch(path, "its header does not tell of the tensors that the plan gives this rank").rank(rank));
         }

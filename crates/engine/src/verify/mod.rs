@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use crate::{
     checkpoint::Checkpoint,
     error::{EngineError, ErrorKind, Result},
+    load::CancelToken,
     manifest::{Manifest, RankManifest},
     parallel,
     save::{MANIFEST, names},
@@ -29,7 +30,7 @@ pub struct Verifier<'a> {
     manifest: Manifest,
     against: Option<&'a Checkpoint>,
     progress: &'a (dyn Fn(u64) + Sync),
-    cancelled: &'a (dyn Fn() -> bool + Sync),
+    cancel: CancelToken,
 }
 
 /// What was found.
@@ -68,7 +69,7 @@ impl<'a> Verifier<'a> {
             return Err(EngineError::new(ErrorKind::Checkpoint, unfinished(&dir)).file(dir));
         }
         let manifest = Manifest::read(&dir)?;
-        Ok(Self { dir, manifest, against: None, progress: &|_| {}, cancelled: &|| false })
+        Ok(Self { dir, manifest, against: None, progress: &|_| {}, cancel: CancelToken::new() })
     }
 
     /// Compares every element with this checkpoint too.
@@ -85,10 +86,10 @@ impl<'a> Verifier<'a> {
         self
     }
 
-    /// Is asked before every block whether to stop.
+    /// Stops it, at the next block, when that token is cancelled.
     #[must_use]
-    pub fn cancelled(mut self, cancelled: &'a (dyn Fn() -> bool + Sync)) -> Self {
-        self.cancelled = cancelled;
+    pub fn cancel(mut self, cancel: &CancelToken) -> Self {
+        self.cancel = cancel.clone();
         self
     }
 
@@ -123,7 +124,7 @@ impl<'a> Verifier<'a> {
 
     fn watch(&self, bytes: u64) -> Result<()> {
         (self.progress)(bytes);
-        match (self.cancelled)() {
+        match self.cancel.is_cancelled() {
             true => Err(EngineError::new(ErrorKind::Cancelled, "the verification was stopped").file(&self.dir)),
             false => Ok(()),
         }
