@@ -1,4 +1,7 @@
-//! Exit codes, in one place. They are part of the interface and listed in `--help`.
+//! Exit codes, in one place, and how failures get theirs. The codes are part of the interface and listed in `--help`.
+
+use shardwright_core::PlanError;
+use shardwright_engine::{EngineError, ErrorKind};
 
 /// Why the program ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,5 +34,50 @@ pub enum Exit {
 impl From<Exit> for std::process::ExitCode {
     fn from(exit: Exit) -> Self {
         Self::from(exit as u8)
+    }
+}
+
+impl From<ErrorKind> for Exit {
+    fn from(kind: ErrorKind) -> Self {
+        match kind {
+            ErrorKind::Config => Self::Config,
+            ErrorKind::Checkpoint => Self::Checkpoint,
+            ErrorKind::Plan | ErrorKind::World => Self::Plan,
+            ErrorKind::Memory => Self::Memory,
+            ErrorKind::Mismatch => Self::Mismatch,
+            ErrorKind::Cancelled => Self::Interrupted,
+            _ => Self::Io,
+        }
+    }
+}
+
+/// Why a command ends early: its exit code, and what standard error says, complete but for a last newline.
+#[derive(Debug)]
+pub struct Failure {
+    pub exit: Exit,
+    pub text: String,
+}
+
+impl Failure {
+    /// A failure that one sentence tells.
+    pub fn new(exit: Exit, what: impl std::fmt::Display) -> Self {
+        Self { exit, text: format!("error: {what}") }
+    }
+
+    /// Standard output, or another file of ours, cannot be written.
+    pub fn output(what: impl std::fmt::Display, cause: &std::io::Error) -> Self {
+        Self::new(Exit::Io, format_args!("cannot write {what}: {cause}"))
+    }
+}
+
+impl From<EngineError> for Failure {
+    fn from(error: EngineError) -> Self {
+        Self::new(error.kind().into(), error)
+    }
+}
+
+impl From<PlanError> for Failure {
+    fn from(error: PlanError) -> Self {
+        Self::new(Exit::Plan, error)
     }
 }

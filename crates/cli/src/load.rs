@@ -1,0 +1,87 @@
+//! `shardwright load`: config, checkpoint, plan, proof, load, report. The order in which things happen; what they mean is elsewhere.
+
+use std::sync::{Arc, Mutex, atomic::AtomicBool};
+
+use shardwright_core::{PlanInput, ShardPlan, plan_checked};
+use shardwright_engine::{
+    load::{CancelToken, Loaded, Loader},
+    memory::process_memory,
+    report::{Report, Totals},
+};
+
+use crate::{
+    args::{Format, LoadArgs},
+    exit::{Exit, Failure},
+    input::{self, Input},
+    output::{print, write_whole},
+    progress::Progress,
+    summary,
+};
+
+/// Runs the command.
+pub fn run(args: &LoadArgs) -> Result<Exit, Failure> {
+    let input = input::read(&args.config, &args.overrides, args.world)?;
+    let plan = plan(&input)?;
+    let cancel = cancel_on_signal()?;
+    let loaded = load(&input, &plan, &cancel)?;
+    let totals = Totals::new(&loaded, process_memory().map(|m| m.peak));
+    if args.format == Format::Table {
+        let ranks: Vec<_> = loaded.ranks.iter().map(|r| r.stats()).collect();
+        print(&summary::table(&plan, &ranks, &totals))?;
+    }
+    if args.report.is_some() || args.format == Format::Json {
+        report(args, &Report::new(&plan, &loaded, totals, args.digest))?;
+    }
+    Ok(Exit::Done)
+}
+
+/// The proven plan. Nothing of the shards' size is allocated before this holds.
+fn plan(input: &Input) -> Result<ShardPlan, Failure> {
+    let resolved = &input.resolved;
+    let mut wanted = PlanInput::new(input.checkpoint.model(), &resolved.mesh, resolved.precision.as_ref());
+    wanted.buffers = &resolved.buffers;
+    wanted.units = &resolved.units;
+    wanted.trainable = &resolved.trainable;
+    Ok(plan_checked(resolved.strategy.as_ref(), &wanted)?)
+}
+
+fn load<'p>(input: &'p Input, plan: &'p ShardPlan, cancel: &CancelToken) -> Result<Loaded<'p>, Failure> {
+    let ranks: Vec<u32> = input.world.rank.map_or_else(|| (0..plan.mesh.world_size()).collect(), |rank| vec![rank]);
+    let shown: Mutex<Option<Progress>> = Mutex::new(None);
+    let progress = |p: &shardwright_engine::load::Progress<'_>| {
+        // The loader calls from one thread; the lock is never waited for.
+        if let Ok(mut shown) = shown.lock() {
+            shown.get_or_insert_with(|| Progress::new("load", p.ranks.iter().map(|r| (format!("rank {}", r.rank), r.total)))).show(
+                p.ranks.iter().map(|r| r.done),
+                p.read,
+                p.total,
+            );
+        }
+    };
+    let loaded = Loader::new(plan, &input.checkpoint).ranks(&ranks).io(input.io.clone()).cancel(cancel).progress(&progress).load();
+    if let Ok(Some(shown)) = shown.into_inner() {
+        shown.finish();
+    }
+    Ok(loaded?)
+}
+
+fn report(args: &LoadArgs, report: &Report<'_>) -> Result<(), Failure> {
+    let mut json = serde_json::to_string_pretty(report).map_err(|e| Failure::new(Exit::Io, format_args!("cannot render the report: {e}")))?;
+    json.push('\n');
+    if let Some(file) = &args.report {
+        write_whole(file, &json)?;
+    }
+    if args.format == Format::Json { print(&json) } else { Ok(()) }
+}
+
+/// SIGINT and SIGTERM stop the work; a second one ends the process at once.
+pub fn cancel_on_signal() -> Result<CancelToken, Failure> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    let flag = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register_conditional_shutdown(signal, Exit::Interrupted as i32, Arc::clone(&flag))
+            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&flag)))
+            .map_err(|e| Failure::new(Exit::Io, format_args!("cannot watch for signals: {e}")))?;
+    }
+    Ok(CancelToken::from_flag(flag))
+}

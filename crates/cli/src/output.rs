@@ -1,0 +1,37 @@
+//! Standard output and the files that commands write for people and programs. Shards are the engine's.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    path::Path,
+};
+
+use crate::exit::Failure;
+
+/// Prints to standard output. A reader that went away is no failure: it has seen enough.
+pub fn print(text: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(Failure::output("to standard output", &e)),
+        _ => Ok(()),
+    }
+}
+
+/// Writes a file whole or not at all: under a temporary name beside it, then renamed. What is no regular file, such as a pipe or
+/// `/dev/stdout`, is written straight.
+pub fn write_whole(file: &Path, text: &str) -> Result<(), Failure> {
+    let failed = |e: io::Error| Failure::output(file.display(), &e);
+    if fs::metadata(file).is_ok_and(|m| !m.is_file()) {
+        return fs::write(file, text).map_err(failed);
+    }
+    let mut name = file.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}.tmp", std::process::id()));
+    let temporary = file.with_file_name(name);
+    let written = File::create(&temporary)
+        .and_then(|mut f| f.write_all(text.as_bytes()).and_then(|()| f.sync_all()))
+        .and_then(|()| fs::rename(&temporary, file));
+    written.map_err(|e| {
+        drop(fs::remove_file(&temporary));
+        failed(e)
+    })
+}

@@ -1,0 +1,140 @@
+//! Bad checkpoints and worlds through the built program: one clear error, the documented exit code, no panic, nothing on standard output.
+
+mod support;
+
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Output};
+
+use support::{fsdp2_config, run, shardwright, stderr, write};
+use tempfile::TempDir;
+
+const CHECKPOINT: i32 = 4;
+const PLAN: i32 = 5;
+
+/// Asserts exit code and words on standard error, of which a backtrace is none.
+fn check(label: &str, output: &Output, code: i32, needles: &[&str]) {
+    let text = stderr(output);
+    assert_eq!(output.status.code(), Some(code), "{label}: {text}");
+    for needle in needles {
+        assert!(text.contains(needle), "{label}: no '{needle}' in: {text}");
+    }
+    assert!(!text.contains("panicked"), "{label}: {text}");
+    assert!(output.stdout.is_empty(), "{label}: {}", String::from_utf8_lossy(&output.stdout));
+}
+
+/// A model directory with that one file, and a config beside it.
+fn model(file: &[u8]) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("model")).unwrap();
+    fs::write(dir.path().join("model/model.safetensors"), file).unwrap();
+    dir
+}
+
+fn safetensors(header: &str, data: usize) -> Vec<u8> {
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend(header.as_bytes());
+    file.resize(file.len() + data, 7);
+    file
+}
+
+fn load(dir: &Path, more: &[&str]) -> Output {
+    let config = fsdp2_config(dir, &dir.join("model"), 1, None);
+    run([&["load", config.to_str().unwrap()], more].concat())
+}
+
+#[test]
+fn malformed_files() {
+    let one = |entry: &str| format!("{{\"w\":{entry}}}");
+    let two = |a: &str, b: &str| format!("{{\"a\":{{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":{a}}},\"b\":{{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":{b}}}}}");
+    let good = one(r#"{"dtype":"F32","shape":[2],"data_offsets":[0,8]}"#);
+    let cases: Vec<(&str, Vec<u8>, &[&str])> = vec![
+        ("empty file", Vec::new(), &["model.safetensors", "0"]),
+        ("header beyond the file", [&9_999u64.to_le_bytes()[..], b"{}"].concat(), &["model.safetensors", "9999"]),
+        ("header length of all ones", [&u64::MAX.to_le_bytes()[..], b"{}"].concat(), &["model.safetensors", "header"]),
+        ("header not JSON", safetensors("certainly not", 0), &["model.safetensors", "JSON"]),
+        ("overlap", safetensors(&two("[0,8]", "[4,12]"), 12), &["model.safetensors", "'b'"]),
+        ("hole", safetensors(&two("[0,8]", "[12,20]"), 20), &["model.safetensors", "'b'"]),
+        ("shape times dtype", safetensors(&one(r#"{"dtype":"F32","shape":[3],"data_offsets":[0,8]}"#), 8), &["'w'", "12", "8"]),
+        ("shape overflows", safetensors(&one(r#"{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,8]}"#), 8), &["'w'"]),
+        ("unknown dtype", safetensors(&one(r#"{"dtype":"F33","shape":[2],"data_offsets":[0,8]}"#), 8), &["'w'", "F33"]),
+        ("duplicate names", safetensors(&format!("{},{}", good.trim_end_matches('}').to_owned() + "}", &good[1..]), 8), &["'w'", "twice"]),
+        ("truncated data", safetensors(&good, 5), &["model.safetensors"]),
+        ("data too long", safetensors(&good, 11), &["model.safetensors"]),
+        ("offsets fall", safetensors(&one(r#"{"dtype":"F32","shape":[2],"data_offsets":[8,0]}"#), 8), &["'w'"]),
+    ];
+    for (label, file, needles) in cases {
+        let dir = model(&file);
+        check(label, &load(dir.path(), &["--world-size", "2"]), CHECKPOINT, needles);
+    }
+}
+
+#[test]
+fn missing_and_unreadable() {
+    let dir = tempfile::tempdir().unwrap();
+    check("no such model", &load(dir.path(), &[]), CHECKPOINT, &["model"]);
+    fs::create_dir(dir.path().join("model")).unwrap();
+    check("no safetensors", &load(dir.path(), &[]), CHECKPOINT, &["safetensors"]);
+
+    // Root reads everything: the program is run as nobody, from a copy that nobody may read.
+    let dir = model(&safetensors(r#"{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#, 8));
+    let program = dir.path().join("shardwright");
+    fs::copy(env!("CARGO_BIN_EXE_shardwright"), &program).unwrap();
+    let config = fsdp2_config(dir.path(), &dir.path().join("model"), 1, None);
+    for (path, mode) in [(dir.path(), 0o755), (config.as_path(), 0o644), (&dir.path().join("model"), 0o000)] {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let mut command = std::process::Command::new(&program);
+    command.args(["load", config.to_str().unwrap()]).env_clear();
+    // SAFETY: geteuid only asks.
+    if unsafe { libc::geteuid() } == 0 {
+        std::os::unix::process::CommandExt::uid(&mut command, 65_534);
+    }
+    check("unreadable directory", &command.output().unwrap(), CHECKPOINT, &["model", "denied"]);
+    fs::set_permissions(dir.path().join("model"), fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+#[test]
+fn an_index_stays_in_its_directory_and_tells_the_truth() {
+    let file = safetensors(r#"{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#, 8);
+    let cases: [(&str, &str, &[&str]); 5] = [
+        ("../", r#"{"weight_map": {"w": "../secret.safetensors"}}"#, &["../secret.safetensors", "index.json"]),
+        ("absolute", r#"{"weight_map": {"w": "/etc/passwd"}}"#, &["/etc/passwd"]),
+        ("missing file", r#"{"weight_map": {"w": "b.safetensors"}}"#, &["b.safetensors"]),
+        ("missing tensor", r#"{"weight_map": {"w": "a.safetensors", "v": "a.safetensors"}}"#, &["'v'", "a.safetensors"]),
+        ("not JSON", "weight_map", &["index.json"]),
+    ];
+    for (label, index, needles) in cases {
+        let dir = tempfile::tempdir().unwrap();
+        let model = dir.path().join("model");
+        fs::create_dir(&model).unwrap();
+        fs::write(model.join("a.safetensors"), &file).unwrap();
+        fs::write(dir.path().join("secret.safetensors"), &file).unwrap();
+        write(&model, "model.safetensors.index.json", index);
+        check(label, &load(dir.path(), &[]), CHECKPOINT, needles);
+    }
+    // The same name in two files, without an index.
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("model")).unwrap();
+    for name in ["a", "b"] {
+        fs::write(dir.path().join(format!("model/{name}.safetensors")), &file).unwrap();
+    }
+    check("tensor in two files", &load(dir.path(), &[]), CHECKPOINT, &["'w'", "a.safetensors", "b.safetensors"]);
+}
+
+#[test]
+fn worlds_that_cannot_be() {
+    let dir = model(&safetensors(r#"{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#, 8));
+    check("world of 0", &load(dir.path(), &["--world-size", "0"]), PLAN, &["world size", "0"]);
+    check("rank beyond the world", &load(dir.path(), &["--world-size", "2", "--rank", "2"]), PLAN, &["rank 2", "2"]);
+    let config = fsdp2_config(dir.path(), &dir.path().join("model"), 3, None);
+    let output = run(["load", config.to_str().unwrap(), "--world-size", "4"]);
+    assert!([Some(3), Some(5)].contains(&output.status.code()), "{}", stderr(&output));
+    assert!(stderr(&output).contains("mp_replicate_size"), "{}", stderr(&output));
+    let output = shardwright().args(["load", config.to_str().unwrap(), "--rank", "1"]).env("RANK", "0").env("WORLD_SIZE", "2").output().unwrap();
+    check("flag against launcher", &output, PLAN, &["--rank 1", "RANK=0"]);
+}
+
+#[test]
+fn a_zero_dim_parameter_is_refused_by_name_under_fsdp2() {
+    let dir = model(&safetensors(r#"{"scale":{"dtype":"F32","shape":[],"data_offsets":[0,4]}}"#, 4));
+    check("0-d", &load(dir.path(), &["--world-size", "2"]), PLAN, &["'scale'", "0-d"]);
+}
