@@ -1,5 +1,5 @@
 //! What the integration tests share: the built program, scratch directories, the oracle's data. No tests.
-#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
+#![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::{
     path::{Path, PathBuf},

@@ -2,11 +2,29 @@
 
 mod args;
 mod exit;
+mod input;
+mod load;
+mod output;
+mod progress;
+mod render;
+mod summary;
 mod table;
 
-use std::process::ExitCode;
+use std::{io::Write, process::ExitCode};
+
+use clap::Parser;
+
+use crate::args::{Cli, Command};
 
 /// Runs the program with this process's arguments. A binary with its own strategies calls this after naming their crates.
 pub fn main() -> ExitCode {
-    ExitCode::SUCCESS
+    let done = match Cli::parse().command {
+        Command::Load(args) => load::run(&args),
+    };
+    let exit = done.unwrap_or_else(|failure| {
+        // A closed standard error leaves the exit code.
+        drop(writeln!(std::io::stderr(), "{}", failure.text));
+        failure.exit
+    });
+    exit.into()
 }

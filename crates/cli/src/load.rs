@@ -66,7 +66,8 @@ fn load<'p>(input: &'p Input, plan: &'p ShardPlan, cancel: &CancelToken) -> Resu
 }
 
 fn report(args: &LoadArgs, report: &Report<'_>) -> Result<(), Failure> {
-    let mut json = serde_json::to_string_pretty(report).map_err(|e| Failure::new(Exit::Io, format_args!("cannot render the report: {e}")))?;
+    let mut json =
+        serde_json::to_string_pretty(report).map_err(|e| Failure::new(Exit::Io, format_args!("cannot render the report: {e}")))?;
     json.push('\n');
     if let Some(file) = &args.report {
         write_whole(file, &json)?;

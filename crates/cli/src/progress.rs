@@ -27,7 +27,10 @@ enum Shown {
     Lanes(MultiProgress, Vec<ProgressBar>),
     /// One bar for all.
     Sum(ProgressBar),
-    Lines { started: Instant, last: Instant },
+    Lines {
+        started: Instant,
+        last: Instant,
+    },
 }
 
 impl Progress {
@@ -79,7 +82,8 @@ impl Progress {
 }
 
 fn bar(label: String, size: u64) -> ProgressBar {
-    let style = ProgressStyle::with_template("{prefix:>10} {bar:32} {decimal_bytes:>9} / {decimal_total_bytes:9} {decimal_bytes_per_sec:>12}")
-        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    let style =
+        ProgressStyle::with_template("{prefix:>10} {bar:32} {decimal_bytes:>9} / {decimal_total_bytes:9} {decimal_bytes_per_sec:>12}")
+            .unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::new(size).with_style(style).with_prefix(label)
 }

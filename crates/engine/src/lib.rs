@@ -10,7 +10,9 @@ pub mod load;
 pub mod manifest;
 pub mod memory;
 mod parallel;
+pub mod report;
 pub mod save;
+pub mod setup;
 mod source;
 #[cfg(test)]
 mod testing;

@@ -32,8 +32,8 @@ use crate::{
 ///
 /// Every byte that the ranks need is read once, cast on its way and written once; nothing else is read, and no whole tensor exists.
 #[must_use = "nothing is read before `load`"]
-pub struct Loader<'a> {
-    plan: &'a ShardPlan,
+pub struct Loader<'p, 'a> {
+    plan: &'p ShardPlan,
     checkpoint: &'a Checkpoint,
     ranks: Vec<u32>,
     io: IoOptions,
@@ -43,9 +43,9 @@ pub struct Loader<'a> {
     faults: Option<Arc<crate::source::faulty::Faults>>,
 }
 
-impl<'a> Loader<'a> {
+impl<'p, 'a> Loader<'p, 'a> {
     /// A loader of all ranks of the plan's world, with default options.
-    pub fn new(plan: &'a ShardPlan, checkpoint: &'a Checkpoint) -> Self {
+    pub fn new(plan: &'p ShardPlan, checkpoint: &'a Checkpoint) -> Self {
         let ranks = (0..plan.mesh.world_size()).collect();
         Self {
             plan,
@@ -106,7 +106,7 @@ impl<'a> Loader<'a> {
     /// [`ErrorKind::Plan`] where the plan does not fit checkpoint or ranks, [`ErrorKind::Memory`] where memory does not suffice,
     /// [`ErrorKind::Io`] where a read fails, [`ErrorKind::Checkpoint`] where a file changed meanwhile, [`ErrorKind::Cancelled`]. Each
     /// names tensor, file and offset where there are any. Nothing of the shards remains.
-    pub fn load(self) -> Result<Loaded<'a>> {
+    pub fn load(self) -> Result<Loaded<'p>> {
         let started = std::time::Instant::now();
         let choice = self.io.choose()?;
         let (layouts, schedule) = self.prepare()?;

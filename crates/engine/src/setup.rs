@@ -1,0 +1,84 @@
+//! From a config's path to its resolution: reads the texts that the pure phases of `shardwright_core::config` ask for, and nothing else.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::Read,
+    path::{Path, PathBuf},
+};
+
+use shardwright_core::{
+    config::{Draft, Input, Outcome, Supplied},
+    diagnostic::Source,
+    registry::Registry,
+};
+
+use crate::{
+    checkpoint::{HubEnv, ModelDir},
+    error::{EngineError, ErrorKind, Result},
+    world::World,
+};
+
+/// A config file larger than this is none.
+const MOST_BYTES: u64 = 16 << 20;
+
+/// A config with everything that it named and that was at hand.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Setup {
+    /// What became of it, with every finding.
+    pub outcome: Outcome,
+    /// The model's directory, or why there is none. Resolution goes on without; loading cannot.
+    pub model: Result<ModelDir>,
+}
+
+/// Reads and resolves the config at `path` for `world`. Files that it names are sought beside it, then in the working directory.
+///
+/// # Errors
+/// [`ErrorKind::Config`] where the config itself cannot be read. What is wrong inside of it is among the findings.
+pub fn resolve(path: &Path, overrides: &[String], world: &World, registry: &Registry) -> Result<Setup> {
+    let text = read_text(path).map_err(|why| EngineError::new(ErrorKind::Config, why).file(path))?;
+    let config = Source::new(path.display().to_string(), text);
+    let env = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect();
+    let draft = Draft::parse(&Input { config, overrides: overrides.to_vec(), env }, registry);
+    let bases = bases(path);
+    let model = ModelDir::find(&draft.model(), &bases, &HubEnv::from_process());
+    let mut supplied = Supplied::default();
+    supplied.files = draft.files().into_iter().map(|name| (name.clone(), named_file(&name, &bases))).collect::<BTreeMap<_, _>>();
+    supplied.model = model.as_ref().ok().filter(|m| m.config_text.is_some()).map(ModelDir::facts).transpose()?;
+    supplied.world_size = world.size;
+    supplied.world_size_is_flag = world.rank.is_none();
+    Ok(Setup { outcome: draft.resolve(&supplied, registry), model })
+}
+
+/// Where relative names are sought: the config's directory, then the working directory.
+fn bases(config: &Path) -> Vec<PathBuf> {
+    let beside = config.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut bases = vec![beside.to_owned()];
+    if beside != Path::new(".") {
+        bases.push(PathBuf::from("."));
+    }
+    bases
+}
+
+fn named_file(name: &str, bases: &[PathBuf]) -> Result<Source, String> {
+    let places: Vec<PathBuf> = bases.iter().map(|base| base.join(name)).collect();
+    match places.iter().find(|p| p.exists()) {
+        Some(path) => read_text(path).map(|text| Source::new(path.display().to_string(), text)),
+        None => {
+            let tried: Vec<String> = places.iter().map(|p| p.display().to_string()).collect();
+            Err(format!("no such file, tried {}", tried.join(" and ")))
+        }
+    }
+}
+
+/// A whole text file, bounded; or why not.
+fn read_text(path: &Path) -> Result<String, String> {
+    let file = File::open(path).map_err(|e| format!("cannot open the file: {e}"))?;
+    let mut bytes = Vec::new();
+    file.take(MOST_BYTES + 1).read_to_end(&mut bytes).map_err(|e| format!("cannot read the file: {e}"))?;
+    if bytes.len() as u64 > MOST_BYTES {
+        return Err(format!("the file is larger than {MOST_BYTES} bytes, which no config is"));
+    }
+    String::from_utf8(bytes).map_err(|e| format!("the file is not UTF-8 text: byte {} begins no character", e.utf8_error().valid_up_to()))
+}
