@@ -182,6 +182,19 @@ pub fn deepspeed(bf16: Switch, fp16: Switch, fp16_allowed: bool) -> Result<Case,
     })
 }
 
+/// accelerate's reading of the same: its `mixed_precision` fills what is left open, and what is on stays on.
+#[rustfmt::skip]
+pub fn accelerate_deepspeed(bf16: Switch, fp16: Switch, mixed: Mixed) -> Case {
+    use {Mixed::{Bf16, Fp16}, Switch::{Auto, On}};
+    match (bf16, fp16, mixed) {
+        (On, _, _)        => uniform("accelerate.deepspeed.bf16",       "bf16 is on", BF16),
+        (_, On, _)        => uniform("accelerate.deepspeed.fp16",       "fp16 is on", DType::F16),
+        (Auto, _, Bf16)   => uniform("accelerate.deepspeed.auto-bf16",  "mixed_precision bf16 fills bf16, which is left open", BF16),
+        (_, Auto, Fp16)   => uniform("accelerate.deepspeed.auto-fp16",  "mixed_precision fp16 fills fp16, which is left open", DType::F16),
+        _                 => uniform("accelerate.deepspeed.no",         "neither bf16 nor fp16 is on", FP32),
+    }
+}
+
 /// One dtype for everything.
 pub fn uniform(name: &'static str, why: &str, dtype: DType) -> Case {
     let keep = Keep::Fixed(dtype);

@@ -5,6 +5,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod config;
 pub mod layout;
 
+pub use config::{DeepSpeedConfig, Zero3Config};
 pub use layout::Zero3;

@@ -1,0 +1,420 @@
+//! What a DeepSpeed config means: the strategy, the precision, the batch, every "auto" made concrete.
+
+use serde_json::Value as Json;
+use shardwright_core::{
+    Offload,
+    config::{
+        document::{Document, Origin},
+        node::{Node, Value},
+    },
+    diagnostic::{Diagnostic, Location},
+    replicate::Replicate,
+    strategy_config::{BuildContext, Built, Dialect, Mixed, Unresolved},
+    suggest::nearest,
+};
+use shardwright_precision::{
+    policies::Ruled,
+    rules::{self, Switch},
+};
+
+use super::{
+    batch::{self, BatchError},
+    keys::{BF16, DEPRECATED, FP16, PASSED, TOP, ZERO},
+    lints,
+    read::{self, Reader},
+};
+use crate::Zero3;
+
+/// Builds the strategy that a DeepSpeed config describes. `root` is all of it, `strict` makes an unknown top-level key an error.
+pub(super) fn build(root: &Node, strict: bool, cx: &mut BuildContext<'_>) -> Result<Built, Diagnostic> {
+    let mut document = Document::default();
+    top_level(root, strict, cx);
+    batches(root, &mut document, cx);
+    clipping(root, &mut document, cx);
+    let zero = zero_section(root, cx)?;
+    let mut reader = Reader {
+        document: &mut document,
+        diagnostics: &mut cx.diagnostics,
+        hidden: cx.model.and_then(|m| m.hidden_size),
+        unresolved: Vec::new(),
+    };
+    reader.table(Some(&zero), ZERO, &["zero_optimization"]);
+    let unresolved = std::mem::take(&mut reader.unresolved);
+    for (pointer, node) in unresolved {
+        cx.unresolved.push(Unresolved { pointer, needs: "hidden_size of the model's config.json".into(), at: Some(node.at) });
+    }
+    let case = precision(root, &mut document, cx);
+    passed(root, &mut document, cx);
+    let stage = number(&document, "stage").unwrap_or(0);
+    if stage == 3 && document.get("/deepspeed/zero_optimization/overlap_comm") == Some(&Json::Null) {
+        document.set(
+            &["deepspeed", "zero_optimization", "overlap_comm"],
+            true,
+            Origin::rule("true exactly under stage 3", ["/deepspeed/zero_optimization/stage"]),
+        );
+    } else if document.get("/deepspeed/zero_optimization/overlap_comm") == Some(&Json::Null) {
+        document.set(
+            &["deepspeed", "zero_optimization", "overlap_comm"],
+            false,
+            Origin::rule("true exactly under stage 3", ["/deepspeed/zero_optimization/stage"]),
+        );
+    }
+    lints::check(&zero, stage, &document, cx);
+    if cx.training.cp_size.value > 1 && cx.training.dialect == Dialect::LlamaFactory {
+        let message = format!("cp_size is {}, and context parallelism does not go with DeepSpeed", cx.training.cp_size.value);
+        cx.diagnostics
+            .push(Diagnostic::error("deepspeed-cp", message).at(cx.training.cp_size.location()).help("use dist_config.name: fsdp2"));
+    }
+    let mut built = match stage {
+        3 => Built::new(zero3(&document, &zero, cx)),
+        _ => Built::new(Replicate),
+    };
+    built.document = document;
+    Ok(match case {
+        Some(policy) => built.with_precision(policy),
+        None => built,
+    })
+}
+
+fn top_level(root: &Node, strict: bool, cx: &mut BuildContext<'_>) {
+    let known = || TOP.iter().chain(PASSED).copied();
+    for entry in root.entries().iter().filter(|e| known().all(|k| k != e.key)) {
+        let message = if strict {
+            format!("unknown key '{}'", entry.key)
+        } else {
+            format!("DeepSpeed has no key '{}'; it is passed through and has no effect", entry.key)
+        };
+        let new: fn(&'static str, String) -> Diagnostic = if strict { Diagnostic::error } else { Diagnostic::warning };
+        let mut diagnostic = new("deepspeed-unknown-top-level", message).at(entry.at.clone());
+        if let Some(near) = nearest(&entry.key, known()) {
+            diagnostic = diagnostic.help(format!("did you mean '{near}'?"));
+        }
+        cx.diagnostics.push(diagnostic);
+    }
+}
+
+/// `zero_optimization` with the spellings of today.
+fn zero_section(root: &Node, cx: &mut BuildContext<'_>) -> Result<Node, Diagnostic> {
+    let Some(zero) = root.get("zero_optimization") else {
+        let message = "the section zero_optimization is missing, which accelerate requires";
+        return Err(Diagnostic::error("deepspeed-no-zero", message).at(root.at.clone()).help("\"zero_optimization\": {\"stage\": 3}"));
+    };
+    if !zero.is_map() {
+        let message = format!("zero_optimization: expected a mapping, found {}", zero.describe());
+        return Err(Diagnostic::error("deepspeed-type", message).at(zero.at.clone()));
+    }
+    let mut zero = zero.clone();
+    for (old, new, value) in DEPRECATED {
+        let Some(entry) = zero.entry(old).cloned() else { continue };
+        zero = zero.without(old);
+        let message = format!("zero_optimization.{old} is deprecated");
+        let mut deprecated = Diagnostic::warning("deepspeed-deprecated", message).at(entry.at.clone()).help(format!("use {new}"));
+        let Some(value) = value else {
+            deprecated.message = format!("zero_optimization.{old} is deprecated and has no effect").into();
+            cx.diagnostics.push(deprecated);
+            continue;
+        };
+        cx.diagnostics.push(deprecated);
+        if let Some(there) = zero.entry(new) {
+            let message = format!("zero_optimization: '{old}' is the old spelling of '{new}', and both are given");
+            cx.diagnostics
+                .push(Diagnostic::error("deepspeed-deprecated-both", message).at(entry.at.clone()).and(there.at.clone(), "the new one"));
+            continue;
+        }
+        match read::boolean(&entry.value) {
+            Some(true) => zero.set(new, entry.at.clone(), from_json(value, &entry.value.at)),
+            Some(false) => {}
+            None => {
+                let message = format!("zero_optimization.{old}: expected a boolean, found {}", entry.value.describe());
+                cx.diagnostics.push(Diagnostic::error("deepspeed-type", message).at(entry.value.at));
+            }
+        }
+    }
+    Ok(zero)
+}
+
+fn from_json(text: &str, at: &Location) -> Node {
+    match text {
+        "true" => Node::new(Value::Bool(true), at.clone()),
+        _ => {
+            let mut map = Node::map(Vec::new(), at.clone());
+            map.set("device", at.clone(), Node::text("cpu", at.clone()));
+            map
+        }
+    }
+}
+
+/// A batch key: a positive integer, or `None` for auto and absent, with the place of what is written.
+fn batch_key(root: &Node, key: &str, cx: &mut BuildContext<'_>) -> (Option<u64>, Option<Location>) {
+    let Some(node) = root.get(key).filter(|n| !n.is_null()) else { return (None, None) };
+    if node.as_str() == Some("auto") {
+        return (None, None);
+    }
+    let value = read::integer(node).and_then(|i| u64::try_from(i).ok());
+    if value.is_none() {
+        let message = format!("{key}: expected a positive integer or auto, found {}", node.describe());
+        cx.diagnostics.push(Diagnostic::error("deepspeed-type", message).at(node.at.clone()));
+    }
+    (value, Some(node.at.clone()))
+}
+
+const TRAIN: &str = "train_batch_size";
+const MICRO: &str = "train_micro_batch_size_per_gpu";
+const ACCUMULATION: &str = "gradient_accumulation_steps";
+
+/// The batch triple: what the file leaves open is filled from the YAML, then DeepSpeed's own check applies.
+fn batches(root: &Node, document: &mut Document, cx: &mut BuildContext<'_>) {
+    let (train, train_at) = batch_key(root, TRAIN, cx);
+    let (micro, micro_at) = batch_key(root, MICRO, cx);
+    let (accumulation, accumulation_at) = batch_key(root, ACCUMULATION, cx);
+    let training = cx.training;
+    let yaml_micro = training.micro_batch_size.value;
+    let step = u64::from(training.dp_size.value).saturating_mul(yaml_micro).max(1);
+    let yaml_accumulation =
+        training.accumulation.value.unwrap_or_else(|| training.global_batch_size.value.map_or(1, |global| (global / step).max(1)));
+    let world = u64::from(training.world_size.value);
+    let from_yaml = training.dialect == Dialect::LlamaFactory;
+    for (key, yaml_key, value, at, yaml, written) in [
+        (MICRO, "micro_batch_size", micro, &micro_at, yaml_micro, training.micro_batch_size.location()),
+        (ACCUMULATION, "global_batch_size", accumulation, &accumulation_at, yaml_accumulation, training.global_batch_size.location()),
+    ] {
+        if let (Some(value), true) = (value, from_yaml && value.is_some_and(|v| v != yaml)) {
+            let message = format!(
+                "{key} is {value} here, but {yaml_key} of the YAML makes it {yaml}; DeepSpeed uses {value}, LLaMA-Factory's loop {yaml}"
+            );
+            let mut diagnostic = Diagnostic::warning("batch-disagrees", message).at(at.clone()).help("write auto");
+            if let Some(written) = written {
+                diagnostic = diagnostic.and(written, format!("{yaml_key} here"));
+            }
+            cx.diagnostics.push(diagnostic);
+        }
+    }
+    let filled = (train, Some(micro.unwrap_or(yaml_micro)), Some(accumulation.unwrap_or(yaml_accumulation)));
+    let place = [&train_at, &micro_at, &accumulation_at].into_iter().find_map(Clone::clone);
+    let batch = match batch::infer(filled.0, filled.1, filled.2, world) {
+        Ok(batch) => batch,
+        Err(error) => return cx.diagnostics.push(batch_error(error, world, place)),
+    };
+    let written = |at: &Option<Location>, rule: &str, from: &[&str]| match at {
+        Some(at) => Origin::Written(at.clone()),
+        None => Origin::rule(rule, from.iter().copied()),
+    };
+    let micro_origin = || written(&micro_at, "auto: micro_batch_size of the YAML", &["/training/micro_batch_size"]);
+    let accumulation_origin = || {
+        written(
+            &accumulation_at,
+            "auto: global_batch_size of the YAML / (dp * micro)",
+            &["/training/global_batch_size", "/mesh/dp", "/training/micro_batch_size"],
+        )
+    };
+    let train_origin =
+        || written(&train_at, "micro * accumulation * world_size", &["/batch/micro", "/batch/accumulation", "/mesh/world_size"]);
+    document.set(&["batch", "micro"], batch.micro, micro_origin());
+    document.set(&["batch", "accumulation"], batch.accumulation, accumulation_origin());
+    document.set(&["batch", "global"], batch.train, train_origin());
+    document.set(&["deepspeed", TRAIN], batch.train, train_origin());
+    document.set(&["deepspeed", MICRO], batch.micro, micro_origin());
+    document.set(&["deepspeed", ACCUMULATION], batch.accumulation, accumulation_origin());
+}
+
+fn batch_error(error: BatchError, world: u64, at: Option<Location>) -> Diagnostic {
+    let message = match error {
+        BatchError::Missing => "either train_batch_size or train_micro_batch_size_per_gpu must be given".to_owned(),
+        BatchError::TooLarge => "the batch has more samples than 64 bits count".to_owned(),
+        BatchError::NotPositive(b) => {
+            format!("{TRAIN} {}, {MICRO} {} and {ACCUMULATION} {} must all be positive, on {world} ranks", b.train, b.micro, b.accumulation)
+        }
+        BatchError::NotEqual(b) => {
+            format!("{TRAIN} is {}, expected {MICRO} {} times {ACCUMULATION} {} times {world} ranks", b.train, b.micro, b.accumulation)
+        }
+    };
+    Diagnostic::error("deepspeed-batch", message).at(at).help("write auto for the keys that should follow from the YAML")
+}
+
+fn clipping(root: &Node, document: &mut Document, cx: &mut BuildContext<'_>) {
+    const PATH: [&str; 2] = ["deepspeed", "gradient_clipping"];
+    let yaml = &cx.training.max_grad_norm;
+    match root.get("gradient_clipping") {
+        Some(node) if node.as_str() == Some("auto") => {
+            let (value, origin) = match yaml.value {
+                Some(norm) => (norm, Origin::rule("auto: max_grad_norm of the YAML", ["/training/max_grad_norm"])),
+                None => (1.0, Origin::rule("auto: 1.0, as accelerate fills it", [] as [&str; 0])),
+            };
+            if yaml.value.is_some_and(|norm| norm != 1.0) {
+                let message = format!(
+                    "gradient_clipping auto is max_grad_norm, {value}; accelerate left alone would use 1.0, and ignore max_grad_norm"
+                );
+                let diagnostic = Diagnostic::warning("deepspeed-clipping", message).at(node.at.clone());
+                cx.diagnostics.push(match yaml.location() {
+                    Some(at) => diagnostic.and(at, "max_grad_norm here"),
+                    None => diagnostic,
+                });
+            }
+            document.set(&PATH, value, origin);
+        }
+        Some(node) => match read::float(node).filter(|f| *f >= 0.0) {
+            Some(value) => document.set(&PATH, value, Origin::Written(node.at.clone())),
+            None => {
+                let message = format!("gradient_clipping: expected a number of at least 0 or auto, found {}", node.describe());
+                cx.diagnostics.push(Diagnostic::error("deepspeed-type", message).at(node.at.clone()));
+            }
+        },
+        None => {
+            if let (Some(norm), Some(at)) = (yaml.value, yaml.location()) {
+                let message = format!(
+                    "max_grad_norm {norm} has no effect: under DeepSpeed gradient_clipping decides, and its default is 0, no clipping"
+                );
+                cx.diagnostics.push(Diagnostic::warning("deepspeed-clipping", message).at(at).help("add \"gradient_clipping\": \"auto\""));
+            }
+            document.set(&PATH, 0.0, Origin::Default);
+        }
+    }
+}
+
+/// `enabled` of a section: LLaMA-Factory takes booleans and the strings true, false and auto in any case; anything else counts as auto.
+fn switch(section: Option<&Node>) -> Switch {
+    let Some(enabled) = section.and_then(|s| s.get("enabled")) else { return Switch::Auto };
+    match (&enabled.value, enabled.as_str().map(str::to_lowercase).as_deref()) {
+        (Value::Bool(true), _) | (_, Some("true")) => Switch::On,
+        (Value::Bool(false), _) | (_, Some("false")) => Switch::Off,
+        _ => Switch::Auto,
+    }
+}
+
+fn section<'a>(root: &'a Node, name: &str, cx: &mut BuildContext<'_>) -> Option<&'a Node> {
+    let node = root.get(name)?;
+    if !node.is_map() {
+        let message = format!("{name}: expected a mapping, found {}", node.describe());
+        cx.diagnostics.push(Diagnostic::error("deepspeed-type", message).at(node.at.clone()));
+        return None;
+    }
+    Some(node)
+}
+
+fn precision(root: &Node, document: &mut Document, cx: &mut BuildContext<'_>) -> Option<shardwright_core::strategy_config::BuiltPolicy> {
+    let old = root.entry("bfloat16");
+    if let (Some(old), Some(new)) = (old, root.entry("bf16")) {
+        let message = "bfloat16 is the older spelling of bf16, and both are given; DeepSpeed ignores it";
+        cx.diagnostics.push(Diagnostic::warning("deepspeed-bf16-twice", message).at(old.at.clone()).and(new.at.clone(), "bf16 here"));
+    } else if let Some(old) = old {
+        let message = "bfloat16 is the older spelling of bf16, which LLaMA-Factory and accelerate do not read: to them bf16 is left open";
+        cx.diagnostics.push(Diagnostic::warning("deepspeed-bfloat16", message).at(old.at.clone()).help("write bf16"));
+    }
+    let bf16 = section(root, "bf16", cx);
+    let fp16 = section(root, "fp16", cx);
+    let (bf16_switch, fp16_switch) = (switch(bf16), switch(fp16));
+    let case = match cx.training.dialect {
+        Dialect::LlamaFactory => rules::deepspeed(bf16_switch, fp16_switch, cx.training.zero3_fp16.value),
+        Dialect::Accelerate => Ok(rules::accelerate_deepspeed(bf16_switch, fp16_switch, cx.training.mixed.value)),
+    };
+    let case = match case {
+        Ok(case) => case.stored_in(cx.storage),
+        Err(refused) => {
+            let at = fp16.and_then(|s| s.get("enabled")).map(|n| n.at.clone());
+            let help = "set fp16.enabled to false; or shardwright.zero3_fp16 to true, which no LLaMA-Factory understands";
+            cx.diagnostics.push(Diagnostic::error("deepspeed-fp16", refused.to_string()).at(at).help(help));
+            return None;
+        }
+    };
+    let enabled = |d| case.compute == rules::Keep::Fixed(d);
+    let values =
+        [("bf16", bf16, BF16, enabled(shardwright_core::DType::BF16)), ("fp16", fp16, FP16, enabled(shardwright_core::DType::F16))];
+    for (name, node, keys, on) in values {
+        let rest = node.map(|n| n.without("enabled"));
+        let mut reader = Reader { document, diagnostics: &mut cx.diagnostics, hidden: None, unresolved: Vec::new() };
+        reader.table(rest.as_ref(), keys, &[name]);
+        let written = node.and_then(|n| n.get("enabled")).filter(|n| read::boolean(n) == Some(on)).map(|n| Origin::Written(n.at.clone()));
+        let origin = written.unwrap_or_else(|| Origin::rule(case.name, [] as [&str; 0]));
+        document.set(&["deepspeed", name, "enabled"], on, origin);
+    }
+    disagreement(bf16, fp16, &case, cx);
+    Some(Ruled::built(case, ["/deepspeed/bf16/enabled", "/deepspeed/fp16/enabled"]))
+}
+
+/// `bf16` of the YAML is ignored under DeepSpeed; where it says otherwise, both lines are named.
+fn disagreement(bf16: Option<&Node>, fp16: Option<&Node>, case: &rules::Case, cx: &mut BuildContext<'_>) {
+    let mixed = &cx.training.mixed;
+    let Some(at) = mixed.location() else { return };
+    let wanted = match mixed.value {
+        Mixed::Bf16 => shardwright_core::DType::BF16,
+        Mixed::Fp16 => shardwright_core::DType::F16,
+        Mixed::No => shardwright_core::DType::F32,
+    };
+    if case.compute == rules::Keep::Fixed(wanted) {
+        return;
+    }
+    let there = bf16.and_then(|s| s.get("enabled")).or_else(|| fp16.and_then(|s| s.get("enabled")));
+    let message =
+        format!("the YAML asks for {wanted}, but DeepSpeed's own config decides, and makes it {}: {}", case.compute.word(), case.why);
+    let diagnostic = Diagnostic::warning("deepspeed-bf16-ignored", message).at(at);
+    cx.diagnostics.push(match there {
+        Some(there) => diagnostic.and(there.at.clone(), "decided here"),
+        None => diagnostic,
+    });
+}
+
+/// What DeepSpeed reads and this project does not, as it is; an "auto" in it is filled or reported.
+fn passed(root: &Node, document: &mut Document, cx: &mut BuildContext<'_>) {
+    for entry in root.entries().iter().filter(|e| !TOP.contains(&e.key.as_str())) {
+        pass(&["deepspeed", &entry.key], &entry.value, document, cx);
+    }
+}
+
+fn pass(path: &[&str], node: &Node, document: &mut Document, cx: &mut BuildContext<'_>) {
+    if let (false, Value::Map(entries)) = (node.entries().is_empty(), &node.value) {
+        for entry in entries {
+            let path: Vec<&str> = path.iter().copied().chain([entry.key.as_str()]).collect();
+            pass(&path, &entry.value, document, cx);
+        }
+        return;
+    }
+    if node.as_str() != Some("auto") {
+        return document.set(path, node.to_json(), Origin::Written(node.at.clone()));
+    }
+    let learning_rate = cx.training.learning_rate.value;
+    match (&path[1..], learning_rate) {
+        (["optimizer", "params", "lr"] | ["scheduler", "params", "warmup_max_lr"], Some(lr)) => {
+            document.set(path, lr, Origin::rule("auto: learning_rate of the YAML", ["/training/learning_rate"]));
+        }
+        (["scheduler", "params", "warmup_min_lr"], _) => {
+            document.set(path, 0, Origin::rule("auto: 0, as accelerate fills it", [] as [&str; 0]));
+        }
+        _ => {
+            let message = format!("{}: nothing fills this auto, and DeepSpeed would read the word itself or drop it", path[1..].join("."));
+            cx.diagnostics
+                .push(Diagnostic::warning("deepspeed-auto-left", message).at(node.at.clone()).help("write the value that is meant"));
+            document.set(path, Json::Null, Origin::rule("auto: nothing fills it", [] as [&str; 0]));
+        }
+    }
+}
+
+fn number(document: &Document, key: &str) -> Option<i64> {
+    document.get(&format!("/deepspeed/zero_optimization/{key}")).and_then(Json::as_i64)
+}
+
+fn zero3(document: &Document, zero: &Node, cx: &mut BuildContext<'_>) -> Zero3 {
+    let world = cx.mesh.world_size();
+    let at = |key: &str| zero.get(key).map(|n| n.at.clone());
+    let count = |key: &str| number(document, key).and_then(|n| u64::try_from(n).ok());
+    let ranks = |key: &str| number(document, key).and_then(|n| u32::try_from(n).ok());
+    let mics = ranks("mics_shard_size").filter(|n| *n > 0);
+    let hpz = ranks("zero_hpz_partition_size").unwrap_or(1).max(1);
+    for (key, size) in [("mics_shard_size", mics.unwrap_or(1)), ("zero_hpz_partition_size", hpz)] {
+        if !world.is_multiple_of(size) {
+            let message = format!("zero_optimization.{key} is {size}, expected a divisor of the world size {world}");
+            cx.diagnostics.push(Diagnostic::error("deepspeed-group", message).at(at(key)));
+        }
+    }
+    let offload = match document.get("/deepspeed/zero_optimization/offload_param/device").and_then(Json::as_str) {
+        Some("cpu") => Offload::Cpu,
+        Some("nvme") => Offload::Nvme,
+        _ => Offload::None,
+    };
+    Zero3 {
+        mics_shard_size: mics,
+        hpz_partition_size: hpz,
+        param_persistence_threshold: count("stage3_param_persistence_threshold").unwrap_or(0),
+        model_persistence_threshold: count("stage3_model_persistence_threshold").unwrap_or(u64::MAX),
+        offload,
+    }
+}

@@ -1,0 +1,276 @@
+//! The keys of a DeepSpeed config, as DeepSpeed 0.19.8 has them: types, bounds, aliases, defaults, meanings, one a line. Source:
+//! `deepspeed/runtime/zero/config.py`, `offload_config.py`, `precision_config.py`.
+
+/// What a key takes. DeepSpeed's own reader (pydantic) is lax, and so is `read`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Kind {
+    /// A boolean.
+    Bool,
+    /// An integer of at least this.
+    Int(i64),
+    /// A number in this range.
+    Float(f64, f64),
+    /// One of these strings.
+    Choice(&'static [&'static str]),
+    /// A string.
+    Text,
+    /// A list of strings, or one.
+    List,
+    /// A mapping with keys of its own.
+    Table(&'static [Key]),
+    /// Anything; DeepSpeed reads it elsewhere.
+    Any,
+}
+
+/// What "auto" becomes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Auto {
+    /// The default: DeepSpeed drops the "auto" without a word.
+    Default,
+    /// hidden_size².
+    Square,
+    /// ⌊0.9 · hidden_size²⌋.
+    NineTenths,
+    /// 10 · hidden_size.
+    TenTimes,
+    /// False, as accelerate fills it.
+    False,
+}
+
+/// A key.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Key {
+    /// Its name in files.
+    pub name: &'static str,
+    /// A second name that DeepSpeed takes for the same.
+    pub alias: Option<&'static str>,
+    /// What it takes.
+    pub kind: Kind,
+    /// Its default, as JSON.
+    pub default: &'static str,
+    /// What "auto" becomes.
+    pub auto: Auto,
+    /// Whether it means something under stage 3, and under stages 0 to 2.
+    pub stages: Stages,
+    /// What it means.
+    pub meaning: &'static str,
+}
+
+/// Under which stages a key means something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stages {
+    /// All.
+    All,
+    /// 3.
+    Three,
+    /// 1 and 2.
+    Below,
+}
+
+const fn key(name: &'static str, kind: Kind, default: &'static str, meaning: &'static str) -> Key {
+    Key { name, alias: None, kind, default, auto: Auto::Default, stages: Stages::All, meaning }
+}
+
+impl Key {
+    const fn alias(self, alias: &'static str) -> Self {
+        Self { alias: Some(alias), ..self }
+    }
+
+    const fn auto(self, auto: Auto) -> Self {
+        Self { auto, ..self }
+    }
+
+    const fn three(self) -> Self {
+        Self { stages: Stages::Three, ..self }
+    }
+
+    const fn below(self) -> Self {
+        Self { stages: Stages::Below, ..self }
+    }
+}
+
+use Kind::{Any, Bool, Choice, Float, Int, List, Table, Text};
+
+const DEVICES: Kind = Choice(&["none", "cpu", "nvme"]);
+
+/// `zero_optimization.offload_param`.
+#[rustfmt::skip]
+pub const OFFLOAD_PARAM: &[Key] = &[
+    key("device", DEVICES, r#""none""#, "where parameters are kept"),
+    key("nvme_path", Text, "null", "the disk's folder"),
+    key("buffer_count", Int(0), "5", "buffers for swapping"),
+    key("buffer_size", Int(0), "100000000", "elements of a buffer"),
+    key("max_in_cpu", Int(0), "1000000000", "elements kept in host memory with nvme"),
+    key("pin_memory", Bool, "true", "pin that memory"),
+];
+
+/// `zero_optimization.offload_optimizer`.
+#[rustfmt::skip]
+pub const OFFLOAD_OPTIMIZER: &[Key] = &[
+    key("device", DEVICES, r#""none""#, "where optimizer states are kept"),
+    key("nvme_path", Text, "null", "the disk's folder"),
+    key("buffer_count", Int(0), "4", "buffers for swapping"),
+    key("pin_memory", Bool, "true", "pin that memory"),
+    key("pipeline_read", Bool, "false", "read the next tile during the step"),
+    key("pipeline_write", Bool, "false", "write the last tile during the step"),
+    key("fast_init", Bool, "false", "initialise faster with nvme"),
+    key("ratio", Float(0.0, 1.0), "1.0", "the share of states that is offloaded"),
+    key("super_offload", Bool, "false", "speculative optimizer steps on the host"),
+    key("cpuadam_cores_perc", Float(0.0, 1.0), "0.8", "the share of cores for the optimizer with super_offload"),
+];
+
+/// `zero_optimization.leaf_module`.
+#[rustfmt::skip]
+pub const LEAF_MODULE: &[Key] = &[
+    key("classes", List, r#"["transformers.models.mixtral.modeling_mixtral.MixtralSparseMoeBlock", "transformers.models.qwen2_moe.modeling_qwen2_moe.Qwen2MoeSparseMoeBlock", "transformers.models.qwen3_moe.modeling_qwen3_moe.Qwen3MoeSparseMoeBlock"]"#, "classes that are fetched whole"),
+    key("names", List, "[]", "modules that are fetched whole, by name"),
+    key("name_suffixes", List, "[]", "modules that are fetched whole, by the end of their name"),
+];
+
+/// `zero_optimization`.
+#[rustfmt::skip]
+pub const ZERO: &[Key] = &[
+    key("stage", Int(0), "0", "what is partitioned: 0 nothing, 1 optimizer states, 2 gradients too, 3 parameters too"),
+    key("contiguous_gradients", Bool, "true", "copy gradients to one buffer as they come"),
+    key("reduce_scatter", Bool, "true", "reduce gradients with reduce-scatter").below(),
+    key("reduce_bucket_size", Int(1), "500000000", "elements reduced at once").auto(Auto::Square),
+    key("use_multi_rank_bucket_allreduce", Bool, "true", "reduce gradients of several ranks at once").below(),
+    key("allgather_partitions", Bool, "true", "gather parameters with all-gather after the step").below(),
+    key("allgather_bucket_size", Int(0), "500000000", "elements gathered at once").below(),
+    key("overlap_comm", Bool, "null", "reduce while the backward pass runs; null for true exactly under stage 3"),
+    key("compute_grad_norm", Bool, "true", "compute the gradient's norm"),
+    key("load_from_fp32_weights", Bool, "true", "initialise master weights from a checkpoint's float32 ones"),
+    key("elastic_checkpoint", Bool, "false", "load checkpoints of another world size").below(),
+    key("offload_param", Table(OFFLOAD_PARAM), "null", "parameters outside of the device").three(),
+    key("offload_optimizer", Table(OFFLOAD_OPTIMIZER), "null", "optimizer states outside of the device"),
+    key("zenflow", Any, "null", "asynchronous offloading"),
+    key("sub_group_size", Int(0), "1000000000", "elements of a tile of the optimizer step").three(),
+    key("stage3_prefetch_bucket_size", Int(0), "50000000", "elements fetched ahead").alias("prefetch_bucket_size").auto(Auto::NineTenths).three(),
+    key("stage3_param_persistence_threshold", Int(0), "100000", "parameters of at most this many elements stay gathered").alias("param_persistence_threshold").auto(Auto::TenTimes).three(),
+    key("stage3_model_persistence_threshold", Int(0), "9223372036854775807", "elements that all parameters that stay gathered may have").alias("model_persistence_threshold").three(),
+    key("stage3_max_live_parameters", Int(0), "1000000000", "elements gathered at a time").alias("max_live_parameters").three(),
+    key("stage3_max_reuse_distance", Int(0), "1000000000", "a parameter used again within this many elements stays gathered").alias("max_reuse_distance").three(),
+    key("stage3_gather_16bit_weights_on_model_save", Bool, "false", "save whole weights").alias("gather_16bit_weights_on_model_save").auto(Auto::False).three(),
+    key("stage3_module_granularity_threshold", Int(i64::MIN), "0", "fetch modules with fewer elements per layer whole").alias("module_granularity_threshold").three(),
+    key("stage3_use_all_reduce_for_fetch_params", Bool, "false", "fetch with all-reduce").alias("use_all_reduce_for_fetch_params").three(),
+    key("stage3_allgather_sequential", Bool, "false", "fetch one parameter at a time").alias("allgather_sequential").three(),
+    key("ignore_unused_parameters", Bool, "true", "allow parameters without gradients").below(),
+    key("legacy_stage1", Bool, "false", "the older implementation of stage 1").below(),
+    key("round_robin_gradients", Bool, "false", "spread gradients over ranks in turn").below(),
+    key("parameter_alignment", Bool, "false", "align parameters in flat buffers"),
+    key("zero_hpz_partition_size", Int(0), "1", "ranks that share a secondary partition").three(),
+    key("zero_quantized_weights", Bool, "false", "gather quantized weights").three(),
+    key("zero_quantized_nontrainable_weights", Bool, "false", "gather quantized frozen weights").three(),
+    key("zero_quantized_gradients", Bool, "false", "reduce quantized gradients").three(),
+    key("mics_shard_size", Int(-1), "-1", "ranks of a MiCS shard group; -1 for all").three(),
+    key("mics_hierarchical_params_gather", Bool, "false", "gather within a node first").three(),
+    key("memory_efficient_linear", Bool, "true", "linear layers that free gathered weights").three(),
+    key("pipeline_loading_checkpoint", Bool, "false", "overlap loading a checkpoint"),
+    key("override_module_apply", Bool, "true", "gather parameters for Module.apply").three(),
+    key("log_trace_cache_warnings", Bool, "false", "say when the fetch order changes").three(),
+    key("enable_sanity_checks", Bool, "false", "check internals").three(),
+    key("save_muon_momentum_buffer_in_memory", Bool, "false", "keep Muon's momentum in device memory").three(),
+    key("leaf_module", Table(LEAF_MODULE), "null", "modules that are fetched whole").three(),
+];
+
+/// Keys of `zero_optimization` that are spelled otherwise today: old, new, and what the old one's true means there.
+#[rustfmt::skip]
+pub const DEPRECATED: &[(&str, &str, Option<&str>)] = &[
+    ("cpu_offload", "offload_optimizer", Some(r#"{"device": "cpu"}"#)),
+    ("cpu_offload_param", "offload_param", Some(r#"{"device": "cpu"}"#)),
+    ("cpu_offload_use_pin_memory", "offload_param.pin_memory or offload_optimizer.pin_memory", None),
+    ("stage3_gather_fp16_weights_on_model_save", "stage3_gather_16bit_weights_on_model_save", Some("true")),
+];
+
+/// `bf16`.
+#[rustfmt::skip]
+pub const BF16: &[Key] = &[
+    key("enabled", Bool, "false", "train in bfloat16"),
+    key("immediate_grad_update", Bool, "false", "add gradients to the float32 ones as they come"),
+    key("check_grad_overflow", Bool, "true", "skip a step whose gradients overflow"),
+    key("bf16_master_weights_and_grads", Bool, "false", "master weights in bfloat16"),
+    key("bf16_optimizer_states", Bool, "false", "optimizer states in bfloat16"),
+];
+
+/// `fp16`.
+#[rustfmt::skip]
+pub const FP16: &[Key] = &[
+    key("enabled", Bool, "false", "train in float16"),
+    key("auto_cast", Bool, "false", "cast inputs"),
+    key("loss_scale", Float(0.0, f64::MAX), "0.0", "the loss scale; 0 for a dynamic one"),
+    key("initial_scale_power", Int(i64::MIN), "16", "the dynamic scale starts at 2 to this"),
+    key("loss_scale_window", Int(i64::MIN), "1000", "steps without overflow before the scale rises"),
+    key("hysteresis", Int(i64::MIN), "2", "overflows before the scale falls"),
+    key("consecutive_hysteresis", Bool, "false", "refill the hysteresis after a good step"),
+    key("min_loss_scale", Int(i64::MIN), "1", "the scale never falls below this"),
+    key("fp16_master_weights_and_grads", Bool, "false", "master weights in float16"),
+];
+
+/// Sections and scalars beside those, which DeepSpeed knows and which are passed through as they are.
+pub const PASSED: &[&str] = &[
+    "_comment",
+    "activation_checkpointing",
+    "aio",
+    "amp",
+    "autotuning",
+    "checkpoint",
+    "comms_config",
+    "comms_logger",
+    "communication_data_type",
+    "compile",
+    "compression_training",
+    "csv_monitor",
+    "curriculum_learning",
+    "data_efficiency",
+    "data_types",
+    "dataloader_drop_last",
+    "disable_allgather",
+    "dump_state",
+    "elasticity",
+    "eigenvalue",
+    "expert_parallel_size",
+    "flops_profiler",
+    "fp8",
+    "gradient_allreduce_op",
+    "gradient_predivide_factor",
+    "graph_harvesting",
+    "hybrid_engine",
+    "memory_breakdown",
+    "moe_param_group",
+    "monitor_config",
+    "msamp",
+    "nebula",
+    "optimizer",
+    "pipeline",
+    "prescale_gradients",
+    "progressive_layer_drop",
+    "scheduler",
+    "seq_parallel_communication_data_type",
+    "sequence_parallel_size",
+    "sparse_attention",
+    "sparse_gradients",
+    "steps_per_print",
+    "tensor_parallel",
+    "tensorboard",
+    "timers",
+    "torch_autocast",
+    "use_data_before_expert_parallelism",
+    "wall_clock_breakdown",
+    "wandb",
+    "weight_quantization",
+    "zero_allow_untested_optimizer",
+    "zero_force_ds_cpu_optimizer",
+];
+
+/// Sections and scalars that are read here.
+pub const TOP: &[&str] = &[
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "zero_optimization",
+    "bf16",
+    "bfloat16",
+    "fp16",
+];

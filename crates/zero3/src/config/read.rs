@@ -1,0 +1,220 @@
+//! Reads a section of a DeepSpeed config by its table of keys, as laxly as DeepSpeed's pydantic models do, and writes every key with its
+//! value and origin down.
+
+use serde_json::Value as Json;
+use shardwright_core::{
+    config::{
+        document::{Document, Origin},
+        node::{Node, Value},
+    },
+    diagnostic::Diagnostic,
+    suggest::nearest,
+};
+
+use super::keys::{Auto, Key, Kind};
+
+/// What reading writes to.
+pub(crate) struct Reader<'a> {
+    pub(crate) document: &'a mut Document,
+    pub(crate) diagnostics: &'a mut Vec<Diagnostic>,
+    /// hidden_size, where it is known.
+    pub(crate) hidden: Option<u64>,
+    /// Pointers of values that need hidden_size, with their place.
+    pub(crate) unresolved: Vec<(String, Node)>,
+}
+
+impl Reader<'_> {
+    /// Reads every key of a table from a section; `path` is where it stands in the file and in the document, under `deepspeed`.
+    pub(crate) fn table(&mut self, section: Option<&Node>, keys: &[Key], path: &[&str]) {
+        if let Some(section) = section {
+            self.unknown(section, keys, path);
+        }
+        for key in keys {
+            let entry = section.and_then(|s| self.entry(s, key, path));
+            let at: Vec<&str> = ["deepspeed"].iter().chain(path).copied().chain([key.name]).collect();
+            match (key.kind, entry) {
+                (_, None) => self.default(key, &at),
+                (Kind::Table(_), Some(node)) if node.is_null() => self.default(key, &at),
+                (Kind::Table(keys), Some(node)) if node.is_map() => {
+                    let path: Vec<&str> = path.iter().copied().chain([key.name]).collect();
+                    self.table(Some(&node), keys, &path);
+                }
+                (_, Some(node)) if node.as_str() == Some("auto") && !matches!(key.kind, Kind::Any | Kind::Text) => {
+                    self.auto(key, &at, &node)
+                }
+                (_, Some(node)) => match read(key, &node) {
+                    Ok(value) => self.document.set(&at, value, Origin::Written(node.at.clone())),
+                    Err(expected) => {
+                        let name = at[1..].join(".");
+                        let message = format!("{name}: expected {expected}, found {}", node.describe());
+                        let mut diagnostic = Diagnostic::error("deepspeed-type", message).at(node.at.clone());
+                        if let Some(number) = node.as_str().and_then(exponent) {
+                            diagnostic = diagnostic.help(format!("DeepSpeed takes no exponent in a string; write {number}"));
+                        }
+                        self.diagnostics.push(diagnostic);
+                        self.default(key, &at);
+                    }
+                },
+            }
+        }
+    }
+
+    fn default(&mut self, key: &Key, at: &[&str]) {
+        let value = serde_json::from_str(key.default).unwrap_or(Json::Null);
+        match (key.kind, &value) {
+            (Kind::Table(keys), _) if key.name == "leaf_module" => {
+                for inner in keys {
+                    let at: Vec<&str> = at.iter().copied().chain([inner.name]).collect();
+                    self.default(inner, &at);
+                }
+            }
+            _ => self.document.set(at, value, Origin::Default),
+        }
+    }
+
+    /// The value of a key under its name or its alias; both at once are an error, as one would silently win.
+    fn entry(&mut self, section: &Node, key: &Key, path: &[&str]) -> Option<Node> {
+        let named = section.entry(key.name);
+        let aliased = key.alias.and_then(|alias| section.entry(alias));
+        if let (Some(named), Some(aliased)) = (named, aliased) {
+            let message = format!("{}: '{}' and '{}' are the same key, and both are given", path.join("."), aliased.key, named.key);
+            self.diagnostics
+                .push(Diagnostic::error("deepspeed-alias", message).at(aliased.at.clone()).and(named.at.clone(), "the other one"));
+        }
+        named.or(aliased).map(|e| e.value.clone())
+    }
+
+    fn unknown(&mut self, section: &Node, keys: &[Key], path: &[&str]) {
+        let known = || keys.iter().flat_map(|k| [Some(k.name), k.alias].into_iter().flatten());
+        for entry in section.entries().iter().filter(|e| known().all(|k| k != e.key)) {
+            let message = format!("unknown key '{}' in {}, which DeepSpeed refuses", entry.key, path.join("."));
+            let mut diagnostic = Diagnostic::error("deepspeed-unknown-key", message).at(entry.at.clone());
+            if let Some(near) = nearest(&entry.key, known()) {
+                diagnostic = diagnostic.help(format!("did you mean '{near}'?"));
+            }
+            self.diagnostics.push(diagnostic);
+        }
+    }
+
+    fn auto(&mut self, key: &Key, at: &[&str], node: &Node) {
+        const HIDDEN: &str = "/model/hidden_size";
+        let by_hidden = |of: fn(u64) -> Option<u64>| self.hidden.and_then(of);
+        let (rule, value) = match key.auto {
+            Auto::Square => ("hidden_size * hidden_size", by_hidden(|h| h.checked_mul(h))),
+            Auto::NineTenths => ("int(0.9 * hidden_size * hidden_size)", by_hidden(nine_tenths)),
+            Auto::TenTimes => ("10 * hidden_size", by_hidden(|h| h.checked_mul(10))),
+            Auto::False => return self.document.set(at, false, Origin::rule("auto: false, as accelerate fills it", [] as [&str; 0])),
+            Auto::Default => return self.auto_default(key, at, node),
+        };
+        match value {
+            Some(value) => self.document.set(at, value, Origin::rule(format!("auto: {rule}"), [HIDDEN])),
+            None => {
+                self.document.set(at, Json::Null, Origin::rule(format!("auto: {rule}, and hidden_size is not known"), [HIDDEN]));
+                self.unresolved.push((shardwright_core::config::document::pointer(at), node.clone()));
+            }
+        }
+    }
+
+    fn auto_default(&mut self, key: &Key, at: &[&str], node: &Node) {
+        let value: Json = serde_json::from_str(key.default).unwrap_or(Json::Null);
+        let message = format!("{}: DeepSpeed drops this auto without a word and uses its default, {value}", at[1..].join("."));
+        self.diagnostics
+            .push(Diagnostic::warning("deepspeed-auto-default", message).at(node.at.clone()).help("write the value that is meant"));
+        self.document.set(at, value, Origin::rule("auto: DeepSpeed's default", [] as [&str; 0]));
+    }
+}
+
+/// Python's `int(0.9 * h * h)`, in floats from left to right.
+#[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "as Python computes it")]
+fn nine_tenths(h: u64) -> Option<u64> {
+    let value = 0.9 * h as f64 * h as f64;
+    (value < 9e18).then_some(value as u64)
+}
+
+fn exponent(text: &str) -> Option<f64> {
+    text.contains(['e', 'E']).then(|| text.parse().ok()).flatten()
+}
+
+/// A value as pydantic would take it, or what was expected.
+pub(crate) fn read(key: &Key, node: &Node) -> Result<Json, String> {
+    match key.kind {
+        Kind::Any => Ok(node.to_json()),
+        _ if node.is_null() && key.default == "null" => Ok(Json::Null),
+        Kind::Bool => boolean(node).map(Json::Bool).ok_or_else(|| "a boolean".into()),
+        Kind::Int(least) => integer(node).filter(|i| *i >= least).map(Json::from).ok_or_else(|| match least {
+            i64::MIN => "an integer".into(),
+            _ => format!("an integer of at least {least}"),
+        }),
+        Kind::Float(least, most) => float(node).filter(|f| (least..=most).contains(f)).map(Json::from).ok_or_else(|| match most {
+            f64::MAX => format!("a number of at least {least}"),
+            _ => format!("a number from {least} to {most}"),
+        }),
+        Kind::Text => node.as_str().map(Json::from).ok_or_else(|| "a string".into()),
+        Kind::Choice(choices) => match node.as_str() {
+            Some(text) if choices.contains(&text) => Ok(text.into()),
+            _ => Err(format!("one of {}", choices.join(", "))),
+        },
+        Kind::List => match &node.value {
+            Value::Text { text, .. } => Ok(Json::from(vec![text.clone()])),
+            Value::Seq(items) if items.iter().all(|i| i.as_str().is_some()) => Ok(node.to_json()),
+            _ => Err("a list of strings".into()),
+        },
+        Kind::Table(_) => Err("a mapping".into()),
+    }
+}
+
+/// As pydantic's lax mode reads booleans.
+pub(crate) fn boolean(node: &Node) -> Option<bool> {
+    match &node.value {
+        Value::Bool(b) => Some(*b),
+        Value::Int(0) => Some(false),
+        Value::Int(1) => Some(true),
+        Value::Float(f) if *f == 0.0 => Some(false),
+        Value::Float(f) if *f == 1.0 => Some(true),
+        Value::Text { text, .. } => match text.to_lowercase().as_str() {
+            "true" | "yes" | "on" | "t" | "y" | "1" => Some(true),
+            "false" | "no" | "off" | "f" | "n" | "0" => Some(false),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// As pydantic's lax mode reads integers: `5e8` and `"500000000"` and `"1.0"` and true pass, `"5e8"` and 1.5 do not. A plain `5e8` in
+/// YAML passes too, though PyYAML would make a string of it: the YAML reader has warned.
+pub(crate) fn integer(node: &Node) -> Option<i64> {
+    match &node.value {
+        Value::Bool(b) => Some(i64::from(*b)),
+        Value::Int(i) => i64::try_from(*i).ok(),
+        Value::Float(f) => whole(*f),
+        Value::Text { number: Some(f), .. } => whole(*f),
+        Value::Text { text, .. } => {
+            let text = text.trim();
+            let digits = text
+                .strip_suffix('.')
+                .unwrap_or_else(|| text.split_once('.').map_or(text, |(w, f)| if f.bytes().all(|b| b == b'0') { w } else { text }));
+            digits.replace('_', "").parse().ok()
+        }
+        _ => None,
+    }
+}
+
+fn whole(f: f64) -> Option<i64> {
+    #[expect(clippy::cast_possible_truncation, reason = "bounded")]
+    let i = (f.fract() == 0.0 && f.abs() < 9.2e18).then_some(f as i64);
+    i
+}
+
+/// As pydantic's lax mode reads floats.
+pub(crate) fn float(node: &Node) -> Option<f64> {
+    match &node.value {
+        Value::Bool(b) => Some(f64::from(u8::from(*b))),
+        #[expect(clippy::cast_precision_loss, reason = "a float is asked for")]
+        Value::Int(i) => Some(*i as f64),
+        Value::Float(f) => Some(*f),
+        Value::Text { number: Some(f), .. } => Some(*f),
+        Value::Text { text, .. } => text.trim().parse().ok(),
+        _ => None,
+    }
+    .filter(|f| f.is_finite())
+}
