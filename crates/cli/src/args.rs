@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use shardwright_core::config::ByteSize;
 
 /// Load a checkpoint so that every rank reads exactly its own shard, as FSDP2 or ZeRO-3 would place it.
 #[derive(Debug, Parser)]
@@ -71,6 +72,42 @@ pub struct LoadArgs {
     /// What to print on standard output.
     #[arg(long, value_enum, default_value_t = Format::Table)]
     pub format: Format,
+    #[command(flatten)]
+    pub io: IoArgs,
+}
+
+/// How files are read; each wins over the same key of `shardwright.io`.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Reading")]
+pub struct IoArgs {
+    /// Threads that read and cast [default: the cores, shared among the ranks of this machine].
+    #[arg(long, value_name = "N")]
+    pub threads: Option<u32>,
+    /// Reads announced ahead of each thread, which keeps a cold disk busy.
+    #[arg(long, value_name = "N")]
+    pub queue_depth: Option<u32>,
+    /// Bytes read and cast in one go, such as 512KiB.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub block_size: Option<ByteSize>,
+    /// Bypass the page cache (O_DIRECT) where the file system can.
+    #[arg(long, conflicts_with = "mmap")]
+    pub direct: bool,
+    /// Map files instead of reading them. A mapped file that shrinks meanwhile kills the process.
+    #[arg(long)]
+    pub mmap: bool,
+    /// Drop what was read from the page cache.
+    #[arg(long)]
+    pub drop_cache: bool,
+    /// Load even where the predicted peak exceeds the memory there is.
+    #[arg(long)]
+    pub force: bool,
+    /// Say on standard error how files will be read, and why.
+    #[arg(long)]
+    pub explain_io: bool,
+}
+
+fn parse_size(text: &str) -> Result<ByteSize, String> {
+    ByteSize::parse(text).ok_or_else(|| "expected a number of bytes, or one with KiB, MiB or GiB".to_owned())
 }
 
 /// Who this process is.

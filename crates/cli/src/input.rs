@@ -6,7 +6,7 @@ use shardwright_core::{config::Resolved, registry::Registry};
 use shardwright_engine::{Checkpoint, IoOptions, ReadMethod, World, WorldFlags, setup, world::set_process_world};
 
 use crate::{
-    args::WorldArgs,
+    args::{IoArgs, WorldArgs},
     exit::{Exit, Failure},
     render,
 };
@@ -21,7 +21,7 @@ pub struct Input {
 }
 
 /// Reads the config, says what is odd about it, and opens the checkpoint.
-pub fn read(config: &Path, overrides: &[String], world: WorldArgs) -> Result<Input, Failure> {
+pub fn read(config: &Path, overrides: &[String], world: WorldArgs, io: &IoArgs) -> Result<Input, Failure> {
     let world = known_world(world)?;
     let registry = Registry::linked().map_err(|d| render::failure(&[d], &[]))?;
     let setup = setup::resolve(config, overrides, &world, &registry)?;
@@ -35,7 +35,7 @@ pub fn read(config: &Path, overrides: &[String], world: WorldArgs) -> Result<Inp
     if let Some(open) = resolved.unresolved.first() {
         return Err(Failure::new(Exit::Config, format_args!("{} is not decided: it needs {}", open.pointer, open.needs)));
     }
-    let io = io_options(&resolved, &world);
+    let io = io_options(io, &resolved, &world);
     Ok(Input { resolved, checkpoint, world, io })
 }
 
@@ -45,20 +45,23 @@ pub fn known_world(args: WorldArgs) -> Result<World, Failure> {
     Ok(set_process_world(world)?.clone())
 }
 
-fn io_options(resolved: &Resolved, world: &World) -> IoOptions {
+/// How to read: a flag wins over the config, and what neither says is the engine's choice.
+fn io_options(args: &IoArgs, resolved: &Resolved, world: &World) -> IoOptions {
     let io = &resolved.io;
-    let method = match (io.mmap, io.direct) {
-        (Some(true), _) => Some(ReadMethod::Mmap),
-        (_, Some(true)) => Some(ReadMethod::Direct),
-        (Some(false), _) | (_, Some(false)) => Some(ReadMethod::Pread),
-        (None, None) => None,
+    let count = |flag: Option<u32>, set: Option<u32>| flag.or(set).map(|n| n as usize);
+    let method = match (args.mmap, args.direct, io.mmap, io.direct) {
+        (true, ..) | (_, false, Some(true), _) => Some(ReadMethod::Mmap),
+        (_, true, ..) | (_, _, _, Some(true)) => Some(ReadMethod::Direct),
+        (.., Some(false), _) | (.., Some(false)) => Some(ReadMethod::Pread),
+        _ => None,
     };
     IoOptions {
-        threads: io.threads.map(|n| n as usize),
-        queue_depth: io.queue_depth.map(|n| n as usize),
-        block_size: io.block_size.map(|size| usize::try_from(size.0).unwrap_or(usize::MAX)),
+        threads: count(args.threads, io.threads),
+        queue_depth: count(args.queue_depth, io.queue_depth),
+        block_size: args.block_size.or(io.block_size).map(|size| usize::try_from(size.0).unwrap_or(usize::MAX)),
         method,
-        drop_cache: io.drop_cache.unwrap_or(false),
+        drop_cache: args.drop_cache || io.drop_cache.unwrap_or(false),
+        force: args.force,
         local_processes: world.local_size,
         ..IoOptions::default()
     }

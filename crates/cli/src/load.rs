@@ -13,15 +13,18 @@ use crate::{
     args::{Format, LoadArgs},
     exit::{Exit, Failure},
     input::{self, Input},
-    output::{print, write_whole},
+    output::{print, print_note, write_whole},
     progress::Progress,
     summary,
 };
 
 /// Runs the command.
 pub fn run(args: &LoadArgs) -> Result<Exit, Failure> {
-    let input = input::read(&args.config, &args.overrides, args.world)?;
+    let input = input::read(&args.config, &args.overrides, args.world, &args.io)?;
     let plan = plan(&input)?;
+    if args.io.explain_io {
+        print_note(&input.io.choose()?.to_string());
+    }
     let cancel = cancel_on_signal()?;
     let loaded = load(&input, &plan, &cancel)?;
     let totals = Totals::new(&loaded, process_memory().map(|m| m.peak));

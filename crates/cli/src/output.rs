@@ -17,6 +17,11 @@ pub fn print(text: &str) -> Result<(), Failure> {
     }
 }
 
+/// Says something beside the result, on standard error, which may be closed.
+pub fn print_note(text: &str) {
+    drop(writeln!(io::stderr(), "{}", text.trim_end()));
+}
+
 /// Writes a file whole or not at all: under a temporary name beside it, then renamed. What is no regular file, such as a pipe or
 /// `/dev/stdout`, is written straight.
 pub fn write_whole(file: &Path, text: &str) -> Result<(), Failure> {

@@ -20,5 +20,5 @@ pub use self::{
     draft::{Draft, Input},
     node::{Entry, Node, Value},
     resolve::{DEFAULT_POLICY, Outcome, Resolved, Supplied},
-    settings::{IoSettings, Settings},
+    settings::{ByteSize, IoSettings, Settings},
 };
