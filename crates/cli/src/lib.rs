@@ -7,6 +7,7 @@ mod load;
 mod output;
 mod progress;
 mod render;
+mod resolve;
 mod summary;
 mod table;
 
@@ -20,6 +21,7 @@ use crate::args::{Cli, Command};
 pub fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Load(args) => load::run(&args),
+        Command::Resolve(args) => resolve::run(&args),
     };
     let exit = done.unwrap_or_else(|failure| {
         // A closed standard error leaves the exit code.
