@@ -23,7 +23,8 @@ Exit codes: 0 done · 2 usage · 3 config · 4 checkpoint · 5 plan or world · 
 #[derive(Debug, Subcommand)]
 pub enum Command {
     Load(LoadArgs),
-    Resolve(ResolveArgs),
+    Verify(VerifyArgs),
+    Inspect(InspectArgs),
 }
 
 /// How a result is printed.
@@ -122,46 +123,44 @@ pub struct WorldArgs {
     pub rank: Option<u32>,
 }
 
-/// How a resolution is printed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum ResolveFormat {
-    /// For people: what is set or decided, and where from.
-    Table,
-    /// Everything; can itself be resolved again.
-    Yaml,
-    /// Everything, with provenance, for programs.
-    Json,
-}
-
-/// Show what a config really means: strategy, precision, mesh, batch, every "auto", each with its reason
+/// Check shards that `load --save` kept: every file, and with --against every element
 ///
-/// Reads a LLaMA-Factory v1 YAML or an accelerate YAML, the DeepSpeed file that it names, and the model's config.json when it is at hand.
-/// Nothing is loaded. All problems are reported at once, each with its place.
+/// Every file that the manifest lists must be there with its size and SHA-256, and no other that a reader would take for a shard. With
+/// --against, the shards are put together by what they say of their place, and every element is compared with the source's, cast by the
+/// scalar reference: a proof that shares nothing with the way they were loaded. Memory stays small whatever the model's size.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  shardwright resolve train.yaml --world-size 8
-  shardwright resolve train.yaml bf16=false --explain precision.compute
-  shardwright resolve train.yaml --world-size 8 --lock train.lock     keep it under version control, then in CI:
-  shardwright resolve train.yaml --world-size 8 --check train.lock    exits with 9 where anything differs
-  shardwright resolve configs/*.yaml --check locks/                   several at once: a directory of locks")]
-pub struct ResolveArgs {
-    /// Configs, and values that override theirs: `bf16=false`, `dist_config.name=fsdp2`.
-    #[arg(value_name = "CONFIG|KEY=VALUE", required = true)]
-    pub configs: Vec<String>,
-    /// Number of ranks [default: the launcher's, else 1].
-    #[arg(long, value_name = "N")]
-    pub world_size: Option<u32>,
+  shardwright verify shards/                                   digests of every file
+  shardwright verify shards/ --against models/Qwen3-0.6B       and every element of every tensor
+  shardwright verify shards/ --against Qwen/Qwen3-0.6B         the same, the model found in the Hugging Face cache
+
+Exit codes: 0 all is right · 4 no complete save, or its manifest is damaged · 6 a file cannot be read · 8 something differs; what,
+is on standard error")]
+pub struct VerifyArgs {
+    /// The directory that was given to `load --save`.
+    pub dir: PathBuf,
+    /// The checkpoint that was loaded: a directory, a file, or a hub id in the local cache.
+    #[arg(long, value_name = "MODEL")]
+    pub against: Option<String>,
     /// What to print on standard output.
-    #[arg(long, value_enum, default_value_t = ResolveFormat::Table)]
-    pub format: ResolveFormat,
-    /// Write the resolution to FILE, or for several configs one each into the directory FILE.
-    #[arg(long, value_name = "FILE", conflicts_with = "check")]
-    pub lock: Option<PathBuf>,
-    /// Compare with what --lock wrote; print what differs, with reasons, and exit with 9.
-    #[arg(long, value_name = "FILE")]
-    pub check: Option<PathBuf>,
-    /// Tell why a value is what it is: `precision.compute`.
-    #[arg(long, value_name = "KEY", conflicts_with_all = ["lock", "check"])]
-    pub explain: Option<String>,
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub format: Format,
+}
+
+/// Show what a checkpoint holds, from its headers alone
+///
+/// Tensors with dtype, shape, size and file; sums by dtype and by file. No tensor data is read.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  shardwright inspect models/Qwen3-0.6B
+  shardwright inspect Qwen/Qwen3-0.6B --format json | jq '.tensors[].name'
+  shardwright inspect model-00001-of-00005.safetensors")]
+pub struct InspectArgs {
+    /// A directory, a safetensors file, or a hub id in the local Hugging Face cache.
+    pub model: String,
+    /// What to print on standard output.
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub format: Format,
 }

@@ -1,15 +1,18 @@
 //! The shardwright command line as a library: arguments, rendering, exit codes. What is decided is decided in the other crates.
 
 mod args;
+mod counted;
 mod exit;
 mod input;
+mod inspect;
 mod load;
 mod output;
 mod progress;
 mod render;
-mod resolve;
+mod save;
 mod summary;
 mod table;
+mod verify;
 
 use std::{io::Write, process::ExitCode};
 
@@ -21,7 +24,8 @@ use crate::args::{Cli, Command};
 pub fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Load(args) => load::run(&args),
-        Command::Resolve(args) => resolve::run(&args),
+        Command::Verify(args) => verify::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
     };
     let exit = done.unwrap_or_else(|failure| {
         // A closed standard error leaves the exit code.

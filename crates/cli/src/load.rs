@@ -15,6 +15,7 @@ use crate::{
     input::{self, Input},
     output::{print, print_note, write_whole},
     progress::Progress,
+    save::Target,
     summary,
 };
 
@@ -26,11 +27,19 @@ pub fn run(args: &LoadArgs) -> Result<Exit, Failure> {
         print_note(&input.io.choose()?.to_string());
     }
     let cancel = cancel_on_signal()?;
-    let loaded = load(&input, &plan, &cancel)?;
+    let ranks = ranks(&input, &plan);
+    let target = args.save.as_deref().map(|dir| Target::new(dir, args.overwrite, &plan, &input.checkpoint, &ranks)).transpose()?;
+    let loaded = load(&input, &plan, &ranks, &cancel)?;
     let totals = Totals::new(&loaded, process_memory().map(|m| m.peak));
+    let saved = target.map(|target| target.save(&loaded, &cancel)).transpose()?;
     if args.format == Format::Table {
         let ranks: Vec<_> = loaded.ranks.iter().map(|r| r.stats()).collect();
         print(&summary::table(&plan, &ranks, &totals))?;
+    }
+    match &saved {
+        Some(saved) if args.format == Format::Table => print(&format!("\n{saved}"))?,
+        Some(saved) => print_note(saved),
+        None => {}
     }
     if args.report.is_some() || args.format == Format::Json {
         report(args, &Report::new(&plan, &loaded, totals, args.digest))?;
@@ -48,8 +57,12 @@ fn plan(input: &Input) -> Result<ShardPlan, Failure> {
     Ok(plan_checked(resolved.strategy.as_ref(), &wanted)?)
 }
 
-fn load<'p>(input: &'p Input, plan: &'p ShardPlan, cancel: &CancelToken) -> Result<Loaded<'p>, Failure> {
-    let ranks: Vec<u32> = input.world.rank.map_or_else(|| (0..plan.mesh.world_size()).collect(), |rank| vec![rank]);
+/// The ranks of this process: the one that it is, or all.
+fn ranks(input: &Input, plan: &ShardPlan) -> Vec<u32> {
+    input.world.rank.map_or_else(|| (0..plan.mesh.world_size()).collect(), |rank| vec![rank])
+}
+
+fn load<'p>(input: &'p Input, plan: &'p ShardPlan, ranks: &[u32], cancel: &CancelToken) -> Result<Loaded<'p>, Failure> {
     let shown: Mutex<Option<Progress>> = Mutex::new(None);
     let progress = |p: &shardwright_engine::load::Progress<'_>| {
         // The loader calls from one thread; the lock is never waited for.
@@ -61,7 +74,7 @@ fn load<'p>(input: &'p Input, plan: &'p ShardPlan, cancel: &CancelToken) -> Resu
             );
         }
     };
-    let loaded = Loader::new(plan, &input.checkpoint).ranks(&ranks).io(input.io.clone()).cancel(cancel).progress(&progress).load();
+    let loaded = Loader::new(plan, &input.checkpoint).ranks(ranks).io(input.io.clone()).cancel(cancel).progress(&progress).load();
     if let Ok(Some(shown)) = shown.into_inner() {
         shown.finish();
     }

@@ -249,6 +249,10 @@ impl ModelDir {
 
     /// The names of the safetensors files, sorted, and the index where one decides.
     fn file_names(&self) -> Result<(Vec<String>, Option<index::Index>)> {
+        if self.file.is_none() && self.dir.join(crate::save::MANIFEST).exists() {
+            let what = "it holds shards that were saved for one world, not a checkpoint; `shardwright verify` checks them";
+            return Err(EngineError::new(ErrorKind::Checkpoint, what).file(&self.dir));
+        }
         if let Some(file) = &self.file {
             return Ok((vec![file.clone()], None));
         }

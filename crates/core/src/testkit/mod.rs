@@ -11,10 +11,7 @@ mod case;
 mod corpus;
 mod count;
 mod load;
-mod policy;
-mod registered;
 mod rules;
-mod section;
 mod shrink;
 mod strategy;
 #[cfg(test)]
@@ -24,8 +21,6 @@ mod violation;
 pub use self::{
     case::Case,
     load::Loader,
-    policy::{PolicyKit, policy},
-    registered::strategy,
     strategy::{Proof, StrategyKit},
     violation::{Rule, Violation},
 };

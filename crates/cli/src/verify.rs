@@ -1,0 +1,93 @@
+//! `shardwright verify`: files against the manifest, elements against the source, and what to say of both.
+
+use std::fmt::Write as _;
+
+use serde_json::json;
+use shardwright_engine::{
+    Checkpoint, HubEnv,
+    verify::{Verified, Verifier},
+};
+
+use crate::{
+    args::{Format, VerifyArgs},
+    counted::Counted,
+    exit::{Exit, Failure},
+    load::cancel_on_signal,
+    output::{print, print_note},
+    table::bytes,
+};
+
+/// Runs the command.
+pub fn run(args: &VerifyArgs) -> Result<Exit, Failure> {
+    let cancel = cancel_on_signal()?;
+    let mut verifier = Verifier::open(&args.dir)?;
+    let source = args.against.as_deref().map(find).transpose()?;
+    if let Some(checkpoint) = &source {
+        verifier = verifier.against(checkpoint);
+    }
+    let counted = Counted::new("verify", verifier.bytes());
+    let add = |n| counted.add(n);
+    let verifier = verifier.progress(&add).cancel(&cancel);
+    let found = verifier.run();
+    let told = tell(args, &verifier, found?)?;
+    counted.finish();
+    Ok(told)
+}
+
+/// A directory, a file, or a hub id, as a config's `model`.
+pub fn find(model: &str) -> Result<Checkpoint, Failure> {
+    Ok(Checkpoint::find(model, &["."], &HubEnv::from_process())?)
+}
+
+fn tell(args: &VerifyArgs, verifier: &Verifier<'_>, found: Verified) -> Result<Exit, Failure> {
+    let good = found.problems.is_empty();
+    for problem in &found.problems {
+        print_note(&format!("error: {problem}"));
+    }
+    if found.more_problems > 0 {
+        print_note(&format!("error: and {} more", found.more_problems));
+    }
+    if !found.strangers.is_empty() {
+        let names = found.strangers.join(", ");
+        print_note(&format!("note: {} also holds what is none of the save's: {names}", args.dir.display()));
+    }
+    match args.format {
+        Format::Json => print(&as_json(&found))?,
+        Format::Table if good => print(&summary(args, verifier, &found))?,
+        Format::Table => {}
+    }
+    Ok(if good { Exit::Done } else { Exit::Mismatch })
+}
+
+fn summary(args: &VerifyArgs, verifier: &Verifier<'_>, found: &Verified) -> String {
+    let manifest = verifier.manifest();
+    let mut text = format!(
+        "{}: {} on {} ranks, {} tensors\n{} files with {} are as their manifest says\n",
+        args.dir.display(),
+        manifest.strategy,
+        manifest.world_size,
+        manifest.plan.tensors.len(),
+        found.files,
+        bytes(found.bytes),
+    );
+    // Writing to a string cannot fail.
+    let _ = match &args.against {
+        Some(model) => writeln!(text, "{} elements are those of {model}, after the cast", found.elements),
+        None => writeln!(text, "their elements were not compared with the source: --against MODEL does"),
+    };
+    text
+}
+
+fn as_json(found: &Verified) -> String {
+    let problems: Vec<String> = found.problems.iter().map(ToString::to_string).collect();
+    let told = json!({
+        "verified": found.problems.is_empty(),
+        "files": found.files,
+        "bytes": found.bytes,
+        "elements_compared": found.elements,
+        "problems": problems,
+        "more_problems": found.more_problems,
+        "strangers": found.strangers,
+    });
+    format!("{told:#}\n")
+}

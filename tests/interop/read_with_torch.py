@@ -1,0 +1,102 @@
+"""torchrun --nproc-per-node N read_with_torch.py SHARDS=MODEL ...
+
+Proof that torch reads what `shardwright load --save SHARDS` kept of the checkpoint MODEL: for each pair, a model is built on the meta
+device, sharded over N ranks with fully_shard, filled by torch.distributed.checkpoint through HuggingFaceStorageReader, gathered, and
+compared bit for bit with MODEL's own tensors cast by torch. N is another world size than the one that was saved. Runs on CPU with gloo.
+
+The model is transformers' own class where config.json, which was copied along, names one; else a tree of modules with the tensors' names.
+"""
+import json, pathlib, sys
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from safetensors import safe_open
+from torch.distributed.checkpoint import HuggingFaceStorageReader
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+
+def originals(model):
+    """The checkpoint's tensors by name."""
+    found = {}
+    for file in sorted(pathlib.Path(model).glob("*.safetensors")):
+        with safe_open(file, "pt") as f:
+            found.update({name: f.get_tensor(name) for name in f.keys()})
+    return found
+
+
+def tree(plan):
+    """Modules whose parameters and buffers have the names, shapes and dtypes of the plan."""
+    root = torch.nn.Module()
+    for t in plan:
+        *path, leaf = t["name"].split(".")
+        module = root
+        for name in path:
+            if name not in module._modules:
+                module.add_module(name, torch.nn.Module())
+            module = module._modules[name]
+        tensor = torch.empty(t["shape"], dtype=getattr(torch, t["precision"]["storage"]), device="meta")
+        if t["kind"] == "parameter":
+            module.register_parameter(leaf, torch.nn.Parameter(tensor, requires_grad=False))
+        else:
+            module.register_buffer(leaf, tensor)
+    return root, []
+
+
+def transformers_model(config, plan):
+    """The model's own class and its blocks."""
+    import transformers
+
+    loaded = transformers.AutoConfig.from_pretrained(config.parent)
+    with torch.device("meta"):
+        model = getattr(transformers, json.loads(config.read_text())["architectures"][0])._from_config(loaded)
+    dtypes = {t["precision"]["storage"] for t in plan if t["kind"] == "parameter"}
+    if len(dtypes) == 1:
+        model = model.to(getattr(torch, dtypes.pop()))
+    return model, list(model.model.layers)
+
+
+def build(shards, plan):
+    config = shards / "config.json"
+    named = json.loads(config.read_text()).get("model_type", "raw") if config.exists() else "raw"
+    model, units = tree(plan) if named == "raw" else transformers_model(config, plan)
+    for unit in [*units, model]:
+        fully_shard(unit)
+    return model.to_empty(device="cpu")
+
+
+def bits(tensor):
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+def check(shards, model):
+    manifest = json.loads((shards / "shardwright.manifest.json").read_text())
+    plan = manifest["plan"]["tensors"]
+    assert manifest["world_size"] != dist.get_world_size(), f"{shards} was saved for this very world size"
+    sharded = build(shards, plan)
+    state = {name: value for name, value in sharded.state_dict().items() if name in {t["name"] for t in plan}}
+    assert set(state) == {t["name"] for t in plan}, f"the model lacks {sorted({t['name'] for t in plan} - set(state))}"
+    for value in state.values():
+        local = value.to_local() if isinstance(value, DTensor) else value
+        local.fill_(1 if local.dtype == torch.bool else 77)  # nothing passes that was not read
+    dcp.load(state, storage_reader=HuggingFaceStorageReader(str(shards)))
+    source = originals(model)
+    for name, value in sorted(state.items()):
+        full = value.full_tensor() if isinstance(value, DTensor) else value
+        expected = source[name].to(full.dtype)
+        planned = next(t for t in plan if t["name"] == name)["precision"]["storage"]
+        assert full.dtype == getattr(torch, planned), f"{name} is {full.dtype}, planned {planned}"
+        assert full.shape == expected.shape and torch.equal(bits(full), bits(expected)), f"{shards}: {name} differs from the checkpoint"
+    assert set(source) == set(state), "tensors were left out"
+    if dist.get_rank() == 0:
+        sizes = " x ".join(str(n) for n in manifest["mesh"].values())
+        kinds = "+".join(sorted({t["precision"]["storage"] for t in plan}))
+        print(f"{shards.name}: {type(sharded).__name__}, saved by {sizes} ranks, read by {dist.get_world_size()}: "
+              f"{len(state)} tensors of {kinds} equal", flush=True)
+
+
+dist.init_process_group("gloo")
+for pair in sys.argv[1:]:
+    check(*map(pathlib.Path, pair.split("=")))
+dist.destroy_process_group()
