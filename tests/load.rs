@@ -47,7 +47,7 @@ fn the_examples_load_and_their_tables_are_for_people() {
     insta::assert_snapshot!("table_hsdp", table(&["examples/hsdp.yaml", "--world-size", "4"]));
     insta::assert_snapshot!("table_zero3", table(&["examples/zero3.yaml", "--world-size", "3"]));
     insta::assert_snapshot!("table_replicate", table(&["examples/replicate.yaml", "--world-size", "2"]));
-    insta::assert_snapshot!("table_many_ranks", table(&["examples/fsdp2.yaml", "--world-size", "100"]));
+    insta::assert_snapshot!("table_many_ranks", table(&["examples/fsdp2.yaml", "global_batch_size=100", "--world-size", "100"]));
 }
 
 #[test]
@@ -142,7 +142,7 @@ fn a_single_file_is_a_model() {
 /// Where a reader of standard output goes away, that is no failure of ours.
 #[test]
 fn a_closed_pipe_is_no_panic() {
-    let command = format!("{} load examples/fsdp2.yaml --world-size 64 --format json | head -c 1", env!("CARGO_BIN_EXE_shardwright"));
+    let command = format!("{} load examples/fsdp2.yaml global_batch_size=64 --world-size 64 --format json | head -c 1", env!("CARGO_BIN_EXE_shardwright"));
     let output = std::process::Command::new("sh").args(["-c", &command]).current_dir(root()).output().unwrap();
     assert_eq!(stderr(&output), "");
 }
