@@ -9,3 +9,6 @@ pub use shardwright_engine as engine;
 pub use shardwright_fsdp2 as fsdp2;
 pub use shardwright_precision as precision;
 pub use shardwright_zero3 as zero3;
+
+#[cfg(feature = "testkit")]
+pub mod testkit;

@@ -23,6 +23,7 @@ Exit codes: 0 done · 2 usage · 3 config · 4 checkpoint · 5 plan or world · 
 #[derive(Debug, Subcommand)]
 pub enum Command {
     Load(LoadArgs),
+    Resolve(ResolveArgs),
     Verify(VerifyArgs),
     Inspect(InspectArgs),
 }
@@ -121,6 +122,50 @@ pub struct WorldArgs {
     /// Load this rank alone, from 0 [default: the launcher's, else all].
     #[arg(long, value_name = "R")]
     pub rank: Option<u32>,
+}
+
+/// How a resolution is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ResolveFormat {
+    /// For people: what is set or decided, and where from.
+    Table,
+    /// Everything; can itself be resolved again.
+    Yaml,
+    /// Everything, with provenance, for programs.
+    Json,
+}
+
+/// Show what a config really means: strategy, precision, mesh, batch, every "auto", each with its reason
+///
+/// Reads a LLaMA-Factory v1 YAML or an accelerate YAML, the DeepSpeed file that it names, and the model's config.json when it is at hand.
+/// Nothing is loaded. All problems are reported at once, each with its place.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  shardwright resolve train.yaml --world-size 8
+  shardwright resolve train.yaml bf16=false --explain precision.compute
+  shardwright resolve train.yaml --world-size 8 --lock train.lock     keep it under version control, then in CI:
+  shardwright resolve train.yaml --world-size 8 --check train.lock    exits with 9 where anything differs
+  shardwright resolve configs/*.yaml --check locks/                   several at once: a directory of locks")]
+pub struct ResolveArgs {
+    /// Configs, and values that override theirs: `bf16=false`, `dist_config.name=fsdp2`.
+    #[arg(value_name = "CONFIG|KEY=VALUE", required = true)]
+    pub configs: Vec<String>,
+    /// Number of ranks [default: the launcher's, else 1].
+    #[arg(long, value_name = "N")]
+    pub world_size: Option<u32>,
+    /// What to print on standard output.
+    #[arg(long, value_enum, default_value_t = ResolveFormat::Table)]
+    pub format: ResolveFormat,
+    /// Write the resolution to FILE, or for several configs one each into the directory FILE.
+    #[arg(long, value_name = "FILE", conflicts_with = "check")]
+    pub lock: Option<PathBuf>,
+    /// Compare with what --lock wrote; print what differs, with reasons, and exit with 9.
+    #[arg(long, value_name = "FILE")]
+    pub check: Option<PathBuf>,
+    /// Tell why a value is what it is: `precision.compute`.
+    #[arg(long, value_name = "KEY", conflicts_with_all = ["lock", "check"])]
+    pub explain: Option<String>,
 }
 
 /// Check shards that `load --save` kept: every file, and with --against every element

@@ -9,6 +9,7 @@ mod load;
 mod output;
 mod progress;
 mod render;
+mod resolve;
 mod save;
 mod summary;
 mod table;
@@ -24,6 +25,7 @@ use crate::args::{Cli, Command};
 pub fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Load(args) => load::run(&args),
+        Command::Resolve(args) => resolve::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Inspect(args) => inspect::run(&args),
     };

@@ -1,9 +1,14 @@
 //! The strategy without sharding: every rank holds every parameter (DDP, DeepSpeed stages 0 to 2). Also the smallest example of one.
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
 use crate::{
+    diagnostic::Diagnostic,
     plan::{Reshard, ShardPlan},
     region::Placement,
     strategy::{PlanError, PlanInput, ShardStrategy, units_by},
+    strategy_config::{BuildContext, Built, StrategyConfig},
 };
 
 /// Every parameter whole on every rank.
@@ -24,3 +29,19 @@ impl ShardStrategy for Replicate {
         Ok(plan)
     }
 }
+
+/// Its section, which has no keys: a YAML without a `dist_config` means the same.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct ReplicateConfig {}
+
+impl StrategyConfig for ReplicateConfig {
+    const NAME: &'static str = REPLICATE;
+    const SUMMARY: &'static str = "every parameter whole on every rank, as without a dist_config";
+
+    fn build(self, _: &mut BuildContext<'_>) -> Result<Built, Diagnostic> {
+        Ok(Built::new(Replicate))
+    }
+}
+
+crate::register_strategy!(ReplicateConfig);

@@ -16,6 +16,8 @@ pub mod setup;
 mod source;
 #[cfg(test)]
 mod testing;
+#[cfg(feature = "testkit")]
+pub mod testkit;
 pub mod verify;
 pub mod world;
 

@@ -7,6 +7,7 @@ mod draft;
 pub mod json;
 pub mod keys;
 pub mod node;
+pub mod output;
 mod overrides;
 mod resolve;
 mod scalar;

@@ -11,7 +11,10 @@ mod case;
 mod corpus;
 mod count;
 mod load;
+mod policy;
+mod registered;
 mod rules;
+mod section;
 mod shrink;
 mod strategy;
 #[cfg(test)]
@@ -21,6 +24,8 @@ mod violation;
 pub use self::{
     case::Case,
     load::Loader,
+    policy::{PolicyKit, policy},
+    registered::strategy,
     strategy::{Proof, StrategyKit},
     violation::{Rule, Violation},
 };

@@ -1,10 +1,6 @@
 //! From a case that breaks a rule to the smallest one that still does: fewer ranks, fewer tensors, smaller shapes.
 
-use super::{
-    case::Case,
-    corpus::MESHES,
-    violation::{Found, Rule},
-};
+use super::{case::Case, corpus::MESHES, violation::Found};
 use crate::{DType, TensorMeta};
 
 /// Attempts after which the smallest case so far is told.
@@ -77,9 +73,4 @@ fn simpler(tensor: &TensorMeta, alone: bool) -> Vec<TensorMeta> {
         all.push(TensorMeta { name: "w".into(), ..tensor.clone() });
     }
     all
-}
-
-/// The smallest case of a rule that needs none to be told.
-pub(super) const fn tells_no_case(rule: Rule) -> bool {
-    matches!(rule, Rule::Config | Rule::UnknownKey | Rule::Documented)
 }

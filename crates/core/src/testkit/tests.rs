@@ -289,3 +289,138 @@ impl PrecisionPolicy for Stub {
         Precision::uniform(param.dtype)
     }
 }
+
+/// Sections with one defect each.
+mod sections {
+    use serde::{Deserialize, Serialize};
+
+    use super::super::{Rule, section::Section};
+    use crate::{
+        diagnostic::Diagnostic,
+        registry::{Place, StrategyEntry},
+        replicate::Replicate,
+        strategy_config::{BuildContext, Built, StrategyConfig},
+    };
+
+    macro_rules! section {
+        ($name:ident, $summary:literal, { $($body:tt)* } $($strict:ident)?) => {
+            #[derive(Default, Serialize, Deserialize, schemars::JsonSchema)]
+            #[serde(default $(, $strict)?)]
+            struct $name { $($body)* }
+
+            impl StrategyConfig for $name {
+                const NAME: &'static str = "acme/section";
+                const SUMMARY: &'static str = $summary;
+
+                fn build(self, _: &mut BuildContext<'_>) -> Result<Built, Diagnostic> {
+                    Ok(Built::new(Replicate))
+                }
+            }
+        };
+    }
+
+    section!(Sound, "sound", {
+        /// A knob.
+        knob: u32,
+        /// Another.
+        other: Option<String>,
+    } deny_unknown_fields);
+    section!(Lax, "lax", {
+        /// A knob.
+        knob: u32,
+    });
+    section!(Undocumented, "undocumented", { knob: u32 } deny_unknown_fields);
+    section!(Unsummed, "", {} deny_unknown_fields);
+    section!(Forgetful, "forgetful", {
+        /// A knob.
+        #[serde(skip_serializing)]
+        knob: u32,
+    } deny_unknown_fields);
+    section!(OneWay, "one way", {
+        /// A knob.
+        #[serde(serialize_with = "one_more")]
+        knob: u32,
+    } deny_unknown_fields);
+
+    fn one_more<S: serde::Serializer>(knob: &u32, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_u32(knob + 1)
+    }
+
+    fn broken<T: StrategyConfig>(others: &[&str]) -> Option<(Rule, String)> {
+        let place = Place { package: "acme", version: "1.0.0", core: crate::VERSION, file: "src/lib.rs", line: 1 };
+        Section::from(StrategyEntry::of::<T>(place)).holds(others.iter().copied()).err()
+    }
+
+    #[test]
+    fn each_defect_of_a_section_is_caught() {
+        assert_eq!(broken::<Sound>(&["", "knob: 3\nother: some"]), None);
+        let rule = |found: Option<(Rule, String)>| found.map(|(rule, _)| rule);
+        assert_eq!(rule(broken::<Lax>(&[])), Some(Rule::UnknownKey));
+        assert_eq!(rule(broken::<Undocumented>(&[])), Some(Rule::Documented));
+        assert_eq!(rule(broken::<Unsummed>(&[])), Some(Rule::Documented));
+        assert_eq!(rule(broken::<Forgetful>(&[])), Some(Rule::Documented));
+        assert_eq!(rule(broken::<OneWay>(&[])), Some(Rule::Config));
+        assert_eq!(rule(broken::<Sound>(&["knob: many"])), Some(Rule::Config));
+    }
+}
+
+#[test]
+fn a_name_that_is_not_registered_is_said_with_what_is() {
+    let violation = strategy("acme/absent").run().unwrap_err();
+    assert_eq!(violation.rule, Rule::Registered);
+    assert!(violation.found.contains("linked are: acme/knobs, replicate"), "{violation}");
+    assert_eq!(policy("acme/absent").run().unwrap_err().rule, Rule::Registered);
+}
+
+#[test]
+fn a_registered_strategy_runs_the_suite_through_the_resolver() {
+    strategy("replicate").assert();
+    // Registered by a test of the registry: it makes a strategy of another name.
+    assert_eq!(strategy("acme/knobs").run().unwrap_err().rule, Rule::Registered);
+}
+
+/// A policy with one defect.
+#[derive(Debug)]
+struct PlantedPolicy {
+    defect: &'static str,
+    asked: AtomicU32,
+    born: u32,
+}
+
+impl PlantedPolicy {
+    fn new(defect: &'static str) -> Self {
+        static BORN: AtomicU32 = AtomicU32::new(0);
+        Self { defect, asked: AtomicU32::new(0), born: BORN.fetch_add(1, Ordering::Relaxed) }
+    }
+}
+
+impl PrecisionPolicy for PlantedPolicy {
+    fn decide(&self, param: &TensorMeta, _: bool) -> Precision {
+        let asked = self.asked.fetch_add(1, Ordering::Relaxed);
+        Precision::uniform(match self.defect {
+            "panics on 0-d" if param.shape[0] == 1 => DType::F32,
+            "pins integers" => DType::I32,
+            "pins what cannot be cast" => DType::F4,
+            "alternates" if asked % 2 == 0 => DType::F32,
+            "differs by instance" if self.born % 2 == 0 => DType::F32,
+            _ => param.dtype,
+        })
+    }
+}
+
+#[test]
+fn each_defect_of_a_policy_is_caught() {
+    let kit = |defect| PolicyKit::new("acme/planted", move |_| Ok(Box::new(PlantedPolicy::new(defect))));
+    kit("").assert();
+    for (defect, rule) in [
+        ("panics on 0-d", Rule::Total),
+        ("pins integers", Rule::Storable),
+        ("pins what cannot be cast", Rule::Storable),
+        ("alternates", Rule::Order),
+        ("differs by instance", Rule::Deterministic),
+    ] {
+        let violation = kit(defect).run().expect_err(defect);
+        assert_eq!(violation.rule, rule, "{defect}: {violation}");
+        assert!(violation.case.starts_with("tensor '"), "{violation}");
+    }
+}

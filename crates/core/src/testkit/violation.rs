@@ -38,6 +38,7 @@ rules! {
     Order "order" "a plan depends on its input alone: not on the order of tensors, nor on what was planned before",
     Serialises "serialises" "a plan written as JSON and read again is the same plan",
     Steps "steps" "planning takes a few steps a tensor, whatever the number of elements, and the plan a few entries a tensor",
+    Storable "storable" "a policy gives every float parameter float dtypes, to the first of which its own can be cast",
     Config "config" "the default section, written and read again, is the same section and makes the same strategy, in any order of keys",
     UnknownKey "unknown-key" "an unknown key of the section is an error that names the key",
     Documented "documented" "every key of the section has a type and a description, and the summary is one line",
