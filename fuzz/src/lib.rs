@@ -1,0 +1,177 @@
+//! What must hold for any bytes whatever: one function for each kind of untrusted input. `tests/hostile.rs` runs the same functions in
+//! `cargo test`, over the corpus and over mutations of it.
+
+#![allow(clippy::allow_attributes, reason = "this file is also a module of a test, whose lints are the workspace's")]
+
+use std::{collections::BTreeMap, sync::OnceLock};
+
+use shardwright::{
+    core::{
+        DType, Mesh, ModelFacts, ModelMeta, PlanInput, ShardPlan, TensorMeta,
+        config::{Draft, Input, Supplied, json, yaml},
+        diagnostic::{Diagnostic, Source},
+        plan_checked,
+        registry::Registry,
+    },
+    engine::checkpoint::{parse_header, parse_index},
+};
+
+/// A safetensors file: what the header's parser accepts tiles the data, the reference implementation accepts too, and any strategy plans.
+pub fn header(data: &[u8]) {
+    let (text, len) = match data.split_first_chunk::<8>() {
+        Some((length, rest)) => match rest.split_at_checked(usize::try_from(u64::from_le_bytes(*length)).unwrap_or(usize::MAX)) {
+            Some((text, tensors)) => (text, tensors.len() as u64),
+            None => (rest, u64::MAX),
+        },
+        None => (data, 0),
+    };
+    let Ok(entries) = parse_header(text, len) else { return };
+    let mut at = 0;
+    for e in &entries {
+        assert_eq!(e.start, at, "'{}' starts elsewhere", e.name);
+        assert_eq!(e.dtype.bytes(e.shape.iter().product()), Some(e.end - e.start), "'{}' has another size", e.name);
+        at = e.end;
+    }
+    assert_eq!(at, len, "the data is not tiled");
+    if data.len() >= 8 + text.len() {
+        let theirs = safetensors::SafeTensors::read_metadata(data);
+        assert!(theirs.is_ok(), "accepted what the safetensors crate refuses: {theirs:?}");
+    }
+    let tensors = entries.into_iter().map(|e| TensorMeta::new(e.name, e.dtype, e.shape)).collect();
+    let model = ModelMeta::new(tensors, ModelFacts::default()).expect("names were found to be unique");
+    for config in ["dist_config: {name: fsdp2}", "dist_config: {name: shardwright/zero3}"] {
+        plan_model(config, &model);
+    }
+}
+
+/// A plan for the model is proven or refused, never a panic.
+fn plan_model(config: &str, model: &ModelMeta) {
+    let supplied = Supplied { model: Some(ModelFacts::default()), world_size: Some(3), ..Supplied::default() };
+    let outcome = draft(config.as_bytes()).map(|d| d.resolve(&supplied, registry()));
+    let Some(resolved) = outcome.and_then(|o| o.resolved) else { return };
+    let mut input = PlanInput::new(model, &resolved.mesh, &*resolved.precision);
+    input.units = &resolved.units;
+    input.buffers = &resolved.buffers;
+    if let Ok(plan) = plan_checked(&*resolved.strategy, &input) {
+        walk(&plan);
+    }
+}
+
+/// An index: what is accepted names plain files only, and every tensor's file is among them.
+pub fn index(data: &[u8]) {
+    let Ok(index) = parse_index(data) else { return };
+    for file in &index.files {
+        assert!(!file.is_empty() && !file.starts_with('/') && file.split('/').all(|part| part != ".."), "'{file}' leaves the directory");
+    }
+    assert!(index.weights.iter().all(|(_, file)| *file < index.files.len()));
+    assert!(index.weights.windows(2).all(|w| w[0].0 < w[1].0), "names are not sorted, or one is there twice");
+}
+
+/// A YAML config: parsed, resolved for several worlds, every finding inside the text it speaks of, and an answer or an error.
+pub fn yaml(data: &[u8]) {
+    let Some(draft) = draft(data) else { return };
+    let facts = ModelFacts::from_config(&serde_json::json!({"hidden_size": 64, "num_hidden_layers": 4, "tie_word_embeddings": false}));
+    let sources = draft.sources().to_vec();
+    check_places(draft.diagnostics(), &sources);
+    let files: BTreeMap<_, _> = draft.files().into_iter().map(|name| (name, Err("there is none".to_owned()))).collect();
+    resolve(data, &Supplied { files, model: Some(facts), world_size: Some(8), world_size_is_flag: true });
+    resolve(data, &Supplied::default());
+}
+
+/// A DeepSpeed JSON, behind a fixed YAML.
+pub fn deepspeed(data: &[u8]) {
+    const YAML: &[u8] = b"model: m\ndist_config:\n  name: deepspeed\n  config_file: ds.json\nmicro_batch_size: 2\n";
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let source = Source::new("ds.json", text);
+    let mut warnings = Vec::new();
+    match json::parse(&source, &mut warnings) {
+        Ok(node) => drop(node.to_json()),
+        Err(error) => warnings.push(error),
+    }
+    check_places(&warnings, std::slice::from_ref(&source));
+    let facts = ModelFacts::from_config(&serde_json::json!({"hidden_size": 64, "num_hidden_layers": 4}));
+    let files = BTreeMap::from([("ds.json".to_owned(), Ok(source))]);
+    resolve(YAML, &Supplied { files: files.clone(), model: Some(facts), world_size: Some(4), world_size_is_flag: false });
+    resolve(YAML, &Supplied { files, ..Supplied::default() });
+}
+
+/// A plan: what the check proves can be walked for any rank; what it cannot prove it refuses.
+pub fn plan(data: &[u8]) {
+    let Ok(plan) = serde_json::from_slice::<ShardPlan>(data) else { return };
+    let tensors = plan.tensors.iter().map(|t| TensorMeta::new(t.name.clone(), t.source, t.shape.clone())).collect();
+    let Ok(model) = ModelMeta::new(tensors, ModelFacts::default()) else { return };
+    if plan.check(&model).is_ok() {
+        walk(&plan);
+    }
+}
+
+/// Asks a proven plan for everything, at ranks from both ends of the world.
+fn walk(plan: &ShardPlan) {
+    let world = plan.mesh.world_size();
+    let ranks: Vec<u32> = (0..world.min(9)).chain(world.saturating_sub(3)..world).collect();
+    for tensor in &plan.tensors {
+        for &rank in &ranks {
+            let region = tensor.region(rank);
+            let valid = tensor.valid_numel(rank);
+            assert!(valid <= tensor.numel(), "'{}': rank {rank} holds more than there is", tensor.name);
+            assert!(valid <= tensor.padded_numel(rank), "'{}': rank {rank}'s buffer is too small", tensor.name);
+            let local = region.local_shape(&tensor.shape);
+            assert!(local.is_none_or(|s| s.len() == tensor.shape.len()));
+            let runs = region.runs(&tensor.shape);
+            assert!(runs.clone().take(1000).all(|r| r.start < r.end && r.end <= tensor.numel()), "'{}': a run outside", tensor.name);
+            if runs.size_hint().0 <= 1000 {
+                assert_eq!(runs.map(|r| r.end - r.start).sum::<u64>(), valid, "'{}': runs of another size", tensor.name);
+            }
+        }
+    }
+    let units = plan.unit_of();
+    assert_eq!(units.len(), plan.tensors.len());
+    for unit in &plan.units {
+        assert_eq!(plan.gather_groups(unit).values().map(Vec::len).sum::<usize>(), unit.tensors.len());
+    }
+}
+
+fn registry() -> &'static Registry {
+    static REGISTRY: OnceLock<Registry> = OnceLock::new();
+    REGISTRY.get_or_init(|| Registry::linked().expect("the built-ins have names of their own"))
+}
+
+fn draft(data: &[u8]) -> Option<Draft> {
+    let text = std::str::from_utf8(data).ok()?;
+    let mut warnings = Vec::new();
+    let source = Source::new("fuzz.yaml", text);
+    match yaml::parse(&source, &mut warnings) {
+        Ok(node) => drop((node.to_json(), node.describe(), node.count())),
+        Err(error) => warnings.push(error),
+    }
+    check_places(&warnings, std::slice::from_ref(&source));
+    Some(Draft::parse(&Input { config: source, overrides: Vec::new(), env: BTreeMap::new() }, registry()))
+}
+
+fn resolve(data: &[u8], supplied: &Supplied) {
+    let Some(draft) = draft(data) else { return };
+    let outcome = draft.resolve(supplied, registry());
+    check_places(&outcome.diagnostics, &outcome.sources);
+    assert_eq!(outcome.resolved.is_none(), outcome.has_errors(), "neither an answer nor an error, or both");
+    if let Some(resolved) = outcome.resolved {
+        drop((resolved.document.provenance(), resolved.document.leaves().len()));
+        let _: &Mesh = &resolved.mesh;
+        let model = ModelMeta::new(vec![TensorMeta::new("layers.0.w", DType::BF16, [5, 3])], ModelFacts::default()).expect("one name");
+        let mut input = PlanInput::new(&model, &resolved.mesh, &*resolved.precision);
+        (input.units, input.buffers, input.trainable) = (&resolved.units, &resolved.buffers, &resolved.trainable);
+        if let Ok(plan) = plan_checked(&*resolved.strategy, &input) {
+            walk(&plan);
+        }
+    }
+}
+
+/// Every finding points into one of the texts, at a character's edge.
+fn check_places(found: &[Diagnostic], sources: &[Source]) {
+    for diagnostic in found {
+        assert!(!diagnostic.message.is_empty() && !diagnostic.code.is_empty());
+        for at in diagnostic.at.iter().chain(diagnostic.also.iter().map(|(at, _)| at)) {
+            let within = |s: &&Source| s.name == at.file && s.text.get(at.span.clone()).is_some();
+            assert!(sources.iter().any(|s| within(&s)), "{} points outside of its text: {at:?}", diagnostic.code);
+        }
+    }
+}
