@@ -1,19 +1,20 @@
 //! What must hold for any bytes whatever: one function for each kind of untrusted input. `tests/hostile.rs` runs the same functions in
 //! `cargo test`, over the corpus and over mutations of it.
 
-#![allow(clippy::allow_attributes, reason = "this file is also a module of a test, whose lints are the workspace's")]
-
 use std::{collections::BTreeMap, sync::OnceLock};
 
 use shardwright::{
     core::{
-        DType, Mesh, ModelFacts, ModelMeta, PlanInput, ShardPlan, TensorMeta,
+        DType, Mesh, ModelFacts, ModelMeta, PlanInput, Precision, PrecisionPolicy, ShardPlan, ShardStrategy, TensorMeta,
         config::{Draft, Input, Supplied, json, yaml},
         diagnostic::{Diagnostic, Source},
         plan_checked,
         registry::Registry,
+        replicate::Replicate,
     },
     engine::checkpoint::{parse_header, parse_index},
+    fsdp2::Fsdp2,
+    zero3::Zero3,
 };
 
 /// A safetensors file: what the header's parser accepts tiles the data, the reference implementation accepts too, and any strategy plans.
@@ -39,21 +40,21 @@ pub fn header(data: &[u8]) {
     }
     let tensors = entries.into_iter().map(|e| TensorMeta::new(e.name, e.dtype, e.shape)).collect();
     let model = ModelMeta::new(tensors, ModelFacts::default()).expect("names were found to be unique");
-    for config in ["dist_config: {name: fsdp2}", "dist_config: {name: shardwright/zero3}"] {
-        plan_model(config, &model);
+    let mesh = Mesh::replicate_shard(1, 3).expect("three ranks are a world");
+    for strategy in [&Fsdp2::default() as &dyn ShardStrategy, &Zero3::default(), &Replicate] {
+        if let Ok(plan) = plan_checked(strategy, &PlanInput::new(&model, &mesh, &AsStored)) {
+            walk(&plan);
+        }
     }
 }
 
-/// A plan for the model is proven or refused, never a panic.
-fn plan_model(config: &str, model: &ModelMeta) {
-    let supplied = Supplied { model: Some(ModelFacts::default()), world_size: Some(3), ..Supplied::default() };
-    let outcome = draft(config.as_bytes()).map(|d| d.resolve(&supplied, registry()));
-    let Some(resolved) = outcome.and_then(|o| o.resolved) else { return };
-    let mut input = PlanInput::new(model, &resolved.mesh, &*resolved.precision);
-    input.units = &resolved.units;
-    input.buffers = &resolved.buffers;
-    if let Ok(plan) = plan_checked(&*resolved.strategy, &input) {
-        walk(&plan);
+/// Every parameter in its own dtype, which any checkpoint can be planned in.
+#[derive(Debug)]
+struct AsStored;
+
+impl PrecisionPolicy for AsStored {
+    fn decide(&self, parameter: &TensorMeta, _: bool) -> Precision {
+        Precision::uniform(parameter.dtype)
     }
 }
 
@@ -155,7 +156,6 @@ fn resolve(data: &[u8], supplied: &Supplied) {
     assert_eq!(outcome.resolved.is_none(), outcome.has_errors(), "neither an answer nor an error, or both");
     if let Some(resolved) = outcome.resolved {
         drop((resolved.document.provenance(), resolved.document.leaves().len()));
-        let _: &Mesh = &resolved.mesh;
         let model = ModelMeta::new(vec![TensorMeta::new("layers.0.w", DType::BF16, [5, 3])], ModelFacts::default()).expect("one name");
         let mut input = PlanInput::new(&model, &resolved.mesh, &*resolved.precision);
         (input.units, input.buffers, input.trainable) = (&resolved.units, &resolved.buffers, &resolved.trainable);
