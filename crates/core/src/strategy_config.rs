@@ -241,6 +241,13 @@ pub struct Training {
     pub zero3_fp16: Sourced<bool>,
 }
 
+impl Training {
+    /// True where the micro batch is the data loader's to say, as under accelerate.
+    pub fn batch_is_unknown(&self) -> bool {
+        self.dialect == Dialect::Accelerate && self.micro_batch_size.location().is_none()
+    }
+}
+
 /// Whose config a YAML is, told by its keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dialect {

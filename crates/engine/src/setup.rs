@@ -62,7 +62,8 @@ fn bases(config: &Path) -> Vec<PathBuf> {
 }
 
 fn named_file(name: &str, bases: &[PathBuf]) -> Result<Source, String> {
-    let places: Vec<PathBuf> = bases.iter().map(|base| base.join(name)).collect();
+    let beside = |base: &PathBuf| if base.as_os_str() == "." { PathBuf::from(name) } else { base.join(name) };
+    let places: Vec<PathBuf> = bases.iter().map(beside).collect();
     match places.iter().find(|p| p.exists()) {
         Some(path) => read_text(path).map(|text| Source::new(path.display().to_string(), text)),
         None => {

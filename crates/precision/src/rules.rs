@@ -148,6 +148,18 @@ pub fn accelerate_fsdp2(mixed: Mixed, tuning: Tuning, model: Option<DType>) -> C
     }
 }
 
+/// accelerate without sharding: autocast computes, and what is stored stays what it is.
+#[rustfmt::skip]
+pub fn accelerate_replicate(mixed: Mixed, model: Option<DType>) -> Case {
+    let own = [model.map_or(Keep::Checkpoint, Keep::Fixed); 2];
+    let same = Keep::Checkpoint;
+    match mixed {
+        Mixed::Bf16 => Case::new("accelerate.replicate.bf16", "autocast computes in bfloat16, and the model keeps its own dtype", own, Keep::Fixed(BF16), same),
+        Mixed::Fp16 => Case::new("accelerate.replicate.fp16", "autocast computes in float16, and the model keeps its own dtype", own, Keep::Fixed(DType::F16), same),
+        Mixed::No   => Case::new("accelerate.replicate.no",   "without mixed precision the model keeps its own dtype throughout", own, same, same),
+    }
+}
+
 /// `enabled` of a `bf16` or `fp16` section of a DeepSpeed config.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Switch {
@@ -182,17 +194,34 @@ pub fn deepspeed(bf16: Switch, fp16: Switch, fp16_allowed: bool) -> Result<Case,
     })
 }
 
+/// What accelerate or DeepSpeed refuses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Conflict {
+    /// Both are on.
+    #[error("bf16 and fp16 are both enabled, which DeepSpeed refuses")]
+    Both,
+    /// The one that `mixed_precision` does not name is on.
+    #[error("mixed_precision is {0}, but the DeepSpeed config enables {1}, which accelerate refuses")]
+    Other(&'static str, &'static str),
+}
+
 /// accelerate's reading of the same: its `mixed_precision` fills what is left open, and what is on stays on.
+///
+/// # Errors
+/// Settings that contradict each other.
 #[rustfmt::skip]
-pub fn accelerate_deepspeed(bf16: Switch, fp16: Switch, mixed: Mixed) -> Case {
+pub fn accelerate_deepspeed(bf16: Switch, fp16: Switch, mixed: Mixed) -> Result<Case, Conflict> {
     use {Mixed::{Bf16, Fp16}, Switch::{Auto, On}};
-    match (bf16, fp16, mixed) {
+    Ok(match (bf16, fp16, mixed) {
+        (On, On, _)       => return Err(Conflict::Both),
+        (On, _, Fp16)     => return Err(Conflict::Other("fp16", "bf16")),
+        (_, On, Bf16)     => return Err(Conflict::Other("bf16", "fp16")),
         (On, _, _)        => uniform("accelerate.deepspeed.bf16",       "bf16 is on", BF16),
         (_, On, _)        => uniform("accelerate.deepspeed.fp16",       "fp16 is on", DType::F16),
         (Auto, _, Bf16)   => uniform("accelerate.deepspeed.auto-bf16",  "mixed_precision bf16 fills bf16, which is left open", BF16),
         (_, Auto, Fp16)   => uniform("accelerate.deepspeed.auto-fp16",  "mixed_precision fp16 fills fp16, which is left open", DType::F16),
         _                 => uniform("accelerate.deepspeed.no",         "neither bf16 nor fp16 is on", FP32),
-    }
+    })
 }
 
 /// One dtype for everything.

@@ -71,6 +71,8 @@ pub struct Zero3Config {
     pub train_micro_batch_size_per_gpu: Json,
     /// Forward passes of an optimizer step, or auto.
     pub gradient_accumulation_steps: Json,
+    /// Other keys of a DeepSpeed config, such as `optimizer` or `activation_checkpointing`; passed through.
+    pub other: Map<String, Json>,
 }
 
 impl StrategyConfig for Zero3Config {
@@ -86,6 +88,11 @@ impl StrategyConfig for Zero3Config {
             zero.set("stage", at.clone(), shardwright_core::config::Node::new(shardwright_core::config::Value::Int(3), at.clone()));
         }
         root.set("zero_optimization", at, zero);
+        let other = root.get("other").cloned();
+        root = root.without("other");
+        for entry in other.iter().flat_map(|o| o.entries()) {
+            root.set(&entry.key, entry.at.clone(), entry.value.clone());
+        }
         decide::build(&root, true, cx)
     }
 }

@@ -20,20 +20,32 @@ pub enum Origin {
         rule: String,
         /// Pointers of what it was derived from.
         from: Vec<String>,
+        /// Where it was asked for: the place of an "auto".
+        at: Option<Location>,
     },
 }
 
 impl Origin {
     /// Derived by a rule from other values.
     pub fn rule<P: Into<String>>(rule: impl Into<String>, from: impl IntoIterator<Item = P>) -> Self {
-        Self::Rule { rule: rule.into(), from: from.into_iter().map(Into::into).collect() }
+        Self::Rule { rule: rule.into(), from: from.into_iter().map(Into::into).collect(), at: None }
     }
 
-    /// The place, if it is written somewhere.
+    /// With the place where a rule was asked for.
+    #[must_use]
+    pub fn asked_at(mut self, place: impl Into<Option<Location>>) -> Self {
+        if let Self::Rule { at, .. } = &mut self {
+            *at = place.into();
+        }
+        self
+    }
+
+    /// The place, if it is written somewhere or was asked for somewhere.
     pub fn location(&self) -> Option<&Location> {
         match self {
             Self::Written(at) => Some(at),
-            _ => None,
+            Self::Rule { at, .. } => at.as_ref(),
+            Self::Default => None,
         }
     }
 
@@ -52,7 +64,10 @@ impl Origin {
         match self {
             Self::Written(at) => json!({"source": self.source(), "file": *at.file, "line": at.line, "column": at.column}),
             Self::Default => json!({"source": "default"}),
-            Self::Rule { rule, from } => json!({"source": "rule", "rule": rule, "from": from}),
+            Self::Rule { rule, from, at: None } => json!({"source": "rule", "rule": rule, "from": from}),
+            Self::Rule { rule, from, at: Some(at) } => {
+                json!({"source": "rule", "file": *at.file, "line": at.line, "column": at.column, "rule": rule, "from": from})
+            }
         }
     }
 }
@@ -100,6 +115,14 @@ impl Document {
         }
         at.insert((*last).to_owned(), value.into());
         self.origins.insert(pointer(path), origin);
+    }
+
+    /// Empties a section, which keeps its place.
+    pub fn remove(&mut self, path: &[&str]) {
+        let under = format!("{}/", pointer(path));
+        self.origins.retain(|p, _| !p.starts_with(&under));
+        self.set(path, Json::Object(Map::new()), Origin::Default);
+        self.origins.remove(&pointer(path));
     }
 
     /// Sets every leaf of a tree under a path; lists are leaves.

@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 
 use super::{
+    accelerate,
     keys::{self, EXTRA, KEYS},
     node::Node,
-    overrides,
+    overrides, resolved,
     sections::{self, Section},
     yaml,
 };
@@ -37,6 +38,10 @@ pub(super) struct StrategySection {
 pub struct Draft {
     pub(super) sources: Vec<Source>,
     pub(super) root: Node,
+    /// The file as it is, where `root` is a translation.
+    pub(super) original: Option<Node>,
+    /// The document, where the file is a resolution.
+    pub(super) document: Option<Node>,
     pub(super) dialect: Dialect,
     /// Sections by key, their names taken out.
     pub(super) sections: BTreeMap<&'static str, Section>,
@@ -65,8 +70,30 @@ impl Draft {
             root = Node::map(Vec::new(), root.at);
         }
         overrides::apply(&mut root, &sources[1], &mut diagnostics);
-        let mut draft = Self { sources, root, dialect: Dialect::LlamaFactory, sections: BTreeMap::new(), strategy: None, diagnostics };
-        draft.check_keys(&input.env);
+        let mut draft = Self {
+            sources,
+            root,
+            original: None,
+            document: None,
+            dialect: Dialect::LlamaFactory,
+            sections: BTreeMap::new(),
+            strategy: None,
+            diagnostics,
+        };
+        if resolved::is_dialect(&draft.root) {
+            let flat = resolved::unpack(&draft.root);
+            draft.document = Some(std::mem::replace(&mut draft.root, flat));
+        }
+        if accelerate::is_dialect(&draft.root) {
+            draft.dialect = Dialect::Accelerate;
+            let flat = accelerate::translate(&draft.root, &mut draft.diagnostics);
+            draft.original = Some(std::mem::replace(&mut draft.root, flat));
+        } else {
+            draft.check_keys(&input.env);
+        }
+        if let Some(dist) = draft.document.as_ref().and_then(resolved::dist_config) {
+            draft.root.set("dist_config", dist.at.clone(), dist);
+        }
         draft.read_sections();
         draft.read_strategy(registry);
         draft
@@ -122,9 +149,13 @@ impl Draft {
         self.strategy.as_ref().map(|s| s.config.files()).unwrap_or_default()
     }
 
-    /// The model, as written or by default: a directory or a hub id.
+    /// The model, as written or by default: a directory or a hub id. Empty where an accelerate YAML names none, which is usual.
     pub fn model(&self) -> String {
-        self.root.get("model").and_then(Node::as_str).map_or_else(|| DEFAULT_MODEL.to_owned(), str::to_owned)
+        match (self.root.get("model").and_then(Node::as_str), self.dialect) {
+            (Some(model), _) => model.to_owned(),
+            (None, Dialect::LlamaFactory) => DEFAULT_MODEL.to_owned(),
+            (None, Dialect::Accelerate) => String::new(),
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use serde_json::Value as Json;
 use super::{
     de,
     document::{Origin, Sourced},
-    node::Node,
+    node::{Node, Value},
 };
 use crate::{diagnostic::Diagnostic, suggest::nearest};
 
@@ -27,12 +27,14 @@ pub enum Kind {
     Choice(&'static [&'static str]),
     /// One of these strings; any other is a warning, for engines grow.
     OpenChoice(&'static [&'static str]),
+    /// A string, or a list of strings.
+    Names,
     /// `{name, …}`, or the same as a JSON string.
     Section,
 }
 
 /// A key.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Key {
     /// Its name.
@@ -78,7 +80,7 @@ pub const KEYS: &[Key] = &[
     key("dist_config", Kind::Section, "null", "the sharding strategy; null replicates"),
     key("dp_size", Kind::Int(1), "null", "data-parallel ranks; null for the world size over cp_size"),
     key("cp_size", Kind::Int(1), "1", "context-parallel ranks"),
-    key("cp_mode", Kind::Text, r#""ulysses""#, "how sequences are split over context-parallel ranks"),
+    key("cp_mode", Kind::OpenChoice(&["ulysses"]), r#""ulysses""#, "how sequences are split over context-parallel ranks"),
     key("mp_replicate_size", Kind::Int(1), "1", "groups that hold equal shards"),
     key("mp_shard_size", Kind::Int(1), "null", "ranks that share one model; null for the world size over mp_replicate_size"),
     key("dist_timeout", Kind::Int(1), "18000", "seconds until a collective gives up"),
@@ -110,6 +112,42 @@ pub const EXTRA: &[Key] = &[
     key("shardwright", Kind::Section, "null", "what only shardwright knows"),
 ];
 
+/// Keys of `peft_config: {name: lora}`.
+#[rustfmt::skip]
+pub const LORA: &[Key] = &[
+    key("r", Kind::Int(1), "8", "rank of the adapters"),
+    key("lora_alpha", Kind::Int(1), "16", "scale of the adapters"),
+    key("lora_dropout", Kind::Float(0.0), "0.05", "dropout before the adapters"),
+    key("target_modules", Kind::Names, r#""all""#, "modules that get an adapter"),
+    key("use_rslora", Kind::Bool, "false", "rank-stabilised scale"),
+    key("use_dora", Kind::Bool, "false", "weight-decomposed adapters"),
+    key("modules_to_save", Kind::Names, "null", "modules trained whole"),
+    key("adapter_name_or_path", Kind::Names, "null", "adapters to start from"),
+    key("export_dir", Kind::Text, "null", "where the merged model goes"),
+    key("export_size", Kind::Int(1), "5", "size of a file of the merged model, in GB"),
+    key("export_hub_model_id", Kind::Text, "null", "the merged model's name on the hub"),
+    key("infer_dtype", Kind::Choice(&["auto", "float16", "float32", "bfloat16"]), r#""auto""#, "dtype of the merged model"),
+    key("export_legacy_format", Kind::Bool, "false", "export pickled files"),
+];
+
+/// Keys of `peft_config: {name: freeze}`.
+#[rustfmt::skip]
+pub const FREEZE: &[Key] = &[
+    key("freeze_trainable_layers", Kind::Int(i64::MIN), "2", "trainable layers: the last n, or for n up to 0 the first -n"),
+    key("freeze_trainable_modules", Kind::Names, r#""all""#, "modules of those layers that are trainable"),
+    key("freeze_extra_modules", Kind::Names, "[]", "modules outside of layers that are trainable too"),
+    key("cast_trainable_params_to_fp32", Kind::Bool, "true", "make trainable parameters float32"),
+];
+
+/// Keys of `quant_config: {name: bnb}` and `{name: auto}`.
+#[rustfmt::skip]
+pub const QUANT: &[Key] = &[
+    key("quantization_bit", Kind::Int(4), "null", "4 or 8"),
+    key("compute_dtype", Kind::Text, r#""float16""#, "what is computed in"),
+    key("double_quantization", Kind::Bool, "true", "quantize the scales too"),
+    key("quantization_type", Kind::Text, r#""nf4""#, "the 4-bit type"),
+];
+
 /// The typed values of flat keys.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Values {
@@ -117,14 +155,15 @@ pub(super) struct Values {
 }
 
 impl Values {
-    /// Reads every key of `keys` from a mapping. A value of the wrong type is an error, and its default goes on in its place.
-    pub(super) fn read(root: &Node, keys: &[Key], diagnostics: &mut Vec<Diagnostic>) -> Self {
+    /// Reads every key of `keys` from a mapping that is called `path`. A value of the wrong type is an error, and its default goes on in
+    /// its place.
+    pub(super) fn read(root: &Node, keys: &[Key], path: &str, diagnostics: &mut Vec<Diagnostic>) -> Self {
         let mut values = BTreeMap::new();
         for key in keys.iter().filter(|k| k.kind != Kind::Section) {
             let default = || Sourced::default(serde_json::from_str(key.default).unwrap_or(Json::Null));
             let value = match root.get(key.name) {
                 None => default(),
-                Some(node) => match read(key, node, diagnostics) {
+                Some(node) => match read(key, node, path, diagnostics) {
                     Ok(value) => Sourced { value, origin: Origin::Written(node.at.clone()) },
                     Err(diagnostic) => {
                         diagnostics.push(diagnostic);
@@ -167,16 +206,22 @@ impl Values {
     }
 }
 
-fn read(key: &Key, node: &Node, diagnostics: &mut Vec<Diagnostic>) -> Result<Json, Diagnostic> {
-    let name = key.name;
+fn read(key: &Key, node: &Node, path: &str, diagnostics: &mut Vec<Diagnostic>) -> Result<Json, Diagnostic> {
+    let name = if path.is_empty() { key.name.to_owned() } else { format!("{path}.{}", key.name) };
     let wrong = |what: String| {
         let or_null = if key.default == "null" { " or null" } else { "" };
         Diagnostic::error("config-type", format!("{name}: expected {what}{or_null}, found {}", node.describe())).at(node.at.clone())
     };
-    if node.is_null() && key.default == "null" {
+    let null_is_fine = key.default == "null" || key.default == "[]";
+    if node.is_null() && null_is_fine {
         return Ok(Json::Null);
     }
     match key.kind {
+        Kind::Names => match &node.value {
+            Value::Seq(items) if items.iter().all(|i| i.as_str().is_some()) => Ok(node.to_json()),
+            Value::Text { text, .. } => Ok(text.as_str().into()),
+            _ => Err(wrong("a string or a list of strings".into())),
+        },
         Kind::Text | Kind::Section => match node.as_str() {
             Some(text) => Ok(text.into()),
             None => Err(wrong("a string".into()).help("put it in quotes")),

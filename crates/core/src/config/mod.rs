@@ -1,6 +1,8 @@
 //! Configs: from the user's texts to what a load needs, with a place and a reason for every value. Pure: texts, environment and model
 //! facts are arguments; who reads files is the engine.
 
+mod accelerate;
+mod checks;
 pub mod de;
 pub mod document;
 mod draft;
@@ -10,6 +12,7 @@ pub mod node;
 pub mod output;
 mod overrides;
 mod resolve;
+mod resolved;
 mod scalar;
 mod sections;
 pub mod settings;

@@ -58,7 +58,8 @@ pub fn origin_in_short(origin: &Origin) -> String {
         (Origin::Written(at), "file") => format!("{}:{}:{}", at.file, at.line, at.column),
         (Origin::Written(_), "override") => "command line".into(),
         (Origin::Written(_), _) => "environment".into(),
-        (Origin::Rule { rule, .. }, _) => rule.clone(),
+        (Origin::Rule { rule, at: None, .. }, _) => rule.clone(),
+        (Origin::Rule { rule, at: Some(at), .. }, _) => format!("{rule} ({}:{})", at.file, at.line),
         (Origin::Default, _) => "default".into(),
     }
 }
@@ -97,6 +98,9 @@ fn sentences(document: &Document, pointer: &str, depth: usize, lines: &mut Vec<S
     const MOST: usize = 8;
     let indent = "  ".repeat(depth);
     let name = pointer.trim_start_matches('/').replace('/', ".");
+    // A plugin's section is told by its name.
+    let named = format!("{pointer}/name");
+    let pointer = if document.origin(pointer).is_none() && document.get(&named).is_some() { &named } else { pointer };
     let Some(value) = document.get(pointer) else {
         return lines.push(format!("{indent}{name} is not set."));
     };
@@ -106,10 +110,13 @@ fn sentences(document: &Document, pointer: &str, depth: usize, lines: &mut Vec<S
             "env" => ("set in the environment".into(), &[]),
             _ => (format!("written in {}, line {}, column {}", at.file, at.line, at.column), &[]),
         },
-        Some(Origin::Rule { rule, from }) => match why(document, pointer) {
-            Some(why) => (format!("by the rule {rule}: {why}"), from),
-            None => (format!("by the rule: {rule}"), from),
-        },
+        Some(Origin::Rule { rule, from, at }) => {
+            let asked = at.as_ref().map_or(String::new(), |at| format!(" (asked for in {}, line {})", at.file, at.line));
+            match why(document, pointer) {
+                Some(why) => (format!("by the rule {rule}{asked}: {why}"), from),
+                None => (format!("by the rule{asked}: {rule}"), from),
+            }
+        }
         Some(Origin::Default) => ("the default".into(), &[]),
         None if value.is_object() => ("a section".into(), &[]),
         None => ("the default".into(), &[]),
@@ -193,6 +200,7 @@ pub struct Difference {
 fn locked(origin: &Origin) -> String {
     match origin {
         Origin::Written(at) if origin.source() == "file" => at.file.rsplit(['/', '\\']).next().unwrap_or(&at.file).to_owned(),
+        Origin::Rule { rule, .. } => rule.clone(),
         _ => origin_in_short(origin),
     }
 }

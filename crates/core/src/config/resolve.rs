@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use serde_json::Value as Json;
 
 use super::{
-    de,
+    accelerate, checks, de,
     document::{Document, Origin, Sourced},
     draft::{Draft, variable},
     keys::{EXTRA, KEYS, Kind, Values},
     node::Node,
+    resolved,
     sections::{self, Section},
     settings::{IoSettings, Settings},
 };
@@ -18,7 +19,7 @@ use crate::{
     diagnostic::{COMMAND_LINE, Diagnostic, Location, Severity, Source},
     registry::Registry,
     replicate::Replicate,
-    strategy_config::{BuildContext, Built, BuiltPolicy, Init, Mixed, PolicyContext, Training, Tuning, Unresolved},
+    strategy_config::{BuildContext, Built, BuiltPolicy, Dialect, Init, Mixed, PolicyContext, Training, Tuning, Unresolved},
 };
 
 /// The name of the policy that decides where nothing else does.
@@ -86,12 +87,24 @@ impl Outcome {
 impl Draft {
     /// Decides everything.
     pub fn resolve(self, supplied: &Supplied, registry: &Registry) -> Outcome {
+        let mut supplied = supplied.clone();
+        if let (None, Some(document)) = (&supplied.model, &self.document) {
+            supplied.model = resolved::facts(document);
+        }
+        let supplied = &supplied;
         let mut sources = self.sources.clone();
         sources.extend(supplied.files.values().filter_map(|f| f.as_ref().ok().cloned()));
         let mut resolver = Resolver { supplied, registry, diagnostics: Vec::new(), document: Document::default(), unresolved: Vec::new() };
         let mut resolved = resolver.run(&self);
         let mut diagnostics = self.diagnostics;
         diagnostics.append(&mut resolver.diagnostics);
+        if let Some(document) = &self.document {
+            // Every key is written out in a resolution; what is odd about that has been said when it was made.
+            diagnostics.retain(|d| d.severity == Severity::Error);
+            if let Some(resolved) = &mut resolved {
+                resolved::carry_over(document, &mut resolved.document);
+            }
+        }
         diagnostics.sort_by_key(|d| (d.severity, d.at.as_ref().map(|at| (at.file.clone(), at.span.start)), d.code));
         diagnostics.dedup();
         if diagnostics.iter().any(|d| d.severity == Severity::Error) {
@@ -117,11 +130,11 @@ impl Resolver<'_> {
     fn run(&mut self, draft: &Draft) -> Option<Resolved> {
         let (settings, policy) = self.settings(draft);
         let keys: Vec<_> = KEYS.iter().chain(EXTRA).copied().collect();
-        let values = Values::read(&draft.root, &keys, &mut self.diagnostics);
+        let values = Values::read(&draft.root, &keys, "", &mut self.diagnostics);
         let world = self.world(draft);
         let mesh = self.mesh(&values, &world)?;
         let training = self.training(draft, &values, &settings, world);
-        self.checks(draft, &values, &training);
+        checks::run(draft, &values, &training, self.supplied.model.as_ref(), &mut self.diagnostics);
         let trainable = self.trainable(draft, &training);
         let built = self.strategy(draft, &training, &settings, &mesh)?;
         let name = built.strategy.name().to_owned();
@@ -159,7 +172,25 @@ impl Resolver<'_> {
     }
 
     fn world(&mut self, draft: &Draft) -> Sourced<u32> {
-        let Some(size) = self.supplied.world_size else { return Sourced::default(1) };
+        let in_document = draft.document.as_ref().and_then(|root| root.find(&["mesh", "world_size"]));
+        let in_file = draft.original.as_ref().and_then(|root| root.get("num_processes"));
+        let written = in_document.or(in_file).filter(|n| !n.is_null());
+        let processes = written.and_then(|n| {
+            let count = de::integer(n).and_then(|i| u32::try_from(i).ok()).filter(|n| *n > 0);
+            if count.is_none() {
+                self.error(
+                    "config-value",
+                    format!("number of processes: expected a positive integer, found {}", n.describe()),
+                    Some(n.at.clone()),
+                );
+            }
+            Some(Sourced { value: count?, origin: Origin::Written(n.at.clone()) })
+        });
+        let Some(size) = self.supplied.world_size else { return processes.unwrap_or(Sourced::default(1)) };
+        if let Some(processes) = processes.filter(|p| p.value != size) {
+            let message = format!("the file is for {} processes, but the world has {size} ranks, and that counts", processes.value);
+            self.diagnostics.push(Diagnostic::warning("world-disagrees", message).at(processes.location()));
+        }
         let flag = Source::new(COMMAND_LINE, format!("--world-size {size}"));
         let from_env = || ["WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"].iter().find_map(|name| variable(&draft.sources[2], name));
         let at = if self.supplied.world_size_is_flag { None } else { from_env() };
@@ -185,7 +216,7 @@ impl Resolver<'_> {
         let size = first.value.unwrap_or(1);
         let at = [first, second].into_iter().find_map(Sourced::location);
         let fits = |n: u64| u32::try_from(n).unwrap_or(1);
-        if self.supplied.world_size.is_none() {
+        if self.supplied.world_size.is_none() && world.origin == Origin::Default {
             if size > 1 || second.value.is_some_and(|s| s > 1) {
                 let message = format!("{first_name} and {second_name} have no effect in a single process; the world size is 1");
                 let help = "give --world-size, or start it with torchrun";
@@ -215,11 +246,22 @@ impl Resolver<'_> {
             Origin::Written(at) => Origin::Written(at.clone()),
             _ => Origin::rule("world_size / cp_size", ["/mesh/world_size", "/mesh/cp"]),
         };
-        let bf16 = values.bool("bf16");
+        let mixed = match &draft.original {
+            None => {
+                let bf16 = values.bool("bf16");
+                Sourced { value: if bf16.value { Mixed::Bf16 } else { Mixed::No }, origin: bf16.origin }
+            }
+            Some(root) => {
+                let (value, at) = accelerate::mixed(root, &mut self.diagnostics);
+                Sourced { value, origin: at.map_or(Origin::Default, Origin::Written) }
+            }
+        };
+        let known = draft.dialect == Dialect::LlamaFactory;
+        let only = |value: Sourced<Option<f64>>| if known { value } else { Sourced::default(None) };
         let setting = |key: &str| draft.root.find(&["shardwright", key]).map_or(Origin::Default, |n| Origin::Written(n.at.clone()));
         Training {
             dialect: draft.dialect,
-            mixed: Sourced { value: if bf16.value { Mixed::Bf16 } else { Mixed::No }, origin: bf16.origin },
+            mixed,
             tuning: self.tuning(draft, settings),
             model_dtype: self.model_dtype(values),
             init: self.init(draft),
@@ -231,8 +273,8 @@ impl Resolver<'_> {
             },
             global_batch_size: values.uint("global_batch_size"),
             accumulation: Sourced::default(None),
-            max_grad_norm: values.float("max_grad_norm"),
-            learning_rate: values.float("learning_rate"),
+            max_grad_norm: only(values.float("max_grad_norm")),
+            learning_rate: only(values.float("learning_rate")),
             zero3_fp16: Sourced { value: settings.zero3_fp16, origin: setting("zero3_fp16") },
             world_size: world,
         }
@@ -293,42 +335,6 @@ impl Resolver<'_> {
             }
         };
         Sourced { value, origin: Origin::Written(section.name_at.clone()) }
-    }
-
-    fn checks(&mut self, draft: &Draft, values: &Values, training: &Training) {
-        let at = |key: &str| draft.sections.get(key).map(|s| s.name_at.clone());
-        if training.init.value == Init::Meta {
-            if training.tuning.value == Tuning::Lora {
-                self.error("lora-on-meta", "peft_config lora cannot load a model that init_config puts on meta", at("peft_config"));
-            }
-            if draft.sections.contains_key("quant_config") {
-                self.error("quant-on-meta", "quant_config cannot quantize a model that init_config puts on meta", at("quant_config"));
-            }
-        }
-        if values.text("batching_strategy").value.as_deref() == Some("dynamic_batching") {
-            if values.int("max_steps").value.is_none_or(|n| n <= 0) {
-                self.error(
-                    "dynamic-batching",
-                    "batching_strategy dynamic_batching needs max_steps, because it counts steps",
-                    values.text("batching_strategy").location(),
-                );
-            }
-            if values.float("save_epochs").value.is_some() {
-                self.error(
-                    "dynamic-batching",
-                    "save_epochs does not go with batching_strategy dynamic_batching; use save_steps",
-                    values.float("save_epochs").location(),
-                );
-            }
-        }
-        let step = u64::from(training.dp_size.value).saturating_mul(training.micro_batch_size.value);
-        if let Some(global) = training.global_batch_size.value.filter(|g| !g.is_multiple_of(step.max(1))) {
-            let (dp, micro) = (training.dp_size.value, training.micro_batch_size.value);
-            let message = format!(
-                "global_batch_size is {global}, expected a multiple of dp_size times micro_batch_size, which is {dp} times {micro}"
-            );
-            self.error("batch-not-divisible", message, training.global_batch_size.location());
-        }
     }
 
     fn trainable(&mut self, draft: &Draft, training: &Training) -> Trainable {
@@ -478,6 +484,12 @@ impl Resolver<'_> {
         precision: &BuiltPolicy,
     ) {
         let d = &mut self.document;
+        let dialect = match draft.dialect {
+            Dialect::LlamaFactory => "llamafactory",
+            Dialect::Accelerate => "accelerate",
+        };
+        d.set(&["dialect"], dialect, Origin::rule("told by the file's keys", [] as [&str; 0]));
+        write_model(d, draft, values, self.supplied.model.as_ref());
         let section = draft.strategy.as_ref().map(|s| &s.section);
         let name_origin = section.map_or(Origin::Default, |s| Origin::Written(s.name_at.clone()));
         d.set(&["strategy", "name"], name, name_origin);
@@ -503,15 +515,37 @@ impl Resolver<'_> {
         d.set(&["mesh", "dp"], training.dp_size.value, training.dp_size.origin.clone());
         d.set(&["mesh", "cp"], training.cp_size.value, training.cp_size.origin.clone());
         write_batch(d, training);
-        for key in KEYS.iter().filter(|k| k.kind != Kind::Section) {
+        if let Some(root) = &draft.original {
+            for entry in root.entries().iter().filter(|e| !matches!(e.key.as_str(), "shardwright" | "dtype" | "torch_dtype")) {
+                d.set_node(&["training", &entry.key], &entry.value);
+            }
+            let mixed = match training.mixed.value {
+                Mixed::No => "no",
+                Mixed::Bf16 => "bf16",
+                Mixed::Fp16 => "fp16",
+            };
+            if root.get("mixed_precision").and_then(Node::as_str) != Some("fp8") {
+                d.set(&["training", "mixed_precision"], mixed, training.mixed.origin.clone());
+            }
+        }
+        let flat = draft.original.is_none();
+        for key in KEYS.iter().filter(|k| flat && k.kind != Kind::Section) {
             let value = values.json(key.name);
             d.set(&["training", key.name], value.value, value.origin);
         }
-        for key in KEYS.iter().filter(|k| k.kind == Kind::Section && k.name != "dist_config") {
+        if flat {
+            let dtype = training.model_dtype.value.map(DType::torch_name);
+            d.set(&["training", "dtype"], dtype, training.model_dtype.origin.clone());
+        }
+        for key in KEYS.iter().filter(|k| flat && k.kind == Kind::Section && k.name != "dist_config") {
             match draft.sections.get(key.name) {
                 None => d.set(&["training", key.name], Json::Null, Origin::Default),
                 Some(section) => {
                     d.set(&["training", key.name, "name"], section.name.clone(), Origin::Written(section.name_at.clone()));
+                    for inner in checks::keys_of(key.name, &section.name) {
+                        let default = serde_json::from_str::<Json>(inner.default).unwrap_or(Json::Null);
+                        d.set(&["training", key.name, inner.name], default, Origin::Default);
+                    }
                     for entry in section.body.entries() {
                         d.set_node(&["training", key.name, &entry.key], &entry.value);
                     }
@@ -520,6 +554,32 @@ impl Resolver<'_> {
         }
         let json = serde_json::to_value(settings).unwrap_or(Json::Null);
         d.set_section(&["shardwright"], &json, draft.root.get("shardwright"));
+        if let Some(policy) = draft.root.find(&["shardwright", "precision"]) {
+            d.set_node(&["shardwright", "precision"], policy);
+        }
+    }
+}
+
+fn write_model(d: &mut Document, draft: &Draft, values: &Values, facts: Option<&ModelFacts>) {
+    let model = values.text("model");
+    let name = Some(draft.model()).filter(|name| !name.is_empty());
+    d.set(&["model", "name"], name, model.origin);
+    let known = |value: Json| match (facts, value) {
+        (None, _) => (Json::Null, Origin::rule("the model's config.json is not at hand", [] as [&str; 0])),
+        (Some(_), Json::Null) => (Json::Null, Origin::rule("the model's config.json does not say", [] as [&str; 0])),
+        (Some(_), value) => (value, Origin::rule("the model's config.json", ["/model/name"])),
+    };
+    let facts = facts.cloned().unwrap_or_default();
+    for (key, value) in [
+        ("architecture", facts.architecture.into()),
+        ("model_type", facts.model_type.into()),
+        ("hidden_size", facts.hidden_size.into()),
+        ("num_layers", facts.num_layers.into()),
+        ("tie_word_embeddings", facts.tie_word_embeddings.into()),
+        ("dtype", facts.dtype.map(DType::torch_name).into()),
+    ] {
+        let (value, origin) = known(value);
+        d.set(&["model", key], value, origin);
     }
 }
 
@@ -530,6 +590,12 @@ fn write_batch(d: &mut Document, training: &Training) {
         Some(global) => (global, training.global_batch_size.origin.clone()),
         None => (step, Origin::rule("dp_size * micro_batch_size", ["/mesh/dp", "/batch/micro"])),
     };
+    if training.batch_is_unknown() {
+        let later = || Origin::rule("the data loader decides when training starts", [] as [&str; 0]);
+        d.set(&["batch", "micro"], Json::Null, later());
+        d.set(&["batch", "accumulation"], Json::Null, later());
+        return d.set(&["batch", "global"], Json::Null, later());
+    }
     d.set(&["batch", "micro"], micro.value, micro.origin.clone());
     let rule = Origin::rule("global / (dp * micro)", ["/batch/global", "/mesh/dp", "/batch/micro"]);
     d.set(&["batch", "accumulation"], global / step.max(1), rule);

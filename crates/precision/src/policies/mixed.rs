@@ -6,7 +6,7 @@ use shardwright_core::{
     DType, Precision, PrecisionPolicy, TensorMeta,
     diagnostic::Diagnostic,
     replicate::REPLICATE,
-    strategy_config::{BuiltPolicy, Dialect, PolicyConfig, PolicyContext},
+    strategy_config::{BuiltPolicy, Dialect, PolicyConfig, PolicyContext, Tuning},
 };
 
 use crate::rules::{self, Case, Keep};
@@ -48,14 +48,22 @@ impl PolicyConfig for MixedConfig {
     fn build(self, cx: &mut PolicyContext<'_>) -> Result<BuiltPolicy, Diagnostic> {
         let training = cx.training;
         let (mixed, tuning, model) = (training.mixed.value, training.tuning.value, training.model_dtype.value);
-        let mut from = vec!["/training/peft_config", "/training/bf16"];
+        let mut from = match training.dialect {
+            Dialect::LlamaFactory => {
+                let tuned = match tuning {
+                    Tuning::Full => "/training/peft_config",
+                    Tuning::Inference => "/shardwright/inference",
+                    _ => "/training/peft_config/name",
+                };
+                vec![tuned, "/training/bf16"]
+            }
+            Dialect::Accelerate => vec!["/training/mixed_precision"],
+        };
         let mut case = match (training.dialect, cx.strategy) {
             (Dialect::LlamaFactory, REPLICATE) => rules::replicate(tuning, model),
             (Dialect::LlamaFactory, _) => rules::fsdp2(mixed, tuning, model),
-            (Dialect::Accelerate, _) => {
-                from = vec!["/training/mixed_precision"];
-                rules::accelerate_fsdp2(mixed, tuning, model)
-            }
+            (Dialect::Accelerate, REPLICATE) => rules::accelerate_replicate(mixed, model),
+            (Dialect::Accelerate, _) => rules::accelerate_fsdp2(mixed, tuning, model),
         }
         .stored_in(cx.storage);
         if let Some(storage) = self.storage {
@@ -63,6 +71,12 @@ impl PolicyConfig for MixedConfig {
         }
         case.compute = self.compute.map_or(case.compute, Keep::Fixed);
         case.reduce = self.reduce.map_or(case.reduce, Keep::Fixed);
+        if case.reduce == Keep::Checkpoint && cx.strategy != REPLICATE {
+            let message = "no reduce dtype is set: before torch 2.15 gradients are reduced in the compute dtype, from 2.15 on in their own";
+            let help = "set shardwright.precision: {name: mixed, reduce: float32}";
+            let at = training.mixed.location().or_else(|| Some(cx.section.at.clone()).filter(|at| !at.file.is_empty()));
+            cx.diagnostics.push(Diagnostic::warning("reduce-dtype-version", message).at(at).help(help));
+        }
         if self.storage.is_some() || self.compute.is_some() || self.reduce.is_some() {
             case.why.push_str("; where shardwright.precision names a dtype, that");
             from.push("/shardwright/precision");

@@ -46,18 +46,9 @@ pub(super) fn build(root: &Node, strict: bool, cx: &mut BuildContext<'_>) -> Res
     let case = precision(root, &mut document, cx);
     passed(root, &mut document, cx);
     let stage = number(&document, "stage").unwrap_or(0);
-    if stage == 3 && document.get("/deepspeed/zero_optimization/overlap_comm") == Some(&Json::Null) {
-        document.set(
-            &["deepspeed", "zero_optimization", "overlap_comm"],
-            true,
-            Origin::rule("true exactly under stage 3", ["/deepspeed/zero_optimization/stage"]),
-        );
-    } else if document.get("/deepspeed/zero_optimization/overlap_comm") == Some(&Json::Null) {
-        document.set(
-            &["deepspeed", "zero_optimization", "overlap_comm"],
-            false,
-            Origin::rule("true exactly under stage 3", ["/deepspeed/zero_optimization/stage"]),
-        );
+    if document.get("/deepspeed/zero_optimization/overlap_comm") == Some(&Json::Null) {
+        let origin = Origin::rule("true exactly under stage 3", ["/deepspeed/zero_optimization/stage"]);
+        document.set(&["deepspeed", "zero_optimization", "overlap_comm"], stage == 3, origin);
     }
     lints::check(&zero, stage, &document, cx);
     if cx.training.cp_size.value > 1 && cx.training.dialect == Dialect::LlamaFactory {
@@ -168,6 +159,9 @@ fn batches(root: &Node, document: &mut Document, cx: &mut BuildContext<'_>) {
     let (micro, micro_at) = batch_key(root, MICRO, cx);
     let (accumulation, accumulation_at) = batch_key(root, ACCUMULATION, cx);
     let training = cx.training;
+    if micro.is_none() && training.batch_is_unknown() {
+        return batch_of_the_loader(train.zip(train_at), accumulation.zip(accumulation_at), document);
+    }
     let yaml_micro = training.micro_batch_size.value;
     let step = u64::from(training.dp_size.value).saturating_mul(yaml_micro).max(1);
     let yaml_accumulation =
@@ -217,6 +211,25 @@ fn batches(root: &Node, document: &mut Document, cx: &mut BuildContext<'_>) {
     document.set(&["deepspeed", ACCUMULATION], batch.accumulation, accumulation_origin());
 }
 
+/// accelerate fills the micro batch from the data loader when training starts.
+fn batch_of_the_loader(train: Option<(u64, Location)>, accumulation: Option<(u64, Location)>, document: &mut Document) {
+    let later = || Origin::rule("auto: the data loader decides when training starts", [] as [&str; 0]);
+    let entry = |given: Option<(u64, Location)>| match given {
+        Some((value, at)) => (Json::from(value), Origin::Written(at)),
+        None => (Json::Null, later()),
+    };
+    let accumulation = match accumulation {
+        None => (Json::from(1), Origin::rule("auto: 1, as accelerate fills it", [] as [&str; 0])),
+        given => entry(given),
+    };
+    for (short, key, (value, origin)) in
+        [("micro", MICRO, (Json::Null, later())), ("accumulation", ACCUMULATION, accumulation), ("global", TRAIN, entry(train))]
+    {
+        document.set(&["batch", short], value.clone(), origin.clone());
+        document.set(&["deepspeed", key], value, origin);
+    }
+}
+
 fn batch_error(error: BatchError, world: u64, at: Option<Location>) -> Diagnostic {
     let message = match error {
         BatchError::Missing => "either train_batch_size or train_micro_batch_size_per_gpu must be given".to_owned(),
@@ -250,7 +263,7 @@ fn clipping(root: &Node, document: &mut Document, cx: &mut BuildContext<'_>) {
                     None => diagnostic,
                 });
             }
-            document.set(&PATH, value, origin);
+            document.set(&PATH, value, origin.asked_at(node.at.clone()));
         }
         Some(node) => match read::float(node).filter(|f| *f >= 0.0) {
             Some(value) => document.set(&PATH, value, Origin::Written(node.at.clone())),
@@ -305,7 +318,24 @@ fn precision(root: &Node, document: &mut Document, cx: &mut BuildContext<'_>) ->
     let (bf16_switch, fp16_switch) = (switch(bf16), switch(fp16));
     let case = match cx.training.dialect {
         Dialect::LlamaFactory => rules::deepspeed(bf16_switch, fp16_switch, cx.training.zero3_fp16.value),
-        Dialect::Accelerate => Ok(rules::accelerate_deepspeed(bf16_switch, fp16_switch, cx.training.mixed.value)),
+        Dialect::Accelerate => {
+            // A section without `enabled` is DeepSpeed's default there, false: only an absent section or an "auto" is filled.
+            let strict =
+                |section: Option<&Node>, switch| if section.is_some_and(|s| s.get("enabled").is_none()) { Switch::Off } else { switch };
+            let (bf16_switch, fp16_switch) = (strict(bf16, bf16_switch), strict(fp16, fp16_switch));
+            match rules::accelerate_deepspeed(bf16_switch, fp16_switch, cx.training.mixed.value) {
+                Ok(case) => Ok(case),
+                Err(conflict) => {
+                    let there = [fp16, bf16].into_iter().flatten().find_map(|s| s.get("enabled")).map(|n| n.at.clone());
+                    let diagnostic = Diagnostic::error("accelerate-precision", conflict.to_string()).at(there);
+                    cx.diagnostics.push(match cx.training.mixed.location() {
+                        Some(at) => diagnostic.and(at, "mixed_precision here"),
+                        None => diagnostic,
+                    });
+                    return None;
+                }
+            }
+        }
     };
     let case = match case {
         Ok(case) => case.stored_in(cx.storage),
@@ -324,7 +354,8 @@ fn precision(root: &Node, document: &mut Document, cx: &mut BuildContext<'_>) ->
         let mut reader = Reader { document, diagnostics: &mut cx.diagnostics, hidden: None, unresolved: Vec::new() };
         reader.table(rest.as_ref(), keys, &[name]);
         let written = node.and_then(|n| n.get("enabled")).filter(|n| read::boolean(n) == Some(on)).map(|n| Origin::Written(n.at.clone()));
-        let origin = written.unwrap_or_else(|| Origin::rule(case.name, [] as [&str; 0]));
+        let asked = node.and_then(|n| n.get("enabled")).map(|n| n.at.clone());
+        let origin = written.unwrap_or_else(|| Origin::rule(case.name, [] as [&str; 0]).asked_at(asked));
         document.set(&["deepspeed", name, "enabled"], on, origin);
     }
     disagreement(bf16, fp16, &case, cx);
@@ -374,16 +405,16 @@ fn pass(path: &[&str], node: &Node, document: &mut Document, cx: &mut BuildConte
     let learning_rate = cx.training.learning_rate.value;
     match (&path[1..], learning_rate) {
         (["optimizer", "params", "lr"] | ["scheduler", "params", "warmup_max_lr"], Some(lr)) => {
-            document.set(path, lr, Origin::rule("auto: learning_rate of the YAML", ["/training/learning_rate"]));
+            document.set(path, lr, Origin::rule("auto: learning_rate of the YAML", ["/training/learning_rate"]).asked_at(node.at.clone()));
         }
         (["scheduler", "params", "warmup_min_lr"], _) => {
-            document.set(path, 0, Origin::rule("auto: 0, as accelerate fills it", [] as [&str; 0]));
+            document.set(path, 0, Origin::rule("auto: 0, as accelerate fills it", [] as [&str; 0]).asked_at(node.at.clone()));
         }
         _ => {
             let message = format!("{}: nothing fills this auto, and DeepSpeed would read the word itself or drop it", path[1..].join("."));
             cx.diagnostics
                 .push(Diagnostic::warning("deepspeed-auto-left", message).at(node.at.clone()).help("write the value that is meant"));
-            document.set(path, Json::Null, Origin::rule("auto: nothing fills it", [] as [&str; 0]));
+            document.set(path, Json::Null, Origin::rule("auto: nothing fills it", [] as [&str; 0]).asked_at(node.at.clone()));
         }
     }
 }

@@ -103,13 +103,20 @@ impl Reader<'_> {
             Auto::Square => ("hidden_size * hidden_size", by_hidden(|h| h.checked_mul(h))),
             Auto::NineTenths => ("int(0.9 * hidden_size * hidden_size)", by_hidden(nine_tenths)),
             Auto::TenTimes => ("10 * hidden_size", by_hidden(|h| h.checked_mul(10))),
-            Auto::False => return self.document.set(at, false, Origin::rule("auto: false, as accelerate fills it", [] as [&str; 0])),
+            Auto::False => {
+                return self.document.set(
+                    at,
+                    false,
+                    Origin::rule("auto: false, as accelerate fills it", [] as [&str; 0]).asked_at(node.at.clone()),
+                );
+            }
             Auto::Default => return self.auto_default(key, at, node),
         };
         match value {
-            Some(value) => self.document.set(at, value, Origin::rule(format!("auto: {rule}"), [HIDDEN])),
+            Some(value) => self.document.set(at, value, Origin::rule(format!("auto: {rule}"), [HIDDEN]).asked_at(node.at.clone())),
             None => {
-                self.document.set(at, Json::Null, Origin::rule(format!("auto: {rule}, and hidden_size is not known"), [HIDDEN]));
+                let rule = format!("auto: {rule}, and hidden_size is not known");
+                self.document.set(at, Json::Null, Origin::rule(rule, [HIDDEN]).asked_at(node.at.clone()));
                 self.unresolved.push((shardwright_core::config::document::pointer(at), node.clone()));
             }
         }
@@ -120,7 +127,7 @@ impl Reader<'_> {
         let message = format!("{}: DeepSpeed drops this auto without a word and uses its default, {value}", at[1..].join("."));
         self.diagnostics
             .push(Diagnostic::warning("deepspeed-auto-default", message).at(node.at.clone()).help("write the value that is meant"));
-        self.document.set(at, value, Origin::rule("auto: DeepSpeed's default", [] as [&str; 0]));
+        self.document.set(at, value, Origin::rule("auto: DeepSpeed's default", [] as [&str; 0]).asked_at(node.at.clone()));
     }
 }
 

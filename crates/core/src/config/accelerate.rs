@@ -1,0 +1,257 @@
+//! What `accelerate config` writes, recognised by its own keys and translated to the flat keys of `keys`, every value at its own place.
+//! FSDP version 2 and DeepSpeed, inline and by file; for FSDP version 1 there is a hint.
+
+use super::{
+    keys::unknown_keys,
+    node::{Node, Value},
+};
+use crate::{
+    diagnostic::{Diagnostic, Location},
+    strategy_config::Mixed,
+};
+
+/// Keys that tell the dialect; none of them is LLaMA-Factory's.
+const TELLING: &[&str] = &["distributed_type", "compute_environment", "fsdp_config", "deepspeed_config", "num_machines", "machine_rank"];
+
+#[rustfmt::skip]
+const KEYS: &[&str] = &[
+    "commands", "command_file", "compute_environment", "debug", "deepspeed_config", "distributed_type", "downcast_bf16", "dynamo_backend",
+    "dynamo_config", "enable_cpu_affinity", "fp16", "fp8_config", "fsdp_config", "gpu_ids", "ipex_config", "machine_rank", "main_process_ip",
+    "main_process_port", "main_training_function", "megatron_lm_config", "mixed_precision", "mpirun_config", "num_machines", "num_processes",
+    "parallelism_config", "rdzv_backend", "same_network", "tpu_env", "tpu_name", "tpu_use_cluster", "tpu_use_sudo", "tpu_vm", "tpu_zone", "use_cpu",
+];
+
+/// Keys of ours that may stand beside accelerate's.
+const OURS: &[&str] = &["model", "dtype", "torch_dtype", "shardwright", "micro_batch_size"];
+
+#[rustfmt::skip]
+const FSDP: &[&str] = &[
+    "fsdp_activation_checkpointing", "fsdp_auto_wrap_policy", "fsdp_cpu_ram_efficient_loading", "fsdp_ignored_modules", "fsdp_min_num_params",
+    "fsdp_offload_params", "fsdp_reshard_after_forward", "fsdp_state_dict_type", "fsdp_transformer_layer_cls_to_wrap", "fsdp_version",
+];
+
+/// Keys of FSDP version 1, and what they are today.
+#[rustfmt::skip]
+const FSDP1: &[(&str, &str)] = &[
+    ("fsdp_sharding_strategy", "version 2 has fsdp_reshard_after_forward: true for FULL_SHARD, false for SHARD_GRAD_OP"),
+    ("fsdp_backward_prefetch", "version 2 prefetches by itself"),
+    ("fsdp_forward_prefetch", "version 2 has no such key"),
+    ("fsdp_sync_module_states", "version 2 always does"),
+    ("fsdp_use_orig_params", "version 2 always does"),
+];
+
+#[rustfmt::skip]
+const DEEPSPEED: &[&str] = &[
+    "deepspeed_config_file", "deepspeed_exclusion_filter", "deepspeed_hostfile", "deepspeed_inclusion_filter", "deepspeed_moe_layer_cls_names",
+    "deepspeed_multinode_launcher", "gradient_accumulation_steps", "gradient_clipping", "offload_optimizer_device", "offload_optimizer_nvme_path",
+    "offload_param_device", "offload_param_nvme_path", "zero3_init_flag", "zero3_save_16bit_model", "zero_stage",
+];
+
+/// Keys of `deepspeed_config` that are an error beside `deepspeed_config_file`.
+#[rustfmt::skip]
+const NOT_BESIDE_A_FILE: &[&str] = &[
+    "gradient_accumulation_steps", "gradient_clipping", "offload_optimizer_device", "offload_param_device", "offload_param_nvme_path",
+    "zero3_save_16bit_model", "zero_stage",
+];
+
+/// True where the keys are accelerate's.
+pub(super) fn is_dialect(root: &Node) -> bool {
+    root.entry("dist_config").is_none() && TELLING.iter().any(|key| root.get(key).is_some())
+}
+
+/// The same config with flat keys.
+pub(super) fn translate(root: &Node, diagnostics: &mut Vec<Diagnostic>) -> Node {
+    unknown_keys(root, "", KEYS.iter().chain(OURS).copied(), None, diagnostics);
+    let mut flat = Node::map(Vec::new(), root.at.clone());
+    for key in OURS {
+        copy(root, key, &mut flat, key);
+    }
+    let Some(kind) = root.entry("distributed_type") else {
+        let message = "the key 'distributed_type' is missing";
+        diagnostics.push(Diagnostic::error("config-missing", message).at(root.at.clone()).help("FSDP or DEEPSPEED"));
+        return flat;
+    };
+    match kind.value.as_str() {
+        Some("FSDP") => fsdp(root, &kind.value.at, &mut flat, diagnostics),
+        Some("DEEPSPEED") => deepspeed(root, &kind.value.at, &mut flat, diagnostics),
+        Some("NO" | "MULTI_GPU" | "MULTI_CPU" | "MULTI_XPU" | "MULTI_NPU" | "MULTI_MLU" | "MULTI_SDAA" | "MULTI_MUSA" | "MULTI_HPU") => {}
+        _ if kind.value.as_bool() == Some(false) => {
+            let message = "PyYAML reads this NO as false; accelerate means the string 'NO', and so it is taken here";
+            diagnostics.push(Diagnostic::warning("yaml-bool-word", message).at(kind.value.at.clone()).help("put it in quotes"));
+        }
+        _ => {
+            let message = format!("distributed_type: expected FSDP, DEEPSPEED, NO or MULTI_GPU, found {}", kind.value.describe());
+            diagnostics.push(Diagnostic::error("config-value", message).at(kind.value.at.clone()));
+        }
+    }
+    parallelism(root, &mut flat, diagnostics);
+    flat
+}
+
+fn copy(from: &Node, key: &str, to: &mut Node, name: &str) {
+    if let Some(entry) = from.entry(key).filter(|e| !e.value.is_null()) {
+        to.set(name, entry.at.clone(), entry.value.clone());
+    }
+}
+
+/// A boolean that the wizard may have written as a string.
+fn copy_bool(from: &Node, key: &str, to: &mut Node, name: &str) {
+    copy(from, key, to, name);
+    if let Value::Map(entries) = &mut to.value
+        && let Some(entry) = entries.iter_mut().find(|e| e.key == name)
+    {
+        match entry.value.as_str().map(str::to_lowercase).as_deref() {
+            Some("true") => entry.value.value = Value::Bool(true),
+            Some("false") => entry.value.value = Value::Bool(false),
+            _ => {}
+        }
+    }
+}
+
+fn fsdp(root: &Node, at: &Location, flat: &mut Node, diagnostics: &mut Vec<Diagnostic>) {
+    let nothing = Node::map(Vec::new(), at.clone());
+    let config = root.get("fsdp_config").filter(|n| n.is_map()).unwrap_or(&nothing);
+    let mut dist = Node::map(Vec::new(), config.at.clone());
+    dist.set("name", at.clone(), Node::text("fsdp2", at.clone()));
+    copy_bool(config, "fsdp_reshard_after_forward", &mut dist, "reshard_after_forward");
+    copy_bool(config, "fsdp_offload_params", &mut dist, "offload_params");
+    flat.set("dist_config", at.clone(), dist);
+    let version = config.get("fsdp_version");
+    let is_two = version.is_some_and(|v| matches!(v.value, Value::Int(2)) || v.as_str() == Some("2"));
+    if !is_two {
+        let found = version.map_or("nothing, which means 1".to_owned(), Node::describe);
+        let message = format!("fsdp_version: expected 2, found {found}; FSDP version 1 lays tensors out otherwise and is not supported");
+        let place = version.map_or_else(|| config.at.clone(), |v| v.at.clone());
+        let mut help = "set fsdp_version: 2; accelerate to-fsdp2 converts a config".to_owned();
+        let old: Vec<String> =
+            FSDP1.iter().filter(|(key, _)| config.get(key).is_some()).map(|(key, today)| format!("{key}: {today}")).collect();
+        if !old.is_empty() {
+            help = format!("{help}. {}", old.join("; "));
+        }
+        diagnostics.push(Diagnostic::error("accelerate-fsdp1", message).at(place).help(help));
+    }
+    for (key, today) in FSDP1 {
+        if let Some(entry) = config.entry(key).filter(|_| is_two) {
+            let message = format!("{key} is a key of FSDP version 1 and has no effect in version 2");
+            diagnostics.push(Diagnostic::warning("accelerate-fsdp1-key", message).at(entry.at.clone()).help(*today));
+        }
+    }
+    unknown_keys(config, "fsdp_config", FSDP.iter().copied().chain(FSDP1.iter().map(|(key, _)| *key)), None, diagnostics);
+    if config.get("fsdp_cpu_ram_efficient_loading").and_then(Node::as_bool) == Some(false) {
+        let message = "fsdp_cpu_ram_efficient_loading false makes every rank hold the whole model before it is sharded";
+        let place = config.get("fsdp_cpu_ram_efficient_loading").map(|n| n.at.clone());
+        diagnostics.push(Diagnostic::warning("init-holds-model", message).at(place));
+    }
+}
+
+fn deepspeed(root: &Node, at: &Location, flat: &mut Node, diagnostics: &mut Vec<Diagnostic>) {
+    let nothing = Node::map(Vec::new(), at.clone());
+    let config = root.get("deepspeed_config").filter(|n| n.is_map()).unwrap_or(&nothing);
+    unknown_keys(config, "deepspeed_config", DEEPSPEED.iter().copied(), None, diagnostics);
+    let mut dist = Node::map(Vec::new(), config.at.clone());
+    if let Some(file) = config.entry("deepspeed_config_file").filter(|e| e.value.as_str().is_some_and(|f| f != "none")) {
+        for key in NOT_BESIDE_A_FILE {
+            if let Some(entry) = config.entry(key) {
+                let message = format!("{key} does not go with deepspeed_config_file: that file decides, and accelerate refuses both");
+                diagnostics
+                    .push(Diagnostic::error("accelerate-beside-file", message).at(entry.at.clone()).and(file.at.clone(), "the file"));
+            }
+        }
+        dist.set("name", at.clone(), Node::text("deepspeed", at.clone()));
+        copy(config, "deepspeed_config_file", &mut dist, "config_file");
+    } else {
+        dist.set("name", at.clone(), Node::text("zero3", at.clone()));
+        inline(config, &mut dist);
+    }
+    flat.set("dist_config", at.clone(), dist);
+    if let Some(flag) = config.get("zero3_init_flag").filter(|n| n.as_bool() == Some(false)) {
+        let message = "zero3_init_flag false makes every rank build the whole model before it is partitioned";
+        diagnostics.push(Diagnostic::warning("init-holds-model", message).at(flag.at.clone()).help("set it to true under stage 3"));
+    }
+}
+
+fn inline(config: &Node, dist: &mut Node) {
+    let mut zero = Node::map(Vec::new(), config.at.clone());
+    copy(config, "zero_stage", &mut zero, "stage");
+    if zero.get("stage").is_none() {
+        zero.set("stage", config.at.clone(), Node::new(Value::Int(2), config.at.clone()));
+    }
+    copy_bool(config, "zero3_save_16bit_model", &mut zero, "stage3_gather_16bit_weights_on_model_save");
+    if !zero.get("stage").is_some_and(|s| matches!(s.value, Value::Int(3)) || s.as_str() == Some("3")) {
+        zero = zero.without("stage3_gather_16bit_weights_on_model_save");
+    }
+    for part in ["param", "optimizer"] {
+        let mut offload = Node::map(Vec::new(), config.at.clone());
+        copy(config, &format!("offload_{part}_device"), &mut offload, "device");
+        let on_disk = offload.get("device").and_then(Node::as_str) == Some("nvme");
+        if on_disk {
+            copy(config, &format!("offload_{part}_nvme_path"), &mut offload, "nvme_path");
+        }
+        if offload.get("device").and_then(Node::as_str).is_some_and(|d| d != "none") {
+            zero.set(&format!("offload_{part}"), config.at.clone(), offload);
+        }
+    }
+    dist.set("zero_optimization", config.at.clone(), zero);
+    copy(config, "gradient_accumulation_steps", dist, "gradient_accumulation_steps");
+    copy(config, "gradient_clipping", dist, "gradient_clipping");
+}
+
+/// HSDP: replicas and shards.
+fn parallelism(root: &Node, flat: &mut Node, diagnostics: &mut Vec<Diagnostic>) {
+    const PREFIX: &str = "parallelism_config_";
+    let Some(config) = root.get("parallelism_config").filter(|n| n.is_map()) else { return };
+    for entry in config.entries() {
+        let name = entry.key.strip_prefix(PREFIX).unwrap_or(&entry.key);
+        let is_one = matches!(entry.value.value, Value::Int(1) | Value::Null);
+        match name {
+            "dp_replicate_size" => copy(config, &entry.key, flat, "mp_replicate_size"),
+            "dp_shard_size" => copy(config, &entry.key, flat, "mp_shard_size"),
+            "tp_size" | "cp_size" | "sp_size" if !is_one => {
+                let message =
+                    format!("{}: expected 1, found {}; only data-parallel sharding is laid out", entry.key, entry.value.describe());
+                diagnostics.push(Diagnostic::error("accelerate-parallelism", message).at(entry.value.at.clone()));
+            }
+            "tp_size"
+            | "cp_size"
+            | "sp_size"
+            | "sp_backend"
+            | "sp_seq_length"
+            | "sp_seq_length_is_variable"
+            | "sp_attn_implementation"
+            | "cp_comm_strategy" => {}
+            _ => unknown_keys(
+                &Node::map(vec![entry.clone()], config.at.clone()),
+                "parallelism_config",
+                ["parallelism_config_dp_replicate_size", "parallelism_config_dp_shard_size"].into_iter(),
+                None,
+                diagnostics,
+            ),
+        }
+    }
+}
+
+/// `mixed_precision`, and where it stands.
+pub(super) fn mixed(root: &Node, diagnostics: &mut Vec<Diagnostic>) -> (Mixed, Option<Location>) {
+    let Some(node) = root.get("mixed_precision").filter(|n| !n.is_null()) else { return (Mixed::No, None) };
+    let at = Some(node.at.clone());
+    match (node.as_str(), node.as_bool()) {
+        (Some("no"), _) => (Mixed::No, at),
+        (Some("bf16"), _) => (Mixed::Bf16, at),
+        (Some("fp16"), _) => (Mixed::Fp16, at),
+        (Some("fp8"), _) => {
+            let message = "mixed_precision fp8 casts inside of layers while training; weights are stored and gathered as under bf16";
+            diagnostics.push(Diagnostic::warning("accelerate-fp8", message).at(at.clone()));
+            (Mixed::Bf16, at)
+        }
+        (_, Some(false)) => {
+            let message = "PyYAML reads this no as false; accelerate means the string 'no', and so it is taken here";
+            diagnostics.push(Diagnostic::warning("yaml-bool-word", message).at(at.clone()).help("put it in quotes"));
+            (Mixed::No, at)
+        }
+        _ => {
+            let message = format!("mixed_precision: expected no, fp16, bf16 or fp8, found {}", node.describe());
+            diagnostics.push(Diagnostic::error("config-value", message).at(at.clone()));
+            (Mixed::No, at)
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! What values mean together, checked as LLaMA-Factory checks it, all of it at once; and what is legal but costs a user time.
+
+use super::{
+    draft::Draft,
+    keys::{self, FREEZE, Key, LORA, QUANT, Values},
+    node::{Node, short},
+    sections::Section,
+};
+use crate::{
+    ModelFacts,
+    diagnostic::{Diagnostic, Location},
+    strategy_config::{Init, Mixed, Training, Tuning},
+};
+
+/// The keys of a plugin section, where they are known.
+pub(super) fn keys_of(section: &str, name: &str) -> &'static [Key] {
+    match (section, name) {
+        ("peft_config", "lora") => LORA,
+        ("peft_config", "freeze") => FREEZE,
+        ("quant_config", "bnb" | "auto") => QUANT,
+        _ => &[],
+    }
+}
+
+pub(super) fn run(draft: &Draft, values: &Values, training: &Training, model: Option<&ModelFacts>, found: &mut Vec<Diagnostic>) {
+    sections(draft, found);
+    meta(draft, training, found);
+    batching(values, found);
+    sequence(values, training, model, found);
+    divisible(training, found);
+    lints(draft, training, found);
+}
+
+fn error(code: &'static str, message: impl Into<Box<str>>, at: Option<Location>) -> Diagnostic {
+    Diagnostic::error(code, message).at(at)
+}
+
+/// Sections of known plugins are read strictly, as their dataclasses are.
+fn sections(draft: &Draft, found: &mut Vec<Diagnostic>) {
+    for (name, section) in &draft.sections {
+        let keys = keys_of(name, &section.name);
+        if keys.is_empty() {
+            continue;
+        }
+        keys::unknown_keys(&section.body, name, keys.iter().map(|k| k.name), None, found);
+        let values = Values::read(&section.body, keys, name, found);
+        if keys == QUANT && !matches!(values.int("quantization_bit").value, None | Some(4 | 8)) {
+            found.push(error("config-value", "quant_config.quantization_bit: expected 4 or 8", values.int("quantization_bit").location()));
+        }
+    }
+    if let Some(quant) = draft.sections.get("quant_config").filter(|s| keys_of("quant_config", &s.name).is_empty()) {
+        let message = format!("quant_config.name: expected bnb or auto, found '{}'", short(&quant.name));
+        found.push(error("config-value", message, Some(quant.name_at.clone())));
+    }
+}
+
+fn meta(draft: &Draft, training: &Training, found: &mut Vec<Diagnostic>) {
+    if training.init.value != Init::Meta {
+        return;
+    }
+    let with = |d: Diagnostic| match training.init.location() {
+        Some(at) => d.and(at, "init_config here"),
+        None => d,
+    };
+    let at = |key: &str| draft.sections.get(key).map(|s: &Section| s.name_at.clone());
+    if draft.sections.get("peft_config").is_some_and(|s| s.name == "lora") {
+        let message = "peft_config lora does not go with init_config init_on_meta: the model is never loaded from meta";
+        found.push(with(error("lora-on-meta", message, at("peft_config"))).help("use init_on_rank0 or init_on_default"));
+    }
+    if draft.sections.contains_key("quant_config") {
+        let message = "quant_config does not go with init_config init_on_meta: there is nothing to quantize";
+        found.push(with(error("quant-on-meta", message, at("quant_config"))).help("use init_on_rank0 or init_on_default"));
+    }
+}
+
+fn batching(values: &Values, found: &mut Vec<Diagnostic>) {
+    let strategy = values.text("batching_strategy");
+    match strategy.value.as_deref() {
+        Some("dynamic_batching") => {
+            if values.int("max_steps").value.is_none_or(|n| n <= 0) {
+                let message = "batching_strategy dynamic_batching needs max_steps above 0, because it counts steps";
+                found.push(error("dynamic-batching", message, strategy.location()));
+            }
+            let epochs = values.float("save_epochs");
+            if epochs.value.is_some() {
+                let message = "save_epochs does not go with batching_strategy dynamic_batching";
+                found.push(error("dynamic-batching", message, epochs.location()).help("use save_steps"));
+            }
+        }
+        Some("padding_free") if values.text("flash_attn").value.as_deref() != Some("flash_attention_2") => {
+            let message = "batching_strategy padding_free needs flash_attn flash_attention_2";
+            found.push(error("padding-free", message, strategy.location()));
+        }
+        _ => {}
+    }
+}
+
+fn sequence(values: &Values, training: &Training, model: Option<&ModelFacts>, found: &mut Vec<Diagnostic>) {
+    let cp = &training.cp_size;
+    if cp.value <= 1 {
+        return;
+    }
+    if values.text("flash_attn").value.as_deref() != Some("flash_attention_2") {
+        let message = format!("cp_size {} needs flash_attn flash_attention_2", cp.value);
+        found.push(error("cp-attention", message, cp.location()));
+    }
+    if model.and_then(|m| m.model_type.as_deref()) == Some("qwen3_5") {
+        found.push(error("cp-model", format!("cp_size {} does not go with model type qwen3_5", cp.value), cp.location()));
+    }
+}
+
+fn divisible(training: &Training, found: &mut Vec<Diagnostic>) {
+    let (dp, micro) = (training.dp_size.value, training.micro_batch_size.value);
+    let step = u64::from(dp).saturating_mul(micro).max(1);
+    if let Some(global) = training.global_batch_size.value.filter(|g| !g.is_multiple_of(step)) {
+        let message =
+            format!("global_batch_size is {global}, expected a multiple of dp_size {dp} times micro_batch_size {micro}, which is {step}");
+        let near = (global / step).max(1).saturating_mul(step);
+        found.push(error("batch-not-divisible", message, training.global_batch_size.location()).help(format!("the nearest is {near}")));
+    }
+}
+
+fn lints(draft: &Draft, training: &Training, found: &mut Vec<Diagnostic>) {
+    let replicates = draft.sections.get("dist_config").is_none();
+    let llamafactory = draft.original.is_none();
+    if let Some(lr) = draft.sections.get("optim_config").and_then(|s| s.body.get("lr")) {
+        let message = "optim_config.lr is overridden by learning_rate";
+        found.push(Diagnostic::warning("optim-lr", message).at(lr.at.clone()).help("remove lr, and set learning_rate"));
+    }
+    if llamafactory && replicates && training.mixed.value == Mixed::Bf16 && training.mixed.location().is_some() {
+        let message = "bf16 has no effect without a dist_config: the model is trained in the dtype that it is kept in";
+        found.push(Diagnostic::warning("bf16-without-dist", message).at(training.mixed.location()));
+    }
+    let on_default = draft.sections.get("init_config").filter(|s| s.name == "init_on_default");
+    let deepspeed = draft.sections.get("dist_config").is_some_and(|s| s.name == "deepspeed" || s.name == "zero3");
+    if let Some(init) = on_default.filter(|_| !replicates && !deepspeed) {
+        let message = "init_config init_on_default makes every rank hold the whole model before it is sharded";
+        let help = "use init_on_meta, or init_on_rank0 with peft lora";
+        found.push(Diagnostic::warning("init-holds-model", message).at(init.name_at.clone()).help(help));
+    }
+    freeze(draft, training, found);
+}
+
+fn freeze(draft: &Draft, training: &Training, found: &mut Vec<Diagnostic>) {
+    let (Tuning::Freeze { .. }, Some(section)) = (training.tuning.value, draft.sections.get("peft_config")) else { return };
+    let layers = section.body.get("freeze_trainable_layers");
+    let extra = section.body.get("freeze_extra_modules").is_some_and(|n: &Node| !n.is_null());
+    if let Some(zero) = layers.filter(|n| super::de::integer(n) == Some(0) && !extra) {
+        let message = "freeze_trainable_layers 0 leaves nothing to train";
+        found.push(Diagnostic::warning("freeze-nothing", message).at(zero.at.clone()));
+    }
+}
