@@ -21,6 +21,12 @@ fn fsdp2_conforms() {
 }
 
 #[test]
+fn zero3_conforms() {
+    let kit = strategy("zero3").section("zero_optimization: {stage: 3, mics_shard_size: 2}", |mesh| mesh.world_size().is_multiple_of(2));
+    kit.section("zero_optimization: {stage: 3, stage3_param_persistence_threshold: 40}", |_| true).assert();
+}
+
+#[test]
 fn the_policies_conform() {
     policy("mixed").section("storage: bfloat16\nreduce: float32").assert();
     policy("uniform").section("dtype: float16").assert();

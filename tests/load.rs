@@ -61,7 +61,8 @@ fn the_report_is_complete_and_the_same_every_time() {
     let first = settled(printed);
     assert_eq!(settled(json(&run(args))), first);
     insta::assert_snapshot!("report_fsdp2", serde_json::to_string_pretty(&first).unwrap());
-    let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).filter(|n| n.to_string_lossy().contains("tmp")).collect();
+    let left: Vec<_> =
+        fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).filter(|n| n.to_string_lossy().contains("tmp")).collect();
     assert!(left.is_empty(), "{left:?}");
 }
 
@@ -77,11 +78,12 @@ fn flat_partitions_report_their_numels() {
 #[test]
 fn a_rank_alone_is_the_same_rank() {
     let dir = tempfile::tempdir().unwrap();
-    for config in [
-        fsdp2_config(dir.path(), &checkpoint("tiny-qwen3-bf16"), 1, None),
-        zero3_config(dir.path(), &checkpoint("tiny-qwen3-bf16"), true),
-    ] {
-        let load = |more: &[&str]| json(&run([&["load", config.to_str().unwrap(), "--world-size", "3", "--digest", "--format", "json"], more].concat()));
+    for config in
+        [fsdp2_config(dir.path(), &checkpoint("tiny-qwen3-bf16"), 1, None), zero3_config(dir.path(), &checkpoint("tiny-qwen3-bf16"), true)]
+    {
+        let load = |more: &[&str]| {
+            json(&run([&["load", config.to_str().unwrap(), "--world-size", "3", "--digest", "--format", "json"], more].concat()))
+        };
         let all = load(&[]);
         for rank in 0..3 {
             let alone = load(&["--rank", &rank.to_string()]);
@@ -127,7 +129,8 @@ fn a_hub_id_is_found_in_the_cache() {
         symlink(Path::new("../../blobs").join(i.to_string()), snapshot.join(entry.file_name())).unwrap();
     }
     let config = fsdp2_config(dir.path(), Path::new("acme/tiny"), 1, None);
-    let output = shardwright().args(["load", config.to_str().unwrap(), "--world-size", "2", "--format", "json"]).env("HF_HOME", dir.path()).output();
+    let output =
+        shardwright().args(["load", config.to_str().unwrap(), "--world-size", "2", "--format", "json"]).env("HF_HOME", dir.path()).output();
     assert_eq!(json(&output.unwrap())["units"].as_array().unwrap().len(), 5);
 }
 
@@ -142,7 +145,10 @@ fn a_single_file_is_a_model() {
 /// Where a reader of standard output goes away, that is no failure of ours.
 #[test]
 fn a_closed_pipe_is_no_panic() {
-    let command = format!("{} load examples/fsdp2.yaml global_batch_size=64 --world-size 64 --format json | head -c 1", env!("CARGO_BIN_EXE_shardwright"));
+    let command = format!(
+        "{} load examples/fsdp2.yaml global_batch_size=64 --world-size 64 --format json | head -c 1",
+        env!("CARGO_BIN_EXE_shardwright")
+    );
     let output = std::process::Command::new("sh").args(["-c", &command]).current_dir(root()).output().unwrap();
     assert_eq!(stderr(&output), "");
 }

@@ -117,6 +117,10 @@ fn a_mix_that_the_stock_engine_refuses_is_a_warning() {
     let pinned =
         |config: &str, pin: &str| findings(&format!("{config}\nshardwright: {{precision: {{name: pins, pins: {{'*norm*': {pin}}}}}}}"));
     let says = |found: &[String], what: &str| found.iter().any(|f| f.contains("pins-mixed-dtypes") && f.contains(what));
+    let zero3 = "dist_config: {name: zero3, bf16: {enabled: true}}";
+    assert!(says(&pinned(zero3, "float32"), "stock DeepSpeed refuses trainable parameters of mixed dtypes"));
+    assert!(!says(&pinned(zero3, "bfloat16"), ""), "the same dtype is no mix");
+    assert!(!says(&pinned(zero3, "{compute: float32}"), ""), "what is computed with is DeepSpeed's own business");
     let fsdp2 = "dist_config: {name: fsdp2}";
     assert!(says(&pinned(fsdp2, "bfloat16"), "stock FSDP2 refuses trainable parameters of mixed dtypes in one unit"));
     assert!(!says(&pinned(fsdp2, "float32"), ""), "full tuning keeps float32 anyway");

@@ -64,12 +64,16 @@ pub struct Zero3Config {
     #[schemars(schema_with = "fp16_schema")]
     pub fp16: Map<String, Json>,
     /// Gradients are clipped to this norm; auto for `max_grad_norm`.
+    #[schemars(schema_with = "number_or_auto")]
     pub gradient_clipping: Json,
     /// Samples of an optimizer step, or auto.
+    #[schemars(schema_with = "integer_or_auto")]
     pub train_batch_size: Json,
     /// Samples of a forward pass of one rank, or auto.
+    #[schemars(schema_with = "integer_or_auto")]
     pub train_micro_batch_size_per_gpu: Json,
     /// Forward passes of an optimizer step, or auto.
+    #[schemars(schema_with = "integer_or_auto")]
     pub gradient_accumulation_steps: Json,
     /// Other keys of a DeepSpeed config, such as `optimizer` or `activation_checkpointing`; passed through.
     pub other: Map<String, Json>,
@@ -80,7 +84,9 @@ impl StrategyConfig for Zero3Config {
     const SUMMARY: &'static str = "DeepSpeed ZeRO-3: flat partitions, one dtype for storage and compute";
 
     fn build(self, cx: &mut BuildContext<'_>) -> Result<Built, Diagnostic> {
-        let mut root = cx.section.clone();
+        // A key that is null is a key left out, so that the defaults can be spelled out.
+        let nulls = cx.section.entries().iter().filter(|e| e.value.is_null());
+        let mut root = nulls.fold(cx.section.clone(), |root, entry| root.without(&entry.key));
         let at = root.at.clone();
         let mut zero =
             root.get("zero_optimization").cloned().unwrap_or_else(|| shardwright_core::config::Node::map(Vec::new(), at.clone()));
@@ -109,6 +115,14 @@ fn bf16_schema(_: &mut SchemaGenerator) -> Schema {
 
 fn fp16_schema(_: &mut SchemaGenerator) -> Schema {
     table_schema(keys::FP16)
+}
+
+fn number_or_auto(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": ["number", "string", "null"], "minimum": 0 })
+}
+
+fn integer_or_auto(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": ["integer", "string", "null"], "minimum": 1 })
 }
 
 /// The JSON Schema of a table of keys.
