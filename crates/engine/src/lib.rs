@@ -5,6 +5,8 @@
 pub mod checkpoint;
 pub mod digest;
 pub mod error;
+#[cfg(any(test, feature = "testkit"))]
+pub mod generate;
 pub mod inspect;
 pub mod load;
 pub mod manifest;

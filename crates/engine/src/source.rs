@@ -115,6 +115,25 @@ impl Buffered {
     }
 }
 
+#[cfg(target_os = "linux")]
+impl Buffered {
+    /// Whether that byte can be read without waiting for a disk.
+    fn is_cached(&self, offset: u64) -> bool {
+        let mut byte = 0u8;
+        let part = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
+        let Ok(offset) = libc::off_t::try_from(offset) else { return false };
+        // SAFETY: one byte of our own to read into, on an open descriptor.
+        unsafe { libc::preadv2(self.file.as_raw_fd(), &raw const part, 1, offset, libc::RWF_NOWAIT) == 1 }
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+impl Buffered {
+    fn is_cached(&self, _offset: u64) -> bool {
+        true
+    }
+}
+
 impl ReadAt for Buffered {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         self.file.read_at(buffer, offset)
@@ -125,7 +144,9 @@ impl ReadAt for Buffered {
     }
 
     fn announce(&self, offset: u64, len: u64) {
-        self.advise(offset, len, libc::POSIX_FADV_WILLNEED);
+        if !self.is_cached(offset) {
+            self.advise(offset, len, libc::POSIX_FADV_WILLNEED);
+        }
     }
 
     fn forget(&self, offset: u64, len: u64) {

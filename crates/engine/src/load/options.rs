@@ -18,6 +18,8 @@ pub struct IoOptions {
     pub block_size: Option<usize>,
     /// How files are read.
     pub method: Option<ReadMethod>,
+    /// Announce what comes next to the system, so that a disk is never idle.
+    pub readahead: Option<bool>,
     /// Let go of cached file pages once they were read.
     pub drop_cache: bool,
     /// Load even where memory seems not to suffice.
@@ -42,6 +44,8 @@ pub struct IoChoice {
     pub task_size: usize,
     /// How files are read.
     pub method: ReadMethod,
+    /// Announce what comes next.
+    pub readahead: bool,
     /// Let go of cached file pages.
     pub drop_cache: bool,
     /// Give up when no byte arrives for so long.
@@ -94,6 +98,7 @@ impl IoOptions {
             block_size,
             task_size: TASK_SIZE.max(block_size),
             method,
+            readahead: self.readahead.unwrap_or(true),
             drop_cache: self.drop_cache,
             stall_timeout: self.stall_timeout.unwrap_or(STALL_TIMEOUT),
             reasons,
@@ -102,6 +107,14 @@ impl IoOptions {
 }
 
 impl IoChoice {
+    /// Threads to start. Past the page cache nothing is read ahead: more threads keep more reads under way.
+    pub(crate) fn workers(&self) -> usize {
+        match self.method {
+            ReadMethod::Direct => self.threads * self.queue_depth,
+            ReadMethod::Pread | ReadMethod::Mmap => self.threads,
+        }
+    }
+
     /// Memory of one thread's buffers.
     pub(crate) fn staging_bytes(&self) -> usize {
         self.block_size + 2 * crate::source::DIRECT_ALIGNMENT as usize

@@ -128,6 +128,7 @@ impl Worker {
     fn work(&mut self) {
         let shared = Arc::clone(&self.shared);
         while let Some(task) = shared.schedule.next_task(shared.task_size) {
+            shared.announce(&mut self.runs);
             if let Err(fault) = self.do_task(&shared, task) {
                 lock(&shared.fault).get_or_insert(fault); // the first one is told
                 shared.stop.store(true, Ordering::Relaxed);
@@ -234,6 +235,22 @@ impl Shared {
         Ok(source)
     }
 
+    /// Tells the system what comes next, unless it has that already. Only a hint: what fails here fails again when it is read.
+    fn announce(&self, runs: &mut Vec<Run>) {
+        if !self.choice.readahead {
+            return;
+        }
+        let limits = BlockLimits { block: self.task_size, in_place: usize::MAX, runs: MAX_RUNS };
+        let lead = self.task_size * (self.choice.queue_depth * self.choice.threads) as u64;
+        while let Some(task) = self.schedule.next_announcement(self.task_size, lead) {
+            let Ok(source) = self.open(task.file) else { return };
+            let mut blocks = self.schedule.blocks(task);
+            while let Some(block) = blocks.next(&limits, runs) {
+                source.announce(block.offset, block.bytes);
+            }
+        }
+    }
+
     /// Counts a task as done; the file's last one closes it.
     fn finish(&self, task: Task, source: &ByteSource) {
         let state = &self.files[task.file as usize];
@@ -320,7 +337,7 @@ fn as_uninit(bytes: &mut [u8]) -> &mut [MaybeUninit<u8>] {
 }
 
 /// A lock that a panicking worker cannot poison for the others.
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -357,8 +374,8 @@ impl Shared {
             files: checkpoint.files().iter().zip(&schedule.file_bytes).map(state).collect(),
             slots: layouts.iter().map(|l| l.slots.clone()).collect(),
             limits: BlockLimits { block: choice.block_size as u64, in_place, runs: MAX_RUNS },
-            task_size: (schedule.total_bytes() / (8 * choice.threads as u64)).clamp(choice.block_size as u64, choice.task_size as u64),
-            under_way: (0..choice.threads).map(|_| Mutex::new(None)).collect(),
+            task_size: (schedule.total_bytes() / (8 * choice.workers() as u64)).clamp(choice.block_size as u64, choice.task_size as u64),
+            under_way: (0..choice.workers()).map(|_| Mutex::new(None)).collect(),
             schedule,
             arenas,
             choice,

@@ -22,7 +22,7 @@ impl Preflight {
     pub(crate) fn of(layouts: &[RankLayout], choice: &IoChoice) -> Self {
         let rounded = |bytes: u64| if bytes < HUGE_PAGE as u64 { bytes } else { bytes.next_multiple_of(HUGE_PAGE as u64) };
         let arena_bytes = layouts.iter().flat_map(|l| &l.arenas).map(|a| rounded(a.1)).fold(0, u64::saturating_add);
-        let staging_bytes = (choice.staging_bytes() * choice.threads) as u64;
+        let staging_bytes = (choice.staging_bytes() * choice.workers()) as u64;
         Self { arena_bytes, staging_bytes, available: available() }
     }
 

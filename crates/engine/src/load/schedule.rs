@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use shardwright_core::{DType, GroupAxis, Layout, ShardPlan, TensorPlan};
 use shardwright_precision::cast::{Caster, caster};
 
-use super::pipeline::BlockLimits;
+use super::pipeline::{BlockLimits, lock};
 use crate::{
     checkpoint::Checkpoint,
     error::{EngineError, ErrorKind, Result},
@@ -20,7 +20,7 @@ pub(crate) struct Schedule {
     pub(crate) tensors: Vec<TensorRead>,
     groups: Vec<Group>,
     pieces: Vec<Piece>,
-    cursor: Mutex<Cursor>,
+    queue: Mutex<Queue>,
     /// Bytes to read from each file.
     pub(crate) file_bytes: Vec<u64>,
 }
@@ -92,6 +92,14 @@ struct Cursor {
     pos: u64,
 }
 
+/// What was handed out to be read, and what to be announced, which is `lead` bytes further.
+#[derive(Debug, Default)]
+struct Queue {
+    read: Cursor,
+    announced: Cursor,
+    lead: u64,
+}
+
 /// Some bytes of one file, for one worker.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Task {
@@ -139,7 +147,7 @@ impl Schedule {
             tensors: Vec::with_capacity(order.len()),
             groups: Vec::new(),
             pieces: Vec::with_capacity(order.len()),
-            cursor: Mutex::default(),
+            queue: Mutex::default(),
             file_bytes: vec![0; checkpoint.files().len()],
         };
         for &t in order {
@@ -185,9 +193,26 @@ impl Schedule {
         self.file_bytes.iter().sum()
     }
 
-    /// The next bytes of one file, about `limit` of them; `None` at the end.
+    /// The next bytes of one file to read, about `limit` of them; `None` at the end.
     pub(crate) fn next_task(&self, limit: u64) -> Option<Task> {
-        let mut cursor = self.cursor.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut queue = lock(&self.queue);
+        let task = self.take(&mut queue.read, limit)?;
+        match queue.lead.checked_sub(task.bytes) {
+            Some(lead) => queue.lead = lead,
+            None => (queue.announced, queue.lead) = (queue.read, 0),
+        }
+        Some(task)
+    }
+
+    /// The next bytes to announce, while less than `lead` bytes are announced and not yet handed out.
+    pub(crate) fn next_announcement(&self, limit: u64, lead: u64) -> Option<Task> {
+        let mut queue = lock(&self.queue);
+        let task = if queue.lead < lead { self.take(&mut queue.announced, limit)? } else { return None };
+        queue.lead += task.bytes;
+        Some(task)
+    }
+
+    fn take(&self, cursor: &mut Cursor, limit: u64) -> Option<Task> {
         let at = *cursor;
         let file = self.tensors[self.pieces.get(at.piece)?.tensor as usize].file;
         let mut bytes = 0;

@@ -31,7 +31,7 @@ impl Crew {
     pub(super) fn start(shared: &Arc<Shared>) -> Result<Self> {
         let (sender, alive) = mpsc::channel();
         let mut handles = Vec::new();
-        for number in 0..shared.choice.threads {
+        for number in 0..shared.choice.workers() {
             let memory = Arena::new(shared.choice.staging_bytes())
                 .map_err(|e| EngineError::new(ErrorKind::Memory, "cannot map a staging buffer").cause(e))?;
             let mut worker = Worker { number, shared: Arc::clone(shared), staging: Staging { memory }, runs: Vec::new() };

@@ -1,0 +1,127 @@
+//! Loads against the roofline: the same bytes, by the same threads, through a bare loop into memory of the same kind.
+//!
+//! Cold, the roofline is one thread that reads the same bytes in file order and does nothing with them.
+//!
+//! `cargo bench --bench load [-- FILTER…] [--runs N]`. Every measurement is a fresh process (a warm heap flatters), loader and bare loop
+//! take turns, medians are compared. The checkpoints are generated once, under `target/bench-data`.
+
+mod bare;
+mod cache;
+mod child;
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use serde_json::{Value, json};
+use shardwright_engine::generate::Qwen3;
+
+/// One thing to measure.
+#[derive(Clone)]
+struct Case {
+    model: Qwen3,
+    cold: bool,
+    /// World size, and the rank that is loaded; all ranks without one.
+    world: u32,
+    rank: Option<u32>,
+    storage: &'static str,
+    io: &'static str,
+}
+
+impl Case {
+    fn name(&self) -> String {
+        let state = if self.cold { "cold" } else { "hot" };
+        let ranks = self.rank.map_or_else(|| format!("all {}", self.world), |r| format!("rank {r} of {}", self.world));
+        let io = if self.io.is_empty() { String::new() } else { format!(" {}", self.io) };
+        format!("{} {state} {ranks} {}{io}", self.model.name, self.storage)
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for cold in [false, true] {
+        for model in [Qwen3::B0_6, Qwen3::B1_7] {
+            for (world, rank) in [(2, None), (8, Some(3))] {
+                for storage in ["float32", "bfloat16"] {
+                    cases.push(Case { model, cold, world, rank, storage, io: "" });
+                }
+            }
+        }
+    }
+    for io in ["direct", "mmap", "no readahead"] {
+        cases.push(Case { model: Qwen3::B0_6, cold: true, world: 2, rank: None, storage: "bfloat16", io });
+    }
+    cases
+}
+
+fn main() {
+    if let Ok(job) = env::var("SHARDWRIGHT_BENCH_JOB") {
+        println!("{}", child::run(&serde_json::from_str(&job).expect("a job of the parent's")));
+        return;
+    }
+    let args: Vec<String> = env::args().skip(1).filter(|a| a != "--bench").collect();
+    let runs = args.iter().position(|a| a == "--runs").map(|i| args[i + 1].parse::<usize>().expect("a number of runs"));
+    let filters: Vec<&String> = args.iter().filter(|a| !a.starts_with("--") && a.parse::<usize>().is_err()).collect();
+    println!("ratios are bare loop by load: of the medians, of the best runs, of the CPU seconds");
+    println!(
+        "{:<44} {:>7} {:>7} {:>7} {:>7} {:>7} {:>8} {:>8} {:>9} {:>9}",
+        "", "GB/s", "bare", "median", "best", "cpu", "ms", "read/nd", "extra MiB", "cpu s/GB"
+    );
+    for case in cases() {
+        if filters.iter().all(|f| case.name().contains(*f)) {
+            measure(&case, runs.unwrap_or(if case.cold { 3 } else { 9 }));
+        }
+    }
+}
+
+fn data(model: Qwen3) -> PathBuf {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("../bench-data").join(format!("qwen3-{}", model.name));
+    model.write(&dir).expect("the checkpoint can be generated");
+    dir
+}
+
+fn measure(case: &Case, runs: usize) {
+    let dir = data(case.model);
+    let (mut loads, mut bares) = (Vec::new(), Vec::new());
+    for _ in 0..runs {
+        loads.push(spawn(case, &dir, "load"));
+        bares.push(spawn(case, &dir, if case.cold { "sequential" } else { "bare" }));
+    }
+    let sorted = |values: &[Value], key: &str| {
+        let mut numbers: Vec<f64> = values.iter().map(|v| v[key].as_f64().expect("a number")).collect();
+        numbers.sort_by(f64::total_cmp);
+        numbers
+    };
+    let median = |values: &[Value], key: &str| sorted(values, key)[values.len() / 2];
+    let best = |values: &[Value]| sorted(values, "seconds")[0];
+    let (load, bare, bytes) = (median(&loads, "seconds"), median(&bares, "seconds"), median(&loads, "read"));
+    println!(
+        "{:<44} {:>7.2} {:>7.2} {:>7.3} {:>7.3} {:>7.3} {:>8.1} {:>8.4} {:>9.1} {:>9.3}",
+        case.name(),
+        bytes / load / 1e9,
+        bytes / bare / 1e9,
+        bare / load,
+        best(&bares) / best(&loads),
+        median(&bares, "cpu") / median(&loads, "cpu"),
+        load * 1e3,
+        bytes / median(&loads, "distinct"),
+        median(&loads, "extra") / 1048576.0,
+        median(&loads, "cpu") / (bytes / 1e9),
+    );
+}
+
+/// One measurement in a process of its own, the page cache as the case wants it, checked.
+fn spawn(case: &Case, dir: &Path, what: &str) -> Value {
+    cache::prepare(dir, case.cold);
+    let job = json!({
+        "what": what, "dir": dir, "world": case.world, "rank": case.rank, "storage": case.storage, "io": case.io,
+    });
+    let output = Command::new(env::current_exe().expect("this program has a path"))
+        .env("SHARDWRIGHT_BENCH_JOB", job.to_string())
+        .output()
+        .expect("this program starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).expect("a child answers in JSON")
+}
