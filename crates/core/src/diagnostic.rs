@@ -99,6 +99,17 @@ pub enum Severity {
     Warning,
 }
 
+/// A diagnostic's code and what it is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Code {
+    /// Stable, kebab-case.
+    pub name: &'static str,
+    /// How grave it is.
+    pub severity: Severity,
+    /// In a sentence, Markdown.
+    pub meaning: &'static str,
+}
+
 /// One finding.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Diagnostic {

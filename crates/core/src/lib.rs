@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod check;
+pub mod codes;
 pub mod config;
 pub mod diagnostic;
 pub mod dtype;

@@ -3,5 +3,6 @@
 //! Pure: no file, no environment, no thread. See `cast` for the kernels.
 
 pub mod cast;
+pub mod codes;
 pub mod policies;
 pub mod rules;

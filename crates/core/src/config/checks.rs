@@ -121,7 +121,7 @@ fn divisible(training: &Training, found: &mut Vec<Diagnostic>) {
 }
 
 fn lints(draft: &Draft, training: &Training, found: &mut Vec<Diagnostic>) {
-    let replicates = draft.sections.get("dist_config").is_none();
+    let replicates = !draft.sections.contains_key("dist_config");
     let llamafactory = draft.original.is_none();
     if let Some(lr) = draft.sections.get("optim_config").and_then(|s| s.body.get("lr")) {
         let message = "optim_config.lr is overridden by learning_rate";
