@@ -4,9 +4,10 @@ Proof that torch reads what `shardwright load --save SHARDS` kept of the checkpo
 device, sharded over N ranks with fully_shard, filled by torch.distributed.checkpoint through HuggingFaceStorageReader, gathered, and
 compared bit for bit with MODEL's own tensors cast by torch. N is another world size than the one that was saved. Runs on CPU with gloo.
 
-The model is transformers' own class where config.json, which was copied along, names one; else a tree of modules with the tensors' names.
+The model is transformers' own class where config.json, which was copied along, names a causal one; else a tree of modules with the
+tensors' names.
 """
-import json, pathlib, sys
+import importlib.util, json, pathlib, sys
 
 import torch
 import torch.distributed as dist
@@ -44,13 +45,13 @@ def tree(plan):
     return root, []
 
 
-def transformers_model(config, plan):
+def transformers_model(shards, architecture, plan):
     """The model's own class and its blocks."""
     import transformers
 
-    loaded = transformers.AutoConfig.from_pretrained(config.parent)
+    config = transformers.AutoConfig.from_pretrained(shards)
     with torch.device("meta"):
-        model = getattr(transformers, json.loads(config.read_text())["architectures"][0])._from_config(loaded)
+        model = getattr(transformers, architecture)._from_config(config)
     dtypes = {t["precision"]["storage"] for t in plan if t["kind"] == "parameter"}
     if len(dtypes) == 1:
         model = model.to(getattr(torch, dtypes.pop()))
@@ -59,8 +60,9 @@ def transformers_model(config, plan):
 
 def build(shards, plan):
     config = shards / "config.json"
-    named = json.loads(config.read_text()).get("model_type", "raw") if config.exists() else "raw"
-    model, units = tree(plan) if named == "raw" else transformers_model(config, plan)
+    architecture = json.loads(config.read_text())["architectures"][0] if config.exists() else ""
+    causal = architecture.endswith("ForCausalLM") and importlib.util.find_spec("transformers")
+    model, units = transformers_model(shards, architecture, plan) if causal else tree(plan)
     for unit in [*units, model]:
         fully_shard(unit)
     return model.to_empty(device="cpu")

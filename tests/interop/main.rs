@@ -1,0 +1,131 @@
+//! Proof that torch reads what `load --save` kept, in torch's own words (`read_with_torch.py`), and that torchrun can run `load`. Needs a
+//! Python with torch and safetensors: SHARDWRIGHT_PYTHON, else `python3` on the path; without one the tests name themselves skipped.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
+use support::{checkpoint, fsdp2_config, real_model, root, run, stderr};
+use tempfile::TempDir;
+
+/// A Python that has what the script imports, without the environment of any launcher.
+fn python(test: &str) -> Option<Command> {
+    let name = std::env::var_os("SHARDWRIGHT_PYTHON").unwrap_or_else(|| OsString::from("python3"));
+    let imports = "import safetensors, torch; from torch.distributed.checkpoint import HuggingFaceStorageReader; \
+                   from torch.distributed.fsdp import fully_shard";
+    let found = Command::new(&name).args(["-c", imports]).output().is_ok_and(|o| o.status.success());
+    if !found {
+        eprintln!("skipped: {test}: {} has no torch 2.9 or newer with safetensors; set SHARDWRIGHT_PYTHON to one that has", name.display());
+        return None;
+    }
+    let mut command = Command::new(name);
+    for key in ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"] {
+        command.env_remove(key);
+    }
+    command.env("OMP_NUM_THREADS", "1").args(["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]);
+    Some(command)
+}
+
+/// Saves a world's shards of a model, and gives `SHARDS=MODEL` for the script.
+fn save(dir: &Path, name: &str, model: &Path, world_size: u32, replicate: u64, storage: &str) -> String {
+    let config = fsdp2_config(dir, model, replicate, Some(storage));
+    let shards = dir.join(name);
+    let size = world_size.to_string();
+    let args = ["load".as_ref(), config.as_os_str(), "--world-size".as_ref(), size.as_ref(), "--save".as_ref(), shards.as_os_str()];
+    let saved = run(args);
+    assert!(saved.status.success(), "{name}: {}", stderr(&saved));
+    format!("{}={}", shards.display(), model.display())
+}
+
+/// A model with everything that a buffer can be: integer, bool, 0-d, empty.
+fn model_with_buffers(dir: &Path) -> PathBuf {
+    let model = dir.join("with-buffers");
+    std::fs::create_dir(&model).unwrap();
+    let bytes: Vec<u8> = (0..=255).collect();
+    let tensors: [(&str, Dtype, Vec<usize>); 6] = [
+        ("block.weight", Dtype::F16, vec![7, 3]),
+        ("block.steps", Dtype::I64, vec![]),
+        ("block.mask", Dtype::BOOL, vec![2]),
+        ("block.ids", Dtype::I32, vec![5, 2]),
+        ("nothing", Dtype::F32, vec![0, 4]),
+        ("narrow", Dtype::BF16, vec![1, 6]),
+    ];
+    let size = |dtype: Dtype, shape: &[usize]| dtype.bitsize() / 8 * shape.iter().product::<usize>();
+    let views = tensors.map(|(name, dtype, shape)| {
+        let data = &bytes[..size(dtype, &shape)];
+        (name, TensorView::new(dtype, shape, data).unwrap())
+    });
+    serialize_to_file(views, None, &model.join("model.safetensors")).unwrap();
+    model
+}
+
+fn read(mut torchrun: Command, ranks: u32, pairs: &[String]) {
+    let script = root().join("tests/interop/read_with_torch.py");
+    let output = torchrun.arg(ranks.to_string()).arg(script).args(pairs).output().expect("python starts");
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "torch did not read the shards:\n{told}\n{}", stderr(&output));
+    print!("{told}");
+    assert_eq!(told.lines().filter(|line| line.ends_with(" equal")).count(), pairs.len(), "{told}");
+}
+
+/// Uneven and empty shards, hybrid meshes, three dtypes in one model, buffers: read by fewer ranks than saved them.
+#[test]
+fn torch_reads_shards_into_a_smaller_world() {
+    let Some(torchrun) = python("torch_reads_shards_into_a_smaller_world") else { return };
+    let dir = TempDir::new().unwrap();
+    let at = dir.path();
+    let (qwen3, tied, odd) = (checkpoint("tiny-qwen3-bf16"), checkpoint("tiny-qwen3-tied-fp32"), checkpoint("odd-shapes"));
+    let mut pairs = vec![
+        save(at, "fp32-from-bf16", &qwen3, 3, 1, "float32"),
+        save(at, "bf16-empty-shards", &qwen3, 8, 1, "checkpoint"),
+        save(at, "bf16-hybrid", &qwen3, 4, 2, "checkpoint"),
+        save(at, "fp32-tied", &tied, 3, 1, "checkpoint"),
+        save(at, "bf16-from-fp32-tied", &tied, 5, 1, "bfloat16"),
+        save(at, "odd-mixed", &odd, 3, 1, "checkpoint"),
+        save(at, "odd-hybrid", &odd, 6, 3, "checkpoint"),
+        save(at, "odd-empty-shards", &odd, 8, 1, "float32"),
+        save(at, "buffers", &model_with_buffers(at), 3, 1, "checkpoint"),
+    ];
+    if let Some(model) = real_model("torch_reads_shards_into_a_smaller_world, its real model") {
+        pairs.push(save(at, "all-MiniLM-L6-v2", &model, 3, 1, "bfloat16"));
+    }
+    read(torchrun, 2, &pairs);
+}
+
+#[test]
+fn torch_reads_shards_into_a_larger_world() {
+    let Some(torchrun) = python("torch_reads_shards_into_a_larger_world") else { return };
+    let dir = TempDir::new().unwrap();
+    let pairs = [
+        save(dir.path(), "bf16", &checkpoint("tiny-qwen3-bf16"), 2, 1, "checkpoint"),
+        save(dir.path(), "odd-replicated", &checkpoint("odd-shapes"), 4, 4, "checkpoint"),
+    ];
+    read(torchrun, 5, &pairs);
+}
+
+/// Three processes of one torchrun save a rank each into one directory, at the same time; together it is the one-process save.
+#[test]
+fn torchrun_saves_a_rank_a_process() {
+    let Some(mut torchrun) = python("torchrun_saves_a_rank_a_process") else { return };
+    let dir = TempDir::new().unwrap();
+    let model = checkpoint("tiny-qwen3-bf16");
+    save(dir.path(), "whole", &model, 3, 1, "float32");
+    let (config, shards) = (dir.path().join("train.yaml"), dir.path().join("parts"));
+    torchrun.args(["3", "--no-python", env!("CARGO_BIN_EXE_shardwright"), "load"]).arg(config).arg("--save").arg(&shards);
+    let output = torchrun.output().expect("python starts");
+    assert!(output.status.success(), "{}", stderr(&output));
+    let names: Vec<_> = std::fs::read_dir(dir.path().join("whole")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(std::fs::read_dir(&shards).unwrap().count(), names.len());
+    for name in names {
+        let file = |at: &str| std::fs::read(dir.path().join(at).join(&name)).unwrap();
+        assert!(file("whole") == file("parts"), "{} differs", name.display());
+    }
+    let verified = run(["verify".as_ref(), shards.as_os_str(), "--against".as_ref(), model.as_os_str()]);
+    assert!(verified.status.success(), "{}", stderr(&verified));
+}
