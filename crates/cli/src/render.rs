@@ -1,6 +1,6 @@
-//! Diagnostics for people: message, place, source line and caret.
+//! Diagnostics for people: message, place, source line and caret. Plain text but for a terminal that wants colour.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 
 use shardwright_core::diagnostic::{Diagnostic, Location, Severity, Source};
 
@@ -8,46 +8,150 @@ use crate::exit::{Exit, Failure};
 
 /// The failure that these findings are.
 pub fn failure(diagnostics: &[Diagnostic], sources: &[Source]) -> Failure {
-    Failure { exit: Exit::Config, text: all(diagnostics, sources) }
+    Failure { exit: Exit::Config, text: all(diagnostics, sources, Paint::for_stderr()) }
 }
 
 /// Says findings that stop nothing.
 pub fn warn(diagnostics: &[Diagnostic], sources: &[Source]) {
     if !diagnostics.is_empty() {
         // A closed standard error must not stop the work.
-        drop(writeln!(std::io::stderr(), "{}", all(diagnostics, sources)));
+        drop(writeln!(std::io::stderr(), "{}", all(diagnostics, sources, Paint::for_stderr())));
     }
 }
 
-fn all(diagnostics: &[Diagnostic], sources: &[Source]) -> String {
-    diagnostics.iter().map(|d| one(d, sources)).collect::<Vec<_>>().join("\n")
+/// Whether to colour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Paint {
+    Plain,
+    Colour,
 }
 
-fn one(diagnostic: &Diagnostic, sources: &[Source]) -> String {
-    let severity = match diagnostic.severity {
-        Severity::Error => "error",
-        Severity::Warning => "warning",
+/// What is coloured.
+#[derive(Clone, Copy)]
+enum Role {
+    Error,
+    Warning,
+    Bold,
+    Frame,
+    Help,
+}
+
+impl Paint {
+    /// Colour on a terminal, unless NO_COLOR is set or the terminal is dumb.
+    fn for_stderr() -> Self {
+        let set = |name: &str| std::env::var_os(name).is_some_and(|v| !v.is_empty());
+        let dumb = std::env::var_os("TERM").is_some_and(|t| t == "dumb");
+        if std::io::stderr().is_terminal() && !set("NO_COLOR") && !dumb { Self::Colour } else { Self::Plain }
+    }
+
+    fn paint(self, role: Role, text: &str) -> String {
+        let code = match (self, role) {
+            (Self::Plain, _) => return text.to_owned(),
+            (_, Role::Error) => "1;31",
+            (_, Role::Warning) => "1;33",
+            (_, Role::Bold) => "1",
+            (_, Role::Frame) => "34",
+            (_, Role::Help) => "36",
+        };
+        if text.is_empty() { String::new() } else { format!("\x1b[{code}m{text}\x1b[0m") }
+    }
+}
+
+fn all(diagnostics: &[Diagnostic], sources: &[Source], paint: Paint) -> String {
+    let mut text: Vec<String> = diagnostics.iter().map(|d| one(d, sources, paint)).collect();
+    let errors = diagnostics.iter().filter(|d| d.severity == Severity::Error).count();
+    if errors > 1 {
+        text.push(format!("{}: {errors} errors", paint.paint(Role::Error, "error")));
+    }
+    text.join("\n")
+}
+
+fn one(diagnostic: &Diagnostic, sources: &[Source], paint: Paint) -> String {
+    let (severity, role) = match diagnostic.severity {
+        Severity::Error => ("error", Role::Error),
+        Severity::Warning => ("warning", Role::Warning),
     };
-    let mut text = format!("{severity}[{}]: {}", diagnostic.code, diagnostic.message);
-    let places = diagnostic.at.iter().map(|at| (at, "")).chain(diagnostic.also.iter().map(|(at, what)| (at, what.as_str())));
-    for (at, what) in places {
-        text += &excerpt(at, what, sources);
+    let head = paint.paint(role, &format!("{severity}[{}]", diagnostic.code));
+    let mut text = format!("{head}{} {}", paint.paint(Role::Bold, ":"), paint.paint(Role::Bold, &printable(&diagnostic.message)));
+    let places = diagnostic.at.iter().map(|at| (at, "", role));
+    let others = diagnostic.also.iter().map(|(at, what)| (at, what.as_str(), Role::Frame));
+    for (at, what, role) in places.chain(others) {
+        text += &excerpt(at, what, role, sources, paint);
     }
     if let Some(help) = &diagnostic.help {
-        text += &format!("\n  = help: {help}");
+        text += &format!("\n  {} {}", paint.paint(Role::Frame, "="), paint.paint(Role::Help, &format!("help: {}", printable(help))));
     }
     text
 }
 
-fn excerpt(at: &Location, what: &str, sources: &[Source]) -> String {
-    let place = format!("\n  --> {}:{}:{}", at.file, at.line, at.column);
+/// Characters of a source line that are shown at most, around the place.
+const MOST_SHOWN: usize = 160;
+
+fn excerpt(at: &Location, what: &str, role: Role, sources: &[Source], paint: Paint) -> String {
+    let frame = |text: &str| paint.paint(Role::Frame, text);
+    let place = format!("\n  {} {}:{}:{}", frame("-->"), printable(&at.file), at.line, at.column);
     let source = sources.iter().find(|s| s.name == at.file);
-    let Some(line) = source.and_then(|s| s.text.lines().nth(at.line as usize - 1)) else { return place };
-    let number = at.line.to_string();
+    let Some(line) = source.and_then(|s| s.text.split('\n').nth(at.line as usize - 1)) else { return place };
+    let (number, column) = (at.line.to_string(), at.column as usize - 1);
     let blank = " ".repeat(number.len());
-    let before = " ".repeat(at.column as usize - 1);
-    let rest = line.chars().count().saturating_sub(at.column as usize - 1).max(1);
-    let marked = source.map_or(1, |s| s.text.get(at.span.clone()).map_or(1, |t| t.chars().count())).clamp(1, rest);
+    let chars: Vec<char> = line.trim_end().chars().collect();
+    let from = if chars.len() <= MOST_SHOWN { 0 } else { column.saturating_sub(MOST_SHOWN / 2).min(chars.len()) };
+    let shown: String = chars[from..].iter().take(MOST_SHOWN).map(|c| if c.is_control() { ' ' } else { *c }).collect();
+    let indent: usize = chars[from..column.clamp(from, chars.len().max(from))].iter().map(|c| width(*c)).sum();
+    let rest = chars.len().saturating_sub(column).clamp(1, MOST_SHOWN);
+    let marked =
+        source.and_then(|s| s.text.get(at.span.clone())).map_or(1, |t| t.split('\n').next().unwrap_or_default().trim_end().chars().count());
+    let carets: usize = chars.iter().skip(column).take(marked.clamp(1, rest)).map(|c| width(*c)).sum::<usize>().max(1);
     let label = if what.is_empty() { String::new() } else { format!(" {what}") };
-    format!("{place}\n{blank} |\n{number} | {line}\n{blank} | {before}{}{label}", "^".repeat(marked))
+    let pointer = paint.paint(role, &format!("{}{label}", "^".repeat(carets)));
+    let (bar, gutter) = (frame("|"), frame(&number));
+    format!("{place}\n{blank} {bar}\n{gutter} {bar} {shown}\n{blank} {bar} {}{pointer}", " ".repeat(indent))
+}
+
+/// Columns that a character takes in a terminal, near enough for a caret.
+fn width(c: char) -> usize {
+    match u32::from(c) {
+        0x0300..=0x036f | 0x200b..=0x200f | 0xfe00..=0xfe0f => 0,
+        0x1100..=0x115f | 0x2e80..=0xa4cf | 0xac00..=0xd7a3 | 0xf900..=0xfaff | 0xfe30..=0xfe6f | 0xff00..=0xff60 | 0x1f300..=0x1faff => 2,
+        _ => 1,
+    }
+}
+
+/// A text of the user's that cannot move the cursor or change colours.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rendered(text: &str, span: std::ops::Range<usize>, paint: Paint) -> String {
+        let source = Source::new("a.yaml", text);
+        let diagnostic = Diagnostic::error("x-y", "no").at(source.at(span)).help("do");
+        one(&diagnostic, &[source], paint)
+    }
+
+    #[test]
+    fn the_caret_stands_under_the_place() {
+        let want = "error[x-y]: no\n  --> a.yaml:2:4\n  |\n2 | b: cc\n  |    ^^\n  = help: do";
+        assert_eq!(rendered("a: 1\nb: cc\n", 8..10, Paint::Plain), want);
+        assert!(rendered("名: x", 5..6, Paint::Plain).ends_with("1 | 名: x\n  |     ^\n  = help: do"), "wide characters take two columns");
+        assert!(rendered("a:\t\x1b[31mx", 3..4, Paint::Plain).contains("1 | a:  [31mx"), "control characters are not printed");
+    }
+
+    #[test]
+    fn long_lines_are_cut_around_the_place_and_ends_of_files_have_one() {
+        let long = format!("{}X{}", "a".repeat(5000), "b".repeat(5000));
+        let text = rendered(&long, 5000..5001, Paint::Plain);
+        assert!(text.lines().all(|l| l.chars().count() < 200) && text.contains("aXb"), "{text}");
+        assert!(rendered("", 0..0, Paint::Plain).contains("a.yaml:1:1"));
+        assert!(rendered("a: 1\n", 5..5, Paint::Plain).contains("a.yaml:2:1"));
+    }
+
+    #[test]
+    fn colour_is_only_for_those_who_want_it() {
+        assert!(!rendered("a", 0..1, Paint::Plain).contains('\x1b'));
+        assert!(rendered("a", 0..1, Paint::Colour).contains("\x1b[1;31merror[x-y]\x1b[0m"));
+    }
 }
