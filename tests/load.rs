@@ -5,23 +5,7 @@ mod support;
 use std::{fs, os::unix::fs::symlink, path::Path};
 
 use serde_json::Value;
-use support::{checkpoint, fsdp2_config, json, read_json, root, run, shardwright, stderr, zero3_config};
-
-/// Standard output with times, rates and memory taken out.
-fn redacted(text: &str) -> String {
-    let number = |word: &str| word.trim_end_matches('\n').parse::<f64>().is_ok() && word.contains('.');
-    let lines = text.lines().map(|line| {
-        if line.contains("GB/s of source bytes") {
-            return "[rate] GB/s of source bytes, peak memory [memory]".to_owned();
-        }
-        let mut words: Vec<&str> = line.split(' ').collect();
-        if words.last().is_some_and(|w| number(w)) {
-            *words.last_mut().unwrap() = "[s]";
-        }
-        words.join(" ")
-    });
-    lines.collect::<Vec<_>>().join("\n")
-}
+use support::{checkpoint, fsdp2_config, json, read_json, redacted, root, run, shardwright, stderr, zero3_config};
 
 /// A report without what may differ between two runs.
 fn settled(mut report: Value) -> Value {

@@ -90,3 +90,19 @@ pub fn write(dir: &Path, name: &str, text: &str) -> PathBuf {
     std::fs::write(&path, text).expect("scratch file");
     path
 }
+
+/// Standard output with times, rates and memory taken out.
+pub fn redacted(text: &str) -> String {
+    let number = |word: &str| word.trim_end_matches('\n').parse::<f64>().is_ok() && word.contains('.');
+    let lines = text.lines().map(|line| {
+        if line.contains("GB/s of source bytes") {
+            return "[rate] GB/s of source bytes, peak memory [memory]".to_owned();
+        }
+        let mut words: Vec<&str> = line.split(' ').collect();
+        if words.last().is_some_and(|w| number(w)) {
+            *words.last_mut().unwrap() = "[s]";
+        }
+        words.join(" ")
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
