@@ -4,6 +4,8 @@
 //! classes in its `_no_split_modules`; and each `nn.Embedding` if the embeddings are not tied. A checkpoint has names only, so the second
 //! and third rule are tables here, read off transformers 5.23 by building each model on the meta device. The deepest claim wins.
 
+use std::collections::BTreeSet;
+
 use shardwright_core::{Globs, ModelFacts, PlanInput, TensorKind};
 
 /// Module paths, as suffixes with `N` for a number, that `_no_split_modules` names in models without `layers` or `blocks`.
@@ -50,6 +52,10 @@ const UNTIED: &[&str] = &[
     "stablelm",
 ];
 
+/// Model types whose list holds blocks of two classes, and the child that tells an element of the second class: only elements of element
+/// 0's class are wrapped, and what is left is the root's.
+const MIXED_LISTS: &[(&str, &str)] = &[("jamba", "self_attn")];
+
 /// Last path segments of modules that are `nn.Embedding`.
 const EMBEDDINGS: &[&str] = &[
     "embed_in",
@@ -80,6 +86,8 @@ const EMBEDDINGS: &[&str] = &[
 pub struct UnitRules<'a> {
     blocks: Blocks<'a>,
     embeddings: bool,
+    /// Elements of a mixed list that are not of element 0's class.
+    unwrapped: BTreeSet<&'a str>,
 }
 
 #[derive(Debug)]
@@ -96,18 +104,20 @@ impl<'a> UnitRules<'a> {
     /// The rules for a model: the user's globs, else lists, else the table.
     pub fn for_model(input: &PlanInput<'a>) -> Self {
         if !input.units.is_empty() {
-            return Self { blocks: Blocks::Globs(input.units), embeddings: false };
+            return Self { blocks: Blocks::Globs(input.units), embeddings: false, unwrapped: BTreeSet::new() };
         }
         let facts = &input.model.facts;
         let parameters = || input.model.tensors.iter().filter(|t| input.kind(t) == TensorKind::Parameter);
         let blocks = if parameters().any(|t| list_element(&t.name).is_some()) { Blocks::Lists } else { Blocks::Paths(no_split(facts)) };
-        Self { blocks, embeddings: !ties_embeddings(facts) }
+        let mark = MIXED_LISTS.iter().find(|(model_type, _)| facts.model_type.as_deref() == Some(model_type)).map(|(_, child)| *child);
+        let unwrapped = mark.map(|child| parameters().filter_map(|t| element_with(&t.name, child)).collect()).unwrap_or_default();
+        Self { blocks, embeddings: !ties_embeddings(facts), unwrapped }
     }
 
     /// The module that claims the parameter; empty for the root.
     pub fn unit_of<'n>(&self, parameter: &'n str) -> &'n str {
         let block = match &self.blocks {
-            Blocks::Lists => list_element(parameter),
+            Blocks::Lists => list_element(parameter).filter(|element| !self.unwrapped.contains(element)),
             Blocks::Paths(paths) => deepest(parameter, |module| paths.iter().any(|path| ends_with_path(module, path))),
             Blocks::Globs(globs) => deepest(parameter, |module| globs.matches(module)),
         };
@@ -148,6 +158,12 @@ fn list_element(parameter: &str) -> Option<&str> {
         let mut segments = module.rsplit('.');
         segments.next().is_some_and(is_number) && matches!(segments.next(), Some("layers" | "blocks"))
     })
+}
+
+/// The list element that has `parameter` under a child of that name.
+fn element_with<'n>(parameter: &'n str, child: &str) -> Option<&'n str> {
+    let element = list_element(parameter)?;
+    (parameter[element.len() + 1..].split('.').next() == Some(child)).then_some(element)
 }
 
 /// True where the last segments of `module` are those of `path`, in which `N` stands for a number.

@@ -1,5 +1,5 @@
 """gen_units.py OUT TYPE...: which module's fully_shard call claims each parameter, by LLaMA-Factory's rule, for models built on the meta
-device from their default config. Of every list only elements 0 and 1 are kept, of every unit the first three parameters."""
+device from their default config. Of every list only elements 0 and 1 are kept (of jamba, whose elements differ in class, 0 to 4), of every unit the first three parameters."""
 import json, re, sys
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
@@ -30,7 +30,7 @@ for model_type in sys.argv[2:]:
         for tied in (True, False):
             wrapped, units = claims(model, tied), {}
             for name, p in model.named_parameters():
-                if any(int(k) > 1 for k in re.findall(r"\b\d+\b", name)):
+                if any(int(k) > (4 if model_type == "jamba" else 1) for k in re.findall(r"\b\d+\b", name)):
                     continue
                 path = name.split(".")
                 unit = next((u for k in range(len(path) - 1, 0, -1) if (u := ".".join(path[:k])) in wrapped), "")
