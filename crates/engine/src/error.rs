@@ -25,6 +25,8 @@ pub enum ErrorKind {
     Mismatch,
     /// The caller asked to stop.
     Cancelled,
+    /// A device is missing, too small, or failed.
+    Device,
 }
 
 /// A failure with its context. `Display` gives one line, the operating system's cause at its end.

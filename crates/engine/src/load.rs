@@ -3,7 +3,8 @@
 //! `layout` gives each rank its arenas, `schedule` says which bytes go where, `pipeline` moves them, `stats` counts, `options` and
 //! `preflight` decide how and whether. What the plan says is never second-guessed here.
 
-mod layout;
+pub(crate) mod layout;
+mod on_device;
 mod options;
 mod pipeline;
 mod preflight;
@@ -120,8 +121,16 @@ impl<'p, 'a> Loader<'p, 'a> {
             #[cfg(test)]
             faults: self.faults,
         };
-        let job =
-            pipeline::Job { checkpoint: self.checkpoint, schedule, arenas, choice, opener, cancel: self.cancel, progress: self.progress };
+        let job = pipeline::Job {
+            checkpoint: self.checkpoint,
+            schedule,
+            arenas,
+            choice,
+            opener,
+            device: None,
+            cancel: self.cancel,
+            progress: self.progress,
+        };
         let done = job.run(&layouts, started)?;
         Ok(Loaded::new(self.plan, layouts, done))
     }

@@ -3,6 +3,7 @@
 //! Each worker owns one staging buffer of one block; beside the arenas nothing else is held. Workers are not joined when they hang: a
 //! read that never comes back must not keep an error from being told, so all that they touch is counted by reference.
 
+pub(crate) mod to_device;
 mod watch;
 
 use std::{
@@ -52,6 +53,8 @@ pub(crate) struct Job<'a> {
     pub(crate) arenas: Vec<Vec<Arc<Arena>>>,
     pub(crate) choice: IoChoice,
     pub(crate) opener: Opener,
+    /// Where the shards go instead of the arenas, if to devices.
+    pub(crate) device: Option<Arc<to_device::Target>>,
     pub(crate) cancel: CancelToken,
     pub(crate) progress: Option<&'a (dyn Fn(&Progress<'_>) + Sync)>,
 }
@@ -72,6 +75,7 @@ struct Shared {
     slots: Vec<Vec<Slot>>,
     choice: IoChoice,
     opener: Opener,
+    device: Option<Arc<to_device::Target>>,
     limits: BlockLimits,
     task_size: u64,
     counters: Counters,
@@ -111,6 +115,8 @@ enum FaultKind {
     Read(io::Error),
     /// The file ended so many bytes too early.
     Short(u64),
+    /// A device's; the place is added.
+    Device(EngineError),
     /// A complete error already.
     Other(EngineError),
 }
@@ -119,8 +125,14 @@ enum FaultKind {
 struct Worker {
     number: usize,
     shared: Arc<Shared>,
-    staging: Staging,
+    lane: Lane,
     runs: Vec<Run>,
+}
+
+/// A worker's way from a file into place.
+enum Lane {
+    Host(Staging),
+    Device(to_device::Lane),
 }
 
 impl Worker {
@@ -137,6 +149,12 @@ impl Worker {
                 return;
             }
         }
+        if let Lane::Device(lane) = &mut self.lane
+            && let Err(error) = lane.drain()
+        {
+            let at = Place { file: 0, offset: 0, tensor: None, rank: None };
+            lock(&shared.fault).get_or_insert(Fault { at, error: FaultKind::Other(error) });
+        }
     }
 
     /// The hot loop: read a block, cast it, place it.
@@ -149,7 +167,10 @@ impl Worker {
             }
             let at = shared.place(task.file, &block, &self.runs[0]);
             *lock(&shared.under_way[self.number]) = Some(at);
-            let read = shared.move_block(&source, &block, &self.runs, &mut self.staging);
+            let read = match &mut self.lane {
+                Lane::Host(staging) => shared.move_block(&source, &block, &self.runs, staging),
+                Lane::Device(lane) => lane.move_block(shared, &source, &block, &self.runs),
+            };
             let bytes = read.map_err(|error| Fault { at, error })?;
             shared.count(&self.runs, bytes);
         }
@@ -262,6 +283,11 @@ impl Shared {
         }
     }
 
+    /// The run's tensor, as an index in the plan.
+    fn tensor(&self, run: &Run) -> usize {
+        self.schedule.tensors[run.tensor as usize].tensor as usize
+    }
+
     fn place(&self, file: u32, block: &Block, run: &Run) -> Place {
         let tensor = Some(self.schedule.tensors[run.tensor as usize].tensor);
         Place { file, offset: block.offset, tensor, rank: self.schedule.destinations(run).first().copied() }
@@ -284,6 +310,7 @@ impl Shared {
 }
 
 /// A buffer of one block, aligned for direct reads.
+#[derive(Debug)]
 struct Staging {
     memory: Arena,
 }
@@ -291,17 +318,26 @@ struct Staging {
 impl Staging {
     /// The block's bytes, and how many were read to get them.
     fn read<'a>(&'a mut self, source: &'a ByteSource, block: &Block) -> Result<(&'a [u8], u64), FaultKind> {
-        let too_large = |_| FaultKind::Read(io::ErrorKind::OutOfMemory.into());
-        let bytes = usize::try_from(block.bytes).map_err(too_large)?;
+        let bytes = in_memory(block.bytes)?;
         if let Some(mapped) = source.mapped(block.offset, bytes) {
             return Ok((mapped, block.bytes));
         }
-        let alignment = source.alignment();
-        let skip = usize::try_from(block.offset % alignment).map_err(too_large)?;
-        let buffer = &mut self.memory.bytes_mut()[..(skip + bytes).next_multiple_of(usize::try_from(alignment).map_err(too_large)?)];
-        let read = read_exact(source, buffer, block.offset - skip as u64, skip + bytes)?;
-        Ok((&buffer[skip..skip + bytes], read))
+        let (skip, read) = read_aligned(source, block, self.memory.bytes_mut())?;
+        Ok((&self.memory.bytes()[skip..skip + bytes], read))
     }
+}
+
+fn in_memory(bytes: u64) -> Result<usize, FaultKind> {
+    usize::try_from(bytes).map_err(|_| FaultKind::Read(io::ErrorKind::OutOfMemory.into()))
+}
+
+/// Reads a block to the start of `buffer`, or as far behind it as the source's alignment wants. Answers with that distance and the bytes read.
+fn read_aligned(source: &ByteSource, block: &Block, buffer: &mut [u8]) -> Result<(usize, u64), FaultKind> {
+    let (bytes, alignment) = (in_memory(block.bytes)?, source.alignment());
+    let skip = in_memory(block.offset % alignment)?;
+    let buffer = &mut buffer[..(skip + bytes).next_multiple_of(in_memory(alignment)?)];
+    let read = read_exact(source, buffer, block.offset - skip as u64, skip + bytes)?;
+    Ok((skip, read))
 }
 
 /// Interrupted and would-block reads are tried again so often without a byte in between.
@@ -344,9 +380,10 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 impl Job<'_> {
     /// Starts the workers, watches them, and checks at the end that every file is still what it was.
     pub(crate) fn run(self, layouts: &[RankLayout], started: Instant) -> Result<Done> {
-        let Self { checkpoint, schedule, arenas, choice, opener, cancel, progress } = self;
+        let Self { checkpoint, schedule, arenas, choice, opener, device, cancel, progress } = self;
         let total = schedule.total_bytes();
-        let shared = Arc::new(Shared::new(checkpoint, schedule, arenas, (choice, opener), Counters::new(layouts, started), layouts));
+        let counters = Counters::new(layouts, started);
+        let shared = Arc::new(Shared::new(checkpoint, schedule, (arenas, device), (choice, opener), counters, layouts));
         let crew = watch::Crew::start(&shared)?;
         let threads = crew.len();
         watch::Watch { checkpoint, shared: &shared, cancel: &cancel, progress, total }.until_done(crew)?;
@@ -362,24 +399,26 @@ impl Shared {
     fn new(
         checkpoint: &Checkpoint,
         schedule: Schedule,
-        arenas: Vec<Vec<Arc<Arena>>>,
+        (arenas, device): (Vec<Vec<Arc<Arena>>>, Option<Arc<to_device::Target>>),
         (choice, opener): (IoChoice, Opener),
         counters: Counters,
         layouts: &[RankLayout],
     ) -> Self {
+        let limits = device.as_ref().map(|d| BlockLimits { block: d.ring.block as u64, in_place: usize::MAX, runs: d.ring.runs });
         let in_place = if choice.method == ReadMethod::Pread { IN_PLACE } else { usize::MAX };
         let state =
             |(file, &bytes): (&CheckpointFile, &u64)| FileState { file: file.clone(), open: Mutex::new(None), left: AtomicU64::new(bytes) };
         Self {
             files: checkpoint.files().iter().zip(&schedule.file_bytes).map(state).collect(),
             slots: layouts.iter().map(|l| l.slots.clone()).collect(),
-            limits: BlockLimits { block: choice.block_size as u64, in_place, runs: MAX_RUNS },
+            limits: limits.unwrap_or(BlockLimits { block: choice.block_size as u64, in_place, runs: MAX_RUNS }),
             task_size: (schedule.total_bytes() / (8 * choice.workers() as u64)).clamp(choice.block_size as u64, choice.task_size as u64),
             under_way: (0..choice.workers()).map(|_| Mutex::new(None)).collect(),
             schedule,
             arenas,
             choice,
             opener,
+            device,
             counters,
             stop: AtomicBool::new(false),
             fault: Mutex::new(None),

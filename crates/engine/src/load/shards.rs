@@ -66,6 +66,10 @@ impl std::fmt::Debug for RankShards<'_> {
 }
 
 impl<'p> RankShards<'p> {
+    pub(crate) fn from_parts(plan: &'p ShardPlan, rank: u32, arenas: Vec<Arc<Arena>>, slots: Vec<Slot>, stats: RankStats) -> Self {
+        Self { plan, rank, arenas, slots, stats }
+    }
+
     /// The rank.
     pub fn rank(&self) -> u32 {
         self.rank

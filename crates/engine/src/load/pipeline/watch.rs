@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Fault, FaultKind, Place, Shared, Staging, Worker, lock};
+use super::{Fault, FaultKind, Lane, Place, Shared, Staging, Worker, lock, to_device};
 use crate::{
     checkpoint::Checkpoint,
     error::{EngineError, ErrorKind, Result},
@@ -34,10 +34,15 @@ impl Crew {
         for number in 0..shared.choice.workers() {
             let memory = Arena::new(shared.choice.staging_bytes())
                 .map_err(|e| EngineError::new(ErrorKind::Memory, "cannot map a staging buffer").cause(e))?;
-            let mut worker = Worker { number, shared: Arc::clone(shared), staging: Staging { memory }, runs: Vec::new() };
+            let lane = match &shared.device {
+                None => Lane::Host(Staging { memory }),
+                Some(target) => Lane::Device(to_device::Lane::new(target, number, Staging { memory })?),
+            };
+            let worker = Worker { number, shared: Arc::clone(shared), lane, runs: Vec::new() };
             let sender = sender.clone();
             let spawned = thread::Builder::new().name(format!("shardwright-io-{number}")).spawn(move || {
-                let _alive = sender; // dropped when the worker ends, however it ends
+                let _alive = sender; // dropped when the worker has ended, however it ends, and has let go of all that it held
+                let mut worker = worker;
                 worker.work();
             });
             match spawned {
@@ -141,6 +146,7 @@ impl Watch<'_> {
                 let error = EngineError::new(ErrorKind::Checkpoint, what).expected(format_args!("{missing} bytes more"));
                 self.locate(fault.at, error)
             }
+            FaultKind::Device(error) => self.locate(fault.at, error),
             FaultKind::Other(error) => error,
         }
     }

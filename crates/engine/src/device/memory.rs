@@ -1,0 +1,121 @@
+//! What the driver gave, given back on drop: device memory, pinned memory, streams, events.
+
+use std::{ptr::NonNull, sync::Arc};
+
+use super::driver::{Gpu, RawEvent, RawStream};
+use crate::error::Result;
+
+/// Device memory.
+#[derive(Debug)]
+pub(crate) struct DeviceMemory {
+    pub(crate) gpu: Arc<Gpu>,
+    pub(crate) address: u64,
+    pub(crate) len: usize,
+}
+
+impl DeviceMemory {
+    /// Allocates; what lies there is whatever lay there before. No bytes are no allocation.
+    pub(crate) fn new(gpu: &Arc<Gpu>, len: usize) -> Result<Self> {
+        let address = if len == 0 { 0 } else { gpu.allocate(len)? };
+        Ok(Self { gpu: Arc::clone(gpu), address, len })
+    }
+}
+
+impl Drop for DeviceMemory {
+    fn drop(&mut self) {
+        if self.len > 0 {
+            // SAFETY: allocated by `new`; streams that use it are finished before (see `to_device::Lane` and `shards`).
+            unsafe { self.gpu.release(self.address) };
+        }
+    }
+}
+
+/// Page-locked host memory.
+#[derive(Debug)]
+pub(crate) struct Pinned {
+    gpu: Arc<Gpu>,
+    start: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: the memory belongs to the process, not to a thread; access goes through `&self` and `&mut self`.
+unsafe impl Send for Pinned {}
+
+impl Pinned {
+    pub(crate) fn new(gpu: &Arc<Gpu>, len: usize) -> Result<Self> {
+        Ok(Self { start: gpu.pin(len)?, gpu: Arc::clone(gpu), len })
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        // SAFETY: `len` bytes of another's allocator, whatever they hold, for as long as `self` lives.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+
+    /// To write to; the owner sees to it that no copy is reading.
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and `&mut self` is the only access.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // SAFETY: given by `pin`; copies that read it are finished before (see `to_device::Lane`).
+        unsafe { self.gpu.unpin(self.start) };
+    }
+}
+
+/// A stream.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    pub(crate) gpu: Arc<Gpu>,
+    pub(crate) raw: RawStream,
+}
+
+impl Stream {
+    pub(crate) fn new(gpu: &Arc<Gpu>) -> Result<Self> {
+        Ok(Self { raw: gpu.create_stream()?, gpu: Arc::clone(gpu) })
+    }
+
+    /// Waits for all of its work.
+    pub(crate) fn synchronize(&self) -> Result<()> {
+        self.gpu.synchronize(self.raw)
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // SAFETY: made by `new`.
+        unsafe { self.gpu.destroy_stream(self.raw) };
+    }
+}
+
+/// An event.
+#[derive(Debug)]
+pub(crate) struct Event {
+    gpu: Arc<Gpu>,
+    raw: RawEvent,
+}
+
+impl Event {
+    pub(crate) fn new(gpu: &Arc<Gpu>) -> Result<Self> {
+        Ok(Self { raw: gpu.create_event()?, gpu: Arc::clone(gpu) })
+    }
+
+    /// Marks what the stream has to do so far.
+    pub(crate) fn record(&self, stream: &Stream) -> Result<()> {
+        self.gpu.record(self.raw, stream.raw)
+    }
+
+    /// Waits until all that is done.
+    pub(crate) fn wait(&self) -> Result<()> {
+        self.gpu.wait(self.raw)
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: made by `new`.
+        unsafe { self.gpu.destroy_event(self.raw) };
+    }
+}

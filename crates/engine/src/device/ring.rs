@@ -1,0 +1,190 @@
+//! What crosses the bus and through how large a ring: pure functions of dtypes, threads and a budget.
+
+use shardwright_core::DType;
+
+use super::kernels::{Kernel, TILE, Tile};
+use crate::{
+    error::{EngineError, ErrorKind, Result},
+    source::DIRECT_ALIGNMENT,
+};
+
+/// What a user may set about loading to a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceOptions {
+    /// Page-locked host memory of this process at most, in bytes.
+    pub ring_bytes: usize,
+    /// Where casts to a smaller dtype happen.
+    pub narrow: Narrow,
+}
+
+impl Default for DeviceOptions {
+    fn default() -> Self {
+        Self { ring_bytes: 256 << 20, narrow: Narrow::default() }
+    }
+}
+
+/// Where a cast to a smaller dtype happens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Narrow {
+    /// On the host, so that the smaller dtype crosses the bus.
+    #[default]
+    Host,
+    /// On the device, so that the host's cores only read.
+    Device,
+}
+
+/// How a tensor's elements get to the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Crossing {
+    /// As they are in the file, and so they stay.
+    Plain,
+    /// As they are in the file, cast on the device.
+    CastThere(Kernel),
+    /// Cast on the host before.
+    CastHere,
+}
+
+impl Crossing {
+    /// The smaller dtype crosses; of two of one size the file's, so that the device does the work.
+    pub(crate) fn of(from: DType, to: DType, narrow: Narrow) -> Self {
+        if from == to {
+            Self::Plain
+        } else if to.bits() < from.bits() && narrow == Narrow::Host {
+            Self::CastHere
+        } else {
+            Self::CastThere(Kernel { from, to })
+        }
+    }
+}
+
+/// Slots of a worker: one is filled while one crosses and one is cast.
+pub(crate) const SLOTS: usize = 3;
+/// A block of this size crosses at full speed; a larger one only starts later.
+const BLOCK: usize = 4 << 20;
+/// Below this, calls cost more than copies.
+const SMALLEST: usize = 64 << 10;
+/// Streams of a device: copies, casts and their neighbours overlap.
+pub(crate) const STREAMS: usize = 4;
+
+/// The ring: `SLOTS` slots for each worker, each a block's bytes and the tiles that take it apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ring {
+    /// Bytes of a block at most.
+    pub(crate) block: usize,
+    /// Runs of a block at most.
+    pub(crate) runs: usize,
+    /// Tiles of a block at most.
+    tiles: usize,
+}
+
+impl Ring {
+    /// A ring of at most `budget` bytes for so many workers, no larger than a load of `total` bytes can use. `ranks` are loaded by this
+    /// process; each may need a tile of its own for a run.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] where the budget is too small.
+    pub(crate) fn new(budget: usize, workers: usize, ranks: usize, total: u64) -> Result<Self> {
+        let runs = (4096 / ranks.max(1)).max(1);
+        let with = |block: usize| {
+            let cuts = block.div_ceil(usize::try_from(TILE).unwrap_or(1));
+            Self { block, runs, tiles: (runs + cuts) * ranks.max(1) }
+        };
+        let useful = usize::try_from(total.div_ceil(workers.max(1) as u64)).map_or(BLOCK, |b| b.min(BLOCK)).next_multiple_of(SMALLEST);
+        let mut block = useful.clamp(SMALLEST, BLOCK);
+        while with(block).bytes(workers) > budget {
+            block = block / 2 / SMALLEST * SMALLEST;
+            if block == 0 {
+                let least = with(SMALLEST).bytes(workers);
+                let error = EngineError::new(ErrorKind::Config, format!("the ring is too small for {workers} threads and {ranks} ranks"));
+                return Err(error.expected(format_args!("{least} bytes or more")).found(budget));
+            }
+        }
+        Ok(with(block))
+    }
+
+    /// Bytes of a slot: the block, what alignment adds to it, and its tiles.
+    pub(crate) fn slot(&self) -> usize {
+        self.data() + self.tiles * Tile::BYTES
+    }
+
+    /// Bytes of a slot's data: direct reads start and end at multiples of their alignment.
+    pub(crate) fn data(&self) -> usize {
+        #[expect(clippy::cast_possible_truncation, reason = "4096")]
+        let alignment = DIRECT_ALIGNMENT as usize;
+        (self.block + 2 * alignment).next_multiple_of(16)
+    }
+
+    /// Bytes of the whole ring.
+    pub(crate) fn bytes(&self, workers: usize) -> usize {
+        self.slot().saturating_mul(SLOTS * workers)
+    }
+}
+
+/// Cuts a run into tiles.
+pub(crate) fn tiles(run: Tile, kernel: Kernel, to_size: u64) -> impl Iterator<Item = Tile> {
+    (0..run.count.div_ceil(TILE)).map(move |i| Tile {
+        src: run.src + i * TILE * kernel.element(),
+        dst: run.dst + i * TILE * to_size,
+        count: TILE.min(run.count - i * TILE),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_smaller_dtype_crosses() {
+        for &from in DType::ALL {
+            for &to in DType::ALL.iter().filter(|&&to| from.casts_to(to)) {
+                let expected = match from.bits().cmp(&to.bits()) {
+                    _ if from == to => Crossing::Plain,
+                    std::cmp::Ordering::Greater => Crossing::CastHere,
+                    _ => Crossing::CastThere(Kernel { from, to }),
+                };
+                assert_eq!(Crossing::of(from, to, Narrow::Host), expected, "{from} to {to}");
+            }
+        }
+        let narrowed = Crossing::of(DType::F32, DType::BF16, Narrow::Device);
+        assert_eq!(narrowed, Crossing::CastThere(Kernel { from: DType::F32, to: DType::BF16 }));
+    }
+
+    #[test]
+    fn the_ring_stays_within_its_budget_and_shrinks_for_small_loads() {
+        for workers in [1, 2, 7, 16, 64] {
+            for ranks in [1, 3, 8, 64, 5000] {
+                for budget in [1 << 20, 10 << 20, 256 << 20, 2 << 30] {
+                    for total in [0, 1, 1 << 20, u64::MAX] {
+                        match Ring::new(budget, workers, ranks, total) {
+                            Ok(ring) => {
+                                assert!(ring.bytes(workers) <= budget && ring.block.is_multiple_of(SMALLEST) && ring.block > 0);
+                                // Every run cut once more than whole tiles would, for every rank.
+                                assert!(ring.tiles >= ranks * (ring.runs + ring.block / usize::try_from(TILE).unwrap()));
+                                assert!(ring.data().is_multiple_of(16));
+                            }
+                            Err(e) => assert_eq!(e.kind(), ErrorKind::Config),
+                        }
+                    }
+                }
+            }
+        }
+        assert_eq!(Ring::new(256 << 20, 8, 1, u64::MAX).unwrap().block, BLOCK);
+        assert_eq!(Ring::new(256 << 20, 2, 1, 300_000).unwrap().block, 192 << 10);
+        let error = Ring::new(1 << 20, 16, 1, 1 << 30).unwrap_err().to_string();
+        assert!(error.contains("16 threads") && error.contains("bytes or more"), "{error}");
+    }
+
+    #[test]
+    fn tiles_cover_a_run_once() {
+        let kernel = Kernel { from: DType::BF16, to: DType::F32 };
+        for count in [0, 1, TILE - 1, TILE, TILE + 1, 5 * TILE + 3] {
+            let (mut src, mut dst, mut left) = (6, 1 << 40, count);
+            for tile in tiles(Tile { src, dst, count }, kernel, 4) {
+                assert_eq!((tile.src, tile.dst), (src, dst));
+                assert!(tile.count > 0 && tile.count <= TILE);
+                (src, dst, left) = (src + tile.count * 2, dst + tile.count * 4, left - tile.count);
+            }
+            assert_eq!(left, 0);
+        }
+    }
+}

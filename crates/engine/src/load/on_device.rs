@@ -1,0 +1,110 @@
+//! Loading to devices: does it fit, and then the same pipeline with another end.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use super::{
+    Loader,
+    layout::RankLayout,
+    pipeline::{self, Done, to_device::Target},
+};
+use crate::{
+    device::{
+        DeviceLoaded, DeviceOptions, DeviceShards, Devices,
+        ring::{Ring, SLOTS},
+    },
+    error::{EngineError, ErrorKind, Result},
+    source::Opener,
+};
+
+impl<'p> Loader<'p, '_> {
+    /// Loads onto devices, one for each rank in the order of the ranks.
+    ///
+    /// # Errors
+    /// As [`Loader::load`], and [`ErrorKind::Device`] where a device has too little memory or fails. Nothing of the shards remains there.
+    pub fn load_to(self, devices: &Devices, options: DeviceOptions) -> Result<DeviceLoaded<'p>> {
+        let started = std::time::Instant::now();
+        if devices.by_rank.len() != self.ranks.len() {
+            let error = EngineError::new(ErrorKind::Device, "each rank needs a device");
+            return Err(error.expected(self.ranks.len()).found(devices.by_rank.len()));
+        }
+        let mut choice = self.io.choose()?;
+        let (layouts, schedule) = self.prepare()?;
+        let ring = Ring::new(options.ring_bytes, choice.workers(), self.ranks.len(), schedule.total_bytes())?;
+        (choice.block_size, choice.task_size) = (ring.block, choice.task_size.max(ring.block));
+        if !self.io.force {
+            fits(devices, &layouts, ring.slot() * SLOTS * choice.workers())?;
+        }
+        let target = Arc::new(Target::new(devices, ring, &layouts, self.plan, options.narrow)?);
+        let opener = Opener {
+            method: choice.method,
+            #[cfg(test)]
+            faults: self.faults,
+        };
+        let job = pipeline::Job {
+            checkpoint: self.checkpoint,
+            schedule,
+            arenas: Vec::new(),
+            choice,
+            opener,
+            device: Some(Arc::clone(&target)),
+            cancel: self.cancel,
+            progress: self.progress,
+        };
+        let Done { ranks, stats, .. } = job.run(&layouts, started)?;
+        let shards = layouts.into_iter().zip(ranks).enumerate().map(|(i, (layout, stats))| DeviceShards {
+            plan: self.plan,
+            rank: layout.rank,
+            arenas: target.arenas[i].clone(),
+            slots: layout.slots,
+            stats,
+            stream: Arc::clone(&target.streams[target.devices.by_rank[i]][0]),
+        });
+        Ok(DeviceLoaded { ranks: shards.collect(), stats })
+    }
+}
+
+/// Refuses what does not fit onto a device: the shards of all its ranks and the staging memory of all threads.
+fn fits(devices: &Devices, layouts: &[RankLayout], staging: usize) -> Result<()> {
+    let mut shards: BTreeMap<usize, u64> = BTreeMap::new();
+    for (layout, &device) in layouts.iter().zip(&devices.by_rank) {
+        let needed = shards.entry(device).or_default();
+        *needed = layout.arenas.iter().fold(*needed, |sum, a| sum.saturating_add(a.1));
+    }
+    for (device, shards) in shards {
+        let gpu = &devices.gpus[device];
+        let (free, total) = gpu.memory()?;
+        enough(gpu.ordinal, &gpu.name, (shards, staging as u64), (free, total))?;
+    }
+    Ok(())
+}
+
+fn enough(ordinal: u32, name: &str, (shards, staging): (u64, u64), (free, total): (u64, u64)) -> Result<()> {
+    if shards.saturating_add(staging) <= free {
+        return Ok(());
+    }
+    let mib = |bytes: u64| format!("{} MiB", bytes.div_ceil(1 << 20));
+    let what = format!(
+        "the shards do not fit onto device {ordinal} ({name}); more ranks, a smaller storage dtype, fewer threads, or ending what else \
+         uses the device would help"
+    );
+    Err(EngineError::new(ErrorKind::Device, what)
+        .expected(format_args!("{} for shards and {} for staging", mib(shards), mib(staging)))
+        .found(format_args!("{} free of {}", mib(free), mib(total))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_says_needed_free_and_what_would_help() {
+        assert!(enough(0, "test", (3 << 20, 1 << 20), (4 << 20, 8 << 20)).is_ok());
+        let error = enough(1, "Some Card", (3 << 20, 2 << 20), (4 << 20, 8 << 20)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Device);
+        let message = error.to_string();
+        for needle in ["device 1 (Some Card)", "3 MiB for shards", "2 MiB for staging", "4 MiB free of 8 MiB", "more ranks"] {
+            assert!(message.contains(needle), "'{needle}' is not in: {message}");
+        }
+        assert!(enough(0, "test", (u64::MAX, 1), (u64::MAX - 1, u64::MAX)).is_err());
+    }
+}

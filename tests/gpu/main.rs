@@ -1,0 +1,325 @@
+//! Loads to a device against loads to host memory, bit for bit, on whatever driver there is; and all of it on a driver that is none.
+//!
+//! Without a device each test says so by name. The fake proves that the calls are right in kind and order, not that a card gives these
+//! bits: that takes a card, and `scripts/gpu-check.sh`.
+
+mod cases;
+mod fake;
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::{
+    process::Command,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use shardwright::{
+    core::{DType, Mesh, Placement, ShardPlan, ShardStrategy},
+    engine::{
+        CancelToken, Checkpoint, ErrorKind, IoOptions, Loader, ReadMethod,
+        device::{DeviceLoaded, DeviceOptions, DeviceRequest, DeviceShards, Devices, Narrow, choose, dlpack, probe},
+    },
+    fsdp2::Fsdp2,
+    zero3::Zero3,
+};
+
+use crate::{
+    cases::{every_layout, every_pair, one_rank, planned},
+    fake::Fake,
+};
+
+/// What the driver holds is counted for the whole process, so that one test at a time may use it.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// The driver for one test, or why not, by name.
+fn driver(test: &str) -> Option<MutexGuard<'static, ()>> {
+    match probe() {
+        Ok(_) => Some(ALONE.lock().unwrap_or_else(PoisonError::into_inner)),
+        Err(why) => {
+            eprintln!("skipped: {test}: no CUDA device: {why}");
+            None
+        }
+    }
+}
+
+/// As in one process that loads those ranks.
+fn devices(request: &str, ranks: &[u32]) -> Devices {
+    Devices::open(&choose(request.parse().unwrap(), probe, None, ranks).unwrap().ordinals.unwrap()).unwrap()
+}
+
+/// Fills most of each device's free memory with a pattern and lets go of it: what is then not written shows.
+fn poison(devices: &Devices) {
+    use cudarc::driver::result;
+    for (ordinal, free, _) in devices.memory().unwrap() {
+        let bytes = usize::try_from(free / 2).unwrap();
+        // SAFETY: an allocation of our own in the primary context, given back after the fill is done.
+        unsafe {
+            let device = result::device::get(i32::try_from(ordinal).unwrap()).unwrap();
+            result::ctx::set_current(result::primary_ctx::retain(device).unwrap()).unwrap();
+            let at = result::malloc_sync(bytes).unwrap();
+            let stream = result::stream::create(result::stream::StreamKind::NonBlocking).unwrap();
+            result::memset_d8_async(at, 0xA5, bytes, stream).unwrap();
+            result::stream::synchronize(stream).unwrap();
+            result::stream::destroy(stream).unwrap();
+            result::free_sync(at).unwrap();
+            result::primary_ctx::release(device).unwrap();
+        }
+    }
+}
+
+fn same_bits(plan: &ShardPlan, checkpoint: &Checkpoint, loaded: &DeviceLoaded<'_>, case: &str) {
+    let ranks: Vec<u32> = loaded.ranks.iter().map(DeviceShards::rank).collect();
+    let host = Loader::new(plan, checkpoint).ranks(&ranks).load().unwrap();
+    let device = loaded.download().unwrap();
+    for (host, device) in host.ranks.iter().zip(&device.ranks) {
+        for (a, b) in host.iter().zip(device.iter()) {
+            assert!(a.padded == b.padded, "{case}: rank {}, tensor {}: bits differ", host.rank(), a.name);
+            assert_eq!(a.local_shape, b.local_shape);
+        }
+    }
+    assert_eq!(host.stats.bytes_needed, device.stats.bytes_needed);
+}
+
+fn all(plan: &ShardPlan) -> Vec<u32> {
+    (0..plan.mesh.world_size()).collect()
+}
+
+#[test]
+fn every_pair_of_dtypes_gives_the_hosts_bits_at_any_offset_and_size() {
+    let Some(_alone) = driver("every_pair_of_dtypes_gives_the_hosts_bits_at_any_offset_and_size") else { return };
+    for (ranks, pad, narrow) in [(1, 0, Narrow::Host), (3, 1, Narrow::Device), (7, 5, Narrow::Host), (7, 2, Narrow::Device)] {
+        let dir = tempfile::tempdir().unwrap();
+        let (mesh, specs) = every_pair(ranks);
+        let plan = planned(dir.path(), &mesh, &specs, pad);
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        let devices = devices("cuda", &all(&plan));
+        poison(&devices);
+        let loaded = Loader::new(&plan, &checkpoint).load_to(&devices, DeviceOptions { narrow, ..DeviceOptions::default() }).unwrap();
+        same_bits(&plan, &checkpoint, &loaded, &format!("{ranks} ranks, {narrow:?}"));
+    }
+}
+
+#[test]
+fn every_layout_gives_the_hosts_bits_through_rings_of_any_size() {
+    let Some(_alone) = driver("every_layout_gives_the_hosts_bits_through_rings_of_any_size") else { return };
+    let (mesh, specs) = every_layout();
+    let dir = tempfile::tempdir().unwrap();
+    let plan = planned(dir.path(), &mesh, &specs, 3);
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    for threads in [1, 3] {
+        for ring_bytes in [threads * (4 << 20), 256 << 20] {
+            for method in [ReadMethod::Pread, ReadMethod::Direct, ReadMethod::Mmap] {
+                for ranks in [&[0u32, 1, 2, 3, 4, 5][..], &[4], &[5, 0]] {
+                    for request in ["cuda", "cuda:0"] {
+                        let devices = devices(request, ranks);
+                        let io = IoOptions { threads: Some(threads), method: Some(method), ..IoOptions::default() };
+                        let options = DeviceOptions { ring_bytes, ..DeviceOptions::default() };
+                        let loaded = Loader::new(&plan, &checkpoint).ranks(ranks).io(io).load_to(&devices, options).unwrap();
+                        same_bits(
+                            &plan,
+                            &checkpoint,
+                            &loaded,
+                            &format!("{threads} threads, {ring_bytes}, {method:?}, {ranks:?} on {request}"),
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_oracles_cases_give_the_hosts_bits() {
+    let Some(_alone) = driver("the_oracles_cases_give_the_hosts_bits") else { return };
+    let mut cases = 0;
+    let strategies: [(&str, &dyn ShardStrategy); 2] = [("fsdp2", &Fsdp2::default()), ("zero3", &Zero3::default())];
+    for (kind, strategy) in strategies {
+        let mut files: Vec<_> = std::fs::read_dir(support::oracle(kind)).unwrap().map(|f| f.unwrap().path()).collect();
+        files.sort();
+        for file in files {
+            let name = file.file_stem().unwrap().to_str().unwrap().to_owned();
+            let model = support::checkpoint(name.split('.').next().unwrap());
+            if !model.exists() {
+                continue; // the real model, which is fetched
+            }
+            let checkpoint = Checkpoint::open(&model).unwrap();
+            let plan = cases::of_oracle(strategy, &name, checkpoint.model());
+            let loaded = Loader::new(&plan, &checkpoint).load_to(&devices("cuda", &all(&plan)), DeviceOptions::default()).unwrap();
+            same_bits(&plan, &checkpoint, &loaded, &format!("{kind} {name}"));
+            cases += 1;
+        }
+    }
+    assert!(cases > 40, "{cases} cases");
+}
+
+/// A bf16 tensor to load as float32 on one rank, and one that stays; a few hundred kilobytes each.
+fn simple(dir: &std::path::Path) -> ShardPlan {
+    let tensor = |name: &str, to| (name.to_owned(), DType::BF16, to, vec![150_000u64], Placement::flat(one_rank(), &[150_000]).unwrap());
+    planned(dir, &Mesh::replicate_shard(1, 1).unwrap(), &[tensor("cast", DType::F32), tensor("kept", DType::BF16)], 0)
+}
+
+fn two_threads() -> IoOptions {
+    IoOptions { threads: Some(2), ..IoOptions::default() }
+}
+
+#[test]
+fn pointers_streams_and_dlpack_tensors_keep_their_memory_alive() {
+    let Some(_alone) = driver("pointers_streams_and_dlpack_tensors_keep_their_memory_alive") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let plan = simple(dir.path());
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let live = Fake::find().map(|f| f.live());
+    let devices = devices("cuda:0", &[0]);
+    let loaded = Loader::new(&plan, &checkpoint).io(two_threads()).load_to(&devices, DeviceOptions::default()).unwrap();
+    let rank = &loaded.ranks[0];
+    let view = rank.by_name("cast").unwrap();
+    assert!(view.pointer != 0 && view.pointer.is_multiple_of(64) && !rank.stream().is_null());
+    assert_eq!((view.dtype, view.bytes, view.padded_bytes, rank.device()), (DType::F32, 600_000, 600_000, 0));
+    let index = plan.tensors.iter().position(|t| t.name == "cast").unwrap();
+    let exported = rank.dlpack(index).unwrap();
+    let tensor = &exported.raw().tensor;
+    assert_eq!(tensor.data as u64, view.pointer);
+    assert_eq!(tensor.device, dlpack::Device { kind: dlpack::Device::CUDA, id: 0 });
+    assert_eq!((tensor.dtype, tensor.ndim), (dlpack::DataType { code: 2, bits: 32, lanes: 1 }, 1));
+    drop(loaded);
+    let held = devices.memory().unwrap()[0].1;
+    let raw = exported.into_raw();
+    // SAFETY: the consumer's one call.
+    unsafe { (*raw).deleter.unwrap()(raw) };
+    assert!(devices.memory().unwrap()[0].1 >= held);
+    drop(devices);
+    assert_eq!(Fake::find().map(|f| f.live()), live);
+}
+
+#[test]
+fn a_load_that_fails_leaves_nothing_on_the_device() {
+    let Some(_alone) = driver("a_load_that_fails_leaves_nothing_on_the_device") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let plan = simple(dir.path());
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let devices = devices("cuda:0", &[0]);
+    let load = |loader: Loader<'_, '_>| loader.io(two_threads()).load_to(&devices, DeviceOptions::default()).map(drop);
+    load(Loader::new(&plan, &checkpoint)).unwrap(); // what the driver keeps for itself is there from here on
+    let free = devices.memory().unwrap();
+    let cancelled = CancelToken::new();
+    cancelled.cancel();
+    let _ = load(Loader::new(&plan, &checkpoint).cancel(&cancelled)); // may be done before anyone looks
+    assert_eq!(devices.memory().unwrap(), free);
+    std::fs::OpenOptions::new().write(true).open(dir.path().join("model.safetensors")).unwrap().set_len(300_000).unwrap();
+    let error = load(Loader::new(&plan, &checkpoint)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Checkpoint, "{error}");
+    assert_eq!(devices.memory().unwrap(), free);
+}
+
+#[test]
+fn a_driver_that_fails_at_any_step_fails_the_load_and_leaves_nothing() {
+    let test = "a_driver_that_fails_at_any_step_fails_the_load_and_leaves_nothing";
+    let Some(_alone) = driver(test) else { return };
+    let Some(fake) = Fake::find() else {
+        eprintln!("skipped: {test}: only the fake driver fails when told to");
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let plan = simple(dir.path());
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let before = fake.live();
+    let load = || -> Result<(), shardwright::engine::EngineError> {
+        let devices = Devices::open(&[1])?;
+        let options = DeviceOptions { ring_bytes: 4 << 20, ..DeviceOptions::default() };
+        let io = IoOptions { threads: Some(1), ..IoOptions::default() };
+        let loaded = Loader::new(&plan, &checkpoint).io(io).load_to(&devices, options)?;
+        let calls = fake.calls();
+        drop(loaded);
+        fake.fail_at(calls); // what is freed is not to count
+        Ok(())
+    };
+    let mut failed = 0;
+    for call in 1.. {
+        fake.fail_at(call);
+        let outcome = load();
+        fake.fail_at(0);
+        assert_eq!(fake.live(), before, "call {call}: something is left");
+        match outcome {
+            Ok(()) => break,
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::Device, "call {call}: {error}");
+                assert!(error.to_string().contains("CUDA_ERROR_UNKNOWN") && error.to_string().contains("device 1"), "call {call}: {error}");
+                failed += 1;
+            }
+        }
+        assert!(call < 1000);
+    }
+    assert!(failed > 30, "{failed} steps failed");
+}
+
+#[test]
+fn each_rank_lies_on_its_device() {
+    let Some(_alone) = driver("each_rank_lies_on_its_device") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let (mesh, specs) = every_pair(3);
+    let plan = planned(dir.path(), &mesh, &specs, 0);
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let count = u32::try_from(probe().unwrap().devices.len()).unwrap();
+    let loaded = Loader::new(&plan, &checkpoint).load_to(&devices("auto", &all(&plan)), DeviceOptions::default()).unwrap();
+    let found: Vec<u32> = loaded.ranks.iter().map(DeviceShards::device).collect();
+    assert_eq!(found, [0, 1 % count, 2 % count]);
+    let local = choose(DeviceRequest::Cuda(None), probe, Some(count + 1), &[5]).unwrap();
+    assert_eq!(local.ordinals, Some(vec![1 % count]));
+}
+
+#[test]
+fn too_little_memory_is_told_before_anything_is_allocated() {
+    let Some(_alone) = driver("too_little_memory_is_told_before_anything_is_allocated") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let plan = simple(dir.path());
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let devices = devices("cuda:0", &[0]);
+    // All but a little of the device is taken.
+    let mut taken = Vec::new();
+    loop {
+        let free = usize::try_from(devices.memory().unwrap()[0].1).unwrap();
+        if free < 1 << 20 {
+            break;
+        }
+        // SAFETY: memory of our own in the context that `memory` made current, given back below.
+        match (0..20).find_map(|halved| unsafe { cudarc::driver::result::malloc_sync(free >> halved) }.ok()) {
+            Some(at) => taken.push(at),
+            None => break,
+        }
+    }
+    let outcome = Loader::new(&plan, &checkpoint).load_to(&devices, DeviceOptions::default());
+    for at in taken {
+        // SAFETY: taken above, in the context that is still current.
+        unsafe { cudarc::driver::result::free_sync(at) }.unwrap();
+    }
+    let error = outcome.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Device);
+    for needle in ["do not fit onto device 0", "MiB for shards", "MiB free of", "would help"] {
+        assert!(error.to_string().contains(needle), "'{needle}' is not in: {error}");
+    }
+}
+
+/// Runs this very program on the fake, so that none of the above is skipped anywhere but where there is no C++ compiler.
+#[test]
+fn all_of_it_passes_on_a_driver_that_is_none() {
+    if std::env::var_os(fake::PATH).is_some() {
+        return; // this is that run
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let library = match fake::build(dir.path()) {
+        Ok(library) => library,
+        Err(why) => {
+            eprintln!("skipped: all_of_it_passes_on_a_driver_that_is_none: {why}");
+            return;
+        }
+    };
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--nocapture", "--test-threads=1"])
+        .env("LD_LIBRARY_PATH", dir.path())
+        .env(fake::PATH, library)
+        .env_remove("CUDA_VISIBLE_DEVICES")
+        .output()
+        .unwrap();
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && !text.contains("skipped:"), "{}\n{text}", output.status);
+}
