@@ -16,7 +16,8 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use shardwright_engine::generate::Qwen3;
+use shardwright_core::{DType, TensorMeta};
+use shardwright_engine::generate::{Content, Qwen3, write_checkpoint};
 
 /// One thing to measure.
 #[derive(Clone)]
@@ -69,11 +70,27 @@ fn main() {
         "{:<44} {:>7} {:>7} {:>7} {:>7} {:>7} {:>8} {:>8} {:>9} {:>9}",
         "", "GB/s", "bare", "median", "best", "cpu", "ms", "read/nd", "extra MiB", "cpu s/GB"
     );
+    if filters.is_empty() || filters.iter().any(|f| *f == "growth") {
+        growth();
+    }
     for case in cases() {
         if filters.iter().all(|f| case.name().contains(*f)) {
             measure(&case, runs.unwrap_or(if case.cold { 3 } else { 9 }));
         }
     }
+}
+
+/// 100,000 tensors in 200 files: open, plan and prove for 512 ranks, then load one.
+fn growth() {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("../bench-data/100k");
+    if !dir.join("model.safetensors.index.json").is_file() {
+        let tensors: Vec<_> = (0..100_000).map(|i| TensorMeta::new(format!("model.layers.{i}.weight"), DType::BF16, [512u64])).collect();
+        write_checkpoint(&dir, &tensors, 500 * 1024, Content::Random).expect("the checkpoint can be generated");
+    }
+    let job = json!({ "what": "load", "dir": dir, "world": 512, "rank": 77, "storage": "float32", "io": "" });
+    let runs: Vec<Value> = (0..5).map(|_| fresh(&job)).collect();
+    let best = |key: &str| runs.iter().filter_map(|r| r[key].as_f64()).fold(f64::INFINITY, f64::min) * 1e3;
+    println!("100,000 tensors in 200 files, rank 77 of 512: open and plan {:.0} ms, load {:.0} ms", best("opening"), best("seconds"));
 }
 
 fn data(model: Qwen3) -> PathBuf {
@@ -118,6 +135,10 @@ fn spawn(case: &Case, dir: &Path, what: &str) -> Value {
     let job = json!({
         "what": what, "dir": dir, "world": case.world, "rank": case.rank, "storage": case.storage, "io": case.io,
     });
+    fresh(&job)
+}
+
+fn fresh(job: &Value) -> Value {
     let output = Command::new(env::current_exe().expect("this program has a path"))
         .env("SHARDWRIGHT_BENCH_JOB", job.to_string())
         .output()

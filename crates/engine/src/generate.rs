@@ -73,11 +73,23 @@ impl Qwen3 {
     /// # Errors
     /// The operating system's.
     pub fn write(&self, dir: &Path) -> io::Result<()> {
+        self.write_with(dir, Content::Random)
+    }
+
+    /// As [`Qwen3::write`], but with files that are holes behind their headers: all zeros, no space on a disk.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn write_sparse(&self, dir: &Path) -> io::Result<()> {
+        self.write_with(dir, Content::Sparse)
+    }
+
+    fn write_with(&self, dir: &Path, content: Content) -> io::Result<()> {
         let config = dir.join("config.json");
         if config.is_file() {
             return Ok(());
         }
-        write_checkpoint(dir, &self.tensors(), self.file_bytes)?;
+        write_checkpoint(dir, &self.tensors(), self.file_bytes, content)?;
         let Self { hidden, intermediate, layers, heads, kv_heads, head_dim, vocab, .. } = self;
         let text = serde_json::json!({
             "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "dtype": "bfloat16", "hidden_size": hidden,
@@ -88,11 +100,20 @@ impl Qwen3 {
     }
 }
 
-/// Writes those tensors with random numbers, in files of about `file_bytes` with an index.
+/// What the data of a generated checkpoint is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// Random numbers.
+    Random,
+    /// Zeros that take no space.
+    Sparse,
+}
+
+/// Writes those tensors in files of about `file_bytes` with an index.
 ///
 /// # Errors
 /// The operating system's, or a tensor too large to count.
-pub fn write_checkpoint(dir: &Path, tensors: &[TensorMeta], file_bytes: u64) -> io::Result<()> {
+pub fn write_checkpoint(dir: &Path, tensors: &[TensorMeta], file_bytes: u64, content: Content) -> io::Result<()> {
     fs::create_dir_all(dir)?;
     let bytes = |t: &TensorMeta| t.bytes().ok_or_else(|| io::Error::other(format!("tensor '{}' is too large", t.name)));
     let mut files: Vec<(u64, Vec<&TensorMeta>)> = Vec::new();
@@ -109,7 +130,7 @@ pub fn write_checkpoint(dir: &Path, tensors: &[TensorMeta], file_bytes: u64) -> 
     let (count, mut index, mut random) = (files.len(), serde_json::Map::new(), Random(0x9e37_79b9_7f4a_7c15));
     for (number, (_, tensors)) in files.iter().enumerate() {
         let name = format!("model-{:05}-of-{count:05}.safetensors", number + 1);
-        write_file(&dir.join(&name), tensors, &mut random)?;
+        write_file(&dir.join(&name), tensors, content, &mut random)?;
         index.extend(tensors.iter().map(|t| (t.name.clone(), name.clone().into())));
     }
     let total: u64 = files.iter().map(|f| f.0).sum();
@@ -117,7 +138,7 @@ pub fn write_checkpoint(dir: &Path, tensors: &[TensorMeta], file_bytes: u64) -> 
     fs::write(dir.join("model.safetensors.index.json"), index.to_string())
 }
 
-fn write_file(path: &Path, tensors: &[&TensorMeta], random: &mut Random) -> io::Result<()> {
+fn write_file(path: &Path, tensors: &[&TensorMeta], content: Content, random: &mut Random) -> io::Result<()> {
     let (mut header, mut at) = (serde_json::Map::new(), 0);
     for t in tensors {
         let end = at + t.bytes().unwrap_or(0);
@@ -130,6 +151,9 @@ fn write_file(path: &Path, tensors: &[&TensorMeta], random: &mut Random) -> io::
     let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
     file.write_all(&(header.len() as u64).to_le_bytes())?;
     file.write_all(header.as_bytes())?;
+    if content == Content::Sparse {
+        return file.into_inner()?.set_len(8 + header.len() as u64 + at);
+    }
     let mut block = vec![0; 1 << 20];
     while at > 0 {
         let len = usize::try_from(at.min(block.len() as u64)).unwrap_or(block.len());

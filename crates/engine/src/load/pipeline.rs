@@ -262,7 +262,7 @@ impl Shared {
             return;
         }
         let limits = BlockLimits { block: self.task_size, in_place: usize::MAX, runs: MAX_RUNS };
-        let lead = self.task_size * (self.choice.queue_depth * self.choice.threads) as u64;
+        let lead = self.choice.queue_depth * self.choice.threads;
         while let Some(task) = self.schedule.next_announcement(self.task_size, lead) {
             let Ok(source) = self.open(task.file) else { return };
             let mut blocks = self.schedule.blocks(task);

@@ -92,12 +92,12 @@ struct Cursor {
     pos: u64,
 }
 
-/// What was handed out to be read, and what to be announced, which is `lead` bytes further.
+/// What was handed out to be read, and what to be announced, which is `lead` tasks further.
 #[derive(Debug, Default)]
 struct Queue {
     read: Cursor,
     announced: Cursor,
-    lead: u64,
+    lead: usize,
 }
 
 /// Some bytes of one file, for one worker.
@@ -197,18 +197,18 @@ impl Schedule {
     pub(crate) fn next_task(&self, limit: u64) -> Option<Task> {
         let mut queue = lock(&self.queue);
         let task = self.take(&mut queue.read, limit)?;
-        match queue.lead.checked_sub(task.bytes) {
+        match queue.lead.checked_sub(1) {
             Some(lead) => queue.lead = lead,
             None => (queue.announced, queue.lead) = (queue.read, 0),
         }
         Some(task)
     }
 
-    /// The next bytes to announce, while less than `lead` bytes are announced and not yet handed out.
-    pub(crate) fn next_announcement(&self, limit: u64, lead: u64) -> Option<Task> {
+    /// The next task to announce, while fewer than `lead` are announced and not yet handed out. `limit` is that of the tasks.
+    pub(crate) fn next_announcement(&self, limit: u64, lead: usize) -> Option<Task> {
         let mut queue = lock(&self.queue);
         let task = if queue.lead < lead { self.take(&mut queue.announced, limit)? } else { return None };
-        queue.lead += task.bytes;
+        queue.lead += 1;
         Some(task)
     }
 
