@@ -110,6 +110,9 @@ fn people(resolved: &Resolved) -> String {
             defaults += 1;
             continue;
         }
+        if section == "model" && value.is_null() {
+            continue;
+        }
         rows.push(vec![pointer[1..].replace('/', "."), plain(value), from]);
     }
     let mut text = table::render(&[("key", Align::Left), ("value", Align::Left), ("from", Align::Left)], &rows);

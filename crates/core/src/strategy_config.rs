@@ -61,12 +61,14 @@ pub struct Built {
     pub precision: Option<BuiltPolicy>,
     /// What else it resolved, such as `/deepspeed`; it wins over what the YAML alone would say.
     pub document: Document,
+    /// True where `document` has all of the section, resolved, so that it is not shown again as it was written.
+    pub shown: bool,
 }
 
 impl Built {
     /// A strategy under the YAML's own mixed precision.
     pub fn new(strategy: impl ShardStrategy + 'static) -> Self {
-        Self { strategy: Box::new(strategy), precision: None, document: Document::default() }
+        Self { strategy: Box::new(strategy), precision: None, document: Document::default(), shown: false }
     }
 
     /// With a precision policy of its own.
@@ -104,7 +106,7 @@ pub struct PrecisionSummary {
     pub compute: Json,
     /// torch's dtype name.
     pub reduce: Json,
-    /// What the model's outputs are cast to: torch's dtype name, or `compute` where nothing is cast.
+    /// What outputs are in: torch's dtype name, as for `compute` where nothing casts them.
     pub output: Json,
     /// The case's name, such as `fsdp2.full.bf16`.
     pub rule: String,
@@ -129,11 +131,17 @@ impl PrecisionSummary {
         }
     }
 
-    /// A summary in words: torch's dtype names, or `checkpoint` for each tensor's own.
-    pub fn of_words(storage: impl Into<Json>, compute: &str, reduce: &str, rule: impl Into<String>, why: impl Into<String>) -> Self {
-        let (compute, reduce) = (Json::from(compute), Json::from(reduce));
-        let (rule, why) = (rule.into(), why.into());
-        Self { storage: storage.into(), output: "none".into(), compute, reduce, rule, why, from: Vec::new() }
+    /// A summary in words: torch's dtype names, `checkpoint` for each tensor's own, or `{trainable, frozen}` of those. Outputs are in the
+    /// compute dtype.
+    pub fn of_words(
+        storage: impl Into<Json>,
+        compute: impl Into<Json>,
+        reduce: impl Into<Json>,
+        rule: impl Into<String>,
+        why: impl Into<String>,
+    ) -> Self {
+        let (storage, compute, reduce) = (storage.into(), compute.into(), reduce.into());
+        Self { storage, output: compute.clone(), compute, reduce, rule: rule.into(), why: why.into(), from: Vec::new() }
     }
 
     /// With a dtype that outputs are cast to.

@@ -71,8 +71,16 @@ impl Case {
     pub fn summary(&self) -> PrecisionSummary {
         let (trainable, frozen) = (self.trainable.word(), self.frozen.word());
         let storage = if trainable == frozen { trainable.into() } else { serde_json::json!({"trainable": trainable, "frozen": frozen}) };
-        PrecisionSummary::of_words(storage, self.compute.word(), self.reduce.word(), self.name, &self.why)
-            .output(self.output.map_or("none", DType::torch_name))
+        let follows = |keep: Keep| match keep {
+            Keep::Checkpoint => storage.clone(),
+            Keep::Fixed(dtype) => dtype.torch_name().into(),
+        };
+        let (compute, reduce) = (follows(self.compute), follows(self.reduce));
+        let summary = PrecisionSummary::of_words(storage.clone(), compute, reduce, self.name, &self.why);
+        match self.output {
+            Some(dtype) => summary.output(dtype.torch_name()),
+            None => summary,
+        }
     }
 
     /// With `shardwright.storage_dtype` in place of the engine's storage.

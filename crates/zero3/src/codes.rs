@@ -30,6 +30,7 @@ pub const CODES: &[Code] = &[
     error("deepspeed-grad-norm", "`compute_grad_norm: false` needs stage 1 or 2"),
     error("deepspeed-group", "a group of ranks that does not divide the world"),
     warning("deepspeed-ignored-key", "a key of `zero_optimization` that its stage ignores"),
+    warning("deepspeed-mesh", "`mp_replicate_size` has no effect under DeepSpeed"),
     error("deepspeed-no-zero", "the section `zero_optimization` is missing, which accelerate requires"),
     error("deepspeed-nvme-path", "`nvme_path` is missing"),
     warning("deepspeed-persistence", "a persistence threshold so large that most of the model stays gathered on every rank"),

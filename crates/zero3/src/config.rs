@@ -96,10 +96,12 @@ impl StrategyConfig for Zero3Config {
         root.set("zero_optimization", at, zero);
         let other = root.get("other").cloned();
         root = root.without("other");
-        for entry in other.iter().flat_map(|o| o.entries()) {
+        for entry in other.iter().flat_map(shardwright_core::config::Node::entries) {
             root.set(&entry.key, entry.at.clone(), entry.value.clone());
         }
-        decide::build(&root, true, cx)
+        let mut built = decide::build(&root, true, cx)?;
+        built.shown = true;
+        Ok(built)
     }
 }
 

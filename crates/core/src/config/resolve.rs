@@ -139,7 +139,7 @@ impl Resolver<'_> {
         let built = self.strategy(draft, &training, &settings, &mesh)?;
         let name = built.strategy.name().to_owned();
         let precision = self.precision(&name, policy, built.precision, &training, &settings)?;
-        self.write(draft, &values, &settings, &training, &mesh, &name, &precision);
+        self.write(draft, &values, &settings, &training, &mesh, &name, &precision, built.shown);
         self.document.merge(built.document);
         Some(Resolved {
             strategy: built.strategy,
@@ -482,6 +482,7 @@ impl Resolver<'_> {
         mesh: &Mesh,
         name: &str,
         precision: &BuiltPolicy,
+        shown: bool,
     ) {
         let d = &mut self.document;
         let dialect = match draft.dialect {
@@ -493,7 +494,7 @@ impl Resolver<'_> {
         let section = draft.strategy.as_ref().map(|s| &s.section);
         let name_origin = section.map_or(Origin::Default, |s| Origin::Written(s.name_at.clone()));
         d.set(&["strategy", "name"], name, name_origin);
-        let config = draft.strategy.as_ref().map_or_else(|| Json::Object(Default::default()), |s| s.config.to_json());
+        let config = draft.strategy.as_ref().filter(|_| !shown).map_or_else(|| Json::Object(Default::default()), |s| s.config.to_json());
         d.set_section(&["strategy", "config"], &config, section.map(|s| &s.body));
         let s = &precision.summary;
         let origin = || Origin::rule(s.rule.clone(), s.from.iter().cloned());

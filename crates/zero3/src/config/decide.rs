@@ -8,6 +8,7 @@ use shardwright_core::{
         node::{Node, Value},
     },
     diagnostic::{Diagnostic, Location},
+    mesh::MP_REPLICATE,
     replicate::Replicate,
     strategy_config::{BuildContext, Built, Dialect, Mixed, Unresolved},
     suggest::nearest,
@@ -55,6 +56,11 @@ pub(super) fn build(root: &Node, strict: bool, cx: &mut BuildContext<'_>) -> Res
         let message = format!("cp_size is {}, and context parallelism does not go with DeepSpeed", cx.training.cp_size.value);
         cx.diagnostics
             .push(Diagnostic::error("deepspeed-cp", message).at(cx.training.cp_size.location()).help("use dist_config.name: fsdp2"));
+    }
+    if stage == 3 && cx.mesh.size_of(MP_REPLICATE) > 1 {
+        let message = "mp_replicate_size has no effect under DeepSpeed, which partitions over all ranks";
+        cx.diagnostics
+            .push(Diagnostic::warning("deepspeed-mesh", message).at(zero.at.clone()).help("use zero_optimization.mics_shard_size"));
     }
     let mut built = match stage {
         3 => Built::new(zero3(&document, &zero, cx)),
@@ -359,7 +365,30 @@ fn precision(root: &Node, document: &mut Document, cx: &mut BuildContext<'_>) ->
         document.set(&["deepspeed", name, "enabled"], on, origin);
     }
     disagreement(bf16, fp16, &case, cx);
+    let case = reduced_in(root, case, cx);
     Some(Ruled::built(case, ["/deepspeed/bf16/enabled", "/deepspeed/fp16/enabled"]))
+}
+
+/// `communication_data_type` is what gradients are reduced in.
+fn reduced_in(root: &Node, mut case: rules::Case, cx: &mut BuildContext<'_>) -> rules::Case {
+    let Some(node) = root.get("communication_data_type").filter(|n| !n.is_null() && n.as_str() != Some("auto")) else { return case };
+    let dtype = match node.as_str().map(str::to_lowercase).as_deref() {
+        Some("fp32") => Some(shardwright_core::DType::F32),
+        Some("fp16") => Some(shardwright_core::DType::F16),
+        Some("bf16") => Some(shardwright_core::DType::BF16),
+        _ => None,
+    };
+    match dtype {
+        Some(dtype) => {
+            case.reduce = rules::Keep::Fixed(dtype);
+            case.why.push_str("; gradients are reduced as communication_data_type says");
+        }
+        None => {
+            let message = format!("communication_data_type: expected fp32, fp16 or bf16, found {}", node.describe());
+            cx.diagnostics.push(Diagnostic::error("deepspeed-type", message).at(node.at.clone()));
+        }
+    }
+    case
 }
 
 /// `bf16` of the YAML is ignored under DeepSpeed; where it says otherwise, both lines are named.

@@ -40,7 +40,7 @@ impl Reader<'_> {
                     self.table(Some(&node), keys, &path);
                 }
                 (_, Some(node)) if node.as_str() == Some("auto") && !matches!(key.kind, Kind::Any | Kind::Text) => {
-                    self.auto(key, &at, &node)
+                    self.auto(key, &at, &node);
                 }
                 (_, Some(node)) => match read(key, &node) {
                     Ok(value) => self.document.set(&at, value, Origin::Written(node.at.clone())),

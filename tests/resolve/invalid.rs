@@ -1,0 +1,109 @@
+//! A corpus of invalid configs: what each makes the program say, and its exit code. A first line `# args: …` adds arguments.
+
+use std::{fs, path::Path, process::Command};
+
+fn corpus() -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(folder())
+        .unwrap()
+        .filter_map(|e| e.unwrap().file_name().into_string().unwrap().strip_suffix(".yaml").map(str::to_owned))
+        .collect();
+    names.sort();
+    names
+}
+
+fn folder() -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/resolve/invalid")
+}
+
+fn run(args: &[&str]) -> (i32, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_shardwright"));
+    command.current_dir(folder()).args(args).env_clear().env("HF_HOME", "nowhere");
+    let output = command.output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn every_problem_is_said_with_its_place_and_exit_code() {
+    let names = corpus();
+    assert!(names.len() >= 30, "{}", names.len());
+    for name in names {
+        let file = format!("{name}.yaml");
+        let text = fs::read_to_string(folder().join(&file)).unwrap();
+        let first = text.lines().next().unwrap_or_default();
+        let more: Vec<&str> = first.strip_prefix("# args: ").unwrap_or_default().split_whitespace().collect();
+        let (code, out, err) = run(&[&["resolve", &file][..], &more].concat());
+        assert!(out.is_empty() && !err.contains("panicked"), "{name}: {out}{err}");
+        assert_eq!(code, 3, "{name}: {err}");
+        insta::assert_snapshot!(format!("invalid_{name}"), format!("exit {code}\n{err}"));
+    }
+}
+
+#[test]
+fn with_json_errors_are_json_too() {
+    let (code, out, err) = run(&["resolve", "many_problems.yaml", "--world-size", "4", "--format", "json"]);
+    let document: serde_json::Value = serde_json::from_str(&out).unwrap();
+    let codes: Vec<&str> = document["errors"].as_array().unwrap().iter().map(|e| e["code"].as_str().unwrap()).collect();
+    assert_eq!((code, err.as_str()), (3, ""));
+    assert!(codes.len() >= 9 && codes.contains(&"lora-on-meta") && codes.contains(&"config-unknown-key"), "{codes:?}");
+    assert!(document["errors"].as_array().unwrap().iter().all(|e| e["line"].is_u64() && e["file"] == "many_problems.yaml"), "{document}");
+}
+
+#[test]
+fn huge_files_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("huge.yaml");
+    fs::write(&file, "# ".repeat(2 << 20)).unwrap();
+    let (code, _, err) = run(&["resolve", file.to_str().unwrap()]);
+    assert!(code == 3 && err.contains("yaml-too-large"), "{code} {err}");
+}
+
+#[test]
+fn usage_and_missing_configs() {
+    assert_eq!(run(&["resolve"]).0, 2);
+    assert_eq!(run(&["resolve", "a=b"]).0, 2);
+    let (code, _, err) = run(&["resolve", "nowhere.yaml"]);
+    assert!(code == 3 && err.contains("nowhere.yaml"), "{err}");
+}
+
+#[test]
+fn locks_hold_until_something_changes() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    fs::write(at("a.yaml"), "model: m\ndist_config: {name: fsdp2}\n").unwrap();
+    fs::write(at("b.yaml"), "model: m\n").unwrap();
+    let (a, b, one, many) = (at("a.yaml"), at("b.yaml"), at("a.lock"), at("locks"));
+    assert_eq!(run(&["resolve", &a, "--lock", &one]).0, 0);
+    assert_eq!(run(&["resolve", &a, &b, "--lock", &many]).0, 0);
+    assert_eq!(run(&["resolve", &a, "--check", &one]), (0, String::new(), String::new()));
+    fs::write(at("a.yaml"), "# only a comment\ndist_config: {name: fsdp2}\nmodel: m\n").unwrap();
+    assert_eq!(run(&["resolve", &a, "--check", &one]).0, 0, "comments and order change nothing");
+    let (code, out, _) = run(&["resolve", &a, &b, "bf16=false", "--check", &many]);
+    assert_eq!(code, 9);
+    let line = "  precision.compute\n    - bfloat16  (fsdp2.full.bf16)\n    + float32  (fsdp2.full.fp32)\n";
+    assert!(out.contains(line) && out.contains("+ false  (command line)"), "{out}");
+    fs::write(&one, "{}").unwrap();
+    assert_eq!(run(&["resolve", &a, "--check", &one]).0, 3, "what is no lock is a bad file, not drift");
+    assert_eq!(run(&["resolve", &a, "--check", &at("none.lock")]).0, 6);
+}
+
+#[test]
+fn a_value_is_explained_down_to_what_was_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("train.yaml");
+    fs::write(&file, "model: m\nbf16: false\ndist_config: {name: fsdp2}\n").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_shardwright"));
+    let output = command.current_dir(dir.path()).args(["resolve", "train.yaml", "--explain", "precision.compute"]).output().unwrap();
+    insta::assert_snapshot!(String::from_utf8(output.stdout).unwrap());
+    let (code, _, err) = run(&["resolve", file.to_str().unwrap(), "--explain", "precision.compote"]);
+    assert!(code == 2 && err.contains("did you mean 'precision.compute'?"), "{err}");
+}
+
+#[test]
+fn the_table_is_for_people() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("train.yaml"), "model: m\npeft_config: {name: lora, r: 4}\ndist_config: {name: fsdp2}\n").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_shardwright"));
+    let output = command.current_dir(dir.path()).args(["resolve", "train.yaml", "--world-size", "4"]).output().unwrap();
+    insta::assert_snapshot!(String::from_utf8(output.stdout).unwrap());
+}
