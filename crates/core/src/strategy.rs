@@ -121,6 +121,11 @@ pub fn units_by<'a>(plan: &'a [TensorPlan], reshard: Reshard, unit_of: impl Fn(&
     units
 }
 
+/// The modules that a parameter is in, deepest first: for `model.norm.weight` these are `model.norm` and `model`.
+pub fn modules(parameter: &str) -> impl Iterator<Item = &str> {
+    parameter.rmatch_indices('.').map(|(at, _)| &parameter[..at])
+}
+
 /// Why there is no plan.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use shardwright_core::{Globs, ModelFacts, PlanInput, TensorKind};
+use shardwright_core::{Globs, ModelFacts, PlanInput, TensorKind, strategy::modules};
 
 /// Module paths, as suffixes with `N` for a number, that `_no_split_modules` names in models without `layers` or `blocks`.
 const NO_SPLIT: &[(&[&str], &[&str])] = &[
@@ -142,11 +142,6 @@ fn ties_embeddings(facts: &ModelFacts) -> bool {
 
 fn is_number(segment: &str) -> bool {
     !segment.is_empty() && segment.bytes().all(|b| b.is_ascii_digit())
-}
-
-/// Proper prefixes of a parameter's name that are module paths, deepest first.
-fn modules(parameter: &str) -> impl Iterator<Item = &str> {
-    parameter.rmatch_indices('.').map(|(at, _)| &parameter[..at])
 }
 
 fn deepest(parameter: &str, claims: impl Fn(&str) -> bool) -> Option<&str> {
