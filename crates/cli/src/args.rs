@@ -26,6 +26,8 @@ pub enum Command {
     Resolve(ResolveArgs),
     Verify(VerifyArgs),
     Inspect(InspectArgs),
+    Strategies(StrategiesArgs),
+    Schema(SchemaArgs),
 }
 
 /// How a result is printed.
@@ -209,3 +211,31 @@ pub struct InspectArgs {
     #[arg(long, value_enum, default_value_t = Format::Table)]
     pub format: Format,
 }
+
+/// List the strategies and precision policies of this binary, or show how to write one's section
+///
+/// Without NAME, every strategy and policy with the crate and version that it is from. With NAME, its keys with types, defaults and
+/// meanings, and a section to paste. A third party's are linked by naming their crate in a binary of your own.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  shardwright strategies
+  shardwright strategies fsdp2
+  shardwright strategies pins --format json")]
+pub struct StrategiesArgs {
+    /// A strategy or a precision policy.
+    pub name: Option<String>,
+    /// What to print on standard output.
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub format: Format,
+}
+
+/// Print the JSON Schema of the YAML, with a branch for every strategy and policy of this binary
+///
+/// Editors that speak YAML complete and check configs by it.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  shardwright schema > shardwright.schema.json
+  then, on the first line of a config:  # yaml-language-server: $schema=shardwright.schema.json")]
+pub struct SchemaArgs {}

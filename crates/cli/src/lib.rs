@@ -11,6 +11,8 @@ mod progress;
 mod render;
 mod resolve;
 mod save;
+mod schema;
+mod strategies;
 mod summary;
 mod table;
 mod verify;
@@ -28,6 +30,8 @@ pub fn main() -> ExitCode {
         Command::Resolve(args) => resolve::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Strategies(args) => strategies::run(&args),
+        Command::Schema(_) => schema::run(),
     };
     let exit = done.unwrap_or_else(|failure| {
         // A closed standard error leaves the exit code.

@@ -15,6 +15,7 @@ pub mod mesh;
 pub mod model;
 pub mod plan;
 pub mod precision;
+pub mod reference;
 pub mod region;
 pub mod registry;
 pub mod replicate;

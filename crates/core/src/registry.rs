@@ -145,6 +145,8 @@ pub struct StrategyEntry {
     pub schema: fn() -> Schema,
     /// Every key with its default.
     pub defaults: fn() -> Json,
+    /// A section to paste.
+    pub example: fn() -> Json,
 }
 
 /// A registered precision policy.
@@ -163,6 +165,8 @@ pub struct PolicyEntry {
     pub schema: fn() -> Schema,
     /// Every key with its default.
     pub defaults: fn() -> Json,
+    /// A section to paste.
+    pub example: fn() -> Json,
 }
 
 impl StrategyEntry {
@@ -175,6 +179,7 @@ impl StrategyEntry {
             parse: |node, path| Ok(Box::new(from_node::<T>(node, path)?)),
             schema: || schemars::schema_for!(T),
             defaults: || to_json(&T::default()),
+            example: || to_json(&T::example()),
         }
     }
 }
@@ -189,6 +194,7 @@ impl PolicyEntry {
             parse: |node, path| Ok(Box::new(from_node::<T>(node, path)?)),
             schema: || schemars::schema_for!(T),
             defaults: || to_json(&T::default()),
+            example: || to_json(&T::example()),
         }
     }
 }

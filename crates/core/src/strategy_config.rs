@@ -25,6 +25,11 @@ pub trait StrategyConfig: DeserializeOwned + Serialize + Default + JsonSchema + 
     /// One line for `shardwright strategies`.
     const SUMMARY: &'static str;
 
+    /// A section to paste, where the default says too little.
+    fn example() -> Self {
+        Self::default()
+    }
+
     /// Files that the section names, which are read before [`StrategyConfig::build`] and handed over as [`BuildContext::files`].
     fn files(&self) -> Vec<String> {
         Vec::new()
@@ -43,6 +48,11 @@ pub trait PolicyConfig: DeserializeOwned + Serialize + Default + JsonSchema + 's
     const NAME: &'static str;
     /// One line for `shardwright strategies`.
     const SUMMARY: &'static str;
+
+    /// A section to paste, where the default says too little.
+    fn example() -> Self {
+        Self::default()
+    }
 
     /// Makes the policy. Findings go to `cx`; an error among them means that the answer is never used.
     ///

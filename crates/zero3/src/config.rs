@@ -30,6 +30,10 @@ impl StrategyConfig for DeepSpeedConfig {
     const NAME: &'static str = "deepspeed";
     const SUMMARY: &'static str = "DeepSpeed by its own config file: stage 3 is zero3, stages 0 to 2 replicate parameters";
 
+    fn example() -> Self {
+        Self { config_file: "ds_zero3.json".to_owned() }
+    }
+
     fn files(&self) -> Vec<String> {
         if self.config_file.is_empty() { Vec::new() } else { vec![self.config_file.clone()] }
     }

@@ -401,8 +401,8 @@ impl PrecisionPolicy for PlantedPolicy {
             "panics on 0-d" if param.shape[0] == 1 => DType::F32,
             "pins integers" => DType::I32,
             "pins what cannot be cast" => DType::F4,
-            "alternates" if asked % 2 == 0 => DType::F32,
-            "differs by instance" if self.born % 2 == 0 => DType::F32,
+            "alternates" if asked.is_multiple_of(2) => DType::F32,
+            "differs by instance" if self.born.is_multiple_of(2) => DType::F32,
             _ => param.dtype,
         })
     }

@@ -55,6 +55,11 @@ impl PolicyConfig for PinsConfig {
     const NAME: &'static str = "pins";
     const SUMMARY: &'static str = "dtypes by glob, such as norms in float32, over the strategy's own policy";
 
+    fn example() -> Self {
+        let pin = |glob: &str| (glob.to_owned(), Pin::uniform(DType::F32));
+        Self { pins: Pins(["*.norm.*", "*.mlp.gate.weight", "lm_head.*"].map(pin).into()) }
+    }
+
     fn build(self, cx: &mut PolicyContext<'_>) -> Result<BuiltPolicy, Diagnostic> {
         let base =
             cx.base.take().ok_or_else(|| Diagnostic::error("pins-base", "pins need a policy to fall through to, and there is none"))?;

@@ -1,0 +1,16 @@
+//! `shardwright schema`: the JSON Schema of the YAML.
+
+use shardwright_core::{reference, registry::Registry};
+
+use crate::{
+    exit::{Exit, Failure},
+    output::print,
+    render,
+};
+
+/// Runs the command.
+pub fn run() -> Result<Exit, Failure> {
+    let registry = Registry::linked().map_err(|d| render::failure(&[d], &[]))?;
+    print(&format!("{:#}\n", reference::schema(&registry)))?;
+    Ok(Exit::Done)
+}

@@ -1,0 +1,280 @@
+//! What a section takes, as data: keys with types, defaults and meanings, and a YAML to paste. The program's listing, the reference pages
+//! and the JSON Schema of the whole YAML are made of it. The source is the config type itself.
+
+use schemars::Schema;
+use serde_json::{Map, Value as Json, json};
+
+use crate::{
+    config::{
+        Settings,
+        keys::{EXTRA, KEYS, Key, Kind},
+    },
+    registry::{PolicyEntry, Registry, StrategyEntry},
+};
+
+/// One key of a section.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct KeyReference {
+    /// Dotted where it is inside another.
+    pub path: String,
+    /// Its type in words: `boolean`, `integer or null`, `sdpa | eager`.
+    pub takes: String,
+    /// Its default as YAML.
+    pub default: String,
+    /// What it means.
+    pub meaning: String,
+}
+
+/// The reference of one section.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct SectionReference {
+    /// Its keys, in the order of the type.
+    pub keys: Vec<KeyReference>,
+    /// A section to paste, as YAML.
+    pub paste: String,
+}
+
+impl StrategyEntry {
+    /// Its reference.
+    pub fn reference(&self) -> SectionReference {
+        let section = paste(self.name, &(self.schema)(), &(self.example)(), 2);
+        SectionReference { keys: keys(&(self.schema)(), &(self.defaults)()), paste: format!("dist_config:\n{section}") }
+    }
+}
+
+impl PolicyEntry {
+    /// Its reference.
+    pub fn reference(&self) -> SectionReference {
+        let section = paste(self.name, &(self.schema)(), &(self.example)(), 4);
+        SectionReference { keys: keys(&(self.schema)(), &(self.defaults)()), paste: format!("shardwright:\n  precision:\n{section}") }
+    }
+}
+
+/// The reference of the section `shardwright`, its `precision` left out.
+pub fn settings() -> Vec<KeyReference> {
+    keys(&schemars::schema_for!(Settings), &serde_json::to_value(Settings::default()).unwrap_or(Json::Null))
+}
+
+/// The reference of the flat keys of the YAML.
+pub fn flat_keys() -> Vec<KeyReference> {
+    let of = |key: &Key| KeyReference {
+        path: key.name.to_owned(),
+        takes: flat_type(key),
+        default: key.default.trim_matches('"').to_owned(),
+        meaning: key.meaning.to_owned(),
+    };
+    KEYS.iter().chain(EXTRA).map(of).collect()
+}
+
+fn flat_type(key: &Key) -> String {
+    let schema = Json::Object(flat_schema(key));
+    takes(&schema, &Json::Null)
+}
+
+fn keys(schema: &Schema, defaults: &Json) -> Vec<KeyReference> {
+    let mut all = Vec::new();
+    let schema = schema.as_value();
+    collect(&schema["properties"], defaults, &schema["$defs"], "", &mut all);
+    all
+}
+
+fn collect(properties: &Json, defaults: &Json, defs: &Json, prefix: &str, all: &mut Vec<KeyReference>) {
+    for (key, property) in properties.as_object().into_iter().flatten() {
+        let inner = deref(property, defs);
+        let default = if defaults.get(key).is_some() { &defaults[key] } else { &property["default"] };
+        let path = format!("{prefix}{key}");
+        let nested = &inner["properties"];
+        let meaning = property["description"].as_str().or(inner["description"].as_str()).unwrap_or("");
+        let default_text = if nested.is_object() || default.is_null() && property.get("default").is_none() && defaults.get(key).is_none() {
+            String::new()
+        } else {
+            default.as_str().filter(|text| !text.is_empty()).map_or_else(|| default.to_string(), str::to_owned)
+        };
+        all.push(KeyReference {
+            path: path.clone(),
+            takes: takes(property, defs),
+            default: default_text,
+            meaning: meaning.replace('\n', " "),
+        });
+        if nested.is_object() {
+            collect(nested, default, defs, &format!("{path}."), all);
+        }
+    }
+}
+
+/// Follows a `$ref` into the schema's own definitions.
+fn deref<'s>(schema: &'s Json, defs: &'s Json) -> &'s Json {
+    let target = schema["$ref"].as_str().and_then(|r| r.rsplit('/').next());
+    target.map_or(schema, |name| &defs[name])
+}
+
+/// A schema's type in words.
+fn takes(schema: &Json, defs: &Json) -> String {
+    if let Some(name) = schema["$ref"].as_str().and_then(|r| r.rsplit('/').next()) {
+        let inner = takes(deref(schema, defs), defs);
+        return if inner == "string" && name == "DType" { "dtype".to_owned() } else { inner };
+    }
+    if let Some(choices) = schema["enum"].as_array() {
+        let words: Vec<String> = choices.iter().map(|c| c.as_str().map_or_else(|| c.to_string(), str::to_owned)).collect();
+        return words.join(" | ");
+    }
+    if let Some(any) = schema["anyOf"].as_array().or(schema["oneOf"].as_array()) {
+        return any.iter().map(|s| takes(s, defs)).collect::<Vec<_>>().join(" or ");
+    }
+    if let Some(constant) = schema.get("const") {
+        return constant.as_str().map_or_else(|| constant.to_string(), str::to_owned);
+    }
+    let types = match &schema["type"] {
+        Json::Array(types) => types.iter().filter_map(Json::as_str).collect(),
+        Json::String(one) => vec![one.as_str()],
+        _ => vec!["anything"],
+    };
+    let word = |t: &&str| match *t {
+        "array" => format!("list of {}", takes(&schema["items"], defs)),
+        "object" if schema["additionalProperties"].is_object() => format!("mapping to {}", takes(&schema["additionalProperties"], defs)),
+        "object" => "mapping".to_owned(),
+        other => other.to_owned(),
+    };
+    types.iter().map(word).collect::<Vec<_>>().join(" or ")
+}
+
+/// A section to paste: the name, then every key with its meaning before it.
+fn paste(name: &str, schema: &Schema, example: &Json, by: usize) -> String {
+    let mut text = format!("{:by$}name: {name}\n", "");
+    for (key, value) in example.as_object().into_iter().flatten() {
+        let meaning = schema.as_value()["properties"][key]["description"].as_str().unwrap_or("");
+        let meaning = meaning.replace('\n', " ");
+        let first = meaning.split_once(". ").map_or(meaning.trim_end_matches('.'), |(first, _)| first);
+        text.push_str(&format!("{:by$}# {first}\n{:by$}{key}: {}\n", "", "", yaml(value)));
+    }
+    text
+}
+
+/// JSON is YAML, but a bare word reads better.
+fn yaml(value: &Json) -> String {
+    match value.as_str() {
+        Some(word)
+            if !word.is_empty()
+                && word.chars().all(|c| c.is_ascii_alphanumeric() || "_-./".contains(c))
+                && word.parse::<f64>().is_err() =>
+        {
+            word.to_owned()
+        }
+        _ => value.to_string(),
+    }
+}
+
+/// The JSON Schema of the whole YAML, with a branch for every strategy and policy that is linked: what editors complete by.
+pub fn schema(registry: &Registry) -> Json {
+    let mut defs = Map::new();
+    let strategies: Vec<Json> = registry.strategies().iter().map(|e| branch(e.name, e.summary, (e.schema)(), &mut defs)).collect();
+    let policies: Vec<Json> = registry.policies().iter().map(|e| branch(e.name, e.summary, (e.schema)(), &mut defs)).collect();
+    let mut settings = renamed("shardwright", schemars::schema_for!(Settings), &mut defs);
+    settings["properties"]["precision"] =
+        json!({ "description": "the precision policy; null for the strategy's own", "anyOf": one_of(policies) });
+    let mut properties = Map::new();
+    for key in KEYS.iter().chain(EXTRA) {
+        let mut property = flat_schema(key);
+        let branches = match key.name {
+            "dist_config" => Some(one_of(strategies.clone())),
+            "shardwright" => Some(json!([settings, { "type": "null" }])),
+            _ => None,
+        };
+        if let Some(branches) = branches {
+            property.remove("type");
+            property.insert("anyOf".into(), branches);
+        }
+        properties.insert(key.name.to_owned(), Json::Object(property));
+    }
+    json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "shardwright",
+        "description": "a LLaMA-Factory v1 YAML, with shardwright's own section",
+        "type": "object",
+        "additionalProperties": false,
+        "properties": properties,
+        "$defs": defs,
+    })
+}
+
+/// One strategy or policy: its section, with its name.
+fn branch(name: &str, summary: &str, schema: Schema, defs: &mut Map<String, Json>) -> Json {
+    let section = renamed(name, schema, defs);
+    let mut properties = Map::from_iter([("name".to_owned(), json!({ "const": name }))]);
+    properties.extend(section["properties"].as_object().cloned().unwrap_or_default());
+    json!({
+        "title": name, "description": summary, "type": "object",
+        "properties": properties, "required": ["name"], "additionalProperties": false,
+    })
+}
+
+fn one_of(mut branches: Vec<Json>) -> Json {
+    branches.push(json!({ "type": "null" }));
+    Json::Array(branches)
+}
+
+/// A schema whose definitions are moved among the others, under its name, so that two crates' types of one name stay apart.
+fn renamed(name: &str, schema: Schema, defs: &mut Map<String, Json>) -> Json {
+    let prefix = name.replace('/', ".");
+    let mut schema = schema.to_value();
+    let own = schema.as_object_mut().and_then(|s| s.remove("$defs"));
+    redirect(&mut schema, &prefix);
+    for (key, mut definition) in own.as_ref().and_then(Json::as_object).cloned().into_iter().flatten() {
+        redirect(&mut definition, &prefix);
+        defs.insert(format!("{prefix}.{key}"), definition);
+    }
+    schema
+}
+
+fn redirect(schema: &mut Json, prefix: &str) {
+    match schema {
+        Json::Object(map) => {
+            for (key, value) in map.iter_mut() {
+                match value.as_str().and_then(|text| text.strip_prefix("#/$defs/")).filter(|_| key == "$ref") {
+                    Some(target) => *value = format!("#/$defs/{prefix}.{target}").into(),
+                    None => redirect(value, prefix),
+                }
+            }
+        }
+        Json::Array(items) => items.iter_mut().for_each(|item| redirect(item, prefix)),
+        _ => {}
+    }
+}
+
+/// The schema of a flat key.
+fn flat_schema(key: &Key) -> Map<String, Json> {
+    let default: Json = serde_json::from_str(key.default).unwrap_or(Json::Null);
+    let type_of = |name: &str| if default.is_null() { json!([name, "null"]) } else { json!(name) };
+    let mut schema = Map::new();
+    match key.kind {
+        Kind::Bool => drop(schema.insert("type".into(), type_of("boolean"))),
+        Kind::Int(least) => {
+            schema.insert("type".into(), type_of("integer"));
+            if least > i64::MIN {
+                schema.insert("minimum".into(), least.into());
+            }
+        }
+        Kind::Float(least) => {
+            schema.insert("type".into(), type_of("number"));
+            if least > f64::MIN {
+                schema.insert("minimum".into(), least.into());
+            }
+        }
+        Kind::Choice(choices) => drop(schema.insert("enum".into(), choices.into())),
+        Kind::OpenChoice(choices) => {
+            schema.insert("type".into(), "string".into());
+            schema.insert("examples".into(), choices.into());
+        }
+        Kind::Names => {
+            schema.insert("type".into(), json!(["string", "array", "null"]));
+            schema.insert("items".into(), json!({ "type": "string" }));
+        }
+        Kind::Section => drop(schema.insert("type".into(), json!(["object", "string", "null"]))),
+        _ => drop(schema.insert("type".into(), type_of("string"))),
+    }
+    schema.insert("description".into(), key.meaning.into());
+    schema.insert("default".into(), default);
+    schema
+}
