@@ -42,10 +42,15 @@ fn memory_beyond_the_shards_is_bounded_whatever_the_size() {
         let dir = tempfile::TempDir::new().unwrap();
         model.write_sparse(dir.path()).unwrap();
         // World, the rank that is loaded (all without one), storage dtype.
-        for (world, rank, storage) in
-            [(2u32, Some(1), "bfloat16"), (64, Some(5), "float32"), (64, Some(5), "bfloat16"), (2, None, "bfloat16"), (64, None, "bfloat16")]
-        {
-            let needed = model.tensors().iter().map(|t| t.bytes().unwrap()).sum::<u64>() / if rank.is_some() { u64::from(world) } else { 1 };
+        for (world, rank, storage) in [
+            (2u32, Some(1), "bfloat16"),
+            (64, Some(5), "float32"),
+            (64, Some(5), "bfloat16"),
+            (2, None, "bfloat16"),
+            (64, None, "bfloat16"),
+        ] {
+            let needed =
+                model.tensors().iter().map(|t| t.bytes().unwrap()).sum::<u64>() / if rank.is_some() { u64::from(world) } else { 1 };
             if available().is_some_and(|a| a.bytes < 3 * needed) {
                 println!("skipped: {} on {world} ranks needs more memory than there is", model.name);
                 continue;
