@@ -61,7 +61,7 @@ mod tests {
     fn bytes_keep_three_digits() {
         let shown: Vec<String> =
             [0, 999, 1000, 9_995, 43_100, 99_950, 999_400, 999_500, 1_190_000_000, u64::MAX].into_iter().map(bytes).collect();
-        assert_eq!(shown, ["0 B", "999 B", "1.00 kB", "9.99 kB", "43.1 kB", "100 kB", "999 kB", "1.00 MB", "1.19 GB", "18447 PB"]);
+        assert_eq!(shown, ["0 B", "999 B", "1.00 kB", "10.0 kB", "43.1 kB", "100 kB", "999 kB", "1.00 MB", "1.19 GB", "18447 PB"]);
     }
 
     #[test]
