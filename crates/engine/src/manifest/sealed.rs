@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// No manifest is larger: that of 100,000 tensors has some 50 MB.
-const MAX_BYTES: u64 = 1 << 30;
+const MAX_BYTES: u64 = 256 << 20;
 const SEAL: &[u8] = b",\n  \"sha256\": \"";
 const END: &[u8] = b"\"\n}\n";
 const HEX: usize = 64;

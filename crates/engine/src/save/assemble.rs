@@ -10,7 +10,7 @@ use super::{
     MANIFEST, Saver, copied,
     rank::StagedRank,
     source::SaveIdentity,
-    staged::{Staged, sync_dir, write_whole},
+    staged::{Stage, Staged, sync_dir},
 };
 use crate::{
     digest::sha256_stream,
@@ -27,21 +27,21 @@ pub(super) struct Completion {
 
 impl Saver<'_> {
     /// The completion, if no other process has to save a rank yet: made before the commit, which is then short.
-    pub(super) fn complete_early(&self, identity: &SaveIdentity, staged: &[StagedRank]) -> Result<Option<Completion>> {
+    pub(super) fn complete_early(&self, stage: &Stage, identity: &SaveIdentity, staged: &[StagedRank]) -> Result<Option<Completion>> {
         let ours = |rank| staged.iter().any(|s| s.files.rank == rank);
         let all = (0..self.plan.mesh.world_size()).all(|rank| ours(rank) || self.saved_rank(rank, identity).is_some());
-        if all { self.completion().map(Some) } else { Ok(None) }
+        if all { self.completion(stage).map(Some) } else { Ok(None) }
     }
 
-    fn completion(&self) -> Result<Completion> {
+    fn completion(&self, stage: &Stage) -> Result<Completion> {
         let source = self.source_digests()?;
-        let stage = |(name, from): (String, PathBuf)| copied::stage(&from, &self.dir, &name, &|_| self.watch(0));
-        let copied = copied::find(self.checkpoint)?.into_iter().map(stage).collect::<Result<_>>()?;
+        let copy = |(name, from): (String, PathBuf)| copied::copy(stage, &from, &name, &|_| self.watch(0));
+        let copied = copied::find(self.checkpoint)?.into_iter().map(copy).collect::<Result<_>>()?;
         Ok(Completion { source, copied })
     }
 
     /// Completes the directory, or says which ranks it lacks. The directory is locked.
-    pub(super) fn assemble(&self, identity: &SaveIdentity, early: Option<Completion>) -> Result<Vec<u32>> {
+    pub(super) fn assemble(&self, stage: &Stage, identity: &SaveIdentity, early: Option<Completion>) -> Result<Vec<u32>> {
         let (mut ranks, mut missing) = (Vec::new(), Vec::new());
         for rank in 0..self.plan.mesh.world_size() {
             match self.saved_rank(rank, identity) {
@@ -52,10 +52,10 @@ impl Saver<'_> {
         if !missing.is_empty() {
             return Ok(missing);
         }
-        let Completion { source, copied } = early.map_or_else(|| self.completion(), Ok)?;
+        let Completion { source, copied } = early.map_or_else(|| self.completion(stage), Ok)?;
         let copied = copied.into_iter().map(|(staged, told)| staged.rename().map(|()| told)).collect::<Result<_>>()?;
         sync_dir(&self.dir)?;
-        write_whole(&self.dir, MANIFEST, &seal(&Manifest::new(self.plan, source, copied, ranks))?)?;
+        stage.write_whole(MANIFEST, &seal(&Manifest::new(self.plan, source, copied, ranks))?)?;
         sync_dir(&self.dir)?;
         Ok(missing)
     }

@@ -1,6 +1,9 @@
 //! The moment of a save: staged files get their names while the directory is locked and has no manifest.
 
-use std::fs::File;
+use std::{
+    fs::{File, TryLockError},
+    time::Duration,
+};
 
 use super::{
     Saved, Saver,
@@ -8,16 +11,15 @@ use super::{
     rank::StagedRank,
     refuse::list,
     source::SaveIdentity,
-    staged::{remove, sync_dir},
+    staged::{Stage, Staged, remove, sync_dir},
 };
 use crate::error::{EngineError, Result};
 
 impl Saver<'_> {
     /// Gives the staged files their names; the manifest goes first and comes last, so that at no time it tells of files that are not there.
-    pub(super) fn commit(&self, identity: &SaveIdentity, staged: Vec<StagedRank>) -> Result<Saved> {
-        let early = self.complete_early(identity, &staged)?;
-        let directory = File::open(&self.dir).map_err(|e| EngineError::io("cannot open the directory", &self.dir, e))?;
-        let _ = directory.lock(); // released on close; where locks are not supported, equal saves still agree on every byte
+    pub(super) fn commit(&self, stage: &Stage, identity: &SaveIdentity, staged: Vec<StagedRank>) -> Result<Saved> {
+        let early = self.complete_early(stage, identity, &staged)?;
+        let _locked = self.lock()?;
         self.refuse(identity)?; // another save may have come between
         self.watch(0)?;
         let world_size = self.plan.mesh.world_size();
@@ -35,10 +37,21 @@ impl Saver<'_> {
             manifests.push(manifest);
         }
         sync_dir(&self.dir)?;
-        manifests.into_iter().try_for_each(super::staged::Staged::rename)?;
+        manifests.into_iter().try_for_each(Staged::rename)?;
         sync_dir(&self.dir)?;
-        let missing = self.assemble(identity, early)?;
+        let missing = self.assemble(stage, identity, early)?;
         Ok(Saved { files: files.into_iter().map(|f| f.shard).collect(), missing })
+    }
+
+    /// Locks the directory until the file is dropped, as only one process may commit at a time. Where locks are not supported, processes
+    /// of equal saves still agree on every byte.
+    fn lock(&self) -> Result<File> {
+        let directory = File::open(&self.dir).map_err(|e| EngineError::io("cannot open the directory", &self.dir, e))?;
+        while let Err(TryLockError::WouldBlock) = directory.try_lock() {
+            self.watch(0)?;
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(directory)
     }
 
     /// Removes what an overwritten save has left and this one will not replace.

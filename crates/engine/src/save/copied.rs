@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     refuse::list,
-    staged::{Staged, Watch},
+    staged::{Stage, Staged, Watch},
 };
 use crate::{
     checkpoint::Checkpoint,
@@ -52,20 +52,20 @@ pub(super) fn differs(original: &Path, copy: &Path) -> io::Result<bool> {
     Ok(there.len() != fs::metadata(original)?.len() || fs::read(copy)? != fs::read(original)?)
 }
 
-/// Stages a copy of `from` as `to/name`.
-pub(super) fn stage(from: &Path, to: &Path, name: &str, watch: Watch<'_>) -> Result<(Staged, FileDigest)> {
+/// Stages a copy of `from` of that name.
+pub(super) fn copy(stage: &Stage, from: &Path, name: &str, watch: Watch<'_>) -> Result<(Staged, FileDigest)> {
     let cannot = |e| EngineError::io("cannot read the file to copy", from, e);
     let mut source = File::open(from).map_err(cannot)?;
-    let mut staged = Staged::create(to, name)?;
+    let mut file = stage.file(name)?;
     let mut block = vec![0; 1 << 16];
     loop {
         match source.read(&mut block).map_err(cannot)? {
             0 => break,
-            n => staged.write(&block[..n], watch)?,
+            n => file.write(&block[..n], watch)?,
         }
     }
-    let digest = FileDigest::new(name, staged.sync()?);
-    Ok((staged, digest))
+    let (staged, digest) = file.sync()?;
+    Ok((staged, FileDigest::new(name, digest)))
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Keeping loaded shards in a directory: who writes what, in which order, so that nothing half-written is ever taken for whole.
 //!
-//! A save stages its files under temporary names (`rank`, `staged`), then commits under a lock on the directory (`commit`): it takes the
+//! A save stages its files in a hidden directory (`rank`, `staged`), then commits under a lock on the directory (`commit`): it takes the
 //! old manifest away, gives the files their names, and, once every rank is there, writes the manifest last (`assemble`). Several
 //! processes may each save some ranks; whichever comes last completes the directory. What is in which file: `entries`, `header`, `names`.
 
@@ -132,8 +132,9 @@ impl<'a> Saver<'a> {
     fn save_into(&self, identity: &SaveIdentity, ranks: &[&dyn RankBytes]) -> Result<Saved> {
         self.refuse(identity)?;
         staged::remove_leftovers(&self.dir);
-        let staged = parallel::map(ranks, |rank| self.stage_rank(identity, *rank).map_err(|e| e.rank(rank.rank())))?;
-        self.commit(identity, staged)
+        let stage = staged::Stage::create(&self.dir)?;
+        let staged = parallel::map(ranks, |rank| self.stage_rank(&stage, identity, *rank).map_err(|e| e.rank(rank.rank())))?;
+        self.commit(&stage, identity, staged)
     }
 
     fn entries(&self, rank: u32) -> Result<Vec<entries::Entry>> {

@@ -5,7 +5,7 @@ use shardwright_core::{Region, ShardPlan};
 
 /// The manifest of the whole directory: there, and only there, once every rank is saved.
 pub const MANIFEST: &str = "shardwright.manifest.json";
-/// What a file is called until it is whole. It neither ends in `.safetensors`, which torch's reader lists, nor shows in `ls`.
+/// How the hidden directories begin in which files lie until they are whole.
 pub(crate) const TEMPORARY_PREFIX: &str = ".shardwright-tmp-";
 /// How the manifest of one rank ends.
 pub(crate) const RANK_MANIFEST_SUFFIX: &str = ".manifest.json";

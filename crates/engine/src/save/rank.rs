@@ -5,7 +5,7 @@ use super::{
     entries::{Entry, Part},
     header,
     source::SaveIdentity,
-    staged::Staged,
+    staged::{Stage, Staged, StagedFile},
 };
 use crate::{
     digest::sha256,
@@ -42,7 +42,7 @@ pub(super) struct StagedRank {
 }
 
 impl Saver<'_> {
-    pub(super) fn stage_rank(&self, identity: &SaveIdentity, rank: &dyn RankBytes) -> Result<StagedRank> {
+    pub(super) fn stage_rank(&self, stage: &Stage, identity: &SaveIdentity, rank: &dyn RankBytes) -> Result<StagedRank> {
         let (number, world_size) = (rank.rank(), self.plan.mesh.world_size());
         let entries = self.entries(number)?;
         let header = header::header(self.plan, number, &entries).map_err(|what| EngineError::new(ErrorKind::Plan, what))?;
@@ -50,7 +50,7 @@ impl Saver<'_> {
         self.watch(0)?;
 
         let name = self.format.shard_name(number, world_size);
-        let mut shard = Staged::create(&self.dir, &name)?;
+        let mut shard = stage.file(&name)?;
         shard.write(&header, &|_| Ok(()))?;
         let mut tensors = Vec::with_capacity(entries.len());
         for entry in &entries {
@@ -60,13 +60,15 @@ impl Saver<'_> {
             write_zeros(&mut shard, entry.bytes - valid.len() as u64).map_err(|e| e.tensor(name))?;
             tensors.push(TensorDigest { name: name.clone(), sha256: sha256(valid) });
         }
-        let shard_file = FileDigest::new(name, shard.sync()?);
+        let (shard, digest) = shard.sync()?;
+        let shard_file = FileDigest::new(name, digest);
 
         let told = RankManifest { shardwright: VERSION, rank: number, world_size, save: identity.0, shard: shard_file.clone(), tensors };
         let name = self.format.rank_manifest_name(number, world_size);
-        let mut manifest = Staged::create(&self.dir, &name)?;
+        let mut manifest = stage.file(&name)?;
         manifest.write(&seal(&told)?, &|_| Ok(()))?;
-        let manifest_file = FileDigest::new(name, manifest.sync()?);
+        let (manifest, digest) = manifest.sync()?;
+        let manifest_file = FileDigest::new(name, digest);
         Ok(StagedRank { files: RankFiles { rank: number, shard: shard_file, manifest: manifest_file }, shard, manifest })
     }
 
@@ -86,7 +88,7 @@ impl Saver<'_> {
     }
 }
 
-fn write_zeros(shard: &mut Staged, mut bytes: u64) -> Result<()> {
+fn write_zeros(shard: &mut StagedFile, mut bytes: u64) -> Result<()> {
     const ZEROS: [u8; 4096] = [0; 4096];
     while bytes > 0 {
         let n = usize::try_from(bytes).map_or(ZEROS.len(), |b| b.min(ZEROS.len()));

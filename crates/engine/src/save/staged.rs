@@ -1,9 +1,9 @@
-//! Files that appear whole or not at all: written under a temporary name, synced, renamed into place by the caller's commit.
+//! Files that appear whole or not at all: written into a hidden directory inside the target, synced, renamed into place by the commit.
 //!
-//! A temporary file is locked while its writer lives, so that the next save can tell one that a killed process left behind.
+//! The hidden directory is locked while its process lives, so that the next save can tell one that a killed process left behind.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     io::{self, Write as _},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
@@ -21,37 +21,69 @@ const BLOCK: usize = 4 << 20;
 /// Sees the bytes of each block written, and may refuse to go on.
 pub(super) type Watch<'a> = &'a (dyn Fn(u64) -> Result<()> + Sync);
 
-/// A file being written. Dropped, it is removed again.
+/// A process's hidden directory. Dropped, it is removed with all that was not renamed out of it.
 #[derive(Debug)]
-pub(super) struct Staged {
+pub(super) struct Stage {
+    target: PathBuf,
+    hidden: PathBuf,
+    _lock: File,
+}
+
+impl Stage {
+    /// A stage for files of `target`, which exists.
+    pub(super) fn create(target: &Path) -> Result<Self> {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let cannot = |e| EngineError::io("cannot make a directory in it", target, e);
+        loop {
+            let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+            let hidden = target.join(format!("{TEMPORARY_PREFIX}{}-{number}", std::process::id()));
+            match fs::create_dir(&hidden) {
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue, // another host's process of the same number
+                other => other.map_err(cannot)?,
+            }
+            let lock = match File::open(&hidden) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue, // taken for a leftover before it was locked
+                other => other.map_err(cannot)?,
+            };
+            let _ = lock.lock(); // where locks are not supported, leftovers stay
+            if hidden.exists() {
+                return Ok(Self { target: target.to_owned(), hidden, _lock: lock });
+            }
+        }
+    }
+
+    /// Begins a file.
+    pub(super) fn file(&self, name: &str) -> Result<StagedFile> {
+        let (temporary, target) = (self.hidden.join(name), self.target.join(name));
+        let file = File::create_new(&temporary).map_err(|e| EngineError::io("cannot create the file", &target, e))?;
+        Ok(StagedFile { file, temporary, target, hasher: Hasher::default(), bytes: 0 })
+    }
+
+    /// Writes a small file whole, and gives it its name.
+    pub(super) fn write_whole(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let mut file = self.file(name)?;
+        file.write(bytes, &|_| Ok(()))?;
+        file.sync()?.0.rename()
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.hidden);
+    }
+}
+
+/// A file being written.
+#[derive(Debug)]
+pub(super) struct StagedFile {
     file: File,
     temporary: PathBuf,
     target: PathBuf,
     hasher: Hasher,
     bytes: u64,
-    renamed: bool,
 }
 
-impl Staged {
-    /// Begins `dir/name`.
-    pub(super) fn create(dir: &Path, name: &str) -> Result<Self> {
-        static NUMBER: AtomicU64 = AtomicU64::new(0);
-        loop {
-            let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-            let temporary = dir.join(format!("{TEMPORARY_PREFIX}{}-{number}", std::process::id()));
-            let file = match OpenOptions::new().write(true).create_new(true).open(&temporary) {
-                Ok(file) => file,
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue, // another host's process of the same number
-                Err(e) => return Err(EngineError::io("cannot create the file", dir.join(name), e)),
-            };
-            let _ = file.lock(); // where locks are not supported, leftovers stay
-            if fs::symlink_metadata(&temporary).is_ok() {
-                let target = dir.join(name);
-                return Ok(Self { file, temporary, target, hasher: Hasher::default(), bytes: 0, renamed: false });
-            } // else it was taken for a leftover between creation and lock
-        }
-    }
-
+impl StagedFile {
     /// Appends, in blocks.
     pub(super) fn write(&mut self, bytes: &[u8], watch: Watch<'_>) -> Result<()> {
         for block in bytes.chunks(BLOCK) {
@@ -63,35 +95,26 @@ impl Staged {
         Ok(())
     }
 
-    /// Brings everything written to the disk, and gives the digest and the number of its bytes. The name is still temporary.
-    pub(super) fn sync(&mut self) -> Result<(Sha256, u64)> {
+    /// Brings everything written to the disk and closes the file; its digest and the number of its bytes come along.
+    pub(super) fn sync(self) -> Result<(Staged, (Sha256, u64))> {
         self.file.sync_all().map_err(|e| EngineError::io("cannot bring the file to the disk", &self.target, e))?;
-        Ok((std::mem::take(&mut self.hasher).finish(), self.bytes))
-    }
-
-    /// Gives the synced file its name.
-    pub(super) fn rename(mut self) -> Result<()> {
-        fs::rename(&self.temporary, &self.target).map_err(|e| EngineError::io("cannot give the file its name", &self.target, e))?;
-        self.renamed = true;
-        Ok(())
+        let staged = Staged { temporary: self.temporary, target: self.target };
+        Ok((staged, (self.hasher.finish(), self.bytes)))
     }
 }
 
-impl Drop for Staged {
-    fn drop(&mut self) {
-        if !self.renamed {
-            let _ = fs::remove_file(&self.temporary);
-        }
-    }
+/// A whole file that has not its name yet.
+#[derive(Debug)]
+pub(super) struct Staged {
+    temporary: PathBuf,
+    target: PathBuf,
 }
 
-/// Writes a small file whole: [`Staged`] from begin to end.
-pub(super) fn write_whole(dir: &Path, name: &str, bytes: &[u8]) -> Result<(Sha256, u64)> {
-    let mut staged = Staged::create(dir, name)?;
-    staged.write(bytes, &|_| Ok(()))?;
-    let digest = staged.sync()?;
-    staged.rename()?;
-    Ok(digest)
+impl Staged {
+    /// Gives it its name.
+    pub(super) fn rename(self) -> Result<()> {
+        fs::rename(&self.temporary, &self.target).map_err(|e| EngineError::io("cannot give the file its name", &self.target, e))
+    }
 }
 
 /// Makes renames and removals in `dir` last.
@@ -111,13 +134,15 @@ pub(super) fn remove(path: &Path) -> Result<()> {
     }
 }
 
-/// Removes the temporary files of writers that live no more. Trouble with one is none of the save's: it stays.
+/// Removes the stages of processes that live no more. Trouble with one is none of the save's: it stays.
 pub(super) fn remove_leftovers(dir: &Path) {
     let Ok(entries) = fs::read_dir(dir) else { return };
     for entry in entries.flatten() {
         let ours = entry.file_name().to_str().is_some_and(|name| name.starts_with(TEMPORARY_PREFIX));
-        if ours && entry.file_type().is_ok_and(|t| t.is_file()) && File::open(entry.path()).is_ok_and(|f| f.try_lock().is_ok()) {
-            let _ = fs::remove_file(entry.path());
+        let stage = ours && entry.file_type().is_ok_and(|t| t.is_dir());
+        let Some(lock) = stage.then(|| File::open(entry.path()).ok()).flatten() else { continue };
+        if lock.try_lock().is_ok() {
+            let _ = fs::remove_dir_all(entry.path());
         }
     }
 }
@@ -136,41 +161,45 @@ mod tests {
     #[test]
     fn a_file_has_its_name_only_once_it_is_whole() {
         let dir = tempfile::tempdir().unwrap();
-        let mut staged = Staged::create(dir.path(), "a").unwrap();
-        staged.write(b"abc", &|_| Ok(())).unwrap();
-        assert!(names(dir.path())[0].starts_with(TEMPORARY_PREFIX));
-        assert_eq!(staged.sync().unwrap(), (crate::digest::sha256(b"abc"), 3));
+        let stage = Stage::create(dir.path()).unwrap();
+        let mut file = stage.file("a").unwrap();
+        file.write(b"abc", &|_| Ok(())).unwrap();
+        let (staged, digest) = file.sync().unwrap();
+        assert_eq!(digest, (crate::digest::sha256(b"abc"), 3));
+        assert!(names(dir.path()).iter().all(|n| n.starts_with(TEMPORARY_PREFIX)));
         staged.rename().unwrap();
+        drop(stage);
         assert_eq!(names(dir.path()), ["a"]);
     }
 
     #[test]
     fn a_file_that_is_given_up_is_gone() {
         let dir = tempfile::tempdir().unwrap();
-        let mut staged = Staged::create(dir.path(), "a").unwrap();
+        let stage = Stage::create(dir.path()).unwrap();
         let stop = |_| Err(EngineError::new(ErrorKind::Cancelled, "stopped"));
-        assert_eq!(staged.write(b"abc", &stop).unwrap_err().kind(), ErrorKind::Cancelled);
-        drop(staged);
+        assert_eq!(stage.file("a").unwrap().write(b"abc", &stop).unwrap_err().kind(), ErrorKind::Cancelled);
+        drop(stage);
         assert!(names(dir.path()).is_empty());
     }
 
-    /// A living writer's file is locked, a dead one's is not.
+    /// A living process's stage is locked, a dead one's is not.
     #[test]
-    fn leftovers_go_and_living_writers_stay() {
+    fn leftovers_go_and_living_stages_stay() {
         let dir = tempfile::tempdir().unwrap();
-        let living = Staged::create(dir.path(), "a").unwrap();
-        fs::write(dir.path().join(format!("{TEMPORARY_PREFIX}1-0")), "x").unwrap();
+        let living = Stage::create(dir.path()).unwrap();
+        let dead = dir.path().join(format!("{TEMPORARY_PREFIX}1-0"));
+        fs::create_dir(&dead).unwrap();
+        fs::write(dead.join("shard"), "x").unwrap();
         fs::write(dir.path().join("other"), "x").unwrap();
         remove_leftovers(dir.path());
-        let left = [living.temporary.file_name().unwrap().to_str().unwrap(), "other"];
+        let left = [living.hidden.file_name().unwrap().to_str().unwrap(), "other"];
         assert_eq!(names(dir.path()), left);
     }
 
     /// A staged file whose bytes go to `device` instead.
-    fn onto(dir: &Path, device: &str) -> Staged {
-        let mut staged = Staged::create(dir, "shard").unwrap();
-        staged.file = OpenOptions::new().write(true).open(device).unwrap();
-        staged
+    fn onto(stage: &Stage, device: &str) -> StagedFile {
+        let file = stage.file("shard").unwrap();
+        StagedFile { file: File::options().write(true).open(device).unwrap(), ..file }
     }
 
     /// The kernel's own full disk, and its own broken one: nothing is mapped at address 0.
@@ -178,9 +207,11 @@ mod tests {
     fn a_full_or_a_broken_disk_is_told_with_file_place_and_cause() {
         let dir = tempfile::tempdir().unwrap();
         for (device, code) in [("/dev/full", libc::ENOSPC), ("/proc/self/mem", libc::EIO)] {
-            let error = onto(dir.path(), device).write(&[0; 64], &|_| Ok(())).unwrap_err();
+            let stage = Stage::create(dir.path()).unwrap();
+            let error = onto(&stage, device).write(&[0; 64], &|_| Ok(())).unwrap_err();
             assert_eq!((error.kind(), error.io_error().and_then(io::Error::raw_os_error)), (ErrorKind::Io, Some(code)));
             assert!(error.to_string().contains("shard: cannot write the file at byte 0: "), "{error}");
+            drop(stage);
             assert!(names(dir.path()).is_empty(), "nothing is left");
         }
     }
@@ -189,7 +220,8 @@ mod tests {
     #[test]
     fn a_failing_sync_is_a_failure() {
         let dir = tempfile::tempdir().unwrap();
-        let error = onto(dir.path(), "/dev/full").sync().unwrap_err();
+        let stage = Stage::create(dir.path()).unwrap();
+        let error = onto(&stage, "/dev/full").sync().unwrap_err();
         assert!(error.to_string().contains("shard: cannot bring the file to the disk"), "{error}");
     }
 }

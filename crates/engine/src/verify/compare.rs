@@ -1,6 +1,9 @@
 //! Every element of every tensor: the source's bytes, cast by the scalar reference, against the shards' bytes, in blocks.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use shardwright_core::DType;
 use shardwright_precision::cast::{SimdLevel, cast_at};
@@ -9,7 +12,7 @@ use super::{
     Verified, Verifier, element,
     gather::{Chunk, Gathered, Runs, gather},
     mismatch,
-    shard::{Safetensors, StoredTensor},
+    shard::{Reader, Safetensors, StoredTensor},
 };
 use crate::{
     checkpoint::Checkpoint,
@@ -23,15 +26,15 @@ const WINDOW: u64 = 1 << 20;
 /// A whole tensor of the source.
 #[derive(Clone, Copy)]
 struct Original<'a> {
-    file: &'a Safetensors,
+    path: &'a Path,
     stored: &'a StoredTensor,
 }
 
 /// One tensor's comparison: what it is of, and how.
 struct Comparison<'a> {
     verifier: &'a Verifier<'a>,
-    shards: &'a [Safetensors],
-    original: Original<'a>,
+    stored: &'a StoredTensor,
+    source: Reader<'a>,
     dtype: DType,
 }
 
@@ -48,12 +51,11 @@ impl Verifier<'_> {
         let sources = checkpoint.files().iter().map(|f| Safetensors::open(&f.path, ErrorKind::Checkpoint)).collect::<Result<Vec<_>>>()?;
         let originals: BTreeMap<&str, Original<'_>> = sources
             .iter()
-            .flat_map(|file| file.tensors.iter().map(move |stored| (stored.name.as_str(), Original { file, stored })))
+            .flat_map(|file| file.tensors.iter().map(move |stored| (stored.name.as_str(), Original { path: &file.path, stored })))
             .collect();
-        let open = |rank: &crate::manifest::RankFiles| Safetensors::open(&self.dir.join(&rank.shard.name), ErrorKind::Mismatch);
-        let shards = self.manifest.ranks.iter().map(open).collect::<Result<Vec<_>>>()?;
+        let shards: Vec<PathBuf> = self.manifest.ranks.iter().map(|rank| self.dir.join(&rank.shard.name)).collect();
         let shapes = |name: &str| originals.get(name).map(|o| o.stored.shape.as_slice());
-        let gathered = match gather(&shards, shapes) {
+        let gathered = match gather(shards.iter().map(|path| Safetensors::open(path, ErrorKind::Mismatch)), shapes)? {
             Ok(gathered) => gathered,
             Err(what) => {
                 found.problem(mismatch(&self.dir, what));
@@ -66,7 +68,7 @@ impl Verifier<'_> {
         (0..checkpoint.files().len()).try_for_each(|file| checkpoint.check_unchanged(file))
     }
 
-    fn compare_tensor(&self, original: Original<'_>, shards: &[Safetensors], gathered: &BTreeMap<String, Gathered>) -> Result<Verified> {
+    fn compare_tensor(&self, original: Original<'_>, shards: &[PathBuf], gathered: &BTreeMap<String, Gathered>) -> Result<Verified> {
         let mut found = Verified::default();
         let stored = original.stored;
         let wrong = |what: String| mismatch(&self.dir, what).tensor(&stored.name);
@@ -83,9 +85,9 @@ impl Verifier<'_> {
             found.problem(wrong(format!("there is no cast from {} to {dtype}", stored.dtype)));
             return Ok(found);
         }
-        let comparison = Comparison { verifier: self, shards, original, dtype };
+        let comparison = Comparison { verifier: self, stored, source: Reader::open(original.path)?, dtype };
         for chunk in &tensor.chunks {
-            comparison.compare_chunk(chunk, &mut found)?;
+            comparison.compare_chunk(&Reader::open(&shards[chunk.file])?, chunk, &mut found)?;
         }
         found.elements = numel;
         Ok(found)
@@ -93,22 +95,21 @@ impl Verifier<'_> {
 }
 
 impl Comparison<'_> {
-    fn compare_chunk(&self, chunk: &Chunk, found: &mut Verified) -> Result<()> {
-        let shard = &self.shards[chunk.file];
+    fn compare_chunk(&self, shard: &Reader<'_>, chunk: &Chunk, found: &mut Verified) -> Result<()> {
         let bytes = self.chunk_runs(chunk);
         let mut differences = Differences::default();
         let mut offset = chunk.start;
-        for block in blocks(bytes, element::size(self.original.stored.dtype) as u64) {
+        for block in blocks(bytes, element::size(self.stored.dtype) as u64) {
             let size = block.numel() * element::size(self.dtype) as u64;
             self.compare_block(shard, offset, block, &mut differences)?;
             offset += size;
             self.verifier.watch(size)?;
         }
         if let Some((flat, expected, is)) = differences.first {
-            found.problem(self.describe(&shard.path, chunk.file, differences.count, bytes.numel(), flat, &expected, &is));
+            found.problem(self.describe(shard.path, chunk.file, differences.count, bytes.numel(), flat, &expected, &is));
         }
         if !self.is_zero(shard, offset, chunk.padding)? {
-            let problem = mismatch(&shard.path, "its padding is not all zeros").tensor(&self.original.stored.name);
+            let problem = mismatch(shard.path, "its padding is not all zeros").tensor(&self.stored.name);
             found.problem(problem.rank(u32::try_from(chunk.file).unwrap_or(u32::MAX)));
         }
         Ok(())
@@ -116,7 +117,7 @@ impl Comparison<'_> {
 
     /// Where the dtypes are equal, so must the bits be.
     fn is_cast(&self) -> bool {
-        self.dtype != self.original.stored.dtype
+        self.dtype != self.stored.dtype
     }
 
     /// The chunk's runs; of sub-byte dtypes in bytes, see [`element::size`].
@@ -124,17 +125,17 @@ impl Comparison<'_> {
         if self.dtype.bits() >= 8 {
             return chunk.runs;
         }
-        Runs { first: 0, step: 0, length: self.original.stored.bytes, count: 1 }
+        Runs { first: 0, step: 0, length: self.stored.bytes, count: 1 }
     }
 
-    fn compare_block(&self, shard: &Safetensors, offset: u64, block: Runs, differences: &mut Differences) -> Result<()> {
-        let stored = self.original.stored;
+    fn compare_block(&self, shard: &Reader<'_>, offset: u64, block: Runs, differences: &mut Differences) -> Result<()> {
+        let stored = self.stored;
         let (from, to) = (element::size(stored.dtype), element::size(self.dtype));
         let numel = usize::try_from(block.numel()).unwrap_or(0);
         let source = self.read_source(block, from)?;
         let expected = if self.is_cast() {
             let mut cast = vec![0; numel * to];
-            let cannot = |e| mismatch(&shard.path, format!("{e}")).tensor(&stored.name);
+            let cannot = |e| mismatch(shard.path, format!("{e}")).tensor(&stored.name);
             cast_at(SimdLevel::Scalar, stored.dtype, self.dtype, &source, &mut cast).map_err(cannot)?;
             cast
         } else {
@@ -161,7 +162,7 @@ impl Comparison<'_> {
         let bytes = |elements: u64| usize::try_from(elements).unwrap_or(usize::MAX).saturating_mul(size);
         let span = (block.count - 1) * block.step + block.length;
         let mut source = vec![0; bytes(span)];
-        self.original.file.read(&mut source, self.original.stored.start + block.first * size as u64)?;
+        self.source.read(&mut source, self.stored.start + block.first * size as u64)?;
         if block.count > 1 && block.step != block.length {
             let (step, length) = (bytes(block.step), bytes(block.length));
             (1..bytes(block.count) / size).for_each(|run| source.copy_within(run * step..run * step + length, run * length));
@@ -170,7 +171,7 @@ impl Comparison<'_> {
         Ok(source)
     }
 
-    fn is_zero(&self, shard: &Safetensors, mut offset: u64, padding: u64) -> Result<bool> {
+    fn is_zero(&self, shard: &Reader<'_>, mut offset: u64, padding: u64) -> Result<bool> {
         let mut left = padding * element::size(self.dtype) as u64;
         let mut block = vec![0; usize::try_from(left.min(WINDOW)).unwrap_or(0)];
         while left > 0 {
@@ -188,7 +189,7 @@ impl Comparison<'_> {
 
     #[expect(clippy::too_many_arguments, reason = "all that a message names")]
     fn describe(&self, path: &Path, rank: usize, count: u64, of: u64, flat: u64, expected: &[u8], is: &[u8]) -> EngineError {
-        let stored = self.original.stored;
+        let stored = self.stored;
         let at = element::indices(&stored.shape, flat);
         let cast = if self.is_cast() { format!(" after the cast from {} to {}", stored.dtype, self.dtype) } else { String::new() };
         mismatch(path, format!("{count} of its {of} elements are not the source's{cast}, the first at {at:?}"))

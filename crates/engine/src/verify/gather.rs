@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use shardwright_core::DType;
 
 use super::shard::Safetensors;
-use crate::save::{entries::Part, header};
+use crate::{
+    error::Result as EngineResult,
+    save::{entries::Part, header},
+};
 
 /// A part of a tensor in a shard file, as runs of row-major elements of the whole tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,28 +44,41 @@ pub(super) struct Gathered {
     pub(super) chunks: Vec<Chunk>,
 }
 
-/// Every tensor of these shard files, by name; `shapes` gives the whole tensors' shapes.
-///
-/// # Errors
-/// A tensor that is nobody's, or a chunk that does not fit it.
-pub(super) fn gather<'a>(files: &[Safetensors], shapes: impl Fn(&str) -> Option<&'a [u64]>) -> Result<BTreeMap<String, Gathered>, String> {
-    let mut gathered: BTreeMap<String, Gathered> = BTreeMap::new();
-    for (index, file) in files.iter().enumerate() {
-        let parts = header::parts(&file.metadata).map_err(|what| format!("rank {index}: {what}"))?;
-        for stored in &file.tensors {
-            let wrong = |what: &str| format!("tensor '{}': rank {index}: {what}", stored.name);
-            let shape = shapes(&stored.name).ok_or_else(|| wrong("the model has no such tensor"))?;
-            let part = parts.get(&stored.name).ok_or_else(|| wrong("its place is not told"))?;
-            let (runs, padding) = place(shape, &stored.shape, part).ok_or_else(|| wrong("its place is outside of the tensor"))?;
-            let all = gathered.entry(stored.name.clone()).or_default();
-            if all.dtype.is_some_and(|d| d != stored.dtype) {
-                return Err(wrong("it has another dtype than on lower ranks"));
-            }
-            all.dtype = Some(stored.dtype);
-            all.chunks.push(Chunk { file: index, start: stored.start, runs, padding });
+/// Every tensor of the shard files that come, one at a time and in the order of the ranks, by name; `shapes` gives the whole tensors'
+/// shapes. In it, what is wrong with them: a tensor that is nobody's, or a chunk that does not fit it.
+pub(super) fn gather<'a>(
+    files: impl Iterator<Item = EngineResult<Safetensors>>,
+    shapes: impl Fn(&str) -> Option<&'a [u64]>,
+) -> EngineResult<Result<BTreeMap<String, Gathered>, String>> {
+    let mut gathered = BTreeMap::new();
+    for (index, file) in files.enumerate() {
+        if let Err(what) = gather_file(&mut gathered, index, &file?, &shapes) {
+            return Ok(Err(what));
         }
     }
-    Ok(gathered)
+    Ok(Ok(gathered))
+}
+
+fn gather_file<'a>(
+    gathered: &mut BTreeMap<String, Gathered>,
+    index: usize,
+    file: &Safetensors,
+    shapes: impl Fn(&str) -> Option<&'a [u64]>,
+) -> Result<(), String> {
+    let parts = header::parts(&file.metadata).map_err(|what| format!("rank {index}: {what}"))?;
+    for stored in &file.tensors {
+        let wrong = |what: &str| format!("tensor '{}': rank {index}: {what}", stored.name);
+        let shape = shapes(&stored.name).ok_or_else(|| wrong("the model has no such tensor"))?;
+        let part = parts.get(&stored.name).ok_or_else(|| wrong("its place is not told"))?;
+        let (runs, padding) = place(shape, &stored.shape, part).ok_or_else(|| wrong("its place is outside of the tensor"))?;
+        let all = gathered.entry(stored.name.clone()).or_default();
+        if all.dtype.is_some_and(|d| d != stored.dtype) {
+            return Err(wrong("it has another dtype than on lower ranks"));
+        }
+        all.dtype = Some(stored.dtype);
+        all.chunks.push(Chunk { file: index, start: stored.start, runs, padding });
+    }
+    Ok(())
 }
 
 /// The runs of a part of a tensor; `None` where it does not lie inside, or is cut along more than one dim.

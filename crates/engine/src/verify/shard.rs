@@ -1,4 +1,5 @@
-//! One safetensors file as the `safetensors` crate reads it: which tensors, where their bytes lie. Opened once, read at offsets.
+//! One safetensors file as the `safetensors` crate reads it: which tensors, where their bytes lie; and its bytes, read at offsets. No file
+//! is held open between the two: there may be more ranks than a process may have open files.
 
 use std::{
     fs::File,
@@ -17,14 +18,13 @@ use crate::{
 
 const MAX_HEADER: u64 = 100_000_000;
 
-/// An opened file, its header proven.
+/// A file's header, proven.
 #[derive(Debug)]
 pub(super) struct Safetensors {
     pub(super) path: PathBuf,
     pub(super) metadata: Metadata,
     /// In the order of the bytes.
     pub(super) tensors: Vec<StoredTensor>,
-    file: File,
 }
 
 /// A tensor of a file.
@@ -39,7 +39,7 @@ pub(super) struct StoredTensor {
 }
 
 impl Safetensors {
-    /// Opens and reads the header. Faults of the file are of `kind`.
+    /// Reads the header. Faults of the file are of `kind`.
     pub(super) fn open(path: &Path, kind: ErrorKind) -> Result<Self> {
         let wrong = |what: String| EngineError::new(kind, what).file(path);
         let cannot = |e: io::Error| match e.kind() {
@@ -66,12 +66,26 @@ impl Safetensors {
             return Err(wrong("its size is not what its header says".into()).expected(format_args!("{end} bytes")).found(size));
         }
         let tensors = stored(&metadata, start).map_err(wrong)?;
-        Ok(Self { path: path.to_owned(), metadata, tensors, file })
+        Ok(Self { path: path.to_owned(), metadata, tensors })
+    }
+}
+
+/// A file opened for its bytes.
+#[derive(Debug)]
+pub(super) struct Reader<'a> {
+    pub(super) path: &'a Path,
+    file: File,
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn open(path: &'a Path) -> Result<Self> {
+        let file = File::open(path).map_err(|e| EngineError::io("cannot open the file", path, e))?;
+        Ok(Self { path, file })
     }
 
     /// Fills `bytes` from that offset on.
     pub(super) fn read(&self, bytes: &mut [u8], offset: u64) -> Result<()> {
-        let cannot = |e| EngineError::io("cannot read the file", &self.path, e).offset(offset);
+        let cannot = |e| EngineError::io("cannot read the file", self.path, e).offset(offset);
         self.file.read_exact_at(bytes, offset).map_err(cannot)
     }
 }
