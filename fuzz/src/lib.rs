@@ -1,5 +1,5 @@
 //! What must hold for any bytes whatever: one function for each kind of untrusted input. `tests/hostile.rs` runs the same functions in
-//! `cargo test`, over the corpus and over mutations of it.
+//! `cargo test`, over the corpus and over mutations of it. Each answers whether the input was accepted.
 
 use std::{collections::BTreeMap, sync::OnceLock};
 
@@ -18,7 +18,7 @@ use shardwright::{
 };
 
 /// A safetensors file: what the header's parser accepts tiles the data, the reference implementation accepts too, and any strategy plans.
-pub fn header(data: &[u8]) {
+pub fn header(data: &[u8]) -> bool {
     let (text, len) = match data.split_first_chunk::<8>() {
         Some((length, rest)) => match rest.split_at_checked(usize::try_from(u64::from_le_bytes(*length)).unwrap_or(usize::MAX)) {
             Some((text, tensors)) => (text, tensors.len() as u64),
@@ -26,7 +26,7 @@ pub fn header(data: &[u8]) {
         },
         None => (data, 0),
     };
-    let Ok(entries) = parse_header(text, len) else { return };
+    let Ok(entries) = parse_header(text, len) else { return false };
     let mut at = 0;
     for e in &entries {
         assert_eq!(e.start, at, "'{}' starts elsewhere", e.name);
@@ -46,6 +46,7 @@ pub fn header(data: &[u8]) {
             walk(&plan);
         }
     }
+    true
 }
 
 /// Every parameter in its own dtype, which any checkpoint can be planned in.
@@ -59,30 +60,31 @@ impl PrecisionPolicy for AsStored {
 }
 
 /// An index: what is accepted names plain files only, and every tensor's file is among them.
-pub fn index(data: &[u8]) {
-    let Ok(index) = parse_index(data) else { return };
+pub fn index(data: &[u8]) -> bool {
+    let Ok(index) = parse_index(data) else { return false };
     for file in &index.files {
         assert!(!file.is_empty() && !file.starts_with('/') && file.split('/').all(|part| part != ".."), "'{file}' leaves the directory");
     }
     assert!(index.weights.iter().all(|(_, file)| *file < index.files.len()));
     assert!(index.weights.windows(2).all(|w| w[0].0 < w[1].0), "names are not sorted, or one is there twice");
+    true
 }
 
 /// A YAML config: parsed, resolved for several worlds, every finding inside the text it speaks of, and an answer or an error.
-pub fn yaml(data: &[u8]) {
-    let Some(draft) = draft(data) else { return };
+pub fn yaml(data: &[u8]) -> bool {
+    let Some(draft) = draft(data) else { return false };
     let facts = ModelFacts::from_config(&serde_json::json!({"hidden_size": 64, "num_hidden_layers": 4, "tie_word_embeddings": false}));
     let sources = draft.sources().to_vec();
     check_places(draft.diagnostics(), &sources);
     let files: BTreeMap<_, _> = draft.files().into_iter().map(|name| (name, Err("there is none".to_owned()))).collect();
-    resolve(data, &Supplied { files, model: Some(facts), world_size: Some(8), world_size_is_flag: true });
-    resolve(data, &Supplied::default());
+    let resolved = resolve(data, &Supplied { files, model: Some(facts), world_size: Some(8), world_size_is_flag: true });
+    resolve(data, &Supplied::default()) || resolved
 }
 
 /// A DeepSpeed JSON, behind a fixed YAML.
-pub fn deepspeed(data: &[u8]) {
+pub fn deepspeed(data: &[u8]) -> bool {
     const YAML: &[u8] = b"model: m\ndist_config:\n  name: deepspeed\n  config_file: ds.json\nmicro_batch_size: 2\n";
-    let Ok(text) = std::str::from_utf8(data) else { return };
+    let Ok(text) = std::str::from_utf8(data) else { return false };
     let source = Source::new("ds.json", text);
     let mut warnings = Vec::new();
     match json::parse(&source, &mut warnings) {
@@ -92,18 +94,20 @@ pub fn deepspeed(data: &[u8]) {
     check_places(&warnings, std::slice::from_ref(&source));
     let facts = ModelFacts::from_config(&serde_json::json!({"hidden_size": 64, "num_hidden_layers": 4}));
     let files = BTreeMap::from([("ds.json".to_owned(), Ok(source))]);
-    resolve(YAML, &Supplied { files: files.clone(), model: Some(facts), world_size: Some(4), world_size_is_flag: false });
-    resolve(YAML, &Supplied { files, ..Supplied::default() });
+    let resolved = resolve(YAML, &Supplied { files: files.clone(), model: Some(facts), world_size: Some(4), world_size_is_flag: false });
+    resolve(YAML, &Supplied { files, ..Supplied::default() }) || resolved
 }
 
 /// A plan: what the check proves can be walked for any rank; what it cannot prove it refuses.
-pub fn plan(data: &[u8]) {
-    let Ok(plan) = serde_json::from_slice::<ShardPlan>(data) else { return };
+pub fn plan(data: &[u8]) -> bool {
+    let Ok(plan) = serde_json::from_slice::<ShardPlan>(data) else { return false };
     let tensors = plan.tensors.iter().map(|t| TensorMeta::new(t.name.clone(), t.source, t.shape.clone())).collect();
-    let Ok(model) = ModelMeta::new(tensors, ModelFacts::default()) else { return };
-    if plan.check(&model).is_ok() {
+    let Ok(model) = ModelMeta::new(tensors, ModelFacts::default()) else { return false };
+    let proven = plan.check(&model).is_ok();
+    if proven {
         walk(&plan);
     }
+    proven
 }
 
 /// Asks a proven plan for everything, at ranks from both ends of the world.
@@ -149,20 +153,20 @@ fn draft(data: &[u8]) -> Option<Draft> {
     Some(Draft::parse(&Input { config: source, overrides: Vec::new(), env: BTreeMap::new() }, registry()))
 }
 
-fn resolve(data: &[u8], supplied: &Supplied) {
-    let Some(draft) = draft(data) else { return };
+fn resolve(data: &[u8], supplied: &Supplied) -> bool {
+    let Some(draft) = draft(data) else { return false };
     let outcome = draft.resolve(supplied, registry());
     check_places(&outcome.diagnostics, &outcome.sources);
     assert_eq!(outcome.resolved.is_none(), outcome.has_errors(), "neither an answer nor an error, or both");
-    if let Some(resolved) = outcome.resolved {
-        drop((resolved.document.provenance(), resolved.document.leaves().len()));
-        let model = ModelMeta::new(vec![TensorMeta::new("layers.0.w", DType::BF16, [5, 3])], ModelFacts::default()).expect("one name");
-        let mut input = PlanInput::new(&model, &resolved.mesh, &*resolved.precision);
-        (input.units, input.buffers, input.trainable) = (&resolved.units, &resolved.buffers, &resolved.trainable);
-        if let Ok(plan) = plan_checked(&*resolved.strategy, &input) {
-            walk(&plan);
-        }
+    let Some(resolved) = outcome.resolved else { return false };
+    drop((resolved.document.provenance(), resolved.document.leaves().len()));
+    let model = ModelMeta::new(vec![TensorMeta::new("layers.0.w", DType::BF16, [5, 3])], ModelFacts::default()).expect("one name");
+    let mut input = PlanInput::new(&model, &resolved.mesh, &*resolved.precision);
+    (input.units, input.buffers, input.trainable) = (&resolved.units, &resolved.buffers, &resolved.trainable);
+    if let Ok(plan) = plan_checked(&*resolved.strategy, &input) {
+        walk(&plan);
     }
+    true
 }
 
 /// Every finding points into one of the texts, at a character's edge.
