@@ -70,7 +70,7 @@ static int device_count() {
     int count = int(setting("FAKE_CUDA_DEVICES", 2));
     return visible ? std::min(count, int(1 + std::count(visible, visible + std::strlen(visible), ','))) : count;
 }
-static u64 device_memory() { return setting("FAKE_CUDA_MEMORY", 1ull << 30); }
+static u64 device_memory() { return setting("FAKE_CUDA_MEMORY", 256ull << 20); }
 
 [[noreturn]] static void wrong(const char *what) {
     std::fprintf(stderr, "fake CUDA: %s\n", what);

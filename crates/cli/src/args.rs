@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use shardwright_core::config::ByteSize;
+use shardwright_engine::device::DeviceRequest;
 
 /// Load a checkpoint so that every rank reads exactly its own shard, as FSDP2 or ZeRO-3 would place it.
 #[derive(Debug, Parser)]
@@ -62,6 +63,9 @@ pub struct LoadArgs {
     pub overrides: Vec<String>,
     #[command(flatten)]
     pub world: WorldArgs,
+    /// Where shards go: cpu, cuda, cuda:K, or auto for a GPU where there is one [default: shardwright.device, else cpu].
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<DeviceRequest>,
     /// Give each tensor's SHA-256 over its valid bytes in row-major order.
     #[arg(long)]
     pub digest: bool,

@@ -46,6 +46,7 @@ impl From<ErrorKind> for Exit {
             ErrorKind::Memory => Self::Memory,
             ErrorKind::Mismatch => Self::Mismatch,
             ErrorKind::Cancelled => Self::Interrupted,
+            ErrorKind::Device => Self::Device,
             _ => Self::Io,
         }
     }

@@ -2,6 +2,7 @@
 
 mod args;
 mod counted;
+mod device;
 mod exit;
 mod input;
 mod inspect;

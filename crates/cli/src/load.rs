@@ -4,13 +4,15 @@ use std::sync::{Arc, Mutex, atomic::AtomicBool};
 
 use shardwright_core::{PlanInput, ShardPlan, plan_checked};
 use shardwright_engine::{
-    load::{CancelToken, Loaded, Loader},
+    device::{DeviceOptions, Devices},
+    load::{CancelToken, Loader},
     memory::process_memory,
     report::{Report, Totals},
 };
 
 use crate::{
     args::{Format, LoadArgs},
+    device::{self, Placed},
     exit::{Exit, Failure},
     input::{self, Input},
     output::{print, print_note, write_whole},
@@ -29,19 +31,22 @@ pub fn run(args: &LoadArgs) -> Result<Exit, Failure> {
     let cancel = cancel_on_signal()?;
     let ranks = ranks(&input, &plan);
     let target = args.save.as_deref().map(|dir| Target::new(dir, args.overwrite, &plan, &input.checkpoint, &ranks)).transpose()?;
-    let loaded = load(&input, &plan, &ranks, &cancel)?;
-    let totals = Totals::new(&loaded, process_memory().map(|m| m.peak));
-    let saved = target.map(|target| target.save(&loaded, &cancel)).transpose()?;
-    if args.format == Format::Table {
-        let ranks: Vec<_> = loaded.ranks.iter().map(|r| r.stats()).collect();
-        print(&summary::table(&plan, &ranks, &totals))?;
+    let devices = device::of(args.device, &input, &ranks)?;
+    let loaded = load(&input, &plan, &ranks, devices.as_ref(), &cancel)?;
+    let totals = Totals::new(loaded.stats(), process_memory().map(|m| m.peak));
+    let table = (args.format == Format::Table).then(|| summary::table(&plan, &loaded.ranks(), &totals));
+    let described = args.report.is_some() || args.format == Format::Json;
+    let loaded = if target.is_some() || described { Some(loaded.on_host()?) } else { None };
+    let saved = target.zip(loaded.as_ref()).map(|(target, loaded)| target.save(loaded, &cancel)).transpose()?;
+    if let Some(table) = table {
+        print(&table)?;
     }
     match &saved {
         Some(saved) if args.format == Format::Table => print(&format!("\n{saved}"))?,
         Some(saved) => print_note(saved),
         None => {}
     }
-    if args.report.is_some() || args.format == Format::Json {
+    if let Some(loaded) = loaded.filter(|_| described) {
         report(args, &Report::new(&plan, &loaded, totals, args.digest))?;
     }
     Ok(Exit::Done)
@@ -62,7 +67,13 @@ fn ranks(input: &Input, plan: &ShardPlan) -> Vec<u32> {
     input.world.rank.map_or_else(|| (0..plan.mesh.world_size()).collect(), |rank| vec![rank])
 }
 
-fn load<'p>(input: &'p Input, plan: &'p ShardPlan, ranks: &[u32], cancel: &CancelToken) -> Result<Loaded<'p>, Failure> {
+fn load<'p>(
+    input: &'p Input,
+    plan: &'p ShardPlan,
+    ranks: &[u32],
+    devices: Option<&Devices>,
+    cancel: &CancelToken,
+) -> Result<Placed<'p>, Failure> {
     let shown: Mutex<Option<Progress>> = Mutex::new(None);
     let progress = |p: &shardwright_engine::load::Progress<'_>| {
         // The loader calls from one thread; the lock is never waited for.
@@ -74,7 +85,11 @@ fn load<'p>(input: &'p Input, plan: &'p ShardPlan, ranks: &[u32], cancel: &Cance
             );
         }
     };
-    let loaded = Loader::new(plan, &input.checkpoint).ranks(ranks).io(input.io.clone()).cancel(cancel).progress(&progress).load();
+    let loader = Loader::new(plan, &input.checkpoint).ranks(ranks).io(input.io.clone()).cancel(cancel).progress(&progress);
+    let loaded = match devices {
+        None => loader.load().map(Placed::Host),
+        Some(devices) => loader.load_to(devices, DeviceOptions::default()).map(Placed::Device),
+    };
     if let Ok(Some(shown)) = shown.into_inner() {
         shown.finish();
     }

@@ -10,7 +10,7 @@ use shardwright_core::{
 
 use crate::{
     digest::sha256,
-    load::{Loaded, RankShards, RankStats, TensorView},
+    load::{LoadStats, Loaded, RankShards, RankStats, TensorView},
 };
 
 /// Everything about a load.
@@ -121,8 +121,7 @@ pub struct Totals {
 
 impl Totals {
     /// The figures of a load whose process had this peak.
-    pub fn new(loaded: &Loaded<'_>, peak_memory_bytes: Option<u64>) -> Self {
-        let stats = &loaded.stats;
+    pub fn new(stats: &LoadStats, peak_memory_bytes: Option<u64>) -> Self {
         let rate = if stats.seconds > 0.0 { stats.bytes_read as f64 / stats.seconds / 1e9 } else { 0.0 };
         Self {
             bytes_needed: stats.bytes_needed,

@@ -21,7 +21,8 @@ pub struct Settings {
     pub zero3_fp16: bool,
     /// Load for inference: nothing is trained, and the checkpoint's dtype is kept.
     pub inference: bool,
-    /// Where shards are placed: `cpu`, `cuda`, or `cuda:N`; null for the command line's choice.
+    /// Where shards are placed: `cpu`, `cuda`, `cuda:N`, or `auto` for a GPU where there is one; null for the command line's choice.
+    #[serde(deserialize_with = "device")]
     pub device: Option<String>,
     /// How files are read.
     pub io: IoSettings,
@@ -44,6 +45,18 @@ pub struct IoSettings {
     pub mmap: Option<bool>,
     /// Drop what was read from the page cache.
     pub drop_cache: Option<bool>,
+}
+
+fn device<'de, D: Deserializer<'de>>(d: D) -> Result<Option<String>, D::Error> {
+    let text = Option::<String>::deserialize(d)?;
+    let known = |t: &str| {
+        let number = t.strip_prefix("cuda:").is_some_and(|k| k.bytes().all(|b| b.is_ascii_digit()) && k.parse::<u32>().is_ok());
+        number || ["cpu", "cuda", "auto"].contains(&t)
+    };
+    match text {
+        Some(t) if !known(&t) => Err(D::Error::custom(format!("unknown device '{t}', expected cpu, auto, cuda or cuda:N"))),
+        text => Ok(text),
+    }
 }
 
 /// A number of bytes.

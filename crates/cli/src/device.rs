@@ -1,0 +1,60 @@
+//! Where `load` puts the shards: what was asked for, what is said about it, and shards that may lie on a device.
+
+use shardwright_engine::{
+    device::{DeviceLoaded, DeviceRequest, DeviceShards, Devices, choose, probe},
+    load::{LoadStats, Loaded, RankShards, RankStats},
+};
+
+use crate::{
+    exit::{Exit, Failure},
+    input::Input,
+    output::print_note,
+};
+
+/// Opens the devices of these ranks; `None` for host memory. The flag wins over the config. A choice other than plain `cpu` is told.
+pub fn of(flag: Option<DeviceRequest>, input: &Input, ranks: &[u32]) -> Result<Option<Devices>, Failure> {
+    let set = || input.resolved.device.as_deref().map(str::parse).transpose();
+    let request = match flag {
+        Some(request) => request,
+        None => set().map_err(|e: String| Failure::new(Exit::Config, format_args!("shardwright.device: {e}")))?.unwrap_or_default(),
+    };
+    let local = input.world.rank.and(input.world.local_rank);
+    let choice = choose(request, probe, local, ranks)?;
+    if request != DeviceRequest::Cpu {
+        let place = if choice.ordinals.is_some() { "cuda" } else { "cpu" };
+        print_note(&format!("device: {place}: {}", choice.reason));
+    }
+    Ok(choice.ordinals.map(|ordinals| Devices::open(&ordinals)).transpose()?)
+}
+
+/// Shards, wherever they are.
+pub enum Placed<'p> {
+    Host(Loaded<'p>),
+    Device(DeviceLoaded<'p>),
+}
+
+impl<'p> Placed<'p> {
+    /// The whole load's figures.
+    pub fn stats(&self) -> &LoadStats {
+        match self {
+            Self::Host(loaded) => &loaded.stats,
+            Self::Device(loaded) => &loaded.stats,
+        }
+    }
+
+    /// Each rank's figures.
+    pub fn ranks(&self) -> Vec<&RankStats> {
+        match self {
+            Self::Host(loaded) => loaded.ranks.iter().map(RankShards::stats).collect(),
+            Self::Device(loaded) => loaded.ranks.iter().map(DeviceShards::stats).collect(),
+        }
+    }
+
+    /// In host memory, for what needs their bytes there: digests, reports, files. From a device they are copied.
+    pub fn on_host(self) -> Result<Loaded<'p>, Failure> {
+        match self {
+            Self::Host(loaded) => Ok(loaded),
+            Self::Device(loaded) => Ok(loaded.download()?),
+        }
+    }
+}
