@@ -23,12 +23,12 @@ pub(crate) fn run(job: &Value) -> Value {
     let text = |key: &str| job[key].as_str().expect("a text").to_owned();
     let world = u32::try_from(job["world"].as_u64().expect("a world size")).expect("a world size");
     let storage = DType::from_spelling(&text("storage")).expect("a dtype");
-    let opening = Instant::now();
+    let (opening, opening_cpu) = (Instant::now(), cpu_seconds());
     let checkpoint = Checkpoint::open(Path::new(&text("dir"))).expect("a checkpoint");
     let mesh = Mesh::replicate_shard(1, world).expect("a mesh");
     let policy = Storage(storage);
     let plan = plan_checked(&shardwright_fsdp2::Fsdp2::default(), &PlanInput::new(checkpoint.model(), &mesh, &policy)).expect("a plan");
-    let opening = opening.elapsed().as_secs_f64();
+    let (opening, opening_cpu) = (opening.elapsed().as_secs_f64(), cpu_seconds() - opening_cpu);
     let ranks: Vec<u32> = match job["rank"].as_u64() {
         Some(rank) => vec![u32::try_from(rank).expect("a rank")],
         None => (0..world).collect(),
@@ -39,6 +39,7 @@ pub(crate) fn run(job: &Value) -> Value {
         _ => bare_loop(&plan, &checkpoint, &ranks, storage),
     };
     answer["opening"] = opening.into();
+    answer["opening_cpu"] = opening_cpu.into();
     answer
 }
 
