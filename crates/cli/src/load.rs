@@ -25,11 +25,12 @@ use crate::{
 pub fn run(args: &LoadArgs) -> Result<Exit, Failure> {
     let input = input::read(&args.config, &args.overrides, args.world, &args.io)?;
     let plan = plan(&input)?;
+    let ranks = ranks(&input, &plan);
     if args.io.explain_io {
-        print_note(&input.io.choose()?.to_string());
+        let loader = Loader::new(&plan, &input.checkpoint).ranks(&ranks).io(input.io.clone());
+        print_note(&format!("{}{}", loader.explain()?, loader.preflight()?));
     }
     let cancel = cancel_on_signal()?;
-    let ranks = ranks(&input, &plan);
     let target = args.save.as_deref().map(|dir| Target::new(dir, args.overwrite, &plan, &input.checkpoint, &ranks)).transpose()?;
     let devices = device::of(args.device, &input, &ranks)?;
     let loaded = load(&input, &plan, &ranks, devices.as_ref(), &cancel)?;

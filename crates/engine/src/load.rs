@@ -4,6 +4,7 @@
 //! `preflight` decide how and whether. What the plan says is never second-guessed here.
 
 pub(crate) mod layout;
+mod machine;
 mod on_device;
 mod options;
 mod pipeline;
@@ -19,7 +20,7 @@ use shardwright_core::ShardPlan;
 pub use self::{
     options::{IoChoice, IoOptions},
     preflight::Preflight,
-    shards::{Loaded, RankShards, TensorView},
+    shards::{Element, Loaded, RankShards, TensorView},
     stats::{CancelToken, LoadStats, Progress, RankProgress, RankStats},
 };
 use crate::{
@@ -32,6 +33,31 @@ use crate::{
 /// Loads shards: `Loader::new(&plan, &checkpoint).ranks(&[0]).load()`.
 ///
 /// Every byte that the ranks need is read once, cast on its way and written once; nothing else is read, and no whole tensor exists.
+///
+/// ```no_run
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use shardwright_core::{DType, Mesh, PlanInput, Precision, PrecisionPolicy, TensorMeta, plan_checked, replicate::Replicate};
+/// use shardwright_engine::{Checkpoint, Loader};
+///
+/// #[derive(Debug)]
+/// struct Float32;
+/// impl PrecisionPolicy for Float32 {
+///     fn decide(&self, _: &TensorMeta, _: bool) -> Precision {
+///         Precision::uniform(DType::F32)
+///     }
+/// }
+///
+/// let checkpoint = Checkpoint::open("path/to/model".as_ref())?;
+/// let mesh = Mesh::replicate_shard(1, 2)?;
+/// let plan = plan_checked(&Replicate, &PlanInput::new(checkpoint.model(), &mesh, &Float32))?;
+/// let loaded = Loader::new(&plan, &checkpoint).ranks(&[1]).progress(&|p| eprintln!("{} of {} bytes", p.read, p.total)).load()?;
+/// for tensor in loaded.ranks[0].iter() {
+///     let values: Option<&[f32]> = tensor.elements();
+///     println!("{} {:?} {:?}", tensor.name, tensor.region, values.map(|v| &v[..4]));
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[must_use = "nothing is read before `load`"]
 pub struct Loader<'p, 'a> {
     plan: &'p ShardPlan,
@@ -89,7 +115,7 @@ impl<'p, 'a> Loader<'p, 'a> {
     /// # Errors
     /// [`ErrorKind::Config`] for options out of range.
     pub fn explain(&self) -> Result<IoChoice> {
-        self.io.choose()
+        self.io.choose_on(&machine::Machine::here(self.checkpoint.files().first().map(|f| f.path.as_path())))
     }
 
     /// The memory that this load would need, and what there is.
@@ -98,7 +124,7 @@ impl<'p, 'a> Loader<'p, 'a> {
     /// As [`Loader::load`], before anything is allocated.
     pub fn preflight(&self) -> Result<Preflight> {
         let (layouts, _) = self.prepare()?;
-        Ok(Preflight::of(&layouts, &self.io.choose()?))
+        Ok(Preflight::of(&layouts, &self.explain()?))
     }
 
     /// Loads.
@@ -109,7 +135,7 @@ impl<'p, 'a> Loader<'p, 'a> {
     /// names tensor, file and offset where there are any. Nothing of the shards remains.
     pub fn load(self) -> Result<Loaded<'p>> {
         let started = std::time::Instant::now();
-        let choice = self.io.choose()?;
+        let choice = self.explain()?;
         let (layouts, schedule) = self.prepare()?;
         let preflight = Preflight::of(&layouts, &choice);
         if !self.io.force {

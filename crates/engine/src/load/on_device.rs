@@ -27,7 +27,7 @@ impl<'p> Loader<'p, '_> {
             let error = EngineError::new(ErrorKind::Device, "each rank needs a device");
             return Err(error.expected(self.ranks.len()).found(devices.by_rank.len()));
         }
-        let mut choice = self.io.choose()?;
+        let mut choice = self.explain()?;
         let (layouts, schedule) = self.prepare()?;
         let ring = Ring::new(options.ring_bytes, choice.workers(), self.ranks.len(), schedule.total_bytes())?;
         (choice.block_size, choice.task_size) = (ring.block, choice.task_size.max(ring.block));

@@ -2,6 +2,7 @@
 
 use std::{fmt, time::Duration};
 
+use super::machine::Machine;
 use crate::{
     error::{EngineError, ErrorKind, Result},
     source::ReadMethod,
@@ -59,6 +60,8 @@ const BLOCK_SIZE: usize = 512 << 10;
 const TASK_SIZE: usize = 8 << 20;
 const QUEUE_DEPTH: usize = 4;
 const MAX_THREADS: usize = 16;
+/// From here on the kernel's own reading ahead keeps a disk busy; announcing costs more than it brings.
+const ENOUGH_READ_AHEAD: u64 = 4 << 20;
 const STALL_TIMEOUT: Duration = Duration::from_secs(120);
 
 impl IoOptions {
@@ -67,11 +70,12 @@ impl IoOptions {
     /// # Errors
     /// [`ErrorKind::Config`] for a value out of range, by name.
     pub fn choose(&self) -> Result<IoChoice> {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        self.choose_for(cores)
+        self.choose_on(&Machine::here(None))
     }
 
-    fn choose_for(&self, cores: usize) -> Result<IoChoice> {
+    /// As [`IoOptions::choose`], on a machine whose file system is known too.
+    pub(super) fn choose_on(&self, machine: &Machine) -> Result<IoChoice> {
+        let cores = machine.cores;
         let local = self.local_processes.unwrap_or(1).max(1) as usize;
         let given = "as set".to_owned();
         let mut reasons = Vec::new();
@@ -84,21 +88,32 @@ impl IoOptions {
             reasons.push((name, reason));
             Ok(value)
         };
-        let shared = (cores / local).clamp(1, MAX_THREADS);
-        let why = format!("{cores} cores that this process may use, {local} processes on this machine, at most {MAX_THREADS}");
+        let block_size = pick("block_size", self.block_size, (4096, 256 << 20), BLOCK_SIZE, "fits a core's L2 cache".into())?;
+        // Buffers take a small part of the memory at most, however many cores there are.
+        let by_memory = machine.memory.map_or(MAX_THREADS, |m| usize::try_from(m / 16).unwrap_or(usize::MAX) / block_size);
+        let shared = (cores / local).min(by_memory).clamp(1, MAX_THREADS);
+        let why =
+            format!("cores that this process may use: {cores}, shared with processes of this machine: {local}, at most {MAX_THREADS}");
         let threads = pick("threads", self.threads, (1, 1024), shared, why)?;
         let queue_depth = pick("queue_depth", self.queue_depth, (1, 1024), QUEUE_DEPTH, "keeps a disk busy".into())?;
-        let block_size = pick("block_size", self.block_size, (4096, 256 << 20), BLOCK_SIZE, "fits a core's L2 cache".into())?;
         let method = self.method.unwrap_or_default();
         let why = if self.method.is_some() { given } else { "safe on every file system, and as fast when cached".into() };
         reasons.push(("method", why));
+        let kernel = machine.read_ahead.filter(|&bytes| bytes >= ENOUGH_READ_AHEAD);
+        let readahead = self.readahead.unwrap_or(kernel.is_none());
+        let why = match (self.readahead, machine.read_ahead) {
+            (Some(_), _) => "as set".into(),
+            (None, Some(bytes)) => format!("the kernel itself reads {} KiB ahead on this file system", bytes >> 10),
+            (None, None) => "how far the kernel reads ahead on this file system is unknown".into(),
+        };
+        reasons.push(("readahead", why));
         Ok(IoChoice {
             threads,
             queue_depth,
             block_size,
             task_size: TASK_SIZE.max(block_size),
             method,
-            readahead: self.readahead.unwrap_or(true),
+            readahead,
             drop_cache: self.drop_cache,
             stall_timeout: self.stall_timeout.unwrap_or(STALL_TIMEOUT),
             reasons,
@@ -128,6 +143,7 @@ impl fmt::Display for IoChoice {
                 "threads" => self.threads.to_string(),
                 "queue_depth" => self.queue_depth.to_string(),
                 "block_size" => self.block_size.to_string(),
+                "readahead" => self.readahead.to_string(),
                 _ => format!("{:?}", self.method).to_lowercase(),
             };
             writeln!(f, "{name} = {value}: {why}")?;
@@ -140,13 +156,32 @@ impl fmt::Display for IoChoice {
 mod tests {
     use super::*;
 
+    fn machine(cores: usize, memory: Option<u64>, read_ahead: Option<u64>) -> Machine {
+        Machine { cores, memory, read_ahead }
+    }
+
     #[test]
     fn cores_are_shared_among_local_processes() {
         let threads = |cores, local| {
             let options = IoOptions { local_processes: Some(local), ..IoOptions::default() };
-            options.choose_for(cores).unwrap().threads
+            options.choose_on(&machine(cores, None, None)).unwrap().threads
         };
         assert_eq!((threads(8, 1), threads(8, 4), threads(8, 64), threads(192, 1)), (8, 2, 1, MAX_THREADS));
+    }
+
+    #[test]
+    fn little_memory_means_few_buffers() {
+        let threads = |memory| IoOptions::default().choose_on(&machine(16, Some(memory), None)).unwrap().threads;
+        assert_eq!((threads(1 << 30), threads(32 << 20), threads(1 << 20)), (16, 4, 1));
+    }
+
+    #[test]
+    fn reads_are_announced_where_the_kernel_does_not_read_far_ahead() {
+        let choice = |kernel| IoOptions::default().choose_on(&machine(2, None, kernel)).unwrap();
+        assert!(choice(Some(128 << 10)).readahead && choice(None).readahead && !choice(Some(8 << 20)).readahead);
+        assert!(choice(Some(8 << 20)).to_string().contains("readahead = false: the kernel itself reads 8192 KiB ahead"));
+        let set = IoOptions { readahead: Some(true), ..IoOptions::default() };
+        assert!(set.choose_on(&machine(2, None, Some(8 << 20))).unwrap().readahead);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The memory that a load will take, foretold, against the memory that there is.
 
+use std::fmt;
+
 use super::{layout::RankLayout, options::IoChoice};
 use crate::{
     error::{EngineError, ErrorKind, Result},
@@ -47,6 +49,17 @@ impl Preflight {
     }
 }
 
+/// One line.
+impl fmt::Display for Preflight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "memory = {}: {} for shards, {} for buffers", mib(self.peak()), mib(self.arena_bytes), mib(self.staging_bytes))?;
+        match &self.available {
+            Some(available) => write!(f, "; {} can be had by {}", mib(available.bytes), available.bound),
+            None => f.write_str("; the system does not say how much can be had"),
+        }
+    }
+}
+
 fn mib(bytes: u64) -> String {
     format!("{} MiB", bytes.div_ceil(1 << 20))
 }
@@ -65,6 +78,7 @@ mod tests {
             ["7 MiB for shards", "1 MiB for buffers", "5 MiB by MemAvailable"].iter().all(|n| error.to_string().contains(n)),
             "{error}"
         );
+        assert_eq!(preflight.to_string(), "memory = 8 MiB: 7 MiB for shards, 1 MiB for buffers; 5 MiB can be had by MemAvailable");
         assert!(Preflight { arena_bytes: 1 << 20, ..preflight.clone() }.check().is_ok());
         assert!(Preflight { available: None, ..preflight }.check().is_ok());
     }

@@ -50,6 +50,29 @@ pub struct TensorView<'a> {
     pub padded: &'a [u8],
 }
 
+/// A Rust type whose values are a dtype's elements.
+pub trait Element: bytemuck::AnyBitPattern {
+    /// That dtype.
+    const DTYPE: DType;
+}
+
+macro_rules! elements {
+    ($($type:ty => $dtype:ident,)*) => { $(impl Element for $type { const DTYPE: DType = DType::$dtype; })* };
+}
+
+elements! {
+    f64 => F64, f32 => F32, half::f16 => F16, half::bf16 => BF16,
+    i64 => I64, i32 => I32, i16 => I16, i8 => I8, u64 => U64, u32 => U32, u16 => U16, u8 => U8,
+}
+
+impl<'a> TensorView<'a> {
+    /// The valid elements as what they are, copying nothing; `None` where the dtype is another.
+    pub fn elements<T: Element>(&self) -> Option<&'a [T]> {
+        // Tensors start at multiples of 64 bytes, so the cast cannot fail.
+        if T::DTYPE == self.dtype { bytemuck::try_cast_slice(self.bytes).ok() } else { None }
+    }
+}
+
 impl<'p> Loaded<'p> {
     pub(crate) fn new(plan: &'p ShardPlan, layouts: Vec<RankLayout>, done: Done) -> Self {
         let Done { arenas, ranks, stats } = done;

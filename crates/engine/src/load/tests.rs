@@ -358,3 +358,15 @@ fn progress_ends_with_everything() {
     assert_eq!((read, total), (loaded.stats.bytes_read, loaded.stats.bytes_needed));
     assert!(ranks.iter().all(|r| r.done == r.total && r.total > 0) && ranks.len() == 2);
 }
+
+#[test]
+fn elements_are_seen_as_what_they_are() {
+    let (plan, dir, data) = simple();
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let loaded = Loader::new(&plan, &checkpoint).ranks(&[1]).load().unwrap();
+    let view = loaded.ranks[0].by_name("small").unwrap();
+    let values = view.elements::<f32>().unwrap();
+    let last = half::bf16::from_le_bytes(data[1][28..30].try_into().unwrap()).to_f32();
+    assert_eq!((values.len(), values[4].to_bits()), (5, last.to_bits()));
+    assert!(view.elements::<half::bf16>().is_none());
+}
