@@ -195,6 +195,44 @@ fn a_forged_manifest_is_refused() {
     }
 }
 
+/// Every value of a manifest in turn becomes every kind of nonsense, under a right seal: refused or told, never a panic.
+#[test]
+fn no_forged_value_is_more_than_a_refusal() {
+    let nonsense = ["null", "-1", "0", "18446744073709551615", "\"../x\"", "[[0]]"];
+    let nonsense = nonsense.map(|text| serde_json::from_str::<serde_json::Value>(text).unwrap());
+    for cut in [Cut::Columns, Cut::Flat] {
+        let case = saved(cut, 2);
+        let path = case.dir.join(MANIFEST);
+        let whole = fs::read(&path).unwrap();
+        let mut value: serde_json::Value = serde_json::from_slice(&whole).unwrap();
+        value["plan"]["tensors"].as_array_mut().unwrap().truncate(2);
+        let mut pointers = Vec::new();
+        collect_pointers(&value, String::new(), &mut pointers);
+        assert!(pointers.len() > 60);
+        let mut refused = 0;
+        for pointer in &pointers {
+            for bad in &nonsense {
+                fs::write(&path, &whole).unwrap();
+                case.forge(|value| *value.pointer_mut(pointer).unwrap() = bad.clone());
+                let found = Verifier::open(&case.dir).and_then(|v| v.against(&case.checkpoint).run());
+                refused += usize::from(found.is_err());
+            }
+        }
+        assert!(refused > pointers.len() * nonsense.len() / 2, "{refused}");
+    }
+}
+
+fn collect_pointers(value: &serde_json::Value, at: String, into: &mut Vec<String>) {
+    match value {
+        serde_json::Value::Object(map) => map.iter().for_each(|(key, v)| collect_pointers(v, format!("{at}/{key}"), into)),
+        serde_json::Value::Array(list) => (0..).zip(list).for_each(|(i, v): (usize, _)| collect_pointers(v, format!("{at}/{i}"), into)),
+        _ => {}
+    }
+    if at != "/sha256" && !at.is_empty() {
+        into.push(at);
+    }
+}
+
 #[test]
 fn a_forged_shard_does_not_pass_for_the_plans() {
     let case = saved(Cut::Rows, 2);
