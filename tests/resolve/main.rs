@@ -5,6 +5,7 @@ mod invalid;
 mod matrix;
 mod oracle;
 mod properties;
+mod readers;
 
 use std::collections::BTreeMap;
 

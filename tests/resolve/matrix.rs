@@ -108,3 +108,39 @@ fn a_whole_document_under_deepspeed() {
     insta::assert_json_snapshot!(document);
     insta::assert_yaml_snapshot!("deepspeed_yaml", values(document));
 }
+
+/// Every value says where it is from, and every reason is a value of the same document.
+#[test]
+fn provenance_is_complete_and_closed() {
+    let deepspeed = r#"{"zero_optimization": {"stage": 3, "reduce_bucket_size": "auto"}, "gradient_clipping": "auto"}"#;
+    let mut cases: Vec<Case> =
+        STRATEGIES.iter().flat_map(|(_, dist)| PEFT.iter().map(move |(_, peft)| Case::new(format!("{dist}{peft}")).world(4))).collect();
+    cases.push(Case::new(crate::DEEPSPEED).deepspeed(deepspeed));
+    cases.push(Case::new("distributed_type: FSDP\nfsdp_config: {fsdp_version: 2}\nmixed_precision: bf16\n"));
+    cases.push(Case::new("shardwright: {inference: true, precision: {name: mixed, compute: bf16}}\ndist_config: {name: fsdp2}\n"));
+    for case in cases {
+        let document = case.document();
+        let provenance = document["provenance"].as_object().unwrap();
+        for (pointer, reason) in provenance {
+            assert!(document.pointer(pointer).is_some(), "{}: {pointer} is no value", case.yaml);
+            let source = reason["source"].as_str().unwrap();
+            assert!(["file", "override", "env", "default", "rule"].contains(&source), "{pointer}: {source}");
+            for from in reason["from"].as_array().into_iter().flatten() {
+                assert!(
+                    provenance.contains_key(from.as_str().unwrap()),
+                    "{}: {pointer} follows from {from}, which is not there",
+                    case.yaml
+                );
+            }
+        }
+        for (section, keys) in [
+            ("precision", &["storage", "compute", "reduce", "output", "rule"][..]),
+            ("mesh", &["world_size", "mp_replicate", "mp_shard", "dp", "cp"]),
+            ("batch", &["micro", "accumulation", "global"]),
+        ] {
+            for key in keys {
+                assert!(document[section].get(key).is_some(), "{}: no /{section}/{key}", case.yaml);
+            }
+        }
+    }
+}

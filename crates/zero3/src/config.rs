@@ -154,6 +154,8 @@ fn kind_schema(kind: Kind) -> Map<String, Json> {
     let value = match kind {
         Kind::Bool => serde_json::json!({ "type": ["boolean", "string", "null"] }),
         Kind::Int(i64::MIN) => serde_json::json!({ "type": ["integer", "string"] }),
+        Kind::StrictInt => serde_json::json!({ "type": ["integer", "string"] }),
+        Kind::StrictFloat => serde_json::json!({ "type": ["number", "string"], "minimum": 0 }),
         Kind::Int(least) => serde_json::json!({ "type": ["integer", "string"], "minimum": least }),
         Kind::Float(least, f64::MAX) => serde_json::json!({ "type": ["number", "string"], "minimum": least }),
         Kind::Float(least, most) => serde_json::json!({ "type": ["number", "string"], "minimum": least, "maximum": most }),

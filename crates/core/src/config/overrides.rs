@@ -50,8 +50,7 @@ fn one(source: &Source, line: &str, start: usize) -> Result<Override, Diagnostic
     let mut warnings = Vec::new();
     let shift = |at: &Location| source.at(from + at.span.start..from + at.span.end);
     let mut value = if inner.text.trim().is_empty() {
-        let value = if inner.text.is_empty() { Value::Text { text: String::new(), number: None } } else { Value::Null };
-        Node::new(value, source.at(from..from))
+        Node::new(Value::Null, source.at(from..from))
     } else {
         yaml::parse_value(&inner, &mut warnings).map_err(|mut d| {
             d.at = d.at.as_ref().map(shift);
@@ -87,7 +86,7 @@ pub(super) fn relocate(node: &mut Node, shift: &dyn Fn(&Location) -> Location) {
 /// Makes numbers of the texts that OmegaConf reads as such.
 fn settle(node: &mut Node) {
     match &mut node.value {
-        Value::Text { number: Some(number), .. } => node.value = Value::Float(*number),
+        Value::Text { number: Some(number), text } if text.contains(['e', 'E']) => node.value = Value::Float(*number),
         Value::Seq(items) => items.iter_mut().for_each(settle),
         Value::Map(entries) => entries.iter_mut().for_each(|e| settle(&mut e.value)),
         _ => {}

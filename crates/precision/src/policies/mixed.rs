@@ -79,7 +79,7 @@ impl PolicyConfig for MixedConfig {
         }
         if self.storage.is_some() || self.compute.is_some() || self.reduce.is_some() {
             case.why.push_str("; where shardwright.precision names a dtype, that");
-            from.push("/shardwright/precision");
+            from.push("/shardwright/precision/name");
         }
         Ok(Ruled::built(case, from))
     }

@@ -79,7 +79,7 @@ impl PolicyConfig for PinsConfig {
         if !list.is_empty() {
             summary.why = format!("{}; pinned: {}", summary.why, list.join(", "));
             summary.rule = format!("pins over {}", summary.rule);
-            summary.from.push("/shardwright/precision".into());
+            summary.from.push("/shardwright/precision/name".into());
         }
         Ok(BuiltPolicy::new(Pinned { pinned, base: base.policy }, summary))
     }

@@ -30,7 +30,7 @@ impl PolicyConfig for UniformConfig {
 
     fn build(self, _: &mut PolicyContext<'_>) -> Result<BuiltPolicy, Diagnostic> {
         let case = rules::uniform("uniform", "shardwright.precision names one dtype", self.dtype);
-        Ok(Ruled::built(case, ["/shardwright/precision/dtype"]))
+        Ok(Ruled::built(case, ["/shardwright/precision/name"]))
     }
 }
 

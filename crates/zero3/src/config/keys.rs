@@ -10,6 +10,10 @@ pub enum Kind {
     Int(i64),
     /// A number in this range.
     Float(f64, f64),
+    /// An integer, but no boolean and no string with a fraction, as the loss scaler's own checks have it.
+    StrictInt,
+    /// A number of at least 0, but no boolean.
+    StrictFloat,
     /// One of these strings.
     Choice(&'static [&'static str]),
     /// A string.
@@ -90,7 +94,7 @@ impl Key {
     }
 }
 
-use Kind::{Any, Bool, Choice, Float, Int, List, Table, Text};
+use Kind::{Any, Bool, Choice, Float, Int, List, StrictFloat, StrictInt, Table, Text};
 
 const DEVICES: Kind = Choice(&["none", "cpu", "nvme"]);
 
@@ -198,12 +202,12 @@ pub const BF16: &[Key] = &[
 pub const FP16: &[Key] = &[
     key("enabled", Bool, "false", "train in float16"),
     key("auto_cast", Bool, "false", "cast inputs"),
-    key("loss_scale", Float(0.0, f64::MAX), "0.0", "the loss scale; 0 for a dynamic one"),
+    key("loss_scale", StrictFloat, "0.0", "the loss scale; 0 for a dynamic one"),
     key("initial_scale_power", Int(i64::MIN), "16", "the dynamic scale starts at 2 to this"),
-    key("loss_scale_window", Int(i64::MIN), "1000", "steps without overflow before the scale rises"),
+    key("loss_scale_window", StrictInt, "1000", "steps without overflow before the scale rises"),
     key("hysteresis", Int(i64::MIN), "2", "overflows before the scale falls"),
     key("consecutive_hysteresis", Bool, "false", "refill the hysteresis after a good step"),
-    key("min_loss_scale", Int(i64::MIN), "1", "the scale never falls below this"),
+    key("min_loss_scale", StrictInt, "1", "the scale never falls below this"),
     key("fp16_master_weights_and_grads", Bool, "false", "master weights in float16"),
 ];
 

@@ -156,6 +156,15 @@ pub(crate) fn read(key: &Key, node: &Node) -> Result<Json, String> {
             f64::MAX => format!("a number of at least {least}"),
             _ => format!("a number from {least} to {most}"),
         }),
+        Kind::StrictInt => {
+            let fraction = node.as_str().is_some_and(|t| t.contains('.'));
+            let value = integer(node).filter(|_| node.as_bool().is_none() && !fraction);
+            value.map(Json::from).ok_or_else(|| "an integer".into())
+        }
+        Kind::StrictFloat => {
+            let value = float(node).filter(|f| *f >= 0.0 && node.as_bool().is_none());
+            value.map(Json::from).ok_or_else(|| "a number of at least 0".into())
+        }
         Kind::Text => node.as_str().map(Json::from).ok_or_else(|| "a string".into()),
         Kind::Choice(choices) => match node.as_str() {
             Some(text) if choices.contains(&text) => Ok(text.into()),
@@ -197,9 +206,8 @@ pub(crate) fn integer(node: &Node) -> Option<i64> {
         Value::Text { number: Some(f), .. } => whole(*f),
         Value::Text { text, .. } => {
             let text = text.trim();
-            let digits = text
-                .strip_suffix('.')
-                .unwrap_or_else(|| text.split_once('.').map_or(text, |(w, f)| if f.bytes().all(|b| b == b'0') { w } else { text }));
+            let zeros = |f: &str| !f.is_empty() && f.bytes().all(|b| b == b'0');
+            let digits = text.split_once('.').filter(|(_, f)| zeros(f)).map_or(text, |(whole, _)| whole);
             digits.replace('_', "").parse().ok()
         }
         _ => None,
@@ -220,7 +228,7 @@ pub(crate) fn float(node: &Node) -> Option<f64> {
         Value::Int(i) => Some(*i as f64),
         Value::Float(f) => Some(*f),
         Value::Text { number: Some(f), .. } => Some(*f),
-        Value::Text { text, .. } => text.trim().parse().ok(),
+        Value::Text { text, .. } => text.trim().replace('_', "").parse().ok(),
         _ => None,
     }
     .filter(|f| f.is_finite())
