@@ -318,38 +318,78 @@ fn state(shards: &Path, sources: [&Checkpoint; 2]) -> Option<usize> {
     Some(which.expect("verification passed a mix of two sources"))
 }
 
+/// A pseudo-random sequence, the same in every run.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % n.max(1)
+    }
+}
+
+/// Two models of the same shapes and other values, their checkpoints and their configs.
+fn old_and_new(dir: &Path) -> ([Checkpoint; 2], [PathBuf; 2]) {
+    let models = [("old", 0), ("new", 9)].map(|(name, seed)| big_model(dir, name, 512, seed));
+    let config = |model: &PathBuf| {
+        fs::create_dir(model.join("config")).unwrap();
+        fsdp2_config(&model.join("config"), model, 1, None)
+    };
+    (models.each_ref().map(|m| Checkpoint::open(m).unwrap()), models.each_ref().map(config))
+}
+
+/// Four processes save a rank each over another source's shards, and all are killed at once.
+#[test]
+fn killed_processes_of_one_save_never_leave_a_mix_that_passes() {
+    let dir = TempDir::new().unwrap();
+    let shards = dir.path().join("shards");
+    let (sources, configs) = old_and_new(dir.path());
+    let sources = [&sources[0], &sources[1]];
+    let start = |config: &Path| {
+        ["0", "1", "2", "3"].map(|rank| {
+            let args = load_args(config, 4, &shards, &["--overwrite", "--rank", rank]);
+            shardwright().args(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the built program starts")
+        })
+    };
+    let started = Instant::now();
+    start(&configs[0]).into_iter().for_each(|mut child| assert!(child.wait().unwrap().success()));
+    let life = u64::try_from(started.elapsed().as_micros()).unwrap();
+    assert_eq!(state(&shards, sources), Some(0));
+    let mut random = Random(7);
+    for round in 0..20 {
+        let mut children = start(&configs[(round + 1) % 2]);
+        std::thread::sleep(Duration::from_micros(random.below(life)));
+        children.iter_mut().for_each(|child| child.kill().unwrap());
+        for child in &mut children {
+            child.wait().unwrap();
+        }
+        state(&shards, sources);
+    }
+    start(&configs[1]).into_iter().for_each(|mut child| assert!(child.wait().unwrap().success()));
+    assert_eq!(state(&shards, sources), Some(1));
+}
+
 /// Overwriting one source's shards by another's, killed a hundred times: half of the moments anywhere in the program's life, half in
 /// the commit, which begins when the manifest goes. What is left either passes, and is then one of the two whole, or is refused.
 #[test]
 fn a_killed_save_never_leaves_a_mix_that_passes() {
     let dir = TempDir::new().unwrap();
     let shards = dir.path().join("shards");
-    let models = [("old", 0), ("new", 9)].map(|(name, seed)| big_model(dir.path(), name, 512, seed));
-    let sources = models.each_ref().map(|m| Checkpoint::open(m).unwrap());
-    let configs = models.each_ref().map(|model| {
-        let at = model.parent().unwrap().join(model.file_name().unwrap()).join("config");
-        fs::create_dir_all(&at).unwrap();
-        fsdp2_config(&at, model, 1, None)
-    });
+    let (sources, configs) = old_and_new(dir.path());
     let started = Instant::now();
     good(&save(&configs[0], 4, &shards, &[]));
-    let life = started.elapsed();
-
-    let mut random = 0x9e37_79b9_7f4a_7c15u64;
-    let mut next = move |below: u64| {
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (random >> 33) % below.max(1)
-    };
+    let life = u64::try_from(started.elapsed().as_micros()).unwrap();
+    let mut random = Random(1);
     let (mut passed, mut refused) = (0, 0);
     for round in 0..100 {
         let new = state(&shards, [&sources[0], &sources[1]]).map_or(round % 2, |which| 1 - which);
         let mut child = spawn(&configs[new], &shards);
         if round % 2 == 0 {
-            std::thread::sleep(Duration::from_micros(next(u64::try_from(life.as_micros()).unwrap())));
+            std::thread::sleep(Duration::from_micros(random.below(life)));
         } else {
             let before = shards.join(MANIFEST).exists();
             while before && shards.join(MANIFEST).exists() && child.try_wait().unwrap().is_none() {}
-            let (wait, since) = (Duration::from_micros(next(3000)), Instant::now());
+            let (wait, since) = (Duration::from_micros(random.below(3000)), Instant::now());
             while since.elapsed() < wait {}
         }
         signal(&mut child, libc::SIGKILL);
