@@ -9,7 +9,11 @@ mod tiny_moe;
 
 /// Runs the program; answers with exit code, output and errors.
 fn run(dir: &Path, args: &[&str]) -> (Option<i32>, String, String) {
-    let done = Command::new(env!("CARGO_BIN_EXE_expert-parallel")).current_dir(dir).args(args).env("NO_COLOR", "1").output().unwrap();
+    run_program(env!("CARGO_BIN_EXE_expert-parallel"), dir, args)
+}
+
+fn run_program(program: &str, dir: &Path, args: &[&str]) -> (Option<i32>, String, String) {
+    let done = Command::new(program).current_dir(dir).args(args).env("NO_COLOR", "1").output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     (done.status.code(), text(done.stdout), text(done.stderr))
 }
@@ -35,6 +39,19 @@ fn it_is_listed_beside_the_built_ins() {
     for name in ["example/expert-parallel", "fsdp2", "zero3", "pins"] {
         assert!(out.contains(name), "{out}");
     }
+}
+
+#[test]
+fn a_program_that_does_not_name_the_crate_does_not_have_the_strategy_and_says_how_to_link_it() {
+    let forgetful = env!("CARGO_BIN_EXE_forgetful");
+    let (code, out, err) = run_program(forgetful, Path::new("."), &["strategies"]);
+    assert_eq!(code, Some(0), "{err}");
+    assert!(out.contains("fsdp2") && !out.contains("example/expert-parallel"), "{out}");
+    let dir = checkpoint(include_str!("../train.yaml"));
+    let (code, _, err) = run_program(forgetful, dir.path(), &["load", "train.yaml", "--world-size", "4"]);
+    assert_eq!(code, Some(3));
+    assert!(err.contains("unknown strategy 'example/expert-parallel', linked are: deepspeed, fsdp2, replicate, zero3"), "{err}");
+    assert!(err.contains("naming its crate in your binary: `use acme_strategy as _;`"), "{err}");
 }
 
 #[test]
