@@ -8,18 +8,18 @@ use shardwright_engine::device::DeviceRequest;
 
 /// Load a checkpoint so that every rank reads exactly its own shard, as FSDP2 or ZeRO-3 would place it.
 #[derive(Debug, Parser)]
-#[command(name = "shardwright", version, about, after_help = AFTER_HELP, max_term_width = 100)]
+#[command(name = "shardwright", version, after_help = AFTER_HELP, max_term_width = 100)]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
 }
 
 const AFTER_HELP: &str = "\
-The config is a LLaMA-Factory v1 YAML, unchanged; `dist_config.name` picks the strategy. This project's own settings stand in an optional
-section `shardwright:` of the same file.
+The config is a LLaMA-Factory v1 YAML, unchanged; `dist_config.name` picks the strategy. This
+project's own settings stand in an optional section `shardwright:` of the same file.
 
-Exit codes: 0 done · 2 usage · 3 config · 4 checkpoint · 5 plan or world · 6 input/output · 7 not enough memory · 8 shards differ ·
-9 lock differs · 10 device · 130 interrupted";
+Exit codes: 0 done, 2 usage, 3 config, 4 checkpoint, 5 plan or world, 6 input/output,
+7 not enough memory, 8 shards differ, 9 lock differs, 10 device, 130 interrupted";
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -54,7 +54,7 @@ Examples:
   shardwright load train.yaml --world-size 8 --rank 3        rank 3 alone
   torchrun --no-python --nproc-per-node 8 shardwright load train.yaml
   shardwright load train.yaml bf16=false dist_config.name=fsdp2 --digest --report report.json
-  shardwright load train.yaml --world-size 8 --save shards/  keep the shards, then: shardwright verify shards/")]
+  shardwright load train.yaml --world-size 8 --save shards/  keep them; see `shardwright verify`")]
 pub struct LoadArgs {
     /// The YAML that decides everything.
     pub config: PathBuf,
