@@ -37,7 +37,7 @@ pub fn real_model(test: &str) -> Option<PathBuf> {
 pub fn shardwright() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_shardwright"));
     for (key, _) in std::env::vars() {
-        let launcher = ["RANK", "WORLD_SIZE", "LOCAL_", "SLURM_", "OMPI_", "HF_", "ALLOW_EXTRA_KEYS", "NO_COLOR"];
+        let launcher = ["RANK", "WORLD_SIZE", "LOCAL_", "SLURM_", "OMPI_", "HF_", "ALLOW_EXTRA_KEYS", "NO_COLOR", "COLUMNS", "LINES"];
         if launcher.iter().any(|prefix| key.starts_with(prefix)) {
             command.env_remove(key);
         }
