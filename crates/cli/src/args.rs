@@ -182,12 +182,12 @@ pub struct ResolveArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  shardwright verify shards/                                   digests of every file
-  shardwright verify shards/ --against models/Qwen3-0.6B       and every element of every tensor
-  shardwright verify shards/ --against Qwen/Qwen3-0.6B         the same, the model found in the Hugging Face cache
+  shardwright verify shards/                                every file
+  shardwright verify shards/ --against models/Qwen3-0.6B    and every element of every tensor
+  shardwright verify shards/ --against Qwen/Qwen3-0.6B      the model in the Hugging Face cache
 
-Exit codes: 0 all is right · 4 no complete save, or its manifest is damaged · 6 a file cannot be read · 8 something differs; what,
-is on standard error")]
+Exit codes: 0 all is right · 4 no complete save, or its manifest is damaged
+6 a file cannot be read · 8 something differs, told on standard error")]
 pub struct VerifyArgs {
     /// The directory that was given to `load --save`.
     pub dir: PathBuf,

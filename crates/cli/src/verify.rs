@@ -36,7 +36,7 @@ pub fn run(args: &VerifyArgs) -> Result<Exit, Failure> {
 
 /// A directory, a file, or a hub id, as a config's `model`.
 pub fn find(model: &str) -> Result<Checkpoint, Failure> {
-    Ok(Checkpoint::find(model, &["."], &HubEnv::from_process())?)
+    Ok(Checkpoint::find(model, &[] as &[&str], &HubEnv::from_process())?)
 }
 
 fn tell(args: &VerifyArgs, verifier: &Verifier<'_>, found: Verified) -> Result<Exit, Failure> {
