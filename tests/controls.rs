@@ -1,0 +1,90 @@
+//! What a user may set about reading, and what stops a load: flags, too little memory, a signal.
+
+use std::{
+    fs,
+    path::Path,
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use shardwright_engine::generate::{Content, Qwen3, write_checkpoint};
+use support::{checkpoint, fsdp2_config, json, run, shardwright, stderr};
+
+mod support;
+
+/// The digests of every shard, by rank and tensor.
+fn digests(config: &Path, flags: &[&str]) -> String {
+    let args = ["load", config.to_str().unwrap(), "--world-size", "3", "--digest", "--format", "json"];
+    let report = json(&run(args.iter().chain(flags)));
+    let shards = report["ranks"].as_array().unwrap().iter().flat_map(|r| r["tensors"].as_array().unwrap());
+    shards.map(|t| format!("{} {}\n", t["name"], t["sha256"])).collect()
+}
+
+#[test]
+fn every_way_to_read_gives_the_same_shards() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = fsdp2_config(dir.path(), &checkpoint("tiny-qwen3-bf16"), 1, None);
+    let plain = digests(&config, &[]);
+    assert!(plain.lines().count() > 30 && !plain.contains("null"), "{plain}");
+    for flags in [
+        &["--direct"][..],
+        &["--mmap"],
+        &["--threads", "1", "--block-size", "4096"],
+        &["--threads", "7", "--queue-depth", "1", "--drop-cache"],
+        &["--direct", "--threads", "3", "--block-size", "8KiB"],
+    ] {
+        assert!(digests(&config, flags) == plain, "{flags:?} gives other shards");
+    }
+}
+
+#[test]
+fn the_choice_is_explained_setting_by_setting() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = fsdp2_config(dir.path(), &checkpoint("tiny-qwen3-bf16"), 1, None);
+    let output = run(["load", config.to_str().unwrap(), "--explain-io", "--threads", "3"]);
+    let text = stderr(&output);
+    assert!(output.status.success(), "{text}");
+    for line in ["threads = 3: as set", "queue_depth = ", "block_size = ", "method = pread: ", "readahead = ", "memory = "] {
+        assert!(text.contains(line), "'{line}' is not in: {text}");
+    }
+}
+
+/// A terabyte of holes: refused before a byte is allocated, with what it takes and what there is.
+#[test]
+fn shards_that_do_not_fit_are_refused_with_the_numbers() {
+    let dir = tempfile::tempdir().unwrap();
+    let tensors = [shardwright_core::TensorMeta::new("w", shardwright_core::DType::BF16, [1u64 << 20, 1 << 19])];
+    write_checkpoint(dir.path(), &tensors, u64::MAX, Content::Sparse).unwrap();
+    let config = fsdp2_config(dir.path(), dir.path(), 1, Some("bfloat16"));
+    let output = run(["load", config.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(7), "{}", stderr(&output));
+    for needle in ["1048576 MiB for shards", "MiB by ", "force"] {
+        assert!(stderr(&output).contains(needle), "'{needle}' is not in: {}", stderr(&output));
+    }
+}
+
+/// The signal is sent once the load is well under way, by the operating system's count of what it read.
+#[test]
+fn a_signal_stops_a_load_with_its_own_exit_code() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = dir.path().join("model");
+    Qwen3::B1_7.write_sparse(&model).unwrap();
+    let config = fsdp2_config(dir.path(), &model, 1, Some("checkpoint"));
+    let mut command = shardwright();
+    command.args(["load", config.to_str().unwrap(), "--world-size", "8", "--rank", "1", "--threads", "1", "--block-size", "4096"]);
+    command.args(["--direct", "--queue-depth", "1"]); // nothing faster than a page at a time
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let read = || {
+        let io = fs::read_to_string(format!("/proc/{}/io", child.id())).unwrap_or_default();
+        io.lines().find_map(|l| l.strip_prefix("rchar: ")?.parse::<u64>().ok()).unwrap_or(0)
+    };
+    let started = Instant::now();
+    while read() < 4 << 20 && started.elapsed() < Duration::from_secs(60) {
+        std::thread::yield_now();
+    }
+    // SAFETY: a signal to our own child, which was not waited for yet.
+    unsafe { libc::kill(i32::try_from(child.id()).unwrap(), libc::SIGINT) };
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
+    assert!(stderr(&output).contains("cancelled"), "{}", stderr(&output));
+}
