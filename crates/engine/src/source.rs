@@ -32,7 +32,7 @@ pub enum ReadMethod {
 }
 
 /// Offsets, lengths and buffers of direct reads are multiples of this.
-pub(crate) const DIRECT_ALIGNMENT: u64 = 4096;
+pub(crate) const DIRECT_ALIGNMENT: usize = 4096;
 
 /// An open file.
 #[enum_dispatch]
@@ -184,7 +184,7 @@ impl ReadAt for Direct {
     }
 
     fn alignment(&self) -> u64 {
-        DIRECT_ALIGNMENT
+        DIRECT_ALIGNMENT as u64
     }
 }
 

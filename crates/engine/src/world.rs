@@ -180,6 +180,9 @@ mod tests {
 
     const NONE: WorldFlags = WorldFlags { rank: None, world_size: None };
 
+    /// Flags, variables, and what the message must contain.
+    type Case<'a> = (WorldFlags, &'a [(&'a str, &'a str)], [&'a str; 2]);
+
     fn detect(flags: WorldFlags, vars: &[(&str, &str)]) -> Result<(Option<u32>, Option<u32>), String> {
         let env = |name: &str| vars.iter().find(|v| v.0 == name).map(|v| v.1.to_owned());
         World::detect(flags, env).map(|w| (w.rank, w.size)).map_err(|e| {
@@ -200,7 +203,7 @@ mod tests {
 
     #[test]
     fn contradictions_name_both_sides() {
-        let cases: [(WorldFlags, &[(&str, &str)], [&str; 2]); 7] = [
+        let cases: [Case<'_>; 7] = [
             (NONE, &[("RANK", "1"), ("WORLD_SIZE", "4"), ("SLURM_PROCID", "2"), ("SLURM_NTASKS", "4")], ["RANK=1", "SLURM_PROCID=2"]),
             (WorldFlags { rank: Some(0), world_size: None }, &[("RANK", "1"), ("WORLD_SIZE", "4")], ["--rank 0", "RANK=1"]),
             (WorldFlags { rank: None, world_size: Some(2) }, &[("RANK", "1"), ("WORLD_SIZE", "4")], ["--world-size 2", "WORLD_SIZE=4"]),

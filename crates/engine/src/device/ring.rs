@@ -109,9 +109,7 @@ impl Ring {
 
     /// Bytes of a slot's data: direct reads start and end at multiples of their alignment.
     pub(crate) fn data(&self) -> usize {
-        #[expect(clippy::cast_possible_truncation, reason = "4096")]
-        let alignment = DIRECT_ALIGNMENT as usize;
-        (self.block + 2 * alignment).next_multiple_of(16)
+        (self.block + 2 * DIRECT_ALIGNMENT).next_multiple_of(16)
     }
 
     /// Bytes of the whole ring.

@@ -36,7 +36,7 @@ impl Slot {
         (self.0 >> 56) as usize
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "below the arena's size, which is a usize")]
+    /// Below the arena's size, which is a `usize`.
     pub(crate) fn offset(self) -> usize {
         (self.0 & ((1 << 56) - 1)) as usize
     }

@@ -62,6 +62,8 @@ const QUEUE_DEPTH: usize = 4;
 const MAX_THREADS: usize = 16;
 /// From here on the kernel's own reading ahead keeps a disk busy; announcing costs more than it brings.
 const ENOUGH_READ_AHEAD: u64 = 4 << 20;
+/// However many reads are asked for.
+const MAX_WORKERS: usize = 1024;
 const STALL_TIMEOUT: Duration = Duration::from_secs(120);
 
 impl IoOptions {
@@ -125,14 +127,14 @@ impl IoChoice {
     /// Threads to start. Past the page cache nothing is read ahead: more threads keep more reads under way.
     pub(crate) fn workers(&self) -> usize {
         match self.method {
-            ReadMethod::Direct => self.threads * self.queue_depth,
+            ReadMethod::Direct => self.threads.saturating_mul(self.queue_depth).min(MAX_WORKERS),
             ReadMethod::Pread | ReadMethod::Mmap => self.threads,
         }
     }
 
     /// Memory of one thread's buffers.
     pub(crate) fn staging_bytes(&self) -> usize {
-        self.block_size + 2 * crate::source::DIRECT_ALIGNMENT as usize
+        self.block_size + 2 * crate::source::DIRECT_ALIGNMENT
     }
 }
 

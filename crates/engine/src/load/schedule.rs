@@ -275,6 +275,7 @@ impl Run {
     }
 
     /// Keeps the first `bytes`, a whole number of elements.
+    #[expect(clippy::cast_possible_truncation, reason = "an element has a few bytes")]
     fn cut_to(mut self, bytes: usize, tensor: &TensorRead) -> Self {
         let (from, to) = (tensor.from as usize, tensor.to as usize);
         self.bytes = bytes / from * from;

@@ -31,7 +31,7 @@ fn available_under(root: &Path) -> Option<Available> {
         let bytes = line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)?;
         Some(Available { bytes, bound: "MemAvailable".into() })
     });
-    machine.into_iter().chain(groups(root).iter().filter_map(|g| g.left())).min_by_key(|a| a.bytes)
+    machine.into_iter().chain(groups(root).iter().filter_map(Group::left)).min_by_key(|a| a.bytes)
 }
 
 /// A control group: where its files are, and their names by version.
