@@ -12,3 +12,8 @@ pub use shardwright_zero3 as zero3;
 
 #[cfg(feature = "testkit")]
 pub mod testkit;
+
+/// The guide's code, compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/write-a-strategy.md")]
+struct WriteAStrategy;

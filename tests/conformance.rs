@@ -1,13 +1,6 @@
 //! The built-ins run the suite that an outsider's strategy and policy run.
 
-use shardwright::{
-    core::testkit::{self, StrategyKit, policy},
-    engine::testkit::ThroughEngine,
-};
-
-fn strategy(name: &str) -> StrategyKit<'static> {
-    testkit::strategy(name).loader(&ThroughEngine)
-}
+use shardwright::testkit::{policy, strategy};
 
 #[test]
 fn replicate_conforms() {
