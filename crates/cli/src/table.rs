@@ -28,6 +28,8 @@ pub enum Align {
 
 /// Lines of a table under its header, two spaces between columns, no trailing blanks.
 pub fn render(header: &[(&str, Align)], rows: &[Vec<String>]) -> String {
+    // Names are untrusted, and a terminal obeys control characters.
+    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|cell| printable(cell)).collect()).collect();
     let width = |s: &str| s.chars().count();
     let widths: Vec<usize> = header
         .iter()
@@ -53,6 +55,10 @@ pub fn render(header: &[(&str, Align)], rows: &[Vec<String>]) -> String {
     out
 }
 
+fn printable(cell: &str) -> String {
+    cell.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -62,6 +68,11 @@ mod tests {
         let shown: Vec<String> =
             [0, 999, 1000, 9_995, 43_100, 99_950, 999_400, 999_500, 1_190_000_000, u64::MAX].into_iter().map(bytes).collect();
         assert_eq!(shown, ["0 B", "999 B", "1.00 kB", "10.0 kB", "43.1 kB", "100 kB", "999 kB", "1.00 MB", "1.19 GB", "18447 PB"]);
+    }
+
+    #[test]
+    fn no_name_speaks_to_the_terminal() {
+        assert_eq!(render(&[("name", Align::Left)], &[vec!["w\u{1b}[31m\n".into()]]), "name\nw\\u{1b}[31m\\n\n");
     }
 
     #[test]

@@ -32,6 +32,9 @@ impl TryFrom<Axes> for Mesh {
     }
 }
 
+/// The largest world: far more than any there is, and few enough to count them all.
+pub const MAX_RANKS: u32 = 1 << 20;
+
 /// The name of the outer axis of a built-in strategy's mesh: along it, ranks hold equal shards.
 pub const MP_REPLICATE: &str = "mp_replicate";
 /// The name of the inner axis of a built-in strategy's mesh: along it, tensors are cut.
@@ -41,7 +44,7 @@ impl Mesh {
     /// A mesh of named axes, outermost first.
     ///
     /// # Errors
-    /// An axis of size 0, a name twice, or a world beyond `u32`.
+    /// An axis of size 0, a name twice, or a world beyond [`MAX_RANKS`].
     pub fn new<N: Into<String>>(axes: impl IntoIterator<Item = (N, u32)>) -> Result<Self, String> {
         let axes: Vec<MeshAxis> = axes.into_iter().map(|(name, size)| MeshAxis { name: name.into(), size }).collect();
         let mut world = 1u32;
@@ -52,7 +55,8 @@ impl Mesh {
             if axes[..i].iter().any(|a| a.name == axis.name) {
                 return Err(format!("mesh axis '{}' occurs twice", axis.name));
             }
-            world = world.checked_mul(axis.size).ok_or("the mesh has more ranks than a u32 counts")?;
+            let product = world.checked_mul(axis.size).filter(|&ranks| ranks <= MAX_RANKS);
+            world = product.ok_or_else(|| format!("the mesh has more than {MAX_RANKS} ranks"))?;
         }
         Ok(Self { axes })
     }
@@ -136,5 +140,13 @@ mod tests {
         let text = serde_json::to_string(&mesh).unwrap();
         assert_eq!(serde_json::from_str::<Mesh>(&text).unwrap(), mesh);
         assert!(serde_json::from_str::<Mesh>(&text.replace("3", "0")).unwrap_err().to_string().contains("size 0"));
+    }
+
+    #[test]
+    fn a_world_that_nobody_has_is_refused() {
+        assert!(Mesh::replicate_shard(1024, 1024).is_ok());
+        for (replicate, shard) in [(1024, 1025), (65_536, 65_536), (1, u32::MAX)] {
+            assert!(Mesh::replicate_shard(replicate, shard).unwrap_err().contains("1048576"));
+        }
     }
 }

@@ -8,9 +8,9 @@ mod index;
 
 use std::{
     collections::BTreeMap,
-    fs::{File, Metadata},
-    io,
-    os::unix::fs::MetadataExt,
+    fs::{File, Metadata, OpenOptions},
+    io::{self, Read},
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -169,14 +169,34 @@ struct OpenedFile {
 
 fn open_file(dir: &ModelDir, name: &str) -> Result<OpenedFile> {
     let path = dir.resolve(name)?;
-    let file = File::open(&path).map_err(|e| cannot_open(&path, e))?;
-    let meta = file.metadata().map_err(|e| EngineError::io("cannot look at the file", &path, e))?;
-    if !meta.is_file() {
-        return Err(EngineError::new(ErrorKind::Checkpoint, "not a regular file").file(path));
-    }
+    let (file, meta) = open_regular(&path)?;
     let stamp = Stamp::of(&meta);
     let (data_start, entries) = header::read(&file, &path, stamp.size)?;
     Ok(OpenedFile { file: CheckpointFile { path, name: name.to_owned(), stamp, data_start }, entries })
+}
+
+/// Opens a file that must be one: a pipe would be waited for without end, so nothing is waited for before the file is known to be none.
+fn open_regular(path: &Path) -> Result<(File, Metadata)> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(|e| cannot_open(path, e))?;
+    let meta = file.metadata().map_err(|e| EngineError::io("cannot look at the file", path, e))?;
+    if !meta.is_file() {
+        return Err(EngineError::new(ErrorKind::Checkpoint, "not a regular file").file(path));
+    }
+    Ok((file, meta))
+}
+
+/// All of a regular file of at most `most` bytes.
+fn read_bounded(path: &Path, most: u64, too_long: &str) -> Result<Vec<u8>> {
+    let (file, meta) = open_regular(path)?;
+    let refuse =
+        |found| EngineError::new(ErrorKind::Checkpoint, too_long).file(path).expected(format_args!("at most {most} bytes")).found(found);
+    if meta.len() > most {
+        return Err(refuse(meta.len()));
+    }
+    let mut bytes = Vec::new();
+    // It may have grown since.
+    file.take(most + 1).read_to_end(&mut bytes).map_err(|e| EngineError::io("cannot read the file", path, e))?;
+    if bytes.len() as u64 > most { Err(refuse(bytes.len() as u64)) } else { Ok(bytes) }
 }
 
 /// Missing is a fault of the checkpoint, all else of the operating system.

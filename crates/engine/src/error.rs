@@ -1,7 +1,7 @@
 //! The one error type of the engine: what kind of failure, in which file, tensor and rank, what was expected and what was found.
 //! How errors are rendered and which exit code a kind gets is the command line's business.
 
-use std::{fmt, io, path::PathBuf};
+use std::{borrow::Cow, fmt, io, path::PathBuf};
 
 /// What went wrong, coarse enough to act upon. The command line gives each kind one exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -128,13 +128,22 @@ impl EngineError {
     }
 }
 
+/// A name without characters that a terminal obeys.
+pub(crate) fn printable(name: &str) -> Cow<'_, str> {
+    if !name.contains(char::is_control) {
+        return name.into();
+    }
+    name.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect::<String>().into()
+}
+
 impl fmt::Display for Details {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(file) = &self.file {
             write!(f, "{}: ", file.display())?;
         }
         if let Some(tensor) = &self.tensor {
-            write!(f, "tensor '{tensor}': ")?;
+            // The name is untrusted, and a terminal may be reading.
+            write!(f, "tensor '{}': ", printable(tensor))?;
         }
         if let Some(rank) = self.rank {
             write!(f, "rank {rank}: ")?;

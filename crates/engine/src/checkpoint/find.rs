@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::cannot_open;
+use super::{cannot_open, read_bounded};
 use crate::error::{EngineError, ErrorKind, Result};
 
 /// The name of a model's facts.
@@ -161,13 +161,9 @@ fn file_exists(path: &Path) -> Result<bool> {
 const MAX_CONFIG: u64 = 16 << 20;
 
 fn read_text(path: &Path) -> Result<String> {
-    let size = fs::metadata(path).map_err(|e| cannot_open(path, e))?.len();
-    let error = |what: &str| EngineError::new(ErrorKind::Checkpoint, what).file(path);
-    if size > MAX_CONFIG {
-        return Err(error("too long for a config").expected(format_args!("at most {MAX_CONFIG} bytes")).found(size));
-    }
-    let bytes = fs::read(path).map_err(|e| cannot_open(path, e))?;
-    String::from_utf8(bytes).map_err(|e| error("not UTF-8").offset(e.utf8_error().valid_up_to() as u64))
+    let bytes = read_bounded(path, MAX_CONFIG, "too long for a config")?;
+    let refuse = |at: usize| EngineError::new(ErrorKind::Checkpoint, "not UTF-8").file(path).offset(at as u64);
+    String::from_utf8(bytes).map_err(|e| refuse(e.utf8_error().valid_up_to()))
 }
 
 /// `name` or `org/name`, as the hub allows them.

@@ -11,7 +11,7 @@ use serde::{
     de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor},
 };
 
-use super::cannot_open;
+use super::read_bounded;
 use crate::error::{EngineError, ErrorKind, Result};
 
 /// The index's file name.
@@ -35,14 +35,7 @@ pub struct Index {
 }
 
 pub(super) fn read(path: &Path) -> Result<Index> {
-    let size = std::fs::metadata(path).map_err(|e| cannot_open(path, e))?.len();
-    if size > MAX_INDEX {
-        return Err(EngineError::new(ErrorKind::Checkpoint, "the index is too long")
-            .file(path)
-            .expected(format_args!("at most {MAX_INDEX} bytes"))
-            .found(size));
-    }
-    let text = std::fs::read(path).map_err(|e| cannot_open(path, e))?;
+    let text = read_bounded(path, MAX_INDEX, "the index is too long")?;
     let mut index = parse_index(&text).map_err(|e| e.file(path))?;
     index.path = path.to_owned();
     Ok(index)

@@ -169,6 +169,18 @@ fn what_is_missing_or_unreadable_is_named() {
     refused(folder.path(), ErrorKind::Checkpoint, &["not a regular file"]);
 }
 
+/// Opening a pipe waits for a writer, who may never come.
+#[test]
+fn a_pipe_in_place_of_a_file_is_refused_and_not_waited_for() {
+    for name in ["model.safetensors", "model.safetensors.index.json", "config.json"] {
+        let folder = if name == "config.json" { dir(&[("model.safetensors", &two("a"))]) } else { TempDir::new().unwrap() };
+        let path = std::ffi::CString::new(folder.path().join(name).into_os_string().into_encoded_bytes()).unwrap();
+        // SAFETY: a path that ends in zero.
+        assert_eq!(unsafe { libc::mkfifo(path.as_ptr(), 0o600) }, 0);
+        refused(folder.path(), ErrorKind::Checkpoint, &[name, "not a regular file"]);
+    }
+}
+
 /// root reads everything: the fact is then shown by a path through a file, which nobody may enter.
 #[test]
 fn a_directory_that_cannot_be_read_is_an_io_error() {
