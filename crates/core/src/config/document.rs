@@ -106,11 +106,10 @@ impl Document {
         let Some((last, parents)) = path.split_last() else { return };
         let mut at = &mut self.tree;
         for key in parents {
-            let child = at.entry((*key).to_owned()).or_insert_with(|| Json::Object(Map::new()));
-            if !child.is_object() {
-                *child = Json::Object(Map::new());
+            if !at.get(*key).is_some_and(Json::is_object) {
+                at.insert((*key).to_owned(), Json::Object(Map::new()));
             }
-            let Json::Object(map) = child else { return };
+            let Some(Json::Object(map)) = at.get_mut(*key) else { return };
             at = map;
         }
         at.insert((*last).to_owned(), value.into());
@@ -152,22 +151,17 @@ impl Document {
     }
 
     /// Takes everything of another document over, which wins where both have a value.
-    pub fn merge(&mut self, other: Document) {
-        fn leaves(prefix: &mut Vec<String>, map: Map<String, Json>, origins: &BTreeMap<String, Origin>, into: &mut Document) {
-            for (key, value) in map {
-                prefix.push(key);
-                match value {
-                    Json::Object(map) if !map.is_empty() => leaves(prefix, map, origins, into),
-                    value => {
-                        let path: Vec<&str> = prefix.iter().map(String::as_str).collect();
-                        let origin = origins.get(&pointer(&path)).cloned().unwrap_or(Origin::Default);
-                        into.set(&path, value, origin);
-                    }
+    pub fn merge(&mut self, mut other: Document) {
+        fn merge(into: &mut Map<String, Json>, from: Map<String, Json>) {
+            for (key, value) in from {
+                match (into.get_mut(&key), value) {
+                    (Some(Json::Object(into)), Json::Object(from)) if !from.is_empty() => merge(into, from),
+                    (_, value) => drop(into.insert(key, value)),
                 }
-                prefix.pop();
             }
         }
-        leaves(&mut Vec::new(), other.tree, &other.origins, self);
+        merge(&mut self.tree, other.tree);
+        self.origins.append(&mut other.origins);
     }
 
     /// The value at a JSON pointer.
