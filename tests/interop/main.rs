@@ -21,7 +21,10 @@ fn python(test: &str) -> Option<Command> {
                    from torch.distributed.fsdp import fully_shard";
     let found = Command::new(&name).args(["-c", imports]).output().is_ok_and(|o| o.status.success());
     if !found {
-        eprintln!("skipped: {test}: {} has no torch 2.9 or newer with safetensors; set SHARDWRIGHT_PYTHON to one that has", name.display());
+        eprintln!(
+            "skipped: {test}: {} has no safetensors and torch with HuggingFaceStorageReader; set SHARDWRIGHT_PYTHON to one that has",
+            name.display()
+        );
         return None;
     }
     let mut command = Command::new(name);

@@ -6,7 +6,7 @@ use crate::{
     args::{Format, InspectArgs},
     exit::{Exit, Failure},
     output::{print, print_note},
-    table::{Align, bytes, render},
+    table::{Align, bytes, printable, render},
     verify::find,
 };
 
@@ -40,7 +40,7 @@ fn table(found: &Inspection) -> String {
         .iter()
         .map(|t| vec![t.name.clone(), t.dtype.torch_name().to_owned(), format!("{:?}", t.shape), bytes(t.bytes), t.file.clone()])
         .collect();
-    let headline = found.architecture.as_ref().map(|a| format!("{a}\n\n")).unwrap_or_default();
+    let headline = found.architecture.as_ref().map(|a| format!("{}\n\n", printable(a))).unwrap_or_default();
     format!(
         "{headline}{}\n{}\n{}",
         render(&[("dtype", LEFT), ("tensors", RIGHT), ("elements", RIGHT), ("bytes", RIGHT)], &dtypes),

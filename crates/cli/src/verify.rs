@@ -14,7 +14,7 @@ use crate::{
     exit::{Exit, Failure},
     load::cancel_on_signal,
     output::{print, print_note},
-    table::bytes,
+    table::{bytes, printable},
 };
 
 /// Runs the command.
@@ -42,13 +42,13 @@ pub fn find(model: &str) -> Result<Checkpoint, Failure> {
 fn tell(args: &VerifyArgs, verifier: &Verifier<'_>, found: Verified) -> Result<Exit, Failure> {
     let good = found.problems.is_empty();
     for problem in &found.problems {
-        print_note(&format!("error: {problem}"));
+        print_note(&format!("error: {}", printable(&problem.to_string())));
     }
     if found.more_problems > 0 {
         print_note(&format!("error: and {} more", found.more_problems));
     }
     if !found.strangers.is_empty() {
-        let names = found.strangers.join(", ");
+        let names = printable(&found.strangers.join(", "));
         print_note(&format!("note: {} also holds what is none of the save's: {names}", args.dir.display()));
     }
     match args.format {
@@ -64,7 +64,7 @@ fn summary(args: &VerifyArgs, verifier: &Verifier<'_>, found: &Verified) -> Stri
     let mut text = format!(
         "{}: {} on {} ranks, {} tensors\n{} files with {} are as their manifest says\n",
         args.dir.display(),
-        manifest.strategy,
+        printable(&manifest.strategy),
         manifest.world_size,
         manifest.plan.tensors.len(),
         found.files,
