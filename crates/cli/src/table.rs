@@ -55,6 +55,7 @@ pub fn render(header: &[(&str, Align)], rows: &[Vec<String>]) -> String {
     out
 }
 
+/// The text without characters that a terminal obeys.
 pub fn printable(cell: &str) -> String {
     cell.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
 }
