@@ -1,0 +1,188 @@
+//! Loads to a device, timed by CUDA events, as a ratio to a pinned copy of the bytes that must cross, in the same run. Files are hot.
+//!
+//! `cargo bench --bench gpu`; BENCH_MIB sets the source bytes (4096), BENCH_DIR where the file goes, PYTHON the interpreter whose torch is
+//! compared. Without a device it says so by name.
+
+#[path = "../tests/gpu/cases.rs"]
+#[expect(dead_code, reason = "the bench uses a part of the tests' cases")]
+mod cases;
+
+use std::{
+    error::Error,
+    os::unix::fs::FileExt,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use cudarc::driver::{result, sys};
+use shardwright::{
+    core::{DType, Mesh, Placement, ShardPlan},
+    engine::{
+        Checkpoint, IoOptions, Loader,
+        device::{DeviceOptions, Devices, Narrow, probe},
+    },
+};
+
+const ROUNDS: usize = 5;
+const MIB: u64 = 1 << 20;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let driver = match probe() {
+        Ok(driver) => driver,
+        Err(why) => {
+            println!("skipped: gpu bench: no CUDA device: {why}");
+            return Ok(());
+        }
+    };
+    let mib: u64 = std::env::var("BENCH_MIB").ok().and_then(|v| v.parse().ok()).unwrap_or(4096u64).next_multiple_of(64);
+    let devices = Devices::open(&[0])?;
+    let clock = Clock::new()?;
+    println!(
+        "{}, driver for CUDA {}.{}, {mib} MiB of source bytes, hot, median of {ROUNDS}\n",
+        driver.devices[0].name, driver.version.0, driver.version.1
+    );
+    println!(
+        "| cast | narrowed on | threads | GB/s crossing | pinned copy GB/s | ratio | files GB/s | binds |\n|---|---|---|---|---|---|---|---|"
+    );
+    for (from, to) in [(DType::BF16, DType::BF16), (DType::BF16, DType::F32), (DType::F8E4M3, DType::BF16), (DType::F32, DType::BF16)] {
+        let dir = tempfile::tempdir_in(std::env::var_os("BENCH_DIR").map_or_else(std::env::temp_dir, Into::into))?;
+        let plan = plan(dir.path(), from, to, mib);
+        let checkpoint = Checkpoint::open(dir.path())?;
+        let narrows = if to.bits() < from.bits() { &[Narrow::Host, Narrow::Device][..] } else { &[Narrow::Host] };
+        for &narrow in narrows {
+            for threads in [1, 4, 8] {
+                let crossing = if narrow == Narrow::Host { mib * MIB * from.bits().min(to.bits()) / from.bits() } else { mib * MIB };
+                let files = files_rate(&dir.path().join("model.safetensors"), threads)?;
+                let copy = median(|| clock.pinned_copy(crossing))?;
+                let options = DeviceOptions { narrow, ..DeviceOptions::default() };
+                let io = IoOptions { threads: Some(threads), ..IoOptions::default() };
+                let load = || Ok(Loader::new(&plan, &checkpoint).io(io.clone()).load_to(&devices, options).map(drop)?);
+                let load = median(|| clock.time(load))?;
+                let rate = |seconds: f64| crossing as f64 / seconds / 1e9;
+                let needs = files * crossing as f64 / (mib * MIB) as f64; // of crossing bytes, as fast as files give them
+                let ratio = copy / load;
+                let binds = if needs < rate(copy) {
+                    "files"
+                } else if ratio >= 0.85 {
+                    "bus"
+                } else {
+                    "neither: host or device"
+                };
+                let place = if to.bits() < from.bits() { format!("{narrow:?}").to_lowercase() } else { "-".into() };
+                println!(
+                    "| {from} → {to} | {place} | {threads} | {:.2} | {:.2} | {ratio:.2} | {files:.2} | {binds} |",
+                    rate(load),
+                    rate(copy)
+                );
+            }
+        }
+        torch(&dir.path().join("model.safetensors"), to);
+    }
+    Ok(())
+}
+
+/// Tensors of 64 MiB and a little, whole on one rank.
+fn plan(dir: &Path, from: DType, to: DType, mib: u64) -> ShardPlan {
+    let numel = 64 * MIB * 8 / from.bits();
+    let specs: Vec<_> = (0..mib.div_ceil(64))
+        .map(|i| (format!("t{i:04}"), from, to, vec![numel], Placement::flat(cases::one_rank(), &[numel]).expect("a small shape")))
+        .collect();
+    cases::planned(dir, &Mesh::replicate_shard(1, 1).expect("one rank"), &specs, 0)
+}
+
+/// GB/s at which so many threads read the file into touched memory; warms the cache.
+fn files_rate(path: &Path, threads: usize) -> Result<f64, Box<dyn Error>> {
+    let file = std::fs::File::open(path)?;
+    let bytes = file.metadata()?.len();
+    let pass = || -> std::io::Result<Duration> {
+        let started = Instant::now();
+        std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..threads as u64)
+                .map(|t| {
+                    let file = &file;
+                    scope.spawn(move || -> std::io::Result<()> {
+                        let mut buffer = vec![1u8; 1 << 20];
+                        let mut at = t * MIB;
+                        while at < bytes {
+                            file.read_at(&mut buffer, at)?;
+                            at += threads as u64 * MIB;
+                        }
+                        Ok(())
+                    })
+                })
+                .collect();
+            workers.into_iter().try_for_each(|w| w.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        })?;
+        Ok(started.elapsed())
+    };
+    pass()?;
+    Ok(bytes as f64 / pass()?.as_secs_f64() / 1e9)
+}
+
+fn median(mut run: impl FnMut() -> Result<f64, Box<dyn Error>>) -> Result<f64, Box<dyn Error>> {
+    let mut times = (0..ROUNDS).map(|_| run()).collect::<Result<Vec<_>, _>>()?;
+    times.sort_by(f64::total_cmp);
+    Ok(times[ROUNDS / 2])
+}
+
+/// Two events on a stream of our own.
+struct Clock {
+    stream: sys::CUstream,
+    events: [sys::CUevent; 2],
+}
+
+impl Clock {
+    fn new() -> Result<Self, Box<dyn Error>> {
+        let event = || result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT);
+        // SAFETY: the device's primary context, which the engine's `Devices` retains too.
+        unsafe { result::ctx::set_current(result::primary_ctx::retain(result::device::get(0)?)?)? };
+        Ok(Self { stream: result::stream::create(result::stream::StreamKind::NonBlocking)?, events: [event()?, event()?] })
+    }
+
+    /// Seconds between the events that stand before and behind the work, which has arrived when it returns.
+    fn time(&self, work: impl FnOnce() -> Result<(), Box<dyn Error>>) -> Result<f64, Box<dyn Error>> {
+        // SAFETY: events and stream live as long as the process.
+        unsafe {
+            result::event::record(self.events[0], self.stream)?;
+            work()?;
+            result::event::record(self.events[1], self.stream)?;
+            result::event::synchronize(self.events[1])?;
+            Ok(f64::from(result::event::elapsed(self.events[0], self.events[1])?) / 1e3)
+        }
+    }
+
+    /// Copies so many bytes from one pinned buffer of 64 MiB: what the bus can do.
+    fn pinned_copy(&self, bytes: u64) -> Result<f64, Box<dyn Error>> {
+        let size = usize::try_from(64 * MIB)?;
+        // SAFETY: both buffers have `size` bytes and are given back after the last copy has been waited for.
+        unsafe {
+            let (host, device) = (result::malloc_host(size, 0)?, result::malloc_sync(size)?);
+            let from = std::slice::from_raw_parts(host.cast::<u8>(), size);
+            let seconds = self.time(|| {
+                let mut left = usize::try_from(bytes)?;
+                while left > 0 {
+                    let part = left.min(size);
+                    result::memcpy_htod_async(device, &from[..part], self.stream)?;
+                    left -= part;
+                }
+                Ok(())
+            });
+            result::stream::synchronize(self.stream)?;
+            result::free_sync(device)?;
+            result::free_host(host)?;
+            seconds
+        }
+    }
+}
+
+/// torch on the same file, where there is one that sees the device.
+fn torch(file: &Path, to: DType) {
+    let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peers/gpu_torch.py");
+    match Command::new(&python).arg(script).arg(file).args([to.torch_name(), "cuda"]).output() {
+        Ok(output) if output.status.success() => print!("{}", String::from_utf8_lossy(&output.stdout)),
+        Ok(output) => println!("skipped: torch with {python}: {}", String::from_utf8_lossy(&output.stderr).lines().last().unwrap_or("")),
+        Err(e) => println!("skipped: torch: no {python}: {e}"),
+    }
+}

@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Everything that takes a card, on any machine that has one: builds, runs all GPU tests and benches, prints one table. Says what was not run.
+#
+#   scripts/gpu-check.sh [OUT]     also writes the log to OUT (gpu-check.log)
+#
+# PYTHON: an interpreter with torch and safetensors for the comparison; BENCH_MIB, BENCH_DIR: see benches/gpu.rs.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+log=${1:-gpu-check.log}
+: >"$log"
+rows=()
+
+# row NAME COMMAND...: runs it, and notes passed, failed or skipped with the reason.
+row() {
+    local name=$1 from result
+    shift
+    printf '\n== %s\n' "$name" | tee -a "$log"
+    from=$(wc -l <"$log")
+    if "$@" 2>&1 | tee -a "$log"; then result=passed; else result="FAILED ($*)"; fi
+    local skipped
+    skipped=$(tail -n "+$((from + 1))" "$log" | grep -o 'skipped: .*' | sort -u | tr '\n' ';')
+    [ -n "$skipped" ] && [ "$result" = passed ] && result="passed in part; ${skipped%;}"
+    rows+=("| $name | ${result//|//} |")
+}
+
+nvidia-smi --query-gpu=name,driver_version,memory.total,pcie.link.gen.current,pcie.link.width.current --format=csv,noheader 2>/dev/null | tee -a "$log" ||
+    echo "no nvidia-smi" | tee -a "$log"
+
+row "builds" cargo build --locked --tests --benches -p shardwright -p shardwright-engine
+row "kernels on the host, PTX and source" cargo test --locked -p shardwright-engine --test kernels -- --nocapture
+row "loads on this machine's driver and on the fake one" cargo test --locked -p shardwright --test gpu -- --nocapture --test-threads=1
+
+sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null | head -1)
+if [ -n "$sanitizer" ]; then
+    binary=$(cargo test --locked -p shardwright --test gpu --no-run --message-format=json 2>/dev/null |
+        sed -n 's/.*"executable":"\([^"]*\/gpu-[^"]*\)".*/\1/p' | tail -1)
+    # The run on the fake driver has nothing to sanitize.
+    for tool in memcheck racecheck initcheck; do
+        row "compute-sanitizer $tool" "$sanitizer" --tool "$tool" --error-exitcode 1 "$binary" --test-threads=1 --nocapture \
+            --skip all_of_it_passes_on_a_driver_that_is_none --skip cli::
+    done
+else
+    rows+=("| compute-sanitizer | skipped: it is not installed |")
+fi
+
+row "speed" cargo bench --locked -p shardwright --bench gpu
+
+{
+    printf '\n| check | result |\n|---|---|\n'
+    printf '%s\n' "${rows[@]}"
+    printf '\nThe table of speeds stands above, under "speed".\n'
+} | tee -a "$log"
+! printf '%s\n' "${rows[@]}" | grep -q FAILED
