@@ -241,7 +241,8 @@ impl ModelDir {
             tensors.extend(placed);
             files.push(file);
         }
-        tensors.sort_unstable_by(|a, b| a.0.name.cmp(&b.0.name));
+        // Names come in long ascending runs, file by file: the stable sort merges runs.
+        tensors.sort_by(|a, b| a.0.name.cmp(&b.0.name));
         if let Some(pair) = tensors.windows(2).find(|w| w[0].0.name == w[1].0.name) {
             let (first, second) = (&files[pair[0].1.file], &files[pair[1].1.file]);
             return Err(EngineError::new(ErrorKind::Checkpoint, format!("the tensor is in '{}' and in '{}'", first.name, second.name))

@@ -71,7 +71,7 @@ pub fn parse_header(text: &[u8], data: u64) -> Result<Vec<Entry>> {
 
 fn check_names(entries: &[Entry]) -> Result<()> {
     let mut names: Vec<&str> = entries.iter().map(|e| e.name.as_str()).collect();
-    names.sort_unstable();
+    names.sort(); // stable, for names come in ascending runs
     match names.windows(2).find(|w| w[0] == w[1]) {
         Some(twice) => Err(EngineError::new(ErrorKind::Checkpoint, "the name occurs twice in the header").tensor(twice[0])),
         None => Ok(()),

@@ -133,7 +133,7 @@ pub(crate) struct Run {
 pub(crate) fn file_order(checkpoint: &Checkpoint) -> Vec<u32> {
     let count = u32::try_from(checkpoint.model().tensors.len()).unwrap_or(u32::MAX);
     let mut order: Vec<u32> = (0..count).collect();
-    order.sort_unstable_by_key(|&t| {
+    order.sort_by_key(|&t| {
         let at = checkpoint.location(t as usize);
         (at.file, at.offset, at.bytes)
     });
