@@ -1,7 +1,6 @@
 //! From a config's path to its resolution: reads the texts that the pure phases of `shardwright_core::config` ask for, and nothing else.
 
 use std::{
-    collections::BTreeMap,
     fs::File,
     io::Read,
     path::{Path, PathBuf},
@@ -43,11 +42,12 @@ pub fn resolve(path: &Path, overrides: &[String], world: &World, registry: &Regi
     let draft = Draft::parse(&Input { config, overrides: overrides.to_vec(), env }, registry);
     let bases = bases(path);
     let model = ModelDir::find(&draft.model(), &bases, &HubEnv::from_process());
-    let mut supplied = Supplied::default();
-    supplied.files = draft.files().into_iter().map(|name| (name.clone(), named_file(&name, &bases))).collect::<BTreeMap<_, _>>();
-    supplied.model = model.as_ref().ok().filter(|m| m.config_text.is_some()).map(ModelDir::facts).transpose()?;
-    supplied.world_size = world.size;
-    supplied.world_size_is_flag = world.rank.is_none();
+    let supplied = Supplied {
+        files: draft.files().into_iter().map(|name| (name.clone(), named_file(&name, &bases))).collect(),
+        model: model.as_ref().ok().filter(|m| m.config_text.is_some()).map(ModelDir::facts).transpose()?,
+        world_size: world.size,
+        world_size_is_flag: world.rank.is_none(),
+    };
     Ok(Setup { outcome: draft.resolve(&supplied, registry), model })
 }
 

@@ -53,7 +53,8 @@ fn buffers_may_lie_anywhere_and_end_anywhere() {
                         "{level}: {from} to {to}, {count}"
                     );
                     // Into and out of allocations of just that size, where a sanitizer sees a byte too many.
-                    assert_eq!(cast_at(level, from, to, &part.to_vec()), out[skip_dst..][..count * b]);
+                    let aligned = part.to_vec();
+                    assert_eq!(cast_at(level, from, to, &aligned), out[skip_dst..][..count * b]);
                     assert!(out[..skip_dst].iter().chain(&out[skip_dst + count * b..]).all(|&x| x == 0xA5), "{level}: wrote outside");
                 }
             }
