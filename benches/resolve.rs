@@ -18,13 +18,14 @@ fn resolve(registry: &Registry, input: &Input, supplied: &Supplied) -> Outcome {
 
 fn benches(c: &mut Criterion) {
     let registry = Registry::linked().expect("the built-ins are linked");
-    let mut supplied = Supplied::default();
-    supplied.world_size = Some(64);
-    supplied.world_size_is_flag = true;
-    supplied.model =
-        Some(ModelFacts::from_config(&serde_json::json!({"hidden_size": 4096, "num_hidden_layers": 36, "model_type": "qwen3"})));
+    let config = serde_json::json!({"hidden_size": 4096, "num_hidden_layers": 36, "model_type": "qwen3"});
     let deepspeed = include_str!("../tests/resolve/examples/ds_z3_offload.json");
-    supplied.files.insert("ds.json".into(), Ok(Source::new("ds.json", deepspeed)));
+    let supplied = Supplied {
+        files: BTreeMap::from([("ds.json".into(), Ok(Source::new("ds.json", deepspeed)))]),
+        model: Some(ModelFacts::from_config(&config)),
+        world_size: Some(64),
+        world_size_is_flag: true,
+    };
     let input =
         |text: &str| Input { config: Source::new("train.yaml", text), overrides: vec!["learning_rate=1e-5".into()], env: BTreeMap::new() };
     let cases = [
@@ -36,7 +37,7 @@ fn benches(c: &mut Criterion) {
         assert!(!resolve(&registry, input, &supplied).has_errors(), "{name}");
         group.bench_function(*name, |b| b.iter(|| resolve(&registry, black_box(input), &supplied)));
         group.bench_function(format!("{name} to json"), |b| {
-            b.iter(|| resolve(&registry, black_box(input), &supplied).to_json().to_string())
+            b.iter(|| resolve(&registry, black_box(input), &supplied).to_json().to_string());
         });
     }
     group.finish();
