@@ -23,7 +23,7 @@ impl PrecisionPolicy for AsIs {
 fn expected(row: &Value) -> BTreeMap<String, (String, usize)> {
     let units = row["units"].as_object().unwrap();
     let params = units.iter().flat_map(|(unit, params)| params.as_array().unwrap().iter().map(move |p| (unit, p)));
-    params.map(|(unit, p)| (p[0].as_str().unwrap().to_owned(), (unit.clone(), p[1].as_u64().unwrap() as usize))).collect()
+    params.map(|(unit, p)| (p[0].as_str().unwrap().to_owned(), (unit.clone(), usize::try_from(p[1].as_u64().unwrap()).unwrap()))).collect()
 }
 
 fn planned(row: &Value, params: &BTreeMap<String, (String, usize)>, tied: Option<bool>) -> BTreeMap<String, String> {
