@@ -1,6 +1,6 @@
 //! Bit-exact casts between the six float dtypes of checkpoints: what can be cast, at which SIMD level, and the calls to do it.
 //!
-//! The meaning of a cast is in [`scalar`]; `kernel` loops over it or over a SIMD level's own loads and stores. Every cast goes through
+//! The meaning of a cast is in `scalar`; `kernel` loops over it or over a SIMD level's own loads and stores. Every cast goes through
 //! float32, as torch's do: float64 to a 16-bit dtype rounds twice. No dtype is decided here.
 
 #[cfg(target_arch = "x86_64")]
