@@ -82,9 +82,10 @@ fn main() {
 
 /// 100,000 tensors in 200 files: open, plan and prove for 512 ranks, then load one.
 fn growth() {
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("../bench-data/100k");
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("../bench-data/experts");
     if !dir.join("model.safetensors.index.json").is_file() {
-        let tensors: Vec<_> = (0..100_000).map(|i| TensorMeta::new(format!("model.layers.{i}.weight"), DType::BF16, [512u64])).collect();
+        let name = |i: u32| format!("model.layers.{}.mlp.experts.{}.weight", i / 500, i % 500);
+        let tensors: Vec<_> = (0..100_000).map(|i| TensorMeta::new(name(i), DType::BF16, [512u64])).collect();
         write_checkpoint(&dir, &tensors, 500 * 1024, Content::Random).expect("the checkpoint can be generated");
     }
     let job = json!({ "what": "load", "dir": dir, "world": 512, "rank": 77, "storage": "float32", "io": "" });
