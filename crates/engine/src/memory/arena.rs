@@ -7,7 +7,7 @@ use enum_dispatch::enum_dispatch;
 /// Size and alignment of a transparent huge page.
 pub const HUGE_PAGE: usize = 2 << 20;
 
-/// Zeroed memory of one rank. Written through [`Arena::slice_mut`] while a load runs, read-only afterwards.
+/// Zeroed memory of one rank. Written through `slice_mut` while a load runs, read-only afterwards.
 #[derive(Debug)]
 pub struct Arena {
     memory: Memory,
