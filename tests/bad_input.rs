@@ -150,3 +150,59 @@ fn a_zero_dim_parameter_is_refused_by_name_under_fsdp2() {
     let dir = model(&safetensors(r#"{"scale":{"dtype":"F32","shape":[],"data_offsets":[0,4]}}"#, 4));
     check("0-d", &load(dir.path(), &["--world-size", "2"]), PLAN, &["'scale'", "0-d"]);
 }
+
+/// What is no regular file is refused at once: a pipe would be waited for without an end.
+#[test]
+fn pipes_in_the_place_of_files() {
+    let whole = safetensors(r#"{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#, 8);
+    for name in ["model.safetensors", "other.safetensors", "model.safetensors.index.json", "config.json"] {
+        let dir = model(&whole);
+        let path = dir.path().join("model").join(name);
+        if name != "config.json" {
+            fs::remove_file(dir.path().join("model/model.safetensors")).unwrap();
+        }
+        let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
+        assert!(made.success());
+        check(name, &load(dir.path(), &[]), CHECKPOINT, &[name, "not a regular file"]);
+    }
+}
+
+/// Nobody's names steer the terminal: not in errors, not in tables, not in JSON, which keeps its meaning.
+#[test]
+fn names_that_would_steer_a_terminal() {
+    const NAME: &str = r"\u001b]0;title\u0007\u009b31m\u202e\nerror: not ours";
+    let raw = |output: &Output| {
+        let text = String::from_utf8([&output.stdout[..], &output.stderr[..]].concat()).unwrap();
+        text.chars().any(|c| (c.is_control() && c != '\n') || c == '\u{202e}') || text.contains("\nerror: not ours")
+    };
+    let entry = |offsets: &str| format!(r#"{{"{NAME}":{{"dtype":"F32","shape":[2],"data_offsets":{offsets}}}}}"#).replace("\\\\", "\\");
+    let bad = model(&safetensors(&entry("[0,9]"), 8));
+    let failed = load(bad.path(), &[]);
+    assert_eq!(failed.status.code(), Some(CHECKPOINT));
+    assert!(!raw(&failed) && stderr(&failed).contains("\\u001b]0;title"), "{}", stderr(&failed));
+    let good = model(&safetensors(&entry("[0,8]"), 8));
+    let path = good.path().join("model");
+    for format in ["table", "json"] {
+        let shown = run(["inspect", path.to_str().unwrap(), "--format", format]);
+        assert_eq!(shown.status.code(), Some(0));
+        assert!(!raw(&shown), "{format}: {}", String::from_utf8_lossy(&shown.stdout).escape_debug());
+        if format == "json" {
+            let json: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
+            assert_eq!(json["tensors"][0]["name"], "\u{1b}]0;title\u{7}\u{9b}31m\u{202e}\nerror: not ours");
+        }
+    }
+}
+
+/// A warning that cannot be written stops nothing.
+#[test]
+fn a_standard_error_that_is_full() {
+    let dir = model(b"");
+    let inside = dir.path().join("model");
+    fs::rename(inside.join("model.safetensors"), inside.join("a.safetensors")).unwrap();
+    fs::write(inside.join("a.safetensors"), safetensors(r#"{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#, 8)).unwrap();
+    fs::write(inside.join("model.safetensors.index.json"), r#"{"metadata":{"total_size":1},"weight_map":{"w":"a.safetensors"}}"#).unwrap();
+    let config = fsdp2_config(dir.path(), &inside, 1, None);
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let status = shardwright().arg("load").arg(config).stdout(std::process::Stdio::null()).stderr(full).status().unwrap();
+    assert_eq!(status.code(), Some(0));
+}

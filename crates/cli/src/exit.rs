@@ -1,6 +1,6 @@
 //! Exit codes, in one place, and how failures get theirs. The codes are part of the interface and listed in `--help`.
 
-use shardwright_core::PlanError;
+use shardwright_core::{PlanError, text::harmless};
 use shardwright_engine::{EngineError, ErrorKind};
 
 /// Why the program ends.
@@ -62,7 +62,7 @@ pub struct Failure {
 impl Failure {
     /// A failure that one sentence tells.
     pub fn new(exit: Exit, what: impl std::fmt::Display) -> Self {
-        Self { exit, text: format!("error: {what}") }
+        Self { exit, text: harmless(&format!("error: {what}")).replace('\n', "\\n") }
     }
 
     /// Standard output, or another file of ours, cannot be written.

@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
-use shardwright_core::{config::Resolved, registry::Registry};
+use shardwright_core::{config::Resolved, registry::Registry, text::shown};
 use shardwright_engine::{Checkpoint, IoOptions, ReadMethod, World, WorldFlags, setup, world::set_process_world};
 
 use crate::{
     args::{IoArgs, WorldArgs},
     exit::{Exit, Failure},
+    output::print_note,
     render,
 };
 
@@ -30,7 +31,7 @@ pub fn read(config: &Path, overrides: &[String], world: WorldArgs, io: &IoArgs) 
     render::warn(&outcome.diagnostics, &outcome.sources);
     let checkpoint = setup.model?.checkpoint()?;
     for warning in checkpoint.warnings() {
-        eprintln!("warning: {warning}");
+        print_note(&format!("warning: {}", shown(warning)));
     }
     if let Some(open) = resolved.unresolved.first() {
         return Err(Failure::new(Exit::Config, format_args!("{} is not decided: it needs {}", open.pointer, open.needs)));

@@ -1,12 +1,13 @@
 //! `shardwright inspect`: a checkpoint's headers as tables or JSON.
 
+use shardwright_core::text::shown;
 use shardwright_engine::inspect::{Inspection, Sum, inspect};
 
 use crate::{
     args::{Format, InspectArgs},
     exit::{Exit, Failure},
     output::{print, print_note},
-    table::{Align, bytes, printable, render},
+    table::{Align, bytes, render},
     verify::find,
 };
 
@@ -40,7 +41,7 @@ fn table(found: &Inspection) -> String {
         .iter()
         .map(|t| vec![t.name.clone(), t.dtype.torch_name().to_owned(), format!("{:?}", t.shape), bytes(t.bytes), t.file.clone()])
         .collect();
-    let headline = found.architecture.as_ref().map(|a| format!("{}\n\n", printable(a))).unwrap_or_default();
+    let headline = found.architecture.as_ref().map(|a| format!("{}\n\n", shown(a))).unwrap_or_default();
     format!(
         "{headline}{}\n{}\n{}",
         render(&[("dtype", LEFT), ("tensors", RIGHT), ("elements", RIGHT), ("bytes", RIGHT)], &dtypes),

@@ -6,12 +6,14 @@ use std::{
     path::Path,
 };
 
+use shardwright_core::text::harmless;
+
 use crate::exit::Failure;
 
-/// Prints to standard output. A reader that went away is no failure: it has seen enough.
+/// Prints to standard output, JSON or a table, made harmless to a terminal. A reader that went away is no failure: it has seen enough.
 pub fn print(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+    match out.write_all(harmless(text).as_bytes()).and_then(|()| out.flush()) {
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(Failure::output("to standard output", &e)),
         _ => Ok(()),
     }
@@ -19,7 +21,7 @@ pub fn print(text: &str) -> Result<(), Failure> {
 
 /// Says something beside the result, on standard error, which may be closed.
 pub fn print_note(text: &str) {
-    drop(writeln!(io::stderr(), "{}", text.trim_end()));
+    drop(writeln!(io::stderr(), "{}", harmless(text.trim_end())));
 }
 
 /// Writes a file whole or not at all: under a temporary name beside it, then renamed. What is no regular file, such as a pipe or

@@ -2,7 +2,10 @@
 
 use std::io::{IsTerminal, Write};
 
-use shardwright_core::diagnostic::{Diagnostic, Location, Severity, Source};
+use shardwright_core::{
+    diagnostic::{Diagnostic, Location, Severity, Source},
+    text::{harmless, shown, steers},
+};
 
 use crate::exit::{Exit, Failure};
 
@@ -72,14 +75,14 @@ fn one(diagnostic: &Diagnostic, sources: &[Source], paint: Paint) -> String {
         Severity::Warning => ("warning", Role::Warning),
     };
     let head = paint.paint(role, &format!("{severity}[{}]", diagnostic.code));
-    let mut text = format!("{head}{} {}", paint.paint(Role::Bold, ":"), paint.paint(Role::Bold, &printable(&diagnostic.message)));
+    let mut text = format!("{head}{} {}", paint.paint(Role::Bold, ":"), paint.paint(Role::Bold, &harmless(&diagnostic.message)));
     let places = diagnostic.at.iter().map(|at| (at, "", role));
     let others = diagnostic.also.iter().map(|(at, what)| (at, what.as_str(), Role::Frame));
     for (at, what, role) in places.chain(others) {
         text += &excerpt(at, what, role, sources, paint);
     }
     if let Some(help) = &diagnostic.help {
-        text += &format!("\n  {} {}", paint.paint(Role::Frame, "="), paint.paint(Role::Help, &format!("help: {}", printable(help))));
+        text += &format!("\n  {} {}", paint.paint(Role::Frame, "="), paint.paint(Role::Help, &format!("help: {}", harmless(help))));
     }
     text
 }
@@ -89,14 +92,14 @@ const MOST_SHOWN: usize = 160;
 
 fn excerpt(at: &Location, what: &str, role: Role, sources: &[Source], paint: Paint) -> String {
     let frame = |text: &str| paint.paint(Role::Frame, text);
-    let place = format!("\n  {} {}:{}:{}", frame("-->"), printable(&at.file), at.line, at.column);
+    let place = format!("\n  {} {}:{}:{}", frame("-->"), shown(&at.file), at.line, at.column);
     let source = sources.iter().find(|s| s.name == at.file);
     let Some(line) = source.and_then(|s| s.text.split('\n').nth(at.line as usize - 1)) else { return place };
     let (number, column) = (at.line.to_string(), at.column as usize - 1);
     let blank = " ".repeat(number.len());
     let chars: Vec<char> = line.trim_end().chars().collect();
     let from = if chars.len() <= MOST_SHOWN { 0 } else { column.saturating_sub(MOST_SHOWN / 2).min(chars.len()) };
-    let shown: String = chars[from..].iter().take(MOST_SHOWN).map(|c| if c.is_control() { ' ' } else { *c }).collect();
+    let shown: String = chars[from..].iter().take(MOST_SHOWN).map(|c| if steers(*c) { ' ' } else { *c }).collect();
     let indent: usize = chars[from..column.clamp(from, chars.len().max(from))].iter().map(|c| width(*c)).sum();
     let rest = chars.len().saturating_sub(column).clamp(1, MOST_SHOWN);
     let marked =
@@ -115,11 +118,6 @@ fn width(c: char) -> usize {
         0x1100..=0x115f | 0x2e80..=0xa4cf | 0xac00..=0xd7a3 | 0xf900..=0xfaff | 0xfe30..=0xfe6f | 0xff00..=0xff60 | 0x1f300..=0x1faff => 2,
         _ => 1,
     }
-}
-
-/// A text of the user's that cannot move the cursor or change colours.
-fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect()
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! Numbers and tables for people. No decisions, no I/O.
 
+use shardwright_core::text::shown;
+
 /// Bytes in decimal units with three significant digits: `0 B`, `43.1 kB`, `1.19 GB`.
 pub fn bytes(n: u64) -> String {
     const UNITS: [&str; 6] = ["B", "kB", "MB", "GB", "TB", "PB"];
@@ -26,20 +28,23 @@ pub enum Align {
     Right,
 }
 
+/// A longer cell does not widen its column: one absurd name must not pad a million rows.
+const MOST_WIDTH: usize = 120;
+
 /// Lines of a table under its header, two spaces between columns, no trailing blanks.
 pub fn render(header: &[(&str, Align)], rows: &[Vec<String>]) -> String {
     // Names are untrusted, and a terminal obeys control characters.
-    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|cell| printable(cell)).collect()).collect();
+    let rows: Vec<Vec<_>> = rows.iter().map(|row| row.iter().map(|cell| shown(cell)).collect()).collect();
     let width = |s: &str| s.chars().count();
     let widths: Vec<usize> = header
         .iter()
         .enumerate()
-        .map(|(c, (title, _))| rows.iter().map(|row| width(&row[c])).chain([width(title)]).max().unwrap_or(0))
+        .map(|(c, (title, _))| rows.iter().map(|row| width(&row[c]).min(MOST_WIDTH)).chain([width(title)]).max().unwrap_or(0))
         .collect();
     let line = |cells: Vec<&str>| {
         let mut text = String::new();
         for (c, cell) in cells.into_iter().enumerate() {
-            let blanks = " ".repeat(widths[c] - width(cell));
+            let blanks = " ".repeat(widths[c].saturating_sub(width(cell)));
             let (before, after) = if header[c].1 == Align::Right { (blanks.as_str(), "") } else { ("", blanks.as_str()) };
             text.push_str(if c == 0 { "" } else { "  " });
             text.push_str(before);
@@ -51,13 +56,8 @@ pub fn render(header: &[(&str, Align)], rows: &[Vec<String>]) -> String {
         text
     };
     let mut out = line(header.iter().map(|(title, _)| *title).collect());
-    out.extend(rows.iter().map(|row| line(row.iter().map(String::as_str).collect())));
+    out.extend(rows.iter().map(|row| line(row.iter().map(AsRef::as_ref).collect())));
     out
-}
-
-/// The text without characters that a terminal obeys.
-pub fn printable(cell: &str) -> String {
-    cell.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
 }
 
 #[cfg(test)]
@@ -79,6 +79,7 @@ mod tests {
     #[test]
     fn columns_line_up() {
         let rows = [vec!["0".into(), "a".into()], vec!["10".into(), "bcd".into()]];
+        assert_eq!(render(&[("name", Align::Left)], &[vec!["a\n\u{1b}b".into()]]), "name\na\\n\\u001bb\n", "a row is one line");
         assert_eq!(render(&[("rank", Align::Right), ("name", Align::Left)], &rows), "rank  name\n   0  a\n  10  bcd\n");
     }
 }

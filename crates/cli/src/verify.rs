@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use serde_json::json;
+use shardwright_core::text::shown;
 use shardwright_engine::{
     Checkpoint, HubEnv,
     verify::{Verified, Verifier},
@@ -14,7 +15,7 @@ use crate::{
     exit::{Exit, Failure},
     load::cancel_on_signal,
     output::{print, print_note},
-    table::{bytes, printable},
+    table::bytes,
 };
 
 /// Runs the command.
@@ -42,13 +43,13 @@ pub fn find(model: &str) -> Result<Checkpoint, Failure> {
 fn tell(args: &VerifyArgs, verifier: &Verifier<'_>, found: Verified) -> Result<Exit, Failure> {
     let good = found.problems.is_empty();
     for problem in &found.problems {
-        print_note(&format!("error: {}", printable(&problem.to_string())));
+        print_note(&format!("error: {problem}"));
     }
     if found.more_problems > 0 {
         print_note(&format!("error: and {} more", found.more_problems));
     }
     if !found.strangers.is_empty() {
-        let names = printable(&found.strangers.join(", "));
+        let names = shown(&found.strangers.join(", "));
         print_note(&format!("note: {} also holds what is none of the save's: {names}", args.dir.display()));
     }
     match args.format {
@@ -64,7 +65,7 @@ fn summary(args: &VerifyArgs, verifier: &Verifier<'_>, found: &Verified) -> Stri
     let mut text = format!(
         "{}: {} on {} ranks, {} tensors\n{} files with {} are as their manifest says\n",
         args.dir.display(),
-        printable(&manifest.strategy),
+        shown(&manifest.strategy),
         manifest.world_size,
         manifest.plan.tensors.len(),
         found.files,

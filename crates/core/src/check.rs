@@ -7,6 +7,7 @@ use crate::{
     model::{ModelMeta, TensorKind},
     plan::{Reshard, ShardPlan, TensorPlan},
     region::{Layout, Padding},
+    text::shown,
 };
 
 /// What a plan violates.
@@ -14,7 +15,7 @@ use crate::{
 #[non_exhaustive]
 pub enum CheckError {
     /// The plan and the model disagree about a tensor.
-    #[error("tensor '{tensor}' is {what}")]
+    #[error("tensor '{}' is {what}", shown(tensor))]
     Tensor {
         /// Its name.
         tensor: String,
@@ -22,7 +23,7 @@ pub enum CheckError {
         what: String,
     },
     /// A tensor is not tiled exactly once.
-    #[error("tensor '{tensor}' of shape {shape:?} on groups of {ranks} ranks: {what}")]
+    #[error("tensor '{}' of shape {shape:?} on groups of {ranks} ranks: {what}", shown(tensor))]
     Tiling {
         /// Its name.
         tensor: String,
@@ -42,7 +43,7 @@ pub enum CheckError {
         given: u32,
     },
     /// The units do not partition the parameters.
-    #[error("unit '{unit}': {what}")]
+    #[error("unit '{}': {what}", shown(unit))]
     Unit {
         /// Its name.
         unit: String,

@@ -24,6 +24,7 @@ pub mod strategy_config;
 pub mod suggest;
 #[cfg(any(test, feature = "testkit"))]
 pub mod testkit;
+pub mod text;
 pub mod trainable;
 
 pub use crate::{

@@ -10,6 +10,7 @@ use crate::{
     plan::{Offload, Reshard, ShardPlan, TensorPlan, Unit},
     precision::{Precision, PrecisionPolicy},
     region::Placement,
+    text::shown,
     trainable::Trainable,
 };
 
@@ -131,7 +132,7 @@ pub fn modules(parameter: &str) -> impl Iterator<Item = &str> {
 #[non_exhaustive]
 pub enum PlanError {
     /// A tensor that the strategy cannot place.
-    #[error("tensor '{tensor}': {reason}")]
+    #[error("tensor '{}': {reason}", shown(tensor))]
     Tensor {
         /// Its name.
         tensor: String,
@@ -140,7 +141,8 @@ pub enum PlanError {
     },
     /// A dtype that cannot become the storage dtype.
     #[error(
-        "tensor '{tensor}': there is no cast from its dtype {from} to the storage dtype {to}; name it under shardwright.buffers to keep it as it is"
+        "tensor '{}': there is no cast from its dtype {from} to the storage dtype {to}; name it under shardwright.buffers to keep it as it is",
+        shown(tensor)
     )]
     NoCast {
         /// Its name.

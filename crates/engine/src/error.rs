@@ -1,7 +1,9 @@
 //! The one error type of the engine: what kind of failure, in which file, tensor and rank, what was expected and what was found.
 //! How errors are rendered and which exit code a kind gets is the command line's business.
 
-use std::{borrow::Cow, fmt, io, path::PathBuf};
+use std::{fmt, io, path::PathBuf};
+
+use shardwright_core::text::shown;
 
 /// What went wrong, coarse enough to act upon. The command line gives each kind one exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -29,7 +31,8 @@ pub enum ErrorKind {
     Device,
 }
 
-/// A failure with its context. `Display` gives one line, the operating system's cause at its end.
+/// A failure with its context. `Display` gives one line, the operating system's cause at its end; names of others in it are made harmless
+/// to a terminal, see [`shardwright_core::text`].
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 #[non_exhaustive]
@@ -128,31 +131,22 @@ impl EngineError {
     }
 }
 
-/// A name without characters that a terminal obeys.
-pub(crate) fn printable(name: &str) -> Cow<'_, str> {
-    if !name.contains(char::is_control) {
-        return name.into();
-    }
-    name.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect::<String>().into()
-}
-
 impl fmt::Display for Details {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(file) = &self.file {
-            write!(f, "{}: ", file.display())?;
+            write!(f, "{}: ", shown(&file.display().to_string()))?;
         }
         if let Some(tensor) = &self.tensor {
-            // The name is untrusted, and a terminal may be reading.
-            write!(f, "tensor '{}': ", printable(tensor))?;
+            write!(f, "tensor '{}': ", shown(tensor))?;
         }
         if let Some(rank) = self.rank {
             write!(f, "rank {rank}: ")?;
         }
-        f.write_str(&self.what)?;
+        f.write_str(&shown(&self.what))?;
         if let Some(offset) = self.offset {
             write!(f, " at byte {offset}")?;
         }
-        match (&self.expected, &self.found) {
+        match (self.expected.as_deref().map(shown), self.found.as_deref().map(shown)) {
             (Some(expected), Some(found)) => write!(f, ": expected {expected}, found {found}")?,
             (Some(expected), None) => write!(f, ": expected {expected}")?,
             (None, Some(found)) => write!(f, ": found {found}")?,
@@ -179,5 +173,15 @@ mod tests {
             "a/b.safetensors: tensor 'w': rank 3: cannot read at byte 4096: expected 64 bytes, found 12: Input/output error (os error 5)"
         );
         assert_eq!(error.kind(), ErrorKind::Io);
+    }
+
+    /// Names come out of files that anyone may have written.
+    #[test]
+    fn a_message_is_one_line_whatever_it_names() {
+        let hostile = format!("\u{1b}[2J\n{}", "x".repeat(1 << 20));
+        let error =
+            EngineError::new(ErrorKind::Checkpoint, hostile.as_str()).file(&hostile).tensor(&hostile).expected(&hostile).found(&hostile);
+        let text = error.to_string();
+        assert!(text.len() < 8000 && !text.contains(char::is_control), "{} bytes", text.len());
     }
 }

@@ -187,9 +187,10 @@ fn find_in_cache(model: &str, cache: &Path, tried: &[PathBuf], offline: bool) ->
         return Err(not_found(model, &tried, hint));
     }
     let main = repo.join("refs/main");
-    let revision = fs::read_to_string(&main).map_err(|e| {
-        EngineError::new(ErrorKind::Checkpoint, format!("the cached model '{model}' has no revision 'main'")).file(&main).cause(e)
-    })?;
+    if !main.exists() {
+        return Err(EngineError::new(ErrorKind::Checkpoint, format!("the cached model '{model}' has no revision 'main'")).file(main));
+    }
+    let revision = read_text(&main)?;
     let revision = revision.trim();
     let plain = !revision.is_empty() && revision.chars().all(|c| c.is_ascii_alphanumeric());
     if !plain {

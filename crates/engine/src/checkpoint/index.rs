@@ -95,9 +95,7 @@ impl<'de> Deserialize<'de> for RawIndex {
                         "weight_map" if weights.is_some() => return Err(A::Error::custom("weight_map occurs twice")),
                         "weight_map" => weights = Some(map.next_value()?),
                         "metadata" => {
-                            let metadata: serde_json::Value = map.next_value()?;
-                            // transformers writes an integer, some tools a float.
-                            total_size = metadata["total_size"].as_u64();
+                            total_size = map.next_value::<Metadata>()?.0;
                         }
                         _ => {
                             map.next_value::<IgnoredAny>()?;
@@ -108,6 +106,39 @@ impl<'de> Deserialize<'de> for RawIndex {
             }
         }
         d.deserialize_map(Index)
+    }
+}
+
+/// `metadata.total_size`, where it is a whole number: transformers writes one, some tools a float. Of the rest nothing is kept.
+struct Metadata(Option<u64>);
+
+impl<'de> Deserialize<'de> for Metadata {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Fields;
+        impl<'de> Visitor<'de> for Fields {
+            type Value = Metadata;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object as metadata")
+            }
+
+            fn visit_unit<E>(self) -> Result<Metadata, E> {
+                Ok(Metadata(None))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Metadata, A::Error> {
+                let mut total_size = None;
+                while let Some(key) = map.next_key::<String>()? {
+                    if key == "total_size" {
+                        total_size = map.next_value::<serde_json::Value>()?.as_u64();
+                    } else {
+                        map.next_value::<IgnoredAny>()?;
+                    }
+                }
+                Ok(Metadata(total_size))
+            }
+        }
+        d.deserialize_any(Fields)
     }
 }
 
