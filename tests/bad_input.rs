@@ -206,3 +206,36 @@ fn a_standard_error_that_is_full() {
     let status = shardwright().arg("load").arg(config).stdout(std::process::Stdio::null()).stderr(full).status().unwrap();
     assert_eq!(status.code(), Some(0));
 }
+
+/// A world is as large as a config says; what is kept of it is as large as what is loaded.
+#[test]
+fn enormous_worlds() {
+    let dir = model(&safetensors(r#"{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#, 8));
+    check("side by side", &load(dir.path(), &["--world-size", "4294967295"]), PLAN, &["4294967295", "16384", "--rank"]);
+    let one = load(dir.path(), &["--world-size", "4294967295", "--rank", "4294967294"]);
+    assert_eq!(one.status.code(), Some(0), "{}", stderr(&one));
+}
+
+/// A rank that is no text is not an unset one, by which every rank would load the whole world.
+#[test]
+fn a_rank_that_is_not_text() {
+    use std::os::unix::ffi::OsStrExt as _;
+    let dir = model(&safetensors(r#"{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#, 8));
+    let config = fsdp2_config(dir.path(), &dir.path().join("model"), 1, None);
+    let mut command = shardwright();
+    command.arg("load").arg(config).env("RANK", std::ffi::OsStr::from_bytes(b"\xff")).env("WORLD_SIZE", "2");
+    check("RANK", &command.output().unwrap(), PLAN, &["RANK is", "expected a number"]);
+}
+
+/// A report that cannot be written is told before anything is loaded, so nothing is saved either.
+#[test]
+fn reports_that_cannot_be_written() {
+    let dir = model(&safetensors(r#"{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#, 8));
+    let shards = dir.path().join("shards");
+    for report in [dir.path().to_owned(), dir.path().join("no/such/report.json")] {
+        let report = report.to_str().unwrap();
+        let output = load(dir.path(), &["--save", shards.to_str().unwrap(), "--report", report]);
+        check(report, &output, IO, &["cannot write", report]);
+        assert!(!shards.join("shardwright.manifest.json").exists());
+    }
+}

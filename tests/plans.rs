@@ -122,3 +122,16 @@ fn persistence_is_granted_in_order_below_both_thresholds() {
     let persistent: Vec<&str> = plan.tensors.iter().filter(|t| t.persistent).map(|t| t.name.as_str()).collect();
     assert_eq!(persistent, ["model.layers.0.mlp.experts", "model.layers.0.norm.weight", "model.layers.1.norm.weight"]);
 }
+
+/// torch 2.15 `fully_shard`, ran on 2 to 7 ranks: a parameter without elements has 0 rows on every rank, whatever its rows.
+#[test]
+fn fsdp2_gives_no_rows_of_tensors_without_elements() {
+    for (shape, local) in [(vec![5, 0], [0, 0]), (vec![0, 5], [0, 5])] {
+        let model = ModelMeta::new(vec![TensorMeta::new("w", DType::F32, shape.clone())], ModelFacts::default()).unwrap();
+        let mesh = Mesh::replicate_shard(1, 3).unwrap();
+        let plan = plan_checked(&Fsdp2::default(), &PlanInput::new(&model, &mesh, &Mixed)).unwrap();
+        for rank in 0..3 {
+            assert_eq!(plan.tensors[0].region(rank).local_shape(&shape), Some(local.to_vec()), "{shape:?}");
+        }
+    }
+}

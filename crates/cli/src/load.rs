@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, atomic::AtomicBool};
 use shardwright_core::{PlanInput, ShardPlan, plan_checked};
 use shardwright_engine::{
     device::{DeviceOptions, Devices},
-    load::{CancelToken, Loader},
+    load::{CancelToken, Loader, all_ranks},
     memory::process_memory,
     report::{Report, Totals},
 };
@@ -15,7 +15,7 @@ use crate::{
     device::{self, Placed},
     exit::{Exit, Failure},
     input::{self, Input},
-    output::{print, print_note, write_whole},
+    output::{check_writable, print, print_note, write_whole},
     progress::Progress,
     save::Target,
     summary,
@@ -25,13 +25,15 @@ use crate::{
 pub fn run(args: &LoadArgs) -> Result<Exit, Failure> {
     let input = input::read(&args.config, &args.overrides, args.world, &args.io)?;
     let plan = plan(&input)?;
-    let ranks = ranks(&input, &plan);
+    let ranks = ranks(&input, &plan)?;
     if args.io.explain_io {
         let loader = Loader::new(&plan, &input.checkpoint).ranks(&ranks).io(input.io.clone());
         print_note(&format!("{}{}", loader.explain()?, loader.preflight()?));
     }
     let cancel = cancel_on_signal()?;
     let target = args.save.as_deref().map(|dir| Target::new(dir, args.overwrite, &plan, &input.checkpoint, &ranks)).transpose()?;
+    // What can be known now should not be found out after an hour of loading.
+    args.report.as_deref().map(check_writable).transpose()?;
     let devices = device::of(args.device, &input, &ranks)?;
     let loaded = load(&input, &plan, &ranks, devices.as_ref(), &cancel)?;
     let totals = Totals::new(loaded.stats(), process_memory().map(|m| m.peak));
@@ -64,8 +66,8 @@ fn plan(input: &Input) -> Result<ShardPlan, Failure> {
 }
 
 /// The ranks of this process: the one that it is, or all.
-fn ranks(input: &Input, plan: &ShardPlan) -> Vec<u32> {
-    input.world.rank.map_or_else(|| (0..plan.mesh.world_size()).collect(), |rank| vec![rank])
+fn ranks(input: &Input, plan: &ShardPlan) -> Result<Vec<u32>, Failure> {
+    Ok(input.world.rank.map_or_else(|| all_ranks(plan.mesh.world_size()), |rank| Ok(vec![rank]))?)
 }
 
 fn load<'p>(

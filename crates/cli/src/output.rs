@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io::{self, Write},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use shardwright_core::text::harmless;
@@ -24,6 +24,22 @@ pub fn print_note(text: &str) {
     drop(writeln!(io::stderr(), "{}", harmless(text.trim_end())));
 }
 
+/// Refuses early what [`write_whole`] would refuse: a directory, or a place where no file can be made.
+pub fn check_writable(file: &Path) -> Result<(), Failure> {
+    let made = match fs::metadata(file) {
+        Ok(meta) if meta.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
+        Ok(meta) if !meta.is_file() => Ok(()),
+        _ => File::create(temporary(file)).and_then(|_| fs::remove_file(temporary(file))),
+    };
+    made.map_err(|e| Failure::output(file.display(), &e))
+}
+
+fn temporary(file: &Path) -> PathBuf {
+    let mut name = file.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}.tmp", std::process::id()));
+    file.with_file_name(name)
+}
+
 /// Writes a file whole or not at all: under a temporary name beside it, then renamed. What is no regular file, such as a pipe or
 /// `/dev/stdout`, is written straight.
 pub fn write_whole(file: &Path, text: &str) -> Result<(), Failure> {
@@ -31,9 +47,7 @@ pub fn write_whole(file: &Path, text: &str) -> Result<(), Failure> {
     if fs::metadata(file).is_ok_and(|m| !m.is_file()) {
         return fs::write(file, text).map_err(failed);
     }
-    let mut name = file.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let temporary = file.with_file_name(name);
+    let temporary = temporary(file);
     let written = File::create(&temporary)
         .and_then(|mut f| f.write_all(text.as_bytes()).and_then(|()| f.sync_all()))
         .and_then(|()| fs::rename(&temporary, file));

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::Read as _,
     path::{Path, PathBuf},
 };
 
@@ -153,8 +154,13 @@ fn lock_file(path: &Path, config: &Path, several: bool, write: bool) -> Result<P
     Ok(path.join(format!("{name}.lock")))
 }
 
+/// A lock is some ten KiB. What is cut off here is no JSON any more, and told as such.
+const MOST_LOCK: u64 = 16 << 20;
+
 fn check(lock: &Path, config: &Path, resolved: &Resolved) -> Result<Exit, Failure> {
-    let text = fs::read_to_string(lock).map_err(|e| Failure::new(Exit::Io, format_args!("cannot read {}: {e}", lock.display())))?;
+    let mut text = String::new();
+    let read = fs::File::open(lock).and_then(|file| file.take(MOST_LOCK).read_to_string(&mut text));
+    read.map_err(|e| Failure::new(Exit::Io, format_args!("cannot read {}: {e}", lock.display())))?;
     let differences = resolved.differences(&text).map_err(|why| Failure::new(Exit::Config, format_args!("{}: {why}", lock.display())))?;
     if differences.is_empty() {
         return Ok(Exit::Done);

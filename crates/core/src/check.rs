@@ -144,6 +144,8 @@ fn tiles(tensor: &TensorPlan, axis: GroupAxis) -> Result<(), String> {
         Layout::Replicated if axis.size == 1 => {}
         Layout::Replicated => return Err("it is whole on every rank, so its groups are of one rank each".into()),
         // Regions [c·step, (c+1)·step) clamped to the size are disjoint and ascending: only their reach is in question.
+        // Without elements there is nothing to cover.
+        Layout::Dim { dim, .. } if numel == 0 => dim_size(*dim).map(drop)?,
         Layout::Dim { dim, chunk } => covers(*chunk, dim_size(*dim)?, "indices from")?,
         Layout::Flat { partition } => covers(*partition, numel, "elements from")?,
         Layout::Owner { coordinate } if *coordinate < axis.size => {}

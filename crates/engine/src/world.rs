@@ -71,7 +71,8 @@ impl World {
     /// # Errors
     /// As there.
     pub fn from_process(flags: WorldFlags) -> Result<Self> {
-        Self::detect(flags, |name| std::env::var(name).ok())
+        // What is not UTF-8 is no number either, and must not pass for unset.
+        Self::detect(flags, |name| std::env::var_os(name).map(|v| v.to_string_lossy().into_owned()))
     }
 
     fn checked(self) -> Result<Self> {

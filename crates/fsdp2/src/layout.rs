@@ -56,6 +56,7 @@ fn place(tensor: &TensorMeta, axis: GroupAxis) -> Result<Placement, PlanError> {
             "is 0-d, and fully_shard does not support scalar parameters; reshape it to 1-d, or name it under shardwright.buffers",
         ));
     };
-    let chunk = rows.div_ceil(u64::from(axis.size));
+    // torch makes every shard of a tensor without elements one of 0 rows, `[5, 0]` too.
+    let chunk = if tensor.shape.contains(&0) { 0 } else { rows.div_ceil(u64::from(axis.size)) };
     Ok(Placement { axis, layout: Layout::Dim { dim: 0, chunk }, padding: Padding::ToFirst })
 }
