@@ -32,16 +32,16 @@ use crate::{
 
 /// Ranks that one process loads side by side at most. Each has mappings of its own, of which Linux grants a process 65,530; who wants a
 /// larger world loads its ranks in processes of their own.
-pub const MAX_RANKS: u32 = 16_384;
+pub const MAX_SIDE_BY_SIDE: u32 = 16_384;
 
 /// All ranks of a world, to load them side by side.
 ///
 /// # Errors
-/// [`ErrorKind::World`] for more than [`MAX_RANKS`].
+/// [`ErrorKind::World`] for more than [`MAX_SIDE_BY_SIDE`].
 pub fn all_ranks(world_size: u32) -> Result<Vec<u32>> {
-    if world_size > MAX_RANKS {
+    if world_size > MAX_SIDE_BY_SIDE {
         let what = "one process cannot load so many ranks side by side; give --rank to load one of them";
-        return Err(EngineError::new(ErrorKind::World, what).expected(format_args!("at most {MAX_RANKS}")).found(world_size));
+        return Err(EngineError::new(ErrorKind::World, what).expected(format_args!("at most {MAX_SIDE_BY_SIDE}")).found(world_size));
     }
     Ok((0..world_size).collect())
 }
@@ -90,7 +90,7 @@ impl<'p, 'a> Loader<'p, 'a> {
     /// A loader of all ranks of the plan's world, with default options.
     pub fn new(plan: &'p ShardPlan, checkpoint: &'a Checkpoint) -> Self {
         // One more than is loaded is enough to refuse them all.
-        let ranks = (0..plan.mesh.world_size().min(MAX_RANKS + 1)).collect();
+        let ranks = (0..plan.mesh.world_size().min(MAX_SIDE_BY_SIDE + 1)).collect();
         Self {
             plan,
             checkpoint,
@@ -183,8 +183,8 @@ impl<'p, 'a> Loader<'p, 'a> {
         let refused = |what: String| EngineError::new(ErrorKind::Plan, what);
         self.plan.check(self.checkpoint.model()).map_err(|e| refused(format!("the plan does not hold for this checkpoint: {e}")))?;
         let world = self.plan.mesh.world_size();
-        if self.ranks.len() > MAX_RANKS as usize {
-            all_ranks(world.max(MAX_RANKS + 1))?;
+        if self.ranks.len() > MAX_SIDE_BY_SIDE as usize {
+            all_ranks(world.max(MAX_SIDE_BY_SIDE + 1))?;
         }
         let mut ranks = self.ranks.clone();
         ranks.sort_unstable();

@@ -206,7 +206,8 @@ impl Resolver<'_> {
         let shard = values.uint("mp_shard_size");
         let pair = [("mp_replicate_size", &replicate), ("mp_shard_size", &shard)];
         let (replicate, shard) = self.product(world, pair);
-        Mesh::replicate_shard(replicate, shard).ok()
+        // An outcome without a mesh says why: a failure without a word would be all that is left.
+        Mesh::replicate_shard(replicate, shard).map_err(|why| self.error("mesh-product", why, world.location())).ok()
     }
 
     /// Two sizes whose product is the world; the second is inferred where it is not given.
