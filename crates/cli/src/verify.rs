@@ -49,7 +49,8 @@ fn tell(args: &VerifyArgs, verifier: &Verifier<'_>, found: Verified) -> Result<E
         print_note(&format!("error: and {} more", found.more_problems));
     }
     if !found.strangers.is_empty() {
-        let names = shown(&found.strangers.join(", "));
+        let names = found.strangers.join(", ");
+        let names = shown(&names);
         print_note(&format!("note: {} also holds what is none of the save's: {names}", args.dir.display()));
     }
     match args.format {
