@@ -32,6 +32,8 @@ JOBS = [
     ("both ranks of 2, float32", ["fsdp2_meta.py", "{model}"], 2, [0, 1], "fsdp2", 8),
     ("both ranks of 2, bfloat16", ["zero3.py", "{model}"], 2, [0, 1], "zero3", 25),
 ]
+# Seconds.
+SETTLE = 6
 NAMES = {
     "get_slice.py": "safetensors `get_slice` + cast",
     "fsdp2_meta.py": "LLaMA-Factory, FSDP2 `init_on_meta`",
@@ -90,6 +92,8 @@ def launch(command, world, ranks, extra, balloon, waits):
     cores = len(os.sched_getaffinity(0))
     threads = str(max(1, cores // len(ranks)))
     if not waits:
+        # As long as a peer's imports take: what the load before gave up has by then gone back to the host, and nobody is busy with it.
+        time.sleep(SETTLE)
         balloon.release()
     start, running = time.perf_counter(), []
     for rank in ranks:
