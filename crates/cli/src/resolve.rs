@@ -1,6 +1,7 @@
 //! `shardwright resolve`: shows, explains, locks and checks what configs mean. What they mean is decided in core.
 
 use std::{
+    collections::BTreeMap,
     fs,
     io::Read as _,
     path::{Path, PathBuf},
@@ -29,6 +30,9 @@ pub fn run(args: &ResolveArgs) -> Result<Exit, Failure> {
     let (configs, overrides) = arguments(args)?;
     let world = World::from_process(WorldFlags { rank: None, world_size: args.world_size })?;
     let registry = Registry::linked().map_err(|d| render::failure(&[d], &[]))?;
+    for path in args.lock.iter().chain(&args.check) {
+        distinct_locks(path, &configs)?;
+    }
     let mut worst = Exit::Done;
     let mut documents = Vec::new();
     for config in &configs {
@@ -154,6 +158,22 @@ fn lock_file(path: &Path, config: &Path, several: bool, write: bool) -> Result<P
     Ok(path.join(format!("{name}.lock")))
 }
 
+/// Refuses configs that would share a lock: the last one's would be all that is left.
+fn distinct_locks(path: &Path, configs: &[PathBuf]) -> Result<(), Failure> {
+    let mut seen: BTreeMap<PathBuf, &Path> = BTreeMap::new();
+    for config in configs.iter().filter(|_| configs.len() > 1) {
+        let lock = lock_file(path, config, true, false)?;
+        if let Some(other) = seen.insert(lock.clone(), config) {
+            let (one, two, lock) = (other.display(), config.display(), lock.display());
+            return Err(Failure::new(
+                Exit::Usage,
+                format_args!("{one} and {two} would share the lock {lock}; give their paths relative to a common directory"),
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// A lock is some ten KiB. What is cut off here is no JSON any more, and told as such.
 const MOST_LOCK: u64 = 16 << 20;
 
@@ -184,6 +204,15 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+
+    #[test]
+    fn configs_that_would_share_a_lock_are_refused() {
+        let shared = distinct_locks(Path::new("locks"), &["/a/train.yaml".into(), "/b/train.yaml".into()]).unwrap_err();
+        assert_eq!(shared.exit, Exit::Usage);
+        assert!(["/a/train.yaml", "/b/train.yaml", "locks/train.lock"].iter().all(|n| shared.text.contains(n)), "{}", shared.text);
+        assert!(distinct_locks(Path::new("locks"), &["a/train.yaml".into(), "b/train.yaml".into()]).is_ok());
+        assert!(distinct_locks(Path::new("lock"), &["/a/train.yaml".into()]).is_ok());
+    }
 
     #[test]
     fn locks_of_several_configs_have_names_of_their_own() {

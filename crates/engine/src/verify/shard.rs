@@ -61,7 +61,8 @@ impl Safetensors {
         let mut header = vec![0; usize::try_from(length).unwrap_or(0)];
         file.read_exact_at(&mut header, 8).map_err(cannot)?;
         let metadata: Metadata = serde_json::from_slice(&header).map_err(|e| wrong(format!("its header is not one: {e}")))?;
-        let (start, end) = (8 + length, 8 + length + metadata.data_len() as u64);
+        let start = 8 + length;
+        let end = start.saturating_add(metadata.data_len() as u64); // the header may claim nearly 2^64
         if end != size {
             return Err(wrong("its size is not what its header says".into()).expected(format_args!("{end} bytes")).found(size));
         }
@@ -99,4 +100,25 @@ fn stored(metadata: &Metadata, start: u64) -> Result<Vec<StoredTensor>, String> 
         Ok(StoredTensor { name, dtype, shape, start: start + from as u64, bytes: (to - from) as u64 })
     };
     metadata.offset_keys().into_iter().map(tensor).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 16 tensors that together end 5 bytes before 2^64.
+    #[test]
+    fn a_header_that_claims_all_there_is_contradicts_its_file() {
+        let entry = |i: u64| {
+            let (start, size) = (i << 60, if i == 15 { (1 << 60) - 5 } else { 1u64 << 60 });
+            format!(r#""{i}":{{"dtype":"U8","shape":[{size}],"data_offsets":[{start},{}]}}"#, start + size)
+        };
+        let header = format!("{{{}}}", (0..16).map(entry).collect::<Vec<_>>().join(","));
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.safetensors");
+        std::fs::write(&path, [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat()).unwrap();
+        let error = Safetensors::open(&path, ErrorKind::Mismatch).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Mismatch);
+        assert!(error.to_string().contains("its size is not what its header says"), "{error}");
+    }
 }
