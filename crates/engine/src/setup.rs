@@ -65,6 +65,8 @@ fn named_file(name: &str, bases: &[PathBuf]) -> Result<Source, String> {
     let beside = |base: &PathBuf| if base.as_os_str() == "." { PathBuf::from(name) } else { base.join(name) };
     let places: Vec<PathBuf> = bases.iter().map(beside).collect();
     match places.iter().find(|p| p.exists()) {
+        // A pipe that a config names would be waited for without end.
+        Some(path) if !path.is_file() => Err("not a regular file".to_owned()),
         Some(path) => read_text(path).map(|text| Source::new(path.display().to_string(), text)),
         None => {
             let tried: Vec<String> = places.iter().map(|p| p.display().to_string()).collect();
