@@ -4,9 +4,9 @@
 use std::{collections::BTreeMap, hint::black_box};
 
 use criterion::Criterion;
+use shardwright::config::{Draft, Input, Resolved, Supplied};
 use shardwright::core::{
     DType, Mesh, ModelFacts, ModelMeta, Placement, PlanError, PlanInput, PrecisionPolicy, Reshard, ShardPlan, ShardStrategy, TensorMeta,
-    config::{Draft, Input, Resolved, Supplied},
     diagnostic::{Diagnostic, Source},
     plan_checked, register_strategy,
     registry::Registry,

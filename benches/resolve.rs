@@ -3,12 +3,8 @@
 use std::{collections::BTreeMap, hint::black_box};
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use shardwright_core::{
-    ModelFacts,
-    config::{Draft, Input, Outcome, Supplied},
-    diagnostic::Source,
-    registry::Registry,
-};
+use shardwright_config::{Draft, Input, Outcome, Supplied};
+use shardwright_core::{ModelFacts, diagnostic::Source, registry::Registry};
 // Linked for what they register.
 use {shardwright_fsdp2 as _, shardwright_precision as _, shardwright_zero3 as _};
 

@@ -4,6 +4,7 @@
 //! binary with a strategy of its own is two lines: `use acme_strategy as _;` and `shardwright::main()`.
 
 pub use shardwright_cli::main;
+pub use shardwright_config as config;
 pub use shardwright_core as core;
 pub use shardwright_engine as engine;
 pub use shardwright_fsdp2 as fsdp2;

@@ -9,6 +9,7 @@ const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/diagnostics.md");
 fn codes() -> BTreeMap<&'static str, Code> {
     let all = [
         shardwright_core::codes::CODES,
+        shardwright_config::codes::CODES,
         shardwright_precision::codes::CODES,
         shardwright_fsdp2::codes::CODES,
         shardwright_zero3::codes::CODES,
@@ -60,7 +61,7 @@ fn sources(dir: &Path, out: &mut Vec<String>) {
 fn no_code_is_said_without_being_listed_nor_listed_without_being_said() {
     let codes = codes();
     let mut texts = Vec::new();
-    for krate in ["core", "precision", "fsdp2", "zero3"] {
+    for krate in ["core", "config", "precision", "fsdp2", "zero3"] {
         sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("crates").join(krate).join("src"), &mut texts);
     }
     let outside: Vec<&String> = texts.iter().filter(|t| !t.contains("pub const CODES")).collect();

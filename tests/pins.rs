@@ -2,12 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use shardwright::core::{
-    DType, ModelFacts, ModelMeta, PlanInput, ShardPlan, TensorMeta,
+use shardwright::{
     config::{Draft, Input, Outcome, Supplied},
-    diagnostic::Source,
-    plan_checked,
-    registry::Registry,
+    core::{DType, ModelFacts, ModelMeta, PlanInput, ShardPlan, TensorMeta, diagnostic::Source, plan_checked, registry::Registry},
 };
 
 fn resolve(yaml: &str) -> Outcome {

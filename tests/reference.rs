@@ -4,12 +4,16 @@
 use std::{collections::BTreeMap, fmt::Write, fs, path::PathBuf};
 
 use serde_json::Value as Json;
-use shardwright::core::{
-    config::{Draft, Input, Supplied},
-    diagnostic::{Severity, Source},
-    reference::{self, KeyReference, SectionReference},
-    registry::Registry,
-    testkit::Rule,
+use shardwright::{
+    config::{
+        Draft, Input, Supplied,
+        reference::{self, KeyReference, SectionReference},
+    },
+    core::{
+        diagnostic::{Severity, Source},
+        registry::Registry,
+        testkit::Rule,
+    },
 };
 
 fn linked() -> Registry {
@@ -40,11 +44,11 @@ fn pages() -> BTreeMap<String, String> {
     let mut pages = BTreeMap::new();
     let mut index = format!("# Reference\n\n{GENERATED}- [the YAML](yaml.md), [its JSON Schema](shardwright.schema.json)\n");
     for e in registry.strategies() {
-        pages.insert(format!("{}.md", e.name), section("strategy", e.name, e.summary, e.place.package, &e.reference()));
+        pages.insert(format!("{}.md", e.name), section("strategy", e.name, e.summary, e.place.package, &reference::of_strategy(e)));
         writeln!(index, "- strategy [`{}`]({0}.md): {}", e.name, e.summary).unwrap();
     }
     for e in registry.policies() {
-        pages.insert(format!("{}.md", e.name), section("precision policy", e.name, e.summary, e.place.package, &e.reference()));
+        pages.insert(format!("{}.md", e.name), section("precision policy", e.name, e.summary, e.place.package, &reference::of_policy(e)));
         writeln!(index, "- precision policy [`{}`]({0}.md): {}", e.name, e.summary).unwrap();
     }
     index.push_str("- [what the proof kit proves](proof-kit.md)\n");
@@ -85,7 +89,8 @@ fn the_reference_pages_are_what_the_types_say() {
 #[test]
 fn what_is_told_to_paste_resolves() {
     let registry = linked();
-    let pastes = registry.strategies().iter().map(|e| e.reference().paste).chain(registry.policies().iter().map(|e| e.reference().paste));
+    let strategies = registry.strategies().iter().map(|e| reference::of_strategy(e).paste);
+    let pastes = strategies.chain(registry.policies().iter().map(|e| reference::of_policy(e).paste));
     for paste in pastes {
         let input = Input { config: Source::new("pasted.yaml", paste.as_str()), overrides: Vec::new(), env: BTreeMap::new() };
         let deepspeed = Source::new("ds_zero3.json", r#"{"zero_optimization": {"stage": 3}}"#);

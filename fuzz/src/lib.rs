@@ -4,13 +4,14 @@
 use std::{collections::BTreeMap, sync::OnceLock};
 
 use shardwright::{
+    config::{Draft, Input, Supplied},
     core::{
         DType, Mesh, ModelFacts, ModelMeta, PlanInput, Precision, PrecisionPolicy, ShardPlan, ShardStrategy, TensorMeta,
-        config::{Draft, Input, Supplied, json, yaml},
         diagnostic::{Diagnostic, Source},
         plan_checked,
         registry::Registry,
         replicate::Replicate,
+        tree::{json, yaml},
     },
     engine::checkpoint::{parse_header, parse_index},
     fsdp2::Fsdp2,
@@ -146,7 +147,7 @@ fn draft(data: &[u8]) -> Option<Draft> {
     let mut warnings = Vec::new();
     let source = Source::new("fuzz.yaml", text);
     match yaml::parse(&source, &mut warnings) {
-        Ok(node) => drop((node.to_json(), node.describe(), node.count())),
+        Ok(node) => drop((node.to_json(), node.describe())),
         Err(error) => warnings.push(error),
     }
     check_places(&warnings, std::slice::from_ref(&source));

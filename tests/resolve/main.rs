@@ -10,12 +10,8 @@ mod readers;
 use std::collections::BTreeMap;
 
 use serde_json::Value as Json;
-use shardwright_core::{
-    ModelFacts,
-    config::{Draft, Input, Outcome, Supplied},
-    diagnostic::Source,
-    registry::Registry,
-};
+use shardwright_config::{Draft, Input, Outcome, Supplied};
+use shardwright_core::{ModelFacts, diagnostic::Source, registry::Registry};
 // Linked for what they register.
 use {shardwright_fsdp2 as _, shardwright_precision as _, shardwright_zero3 as _};
 

@@ -3,8 +3,8 @@
 use proptest::prelude::*;
 use serde_json::Value as Json;
 use shardwright_core::{
-    config::{json, yaml},
     diagnostic::Source,
+    tree::{json, yaml},
 };
 
 use crate::{Case, values};

@@ -2,8 +2,8 @@
 
 use serde_json::{Value as Json, json};
 use shardwright_core::{
-    config::{Value, yaml},
     diagnostic::Source,
+    tree::{Value, yaml},
 };
 
 use crate::{Case, DEEPSPEED};

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use shardwright_core::config::ByteSize;
+use shardwright_config::ByteSize;
 use shardwright_engine::device::DeviceRequest;
 
 /// Load a checkpoint so that every rank reads exactly its own shard, as FSDP2 or ZeRO-3 would place it.

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use shardwright_core::{config::Resolved, registry::Registry, text::shown};
+use shardwright_config::Resolved;
+use shardwright_core::{registry::Registry, text::shown};
 use shardwright_engine::{Checkpoint, IoOptions, ReadMethod, World, WorldFlags, setup, world::set_process_world};
 
 use crate::{

@@ -1,4 +1,4 @@
-//! `shardwright resolve`: shows, explains, locks and checks what configs mean. What they mean is decided in core.
+//! `shardwright resolve`: shows, explains, locks and checks what configs mean. What they mean is decided in `shardwright_config`.
 
 use std::{
     collections::BTreeMap,
@@ -8,13 +8,11 @@ use std::{
 };
 
 use serde_json::Value as Json;
-use shardwright_core::{
-    config::{
-        Outcome, Resolved,
-        output::{Difference, origin_in_short},
-    },
-    registry::Registry,
+use shardwright_config::{
+    Outcome, Resolved,
+    output::{Difference, origin_in_short},
 };
+use shardwright_core::registry::Registry;
 use shardwright_engine::{World, WorldFlags, setup};
 
 use crate::{

@@ -1,6 +1,7 @@
 //! `shardwright schema`: the JSON Schema of the YAML.
 
-use shardwright_core::{reference, registry::Registry};
+use shardwright_config::reference;
+use shardwright_core::registry::Registry;
 
 use crate::{
     exit::{Exit, Failure},

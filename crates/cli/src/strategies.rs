@@ -1,10 +1,11 @@
 //! `shardwright strategies`: what is linked, and how a section of it is written.
 
 use serde_json::{Value as Json, json};
+use shardwright_config::reference::{self, KeyReference, SectionReference};
 use shardwright_core::{
     VERSION,
-    reference::{KeyReference, SectionReference},
-    registry::{Place, Registry},
+    diagnostic::Diagnostic,
+    registry::{self, Place, Registry},
 };
 
 use crate::{
@@ -39,40 +40,43 @@ struct Entry {
     reference: SectionReference,
 }
 
-fn find(registry: &Registry, name: &str) -> Result<Entry, Box<shardwright_core::diagnostic::Diagnostic>> {
-    if let Some(e) = registry.policies().iter().find(|e| e.name == name) {
-        return Ok(Entry { kind: "precision policy", name: e.name, summary: e.summary, place: e.place, reference: e.reference() });
+fn find(registry: &Registry, name: &str) -> Result<Entry, Box<Diagnostic>> {
+    if let Some(policy) = registry.policies().iter().find(|e| e.name == name) {
+        return Ok(Entry::new("precision policy", policy, reference::of_policy(policy)));
     }
-    let e = registry.strategy(name)?;
-    Ok(Entry { kind: "strategy", name: e.name, summary: e.summary, place: e.place, reference: e.reference() })
+    let strategy = registry.strategy(name)?;
+    Ok(Entry::new("strategy", strategy, reference::of_strategy(strategy)))
 }
 
-fn rows(registry: &Registry) -> (Vec<Vec<String>>, Vec<Vec<String>>) {
-    let row = |name: &str, place: &Place, summary: &str| [name, place.package, place.version, summary].map(str::to_owned).to_vec();
-    (
-        registry.strategies().iter().map(|e| row(e.name, &e.place, e.summary)).collect(),
-        registry.policies().iter().map(|e| row(e.name, &e.place, e.summary)).collect(),
-    )
+fn rows<C: ?Sized>(entries: &[registry::Entry<C>]) -> Vec<Vec<String>> {
+    entries.iter().map(|e| [e.name, e.place.package, e.place.version, e.summary].map(str::to_owned).to_vec()).collect()
 }
 
 fn list(registry: &Registry) -> String {
     let header = |first| [(first, Align::Left), ("crate", Align::Left), ("version", Align::Left), ("summary", Align::Left)];
-    let (strategies, policies) = rows(registry);
     format!(
         "{}\n{}\nbuilt with shardwright-core {VERSION}; `shardwright strategies NAME` shows a section's keys\n",
-        table::render(&header("strategy"), &strategies),
-        table::render(&header("precision policy"), &policies),
+        table::render(&header("strategy"), &rows(registry.strategies())),
+        table::render(&header("precision policy"), &rows(registry.policies())),
     )
 }
 
 fn listed(registry: &Registry) -> Json {
-    let entry = |name: &str, summary: &str, place: &Place| json!({"name": name, "summary": summary, "crate": place.package, "version": place.version, "core": place.core});
-    let strategies: Vec<Json> = registry.strategies().iter().map(|e| entry(e.name, e.summary, &e.place)).collect();
-    let policies: Vec<Json> = registry.policies().iter().map(|e| entry(e.name, e.summary, &e.place)).collect();
-    json!({"core": VERSION, "strategies": strategies, "policies": policies})
+    fn entries<C: ?Sized>(entries: &[registry::Entry<C>]) -> Vec<Json> {
+        let entry = |e: &registry::Entry<C>| {
+            let Place { package, version, core, .. } = e.place;
+            json!({"name": e.name, "summary": e.summary, "crate": package, "version": version, "core": core})
+        };
+        entries.iter().map(entry).collect()
+    }
+    json!({"core": VERSION, "strategies": entries(registry.strategies()), "policies": entries(registry.policies())})
 }
 
 impl Entry {
+    fn new<C: ?Sized>(kind: &'static str, entry: &registry::Entry<C>, reference: SectionReference) -> Self {
+        Self { kind, name: entry.name, summary: entry.summary, place: entry.place, reference }
+    }
+
     fn text(&self) -> String {
         let Self { kind, name, summary, place, reference } = self;
         let keys: String = reference.keys.iter().map(key).collect();

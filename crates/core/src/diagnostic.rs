@@ -110,6 +110,18 @@ pub struct Code {
     pub meaning: &'static str,
 }
 
+impl Code {
+    /// Of errors.
+    pub const fn error(name: &'static str, meaning: &'static str) -> Self {
+        Self { name, severity: Severity::Error, meaning }
+    }
+
+    /// Of warnings.
+    pub const fn warning(name: &'static str, meaning: &'static str) -> Self {
+        Self { name, severity: Severity::Warning, meaning }
+    }
+}
+
 /// One finding.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Diagnostic {

@@ -7,15 +7,14 @@
 
 pub mod check;
 pub mod codes;
-pub mod config;
 pub mod diagnostic;
+pub mod document;
 pub mod dtype;
 pub mod glob;
 pub mod mesh;
 pub mod model;
 pub mod plan;
 pub mod precision;
-pub mod reference;
 pub mod region;
 pub mod registry;
 pub mod replicate;
@@ -26,6 +25,7 @@ pub mod suggest;
 pub mod testkit;
 pub mod text;
 pub mod trainable;
+pub mod tree;
 
 pub use crate::{
     dtype::DType,

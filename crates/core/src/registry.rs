@@ -6,14 +6,15 @@
 
 use std::fmt;
 
-use schemars::Schema;
+use schemars::{JsonSchema, Schema};
 use serde_json::Value as Json;
 
 use crate::{
-    config::{from_node, node::Node},
     diagnostic::Diagnostic,
     strategy_config::{BuildContext, Built, BuiltPolicy, PolicyConfig, PolicyContext, StrategyConfig},
     suggest::nearest,
+    text::short,
+    tree::{Node, from_node},
 };
 
 /// Registers a [`StrategyConfig`] type under its `NAME`.
@@ -74,16 +75,11 @@ impl Place {
     }
 }
 
-/// A parsed section of a strategy.
+/// A parsed section of a strategy; every [`StrategyConfig`] is one. What resolves a YAML sees it, its author does not.
+#[doc(hidden)]
 pub trait ErasedConfig {
-    /// As [`StrategyConfig::files`].
     fn files(&self) -> Vec<String>;
-    /// Every key with its value.
     fn to_json(&self) -> Json;
-    /// As [`StrategyConfig::build`].
-    ///
-    /// # Errors
-    /// As there.
     fn build(self: Box<Self>, cx: &mut BuildContext<'_>) -> Result<Built, Diagnostic>;
 }
 
@@ -101,14 +97,10 @@ impl<T: StrategyConfig> ErasedConfig for T {
     }
 }
 
-/// A parsed section of a precision policy.
+/// A parsed section of a precision policy; every [`PolicyConfig`] is one.
+#[doc(hidden)]
 pub trait ErasedPolicyConfig {
-    /// Every key with its value.
     fn to_json(&self) -> Json;
-    /// As [`PolicyConfig::build`].
-    ///
-    /// # Errors
-    /// As there.
     fn build(self: Box<Self>, cx: &mut PolicyContext<'_>) -> Result<BuiltPolicy, Diagnostic>;
 }
 
@@ -126,81 +118,99 @@ fn to_json<T: serde::Serialize>(value: &T) -> Json {
     serde_json::to_value(value).unwrap_or(Json::Null)
 }
 
-/// Reads a section; `name` is taken out before.
-type Parse<T> = fn(&Node, &str) -> Result<Box<T>, Vec<Diagnostic>>;
+/// Reads a section, which the user calls by the second argument.
+type Parse<C> = fn(&Node, &str) -> Result<Box<C>, Vec<Diagnostic>>;
+
+/// Something that a YAML can name: `C` is what its section becomes.
+#[non_exhaustive]
+pub struct Entry<C: ?Sized> {
+    /// What the YAML names.
+    pub name: &'static str,
+    /// One line.
+    pub summary: &'static str,
+    /// Where it was registered.
+    pub place: Place,
+    parse: Parse<C>,
+    schema: fn() -> Schema,
+    defaults: fn() -> Json,
+    example: fn() -> Json,
+}
 
 /// A registered strategy.
-#[derive(Clone, Copy, Debug)]
-#[non_exhaustive]
-pub struct StrategyEntry {
-    /// What the YAML names.
-    pub name: &'static str,
-    /// One line.
-    pub summary: &'static str,
-    /// Where it was registered.
-    pub place: Place,
-    /// Reads its section, without `name`; the second argument is what the user calls the section.
-    pub parse: Parse<dyn ErasedConfig>,
-    /// The JSON Schema of its section, without `name`.
-    pub schema: fn() -> Schema,
-    /// Every key with its default.
-    pub defaults: fn() -> Json,
-    /// A section to paste.
-    pub example: fn() -> Json,
-}
-
+pub type StrategyEntry = Entry<dyn ErasedConfig>;
 /// A registered precision policy.
-#[derive(Clone, Copy, Debug)]
-#[non_exhaustive]
-pub struct PolicyEntry {
-    /// What the YAML names.
-    pub name: &'static str,
-    /// One line.
-    pub summary: &'static str,
-    /// Where it was registered.
-    pub place: Place,
-    /// Reads its section, without `name`; the second argument is what the user calls the section.
-    pub parse: Parse<dyn ErasedPolicyConfig>,
-    /// The JSON Schema of its section, without `name`.
-    pub schema: fn() -> Schema,
-    /// Every key with its default.
-    pub defaults: fn() -> Json,
-    /// A section to paste.
-    pub example: fn() -> Json,
-}
+pub type PolicyEntry = Entry<dyn ErasedPolicyConfig>;
 
 impl StrategyEntry {
     /// The entry of a config type.
     pub const fn of<T: StrategyConfig>(place: Place) -> Self {
-        Self {
-            name: T::NAME,
-            summary: T::SUMMARY,
-            place,
-            parse: |node, path| Ok(Box::new(from_node::<T>(node, path)?)),
-            schema: || schemars::schema_for!(T),
-            defaults: || to_json(&T::default()),
-            example: || to_json(&T::example()),
-        }
+        let parse = |node: &Node, path: &str| from_node::<T>(node, path).map(|config| Box::new(config) as _);
+        Self::new::<T>(T::NAME, T::SUMMARY, place, parse, || to_json(&T::example()))
     }
 }
 
 impl PolicyEntry {
     /// The entry of a config type.
     pub const fn of<T: PolicyConfig>(place: Place) -> Self {
-        Self {
-            name: T::NAME,
-            summary: T::SUMMARY,
-            place,
-            parse: |node, path| Ok(Box::new(from_node::<T>(node, path)?)),
-            schema: || schemars::schema_for!(T),
-            defaults: || to_json(&T::default()),
-            example: || to_json(&T::example()),
-        }
+        let parse = |node: &Node, path: &str| from_node::<T>(node, path).map(|config| Box::new(config) as _);
+        Self::new::<T>(T::NAME, T::SUMMARY, place, parse, || to_json(&T::example()))
+    }
+}
+
+impl<C: ?Sized> Entry<C> {
+    const fn new<T: serde::Serialize + Default + JsonSchema>(
+        name: &'static str,
+        summary: &'static str,
+        place: Place,
+        parse: Parse<C>,
+        example: fn() -> Json,
+    ) -> Self {
+        Self { name, summary, place, parse, schema: || schemars::schema_for!(T), defaults: || to_json(&T::default()), example }
+    }
+
+    /// Reads its section, without `name`; `path` is what the user calls the section.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the section.
+    pub fn parse(&self, section: &Node, path: &str) -> Result<Box<C>, Vec<Diagnostic>> {
+        (self.parse)(section, path)
+    }
+
+    /// The JSON Schema of its section, without `name`.
+    pub fn schema(&self) -> Schema {
+        (self.schema)()
+    }
+
+    /// Every key with its default.
+    pub fn defaults(&self) -> Json {
+        (self.defaults)()
+    }
+
+    /// A section to paste.
+    pub fn example(&self) -> Json {
+        (self.example)()
+    }
+}
+
+impl<C: ?Sized> Clone for Entry<C> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<C: ?Sized> Copy for Entry<C> {}
+
+impl<C: ?Sized> fmt::Debug for Entry<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Entry").field("name", &self.name).field("place", &self.place).finish_non_exhaustive()
     }
 }
 
 inventory::collect!(StrategyEntry);
 inventory::collect!(PolicyEntry);
+
+/// The name of the policy that decides where nothing else does.
+pub const DEFAULT_POLICY: &str = "mixed";
 
 /// Everything that can be named in a YAML.
 #[derive(Clone, Debug, Default)]
@@ -208,6 +218,9 @@ pub struct Registry {
     strategies: Vec<StrategyEntry>,
     policies: Vec<PolicyEntry>,
 }
+
+const STRATEGY: &str = "strategy";
+const POLICY: &str = "precision policy";
 
 impl Registry {
     /// What is linked into this binary.
@@ -227,13 +240,7 @@ impl Registry {
         strategies: impl IntoIterator<Item = StrategyEntry>,
         policies: impl IntoIterator<Item = PolicyEntry>,
     ) -> Result<Self, Diagnostic> {
-        let mut strategies: Vec<_> = strategies.into_iter().collect();
-        let mut policies: Vec<_> = policies.into_iter().collect();
-        strategies.sort_by_key(|e| (e.name, e.place.package, e.place.file, e.place.line));
-        policies.sort_by_key(|e| (e.name, e.place.package, e.place.file, e.place.line));
-        check("strategy", strategies.iter().map(|e| (e.name, e.place)))?;
-        check("precision policy", policies.iter().map(|e| (e.name, e.place)))?;
-        Ok(Self { strategies, policies })
+        Ok(Self { strategies: checked(STRATEGY, strategies)?, policies: checked(POLICY, policies)? })
     }
 
     /// The strategies, by name.
@@ -251,8 +258,7 @@ impl Registry {
     /// # Errors
     /// What is linked, the nearest name, and how to link more.
     pub fn strategy(&self, name: &str) -> Result<&StrategyEntry, Diagnostic> {
-        let found = self.strategies.iter().find(|e| e.name == name);
-        found.ok_or_else(|| unknown("unknown-strategy", "strategy", name, self.strategies.iter().map(|e| e.name)))
+        find(&self.strategies, name).map_err(|unknown| unknown.said("unknown-strategy", STRATEGY))
     }
 
     /// The precision policy of that name.
@@ -260,20 +266,38 @@ impl Registry {
     /// # Errors
     /// What is linked, the nearest name, and how to link more.
     pub fn policy(&self, name: &str) -> Result<&PolicyEntry, Diagnostic> {
-        let found = self.policies.iter().find(|e| e.name == name);
-        found.ok_or_else(|| unknown("unknown-precision", "precision policy", name, self.policies.iter().map(|e| e.name)))
+        find(&self.policies, name).map_err(|unknown| unknown.said("unknown-precision", POLICY))
     }
 }
 
-fn unknown<'a>(code: &'static str, what: &str, name: &str, linked: impl Iterator<Item = &'a str> + Clone) -> Diagnostic {
-    let list = linked.clone().collect::<Vec<_>>().join(", ");
-    let link = "a third party's is linked by naming its crate in your binary: `use acme_strategy as _;`";
-    let help = match nearest(name, linked) {
-        Some(near) => format!("did you mean '{near}'? {link}"),
-        None => link.to_owned(),
-    };
-    let name = crate::config::node::short(name);
-    Diagnostic::error(code, format!("unknown {what} '{name}', linked are: {}", if list.is_empty() { "none" } else { &list })).help(help)
+/// A name that nothing is registered under, and what there is.
+struct Unknown<'a> {
+    name: &'a str,
+    linked: Vec<&'static str>,
+}
+
+fn find<'e, 'n, C: ?Sized>(entries: &'e [Entry<C>], name: &'n str) -> Result<&'e Entry<C>, Unknown<'n>> {
+    entries.iter().find(|e| e.name == name).ok_or_else(|| Unknown { name, linked: entries.iter().map(|e| e.name).collect() })
+}
+
+impl Unknown<'_> {
+    fn said(self, code: &'static str, what: &str) -> Diagnostic {
+        let list = if self.linked.is_empty() { "none".to_owned() } else { self.linked.join(", ") };
+        let link = "a third party's is linked by naming its crate in your binary: `use acme_strategy as _;`";
+        let help = match nearest(self.name, self.linked) {
+            Some(near) => format!("did you mean '{near}'? {link}"),
+            None => link.to_owned(),
+        };
+        Diagnostic::error(code, format!("unknown {what} '{}', linked are: {list}", short(self.name))).help(help)
+    }
+}
+
+/// Entries of one kind, sorted by name, if each may be there.
+fn checked<C: ?Sized>(what: &str, entries: impl IntoIterator<Item = Entry<C>>) -> Result<Vec<Entry<C>>, Diagnostic> {
+    let mut entries: Vec<_> = entries.into_iter().collect();
+    entries.sort_by_key(|e| (e.name, e.place.package, e.place.file, e.place.line));
+    check(what, entries.iter().map(|e| (e.name, e.place)))?;
+    Ok(entries)
 }
 
 /// The entries of one kind, sorted by name.
@@ -346,7 +370,7 @@ mod tests {
         assert_eq!((entry.place.package, entry.place.core), ("shardwright-core", crate::VERSION));
         assert_eq!((entry.defaults)(), serde_json::json!({"knob": 0}));
         let source = crate::diagnostic::Source::new("train.yaml", "knob: 3\nknop: 4\nx: 1\n");
-        let node = crate::config::yaml::parse(&source, &mut Vec::new()).unwrap();
+        let node = crate::tree::yaml::parse(&source, &mut Vec::new()).unwrap();
         let errors = (entry.parse)(&node, "dist_config").err().unwrap();
         assert_eq!(errors.len(), 2, "all that is wrong is said at once");
         assert_eq!((errors[0].at.as_ref().unwrap().line, errors[0].help.as_deref()), (2, Some("did you mean 'knob'?")));

@@ -8,11 +8,9 @@ use serde_json::Value as Json;
 
 use crate::{
     DType, Mesh, ModelFacts, Precision, PrecisionPolicy, ShardStrategy,
-    config::{
-        document::{Document, Sourced},
-        node::Node,
-    },
     diagnostic::{Diagnostic, Location, Source},
+    document::{Document, Sourced},
+    tree::Node,
 };
 
 /// The section `dist_config: {name: NAME, …}` of one strategy.
@@ -198,7 +196,12 @@ pub struct BuildContext<'a> {
     pub unresolved: Vec<Unresolved>,
 }
 
-impl BuildContext<'_> {
+impl<'a> BuildContext<'a> {
+    /// A section by itself: without a model at hand, and without a word about storage.
+    pub fn new(section: &'a Node, mesh: &'a Mesh, training: &'a Training, files: &'a BTreeMap<String, Source>) -> Self {
+        Self { section, mesh, model: None, training, storage: None, files, diagnostics: Vec::new(), unresolved: Vec::new() }
+    }
+
     /// The place of a key of the section, or of the section where it has no such key.
     pub fn at(&self, key: &str) -> Location {
         self.section.get(key).unwrap_or(self.section).at.clone()
@@ -223,6 +226,13 @@ pub struct PolicyContext<'a> {
     pub base: Option<BuiltPolicy>,
     /// Findings so far.
     pub diagnostics: Vec<Diagnostic>,
+}
+
+impl<'a> PolicyContext<'a> {
+    /// A section by itself: without a model at hand, without a word about storage, over nothing else.
+    pub fn new(section: &'a Node, strategy: &'a str, training: &'a Training) -> Self {
+        Self { section, strategy, model: None, training, storage: None, base: None, diagnostics: Vec::new() }
+    }
 }
 
 /// What the YAML says about the run, resolved, as far as sections may depend on it.
@@ -257,6 +267,28 @@ pub struct Training {
     pub learning_rate: Sourced<Option<f64>>,
     /// `shardwright.zero3_fp16`: DeepSpeed's fp16 although LLaMA-Factory refuses it.
     pub zero3_fp16: Sourced<bool>,
+}
+
+impl Default for Training {
+    /// A YAML of LLaMA-Factory's that says nothing, in a single process.
+    fn default() -> Self {
+        Self {
+            dialect: Dialect::LlamaFactory,
+            mixed: Sourced::default(Mixed::Bf16),
+            tuning: Sourced::default(Tuning::Full),
+            model_dtype: Sourced::default(None),
+            init: Sourced::default(Init::Default),
+            world_size: Sourced::default(1),
+            dp_size: Sourced::default(1),
+            cp_size: Sourced::default(1),
+            micro_batch_size: Sourced::default(1),
+            global_batch_size: Sourced::default(None),
+            accumulation: Sourced::default(None),
+            max_grad_norm: Sourced::default(Some(1.0)),
+            learning_rate: Sourced::default(Some(1e-4)),
+            zero3_fp16: Sourced::default(false),
+        }
+    }
 }
 
 impl Training {

@@ -41,6 +41,13 @@ fn shortened(text: &str) -> String {
     format!("{}… ({} bytes left out) …{}", &text[..start], end.saturating_sub(start), &text[end.max(start)..])
 }
 
+/// A text short enough for a message, on one line.
+pub fn short(text: &str) -> String {
+    const MOST: usize = 60;
+    let one_line = text.replace(['\n', '\r', '\t'], " ");
+    if one_line.chars().count() <= MOST { one_line } else { one_line.chars().take(MOST).chain(['…']).collect() }
+}
+
 /// A whole output of many lines, JSON too: as [`shown`], but line ends stay, and all of it.
 pub fn harmless(text: &str) -> Cow<'_, str> {
     escape(text, |c| c == '\n')

@@ -1,4 +1,4 @@
-//! From a config's path to its resolution: reads the texts that the pure phases of `shardwright_core::config` ask for, and nothing else.
+//! From a config's path to its resolution: reads the texts that the pure phases of `shardwright_config` ask for, and nothing else.
 
 use std::{
     fs::File,
@@ -6,11 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use shardwright_core::{
-    config::{Draft, Input, Outcome, Supplied},
-    diagnostic::Source,
-    registry::Registry,
-};
+use shardwright_config::{Draft, Input, Outcome, Supplied};
+use shardwright_core::{diagnostic::Source, registry::Registry};
 
 use crate::{
     checkpoint::{HubEnv, ModelDir},

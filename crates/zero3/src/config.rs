@@ -11,9 +11,9 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 use shardwright_core::{
-    config::json,
     diagnostic::Diagnostic,
     strategy_config::{BuildContext, Built, StrategyConfig},
+    tree::{Node, Value, json},
 };
 
 use self::keys::{Key, Kind};
@@ -92,15 +92,14 @@ impl StrategyConfig for Zero3Config {
         let nulls = cx.section.entries().iter().filter(|e| e.value.is_null());
         let mut root = nulls.fold(cx.section.clone(), |root, entry| root.without(&entry.key));
         let at = root.at.clone();
-        let mut zero =
-            root.get("zero_optimization").cloned().unwrap_or_else(|| shardwright_core::config::Node::map(Vec::new(), at.clone()));
+        let mut zero = root.get("zero_optimization").cloned().unwrap_or_else(|| Node::map(Vec::new(), at.clone()));
         if zero.get("stage").is_none() {
-            zero.set("stage", at.clone(), shardwright_core::config::Node::new(shardwright_core::config::Value::Int(3), at.clone()));
+            zero.set("stage", at.clone(), Node::new(Value::Int(3), at.clone()));
         }
         root.set("zero_optimization", at, zero);
         let other = root.get("other").cloned();
         root = root.without("other");
-        for entry in other.iter().flat_map(shardwright_core::config::Node::entries) {
+        for entry in other.iter().flat_map(Node::entries) {
             root.set(&entry.key, entry.at.clone(), entry.value.clone());
         }
         let mut built = decide::build(&root, true, cx)?;

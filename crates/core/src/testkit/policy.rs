@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::{
     corpus::{self, Random},
-    registered::{registry, resolve},
+    registered::{Files, built, built_policy, registry},
     rules::caught,
     section::Section,
     violation::{Found, Rule, Violation},
@@ -32,8 +32,9 @@ pub fn policy(name: &str) -> PolicyKit<'static> {
 type Over = (Box<dyn PrecisionPolicy>, Box<dyn crate::ShardStrategy>);
 
 fn over(strategy: &str, policy: &str, section: &str) -> Result<Over, String> {
-    let resolved = resolve(strategy, "", &format!("name: {policy}\n{section}"), &mesh())?;
-    Ok((resolved.precision, resolved.strategy))
+    let strategy = built(strategy, "", &mesh(), &Files::new())?;
+    let policy = built_policy(policy, section, &mesh(), strategy.strategy.name(), strategy.precision)?;
+    Ok((policy.policy, strategy.strategy))
 }
 
 fn mesh() -> Mesh {

@@ -1,4 +1,5 @@
-//! Kits for what is registered: everything is built as a user's YAML builds it, through the registry and the resolver.
+//! Kits for what is registered: everything is built through the registry, from a section as a user's YAML has it. The rest of that YAML is
+//! LLaMA-Factory's defaults.
 
 use std::collections::BTreeMap;
 
@@ -9,38 +10,85 @@ use super::{
     violation::{Found, Rule},
 };
 use crate::{
-    Mesh, Precision, PrecisionPolicy, ShardStrategy, TensorMeta,
-    config::{DEFAULT_POLICY, Draft, Input, Resolved, Supplied},
+    Mesh, Precision, PrecisionPolicy, TensorMeta,
     diagnostic::{Diagnostic, Severity, Source},
-    mesh::{MP_REPLICATE, MP_SHARD},
-    registry::{Place, PolicyEntry, Registry},
-    strategy_config::{BuiltPolicy, PolicyConfig, PolicyContext, PrecisionSummary},
+    registry::{DEFAULT_POLICY, Place, PolicyEntry, Registry},
+    strategy_config::{BuildContext, Built, BuiltPolicy, PolicyConfig, PolicyContext, PrecisionSummary, Training},
+    tree::{Node, yaml},
 };
+
+/// Texts by the name that a section gives them.
+pub(super) type Files = BTreeMap<String, Source>;
 
 /// The suite for the strategy that is registered under this name in the test's binary: name its crate (`use acme_strategy as _;`).
 pub fn strategy(name: &str) -> StrategyKit<'static> {
     let owned = name.to_owned();
-    let mut kit = StrategyKit::new(name, move |section, mesh| build(&owned, section, mesh));
+    let mut kit = StrategyKit::new(name, |_, _| Err("this strategy is made by the registry".to_owned()));
+    kit.build = Box::new(move |section, mesh, files| Ok(built(&owned, section, mesh, files)?.strategy));
     kit.registered = true;
     kit
 }
 
-fn build(name: &str, section: &str, mesh: &Mesh) -> Result<Box<dyn ShardStrategy>, String> {
-    Ok(resolve(name, section, "", mesh)?.strategy)
+/// A strategy made of its section, with the policy of its own if it has one.
+pub(super) fn built(name: &str, section: &str, mesh: &Mesh, files: &Files) -> Result<Built, String> {
+    let registry = registry().map_err(|(_, what)| what)?;
+    let entry = registry.strategy(name).map_err(|e| describe(&e))?;
+    let (section, mut findings) = tree(section)?;
+    let config = entry.parse(&section, "dist_config").map_err(|errors| all(&errors))?;
+    if let Some(missing) = config.files().into_iter().find(|file| !files.contains_key(file)) {
+        return Err(format!("the section names the file '{missing}', which the kit was not given"));
+    }
+    let training = training(mesh);
+    let mut cx = BuildContext::new(&section, mesh, &training, files);
+    let built = config.build(&mut cx).map_err(|e| describe(&e))?;
+    findings.append(&mut cx.diagnostics);
+    sound(findings).map(|()| built)
 }
 
-/// Resolves a YAML that names a strategy and, if there is one, a policy, each with its section.
-pub(super) fn resolve(strategy: &str, section: &str, policy: &str, mesh: &Mesh) -> Result<Resolved, String> {
+/// A policy made of its section, over a strategy that was made of its own.
+pub(super) fn built_policy(name: &str, section: &str, mesh: &Mesh, over: &str, own: Option<BuiltPolicy>) -> Result<BuiltPolicy, String> {
     let registry = registry().map_err(|(_, what)| what)?;
-    let (replicate, shard) = (mesh.size_of(MP_REPLICATE), mesh.size_of(MP_SHARD));
-    let (section, policy) = (indented(section, 2), indented(policy, 4));
-    let precision = if policy.is_empty() { String::new() } else { format!("shardwright:\n  precision:\n{policy}") };
-    let yaml = format!("mp_replicate_size: {replicate}\nmp_shard_size: {shard}\ndist_config:\n  name: {strategy}\n{section}{precision}");
-    let input = Input { config: Source::new("kit.yaml", yaml.clone()), overrides: Vec::new(), env: BTreeMap::new() };
-    let supplied = Supplied { world_size: Some(mesh.world_size()), ..Supplied::default() };
-    let outcome = Draft::parse(&input, &registry).resolve(&supplied, &registry);
-    let errors: Vec<String> = outcome.diagnostics.iter().filter(|d| d.severity == Severity::Error).map(describe).collect();
-    outcome.resolved.ok_or_else(|| errors.join("; "))
+    let training = training(mesh);
+    let mut findings = Vec::new();
+    let mut build = |name: &str, section: &str, base: Option<BuiltPolicy>| {
+        let entry = registry.policy(name).map_err(|e| describe(&e))?;
+        let (section, mut warnings) = tree(section)?;
+        let config = entry.parse(&section, "shardwright.precision").map_err(|errors| all(&errors))?;
+        let mut cx = PolicyContext { base, ..PolicyContext::new(&section, over, &training) };
+        let built = config.build(&mut cx).map_err(|e| describe(&e))?;
+        findings.append(&mut warnings);
+        findings.append(&mut cx.diagnostics);
+        Ok::<_, String>(built)
+    };
+    let base = match own {
+        Some(own) => own,
+        None => build(DEFAULT_POLICY, "", None)?,
+    };
+    let built = build(name, section, Some(base))?;
+    sound(findings).map(|()| built)
+}
+
+fn training(mesh: &Mesh) -> Training {
+    let mut training = Training::default();
+    training.world_size.value = mesh.world_size();
+    training.dp_size.value = mesh.world_size();
+    training
+}
+
+/// A section's text, and what is odd about it.
+fn tree(text: &str) -> Result<(Node, Vec<Diagnostic>), String> {
+    let mut warnings = Vec::new();
+    let node = yaml::parse(&Source::new("section.yaml", text), &mut warnings).map_err(|e| describe(&e))?;
+    Ok((node, warnings))
+}
+
+fn sound(findings: Vec<Diagnostic>) -> Result<(), String> {
+    let errors: Vec<Diagnostic> = findings.into_iter().filter(|d| d.severity == Severity::Error).collect();
+    if errors.is_empty() { Ok(()) } else { Err(all(&errors)) }
+}
+
+fn all(errors: &[Diagnostic]) -> String {
+    errors.iter().map(describe).collect::<Vec<_>>().join("; ")
 }
 
 /// What is linked, and a policy of the kit's own where a binary has no default one.
@@ -51,7 +99,7 @@ pub(super) fn registry() -> Result<Registry, Found> {
     }
     let place = Place { package: env!("CARGO_PKG_NAME"), version: crate::VERSION, core: crate::VERSION, file: file!(), line: line!() };
     let mut policies = linked.policies().to_vec();
-    policies.push(PolicyEntry { name: DEFAULT_POLICY, ..PolicyEntry::of::<AsIsConfig>(place) });
+    policies.push(PolicyEntry::of::<AsIsConfig>(place));
     Registry::new(linked.strategies().to_vec(), policies).map_err(|e| (Rule::Registered, describe(&e)))
 }
 
@@ -60,10 +108,6 @@ pub(super) fn describe(diagnostic: &Diagnostic) -> String {
     let at = diagnostic.at.as_ref().map(|at| format!(" (line {}, column {})", at.line, at.column)).unwrap_or_default();
     let help = diagnostic.help.as_deref().map(|help| format!("; {help}")).unwrap_or_default();
     format!("{}{at}{help}", diagnostic.message)
-}
-
-fn indented(yaml: &str, by: usize) -> String {
-    yaml.lines().filter(|line| !line.trim().is_empty()).map(|line| format!("{:by$}{line}\n", "")).collect()
 }
 
 /// The policy of a binary that links none: every parameter as the checkpoint has it.
@@ -81,7 +125,7 @@ impl PrecisionPolicy for AsIs {
 }
 
 impl PolicyConfig for AsIsConfig {
-    const NAME: &'static str = "testkit/as-is";
+    const NAME: &'static str = DEFAULT_POLICY;
     const SUMMARY: &'static str = "as the checkpoint has it";
 
     fn build(self, _: &mut PolicyContext<'_>) -> Result<BuiltPolicy, Diagnostic> {

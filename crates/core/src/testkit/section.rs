@@ -7,9 +7,9 @@ use serde_json::{Map, Value as Json};
 
 use super::violation::{Found, Rule};
 use crate::{
-    config::{Node, yaml},
     diagnostic::{Diagnostic, Source},
     registry::{PolicyEntry, StrategyEntry},
+    tree::{Node, yaml},
 };
 
 /// What a strategy's entry and a policy's have in common.
@@ -25,15 +25,15 @@ type Parse = dyn Fn(&Node) -> Result<Json, Vec<Diagnostic>>;
 
 impl From<StrategyEntry> for Section {
     fn from(entry: StrategyEntry) -> Self {
-        let parse = move |node: &Node| (entry.parse)(node, "dist_config").map(|config| config.to_json());
-        Self { summary: entry.summary, schema: (entry.schema)(), defaults: (entry.defaults)(), parse: Box::new(parse) }
+        let parse = move |node: &Node| entry.parse(node, "dist_config").map(|config| config.to_json());
+        Self { summary: entry.summary, schema: entry.schema(), defaults: entry.defaults(), parse: Box::new(parse) }
     }
 }
 
 impl From<PolicyEntry> for Section {
     fn from(entry: PolicyEntry) -> Self {
-        let parse = move |node: &Node| (entry.parse)(node, "shardwright.precision").map(|config| config.to_json());
-        Self { summary: entry.summary, schema: (entry.schema)(), defaults: (entry.defaults)(), parse: Box::new(parse) }
+        let parse = move |node: &Node| entry.parse(node, "shardwright.precision").map(|config| config.to_json());
+        Self { summary: entry.summary, schema: entry.schema(), defaults: entry.defaults(), parse: Box::new(parse) }
     }
 }
 

@@ -6,22 +6,23 @@ use super::{
     case::Case,
     corpus::{self, MESHES, Random},
     load::{self, Loader},
-    registered::{describe, registry},
+    registered::{Files, describe, registry},
     rules::{Setting, caught, entries, plan_holds, same},
     section::Section,
     shrink::smallest,
     violation::{Found, Rule, Violation},
 };
-use crate::{Mesh, PlanError, ShardPlan, ShardStrategy, TensorMeta};
+use crate::{Mesh, PlanError, ShardPlan, ShardStrategy, TensorMeta, diagnostic::Source};
 
-type Build<'a> = Box<dyn Fn(&str, &Mesh) -> Result<Box<dyn ShardStrategy>, String> + 'a>;
+type Build<'a> = Box<dyn Fn(&str, &Mesh, &Files) -> Result<Box<dyn ShardStrategy>, String> + 'a>;
 type Fits<'a> = Box<dyn Fn(&Mesh) -> bool + 'a>;
 type Refuses<'a> = Box<dyn Fn(&TensorMeta, &Mesh) -> bool + 'a>;
 
 /// The conformance suite for one strategy.
 pub struct StrategyKit<'a> {
     name: String,
-    build: Build<'a>,
+    pub(super) build: Build<'a>,
+    files: Files,
     sections: Vec<(String, Fits<'a>)>,
     refuses: Vec<(String, Refuses<'a>)>,
     aligned: u64,
@@ -36,7 +37,8 @@ impl<'a> StrategyKit<'a> {
         let default: (String, Fits<'a>) = (String::new(), Box::new(|_| true));
         Self {
             name: name.into(),
-            build: Box::new(build),
+            build: Box::new(move |section, mesh, _| build(section, mesh)),
+            files: Files::new(),
             sections: vec![default],
             refuses: Vec::new(),
             aligned: 1,
@@ -56,6 +58,14 @@ impl<'a> StrategyKit<'a> {
     #[must_use]
     pub fn section(mut self, yaml: impl Into<String>, fits: impl Fn(&Mesh) -> bool + 'a) -> Self {
         self.sections.push((yaml.into(), Box::new(fits)));
+        self
+    }
+
+    /// Supplies a file that sections name, by the name they give it: nothing is read.
+    #[must_use]
+    pub fn file(mut self, name: impl Into<String>, text: &str) -> Self {
+        let name = name.into();
+        self.files.insert(name.clone(), Source::new(name, text));
         self
     }
 
@@ -158,7 +168,7 @@ impl<'a> StrategyKit<'a> {
     }
 
     fn strategy(&self, case: &Case) -> Result<Box<dyn ShardStrategy>, Found> {
-        let built = caught("building", || (self.build)(&case.section, &case.mesh()))?;
+        let built = caught("building", || (self.build)(&case.section, &case.mesh(), &self.files))?;
         built.map_err(|e| (Rule::Refusal, format!("the section makes no strategy on this mesh: {e}")))
     }
 

@@ -3,15 +3,13 @@
 use serde_json::Value as Json;
 use shardwright_core::{
     Offload,
-    config::{
-        document::{Document, Origin},
-        node::{Node, Value},
-    },
     diagnostic::{Diagnostic, Location},
+    document::{Document, Origin},
     mesh::MP_REPLICATE,
     replicate::Replicate,
     strategy_config::{BuildContext, Built, Dialect, Mixed, Unresolved},
     suggest::nearest,
+    tree::{Node, Value},
 };
 use shardwright_precision::{
     policies::Ruled,

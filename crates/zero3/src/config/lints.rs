@@ -2,9 +2,10 @@
 
 use serde_json::Value as Json;
 use shardwright_core::{
-    config::{document::Document, node::Node},
     diagnostic::Diagnostic,
+    document::Document,
     strategy_config::{BuildContext, Init},
+    tree::Node,
 };
 
 use super::keys::{Stages, ZERO};

@@ -3,12 +3,10 @@
 
 use serde_json::Value as Json;
 use shardwright_core::{
-    config::{
-        document::{Document, Origin},
-        node::{Node, Value},
-    },
     diagnostic::Diagnostic,
+    document::{Document, Origin, pointer},
     suggest::nearest,
+    tree::{Node, Value},
 };
 
 use super::keys::{Auto, Key, Kind};
@@ -117,7 +115,7 @@ impl Reader<'_> {
             None => {
                 let rule = format!("auto: {rule}, and hidden_size is not known");
                 self.document.set(at, Json::Null, Origin::rule(rule, [HIDDEN]).asked_at(node.at.clone()));
-                self.unresolved.push((shardwright_core::config::document::pointer(at), node.clone()));
+                self.unresolved.push((pointer(at), node.clone()));
             }
         }
     }

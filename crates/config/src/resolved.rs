@@ -1,11 +1,12 @@
 //! A resolution as an input: what `--format yaml` or `json` gave can be resolved again, and nothing changes. Recognised by its own keys and
 //! unpacked into the dialect that it was made of, with every value written out.
 
-use super::{
+use shardwright_core::{
+    DType, ModelFacts,
     document::{Document, Origin},
-    node::{Node, Value},
+    replicate::REPLICATE,
+    tree::{Node, Value},
 };
-use crate::{DType, ModelFacts};
 
 /// Keys of a DeepSpeed config that `dist_config: {name: zero3}` has as its own; the others go under `other`.
 #[rustfmt::skip]
@@ -41,7 +42,7 @@ pub(super) fn dist_config(root: &Node) -> Option<Node> {
         dist.set("other", deepspeed.at.clone(), other);
         return Some(dist);
     }
-    let name = strategy.entry("name").filter(|e| e.value.as_str() != Some(crate::replicate::REPLICATE))?;
+    let name = strategy.entry("name").filter(|e| e.value.as_str() != Some(REPLICATE))?;
     let mut dist = strategy.get("config").filter(|n| n.is_map()).cloned().unwrap_or_else(|| Node::map(Vec::new(), strategy.at.clone()));
     dist.set("name", name.at.clone(), name.value.clone());
     Some(dist)
@@ -51,15 +52,14 @@ pub(super) fn dist_config(root: &Node) -> Option<Node> {
 pub(super) fn facts(root: &Node) -> Option<ModelFacts> {
     let model = root.get("model")?;
     let text = |key: &str| model.get(key).and_then(Node::as_str).map(str::to_owned);
-    let number = |key: &str| model.get(key).and_then(super::de::integer).and_then(|i| u64::try_from(i).ok());
-    let facts = ModelFacts {
-        architecture: text("architecture"),
-        model_type: text("model_type"),
-        hidden_size: number("hidden_size"),
-        num_layers: number("num_layers"),
-        tie_word_embeddings: model.get("tie_word_embeddings").and_then(Node::as_bool),
-        dtype: text("dtype").and_then(|t| DType::from_spelling(&t)),
-    };
+    let number = |key: &str| model.get(key).and_then(Node::as_integer).and_then(|i| u64::try_from(i).ok());
+    let mut facts = ModelFacts::default();
+    facts.architecture = text("architecture");
+    facts.model_type = text("model_type");
+    facts.hidden_size = number("hidden_size");
+    facts.num_layers = number("num_layers");
+    facts.tie_word_embeddings = model.get("tie_word_embeddings").and_then(Node::as_bool);
+    facts.dtype = text("dtype").and_then(|t| DType::from_spelling(&t));
     (facts != ModelFacts::default()).then_some(facts)
 }
 

@@ -5,14 +5,13 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value as Json, json};
 
-use super::{
-    document::{Document, Origin},
-    resolve::{Outcome, Resolved},
-};
-use crate::{
+use shardwright_core::{
     diagnostic::{Diagnostic, Severity},
+    document::{Document, Origin},
     suggest::nearest,
 };
+
+use crate::resolve::{Outcome, Resolved};
 
 impl Outcome {
     /// The whole resolution as one JSON document; where there are errors, those and the warnings.

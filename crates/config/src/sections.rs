@@ -1,12 +1,11 @@
 //! Plugin sections as LLaMA-Factory takes them: `{name, …}`, or the same as a JSON string, with strings inside that look like booleans
 //! and numbers made so.
 
-use super::{
-    json,
-    node::{Node, Value, short},
-    overrides::relocate,
+use shardwright_core::{
+    diagnostic::{Diagnostic, Location, Source},
+    text::short,
+    tree::{Node, Value, json},
 };
-use crate::diagnostic::{Diagnostic, Location, Source};
 
 /// A plugin section, its name taken out.
 #[derive(Clone, Debug)]
@@ -67,7 +66,7 @@ fn from_string(node: &Node, text: &str, sources: &[Source], warnings: &mut Vec<D
         d.also.iter_mut().for_each(|(at, _)| *at = shift(at));
         d
     })?;
-    relocate(&mut inner, &shift);
+    inner.relocate(&shift);
     Ok(inner)
 }
 

@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value as Json, json};
 
-use super::node::{Node, Value};
-use crate::diagnostic::{COMMAND_LINE, ENVIRONMENT, Location};
+use crate::{
+    diagnostic::{COMMAND_LINE, ENVIRONMENT, Location},
+    tree::{Node, Value},
+};
 
 /// Where a value is from.
 #[derive(Clone, Debug, PartialEq, Eq)]

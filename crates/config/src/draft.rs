@@ -3,18 +3,18 @@
 
 use std::collections::BTreeMap;
 
-use super::{
-    accelerate,
-    keys::{self, EXTRA, KEYS},
-    node::Node,
-    overrides, resolved,
-    sections::{self, Section},
-    yaml,
-};
-use crate::{
+use shardwright_core::{
     diagnostic::{Diagnostic, ENVIRONMENT, Location, Severity, Source},
     registry::{ErasedConfig, Registry},
     strategy_config::Dialect,
+    tree::{Node, yaml},
+};
+
+use crate::{
+    accelerate,
+    keys::{self, EXTRA, KEYS},
+    overrides, resolved,
+    sections::{self, Section},
 };
 
 /// What a draft is made of.
@@ -123,7 +123,7 @@ impl Draft {
             Ok(entry) => entry,
             Err(error) => return self.diagnostics.push(error.at(section.name_at)),
         };
-        match (entry.parse)(&section.body, "dist_config") {
+        match entry.parse(&section.body, "dist_config") {
             Ok(config) => self.strategy = Some(StrategySection { section, config }),
             Err(errors) => self.diagnostics.extend(errors),
         }

@@ -1,10 +1,10 @@
 //! `KEY=VALUE` and `a.b=VALUE` on the command line, typed and merged as OmegaConf does, each value located in the argument.
 
-use super::{
-    node::{Node, Value},
-    yaml,
+use shardwright_core::{
+    diagnostic::{COMMAND_LINE, Diagnostic, Location, Source},
+    text::short,
+    tree::{MAX_DEPTH, Node, Value, yaml},
 };
-use crate::diagnostic::{COMMAND_LINE, Diagnostic, Location, Source};
 
 /// The source that all overrides together are: one a line.
 pub(super) fn source(overrides: &[String]) -> Source {
@@ -36,13 +36,13 @@ type Override = (Vec<String>, Location, Node, Vec<Diagnostic>);
 fn one(source: &Source, line: &str, start: usize) -> Result<Override, Diagnostic> {
     let whole = source.at(start..start + line.len());
     let Some(equals) = line.find('=') else {
-        let message = format!("'{}' is no override, expected KEY=VALUE", super::node::short(line));
+        let message = format!("'{}' is no override, expected KEY=VALUE", short(line));
         return Err(Diagnostic::error("override-syntax", message).at(whole));
     };
     let key = line[..equals].trim_start_matches("--");
     let path: Vec<String> = key.replace('[', ".").replace(']', "").split('.').map(str::to_owned).collect();
-    if path.iter().any(String::is_empty) || path.len() > super::node::MAX_DEPTH {
-        let message = format!("'{}' is no key path, expected names with dots between", super::node::short(key));
+    if path.iter().any(String::is_empty) || path.len() > MAX_DEPTH {
+        let message = format!("'{}' is no key path, expected names with dots between", short(key));
         return Err(Diagnostic::error("override-syntax", message).at(whole));
     }
     let from = start + equals + 1;
@@ -58,7 +58,7 @@ fn one(source: &Source, line: &str, start: usize) -> Result<Override, Diagnostic
             d
         })?
     };
-    relocate(&mut value, &shift);
+    value.relocate(&shift);
     settle(&mut value);
     // OmegaConf reads an exponent without a dot as a number; nothing to warn of.
     warnings.retain(|w| w.code != "yaml-exponent");
@@ -66,21 +66,6 @@ fn one(source: &Source, line: &str, start: usize) -> Result<Override, Diagnostic
         warning.at = warning.at.as_ref().map(shift);
     }
     Ok((path, source.at(start..start + equals), value, warnings))
-}
-
-/// Moves every place of a tree.
-pub(super) fn relocate(node: &mut Node, shift: &dyn Fn(&Location) -> Location) {
-    node.at = shift(&node.at);
-    match &mut node.value {
-        Value::Seq(items) => items.iter_mut().for_each(|item| relocate(item, shift)),
-        Value::Map(entries) => {
-            for entry in entries {
-                entry.at = shift(&entry.at);
-                relocate(&mut entry.value, shift);
-            }
-        }
-        _ => {}
-    }
 }
 
 /// Makes numbers of the texts that OmegaConf reads as such.

@@ -1,14 +1,13 @@
 //! What `accelerate config` writes, recognised by its own keys and translated to the flat keys of `keys`, every value at its own place.
 //! FSDP version 2 and DeepSpeed, inline and by file; for FSDP version 1 there is a hint.
 
-use super::{
-    keys::unknown_keys,
-    node::{Node, Value},
-};
-use crate::{
+use shardwright_core::{
     diagnostic::{Diagnostic, Location},
     strategy_config::Mixed,
+    tree::{Node, Value},
 };
+
+use crate::keys::unknown_keys;
 
 /// Keys that tell the dialect; none of them is LLaMA-Factory's.
 const TELLING: &[&str] = &["distributed_type", "compute_environment", "fsdp_config", "deepspeed_config", "num_machines", "machine_rank"];

@@ -1,15 +1,17 @@
 //! What values mean together, checked as LLaMA-Factory checks it, all of it at once; and what is legal but costs a user time.
 
-use super::{
-    draft::Draft,
-    keys::{self, FREEZE, Key, LORA, QUANT, Values},
-    node::{Node, short},
-    sections::Section,
-};
-use crate::{
+use shardwright_core::{
     ModelFacts,
     diagnostic::{Diagnostic, Location},
     strategy_config::{Init, Mixed, Training, Tuning},
+    text::short,
+    tree::Node,
+};
+
+use crate::{
+    draft::Draft,
+    keys::{self, FREEZE, Key, LORA, QUANT, Values},
+    sections::Section,
 };
 
 /// The keys of a plugin section, where they are known.
@@ -145,7 +147,7 @@ fn freeze(draft: &Draft, training: &Training, found: &mut Vec<Diagnostic>) {
     let (Tuning::Freeze { .. }, Some(section)) = (training.tuning.value, draft.sections.get("peft_config")) else { return };
     let layers = section.body.get("freeze_trainable_layers");
     let extra = section.body.get("freeze_extra_modules").is_some_and(|n: &Node| !n.is_null());
-    if let Some(zero) = layers.filter(|n| super::de::integer(n) == Some(0) && !extra) {
+    if let Some(zero) = layers.filter(|n| n.as_integer() == Some(0) && !extra) {
         let message = "freeze_trainable_layers 0 leaves nothing to train";
         found.push(Diagnostic::warning("freeze-nothing", message).at(zero.at.clone()));
     }

@@ -2,14 +2,14 @@
 
 use serde_json::Value as Json;
 
-use crate::diagnostic::Location;
+use crate::{diagnostic::Location, text::short};
 
 /// A text larger than this is refused before it is parsed, in bytes.
-pub const MAX_TEXT: usize = 1 << 20;
+pub(super) const MAX_TEXT: usize = 1 << 20;
 /// Collections nested deeper than this are refused.
 pub const MAX_DEPTH: usize = 64;
 /// A document of more nodes than this, aliases expanded, is refused.
-pub const MAX_NODES: usize = 100_000;
+pub(super) const MAX_NODES: usize = 100_000;
 
 /// A value and where it stands.
 #[derive(Clone, Debug, PartialEq)]
@@ -112,6 +112,34 @@ impl Node {
         }
     }
 
+    /// The integer that a value is: of an integer, of a float without a fraction, of a text like `5e8`.
+    pub fn as_integer(&self) -> Option<i128> {
+        let whole = |f: f64| {
+            (f.fract() == 0.0 && f.abs() < 1e30).then(|| {
+                #[expect(clippy::cast_possible_truncation, reason = "bounded above")]
+                let i = f as i128;
+                i
+            })
+        };
+        match &self.value {
+            Value::Int(i) => Some(*i),
+            Value::Float(f) => whole(*f),
+            Value::Text { number: Some(f), .. } => whole(*f),
+            _ => None,
+        }
+    }
+
+    /// The number that a value is.
+    #[expect(clippy::cast_precision_loss, reason = "a float is asked for")]
+    pub fn as_number(&self) -> Option<f64> {
+        match &self.value {
+            Value::Int(i) => Some(*i as f64),
+            Value::Float(f) => Some(*f),
+            Value::Text { number, .. } => *number,
+            _ => None,
+        }
+    }
+
     /// True for `null`.
     pub fn is_null(&self) -> bool {
         matches!(self.value, Value::Null)
@@ -171,8 +199,23 @@ impl Node {
         }
     }
 
+    /// Moves every place of a tree: for a text that stands inside of another.
+    pub fn relocate(&mut self, shift: &dyn Fn(&Location) -> Location) {
+        self.at = shift(&self.at);
+        match &mut self.value {
+            Value::Seq(items) => items.iter_mut().for_each(|item| item.relocate(shift)),
+            Value::Map(entries) => {
+                for entry in entries {
+                    entry.at = shift(&entry.at);
+                    entry.value.relocate(shift);
+                }
+            }
+            _ => {}
+        }
+    }
+
     /// Number of nodes in the tree, this one counted.
-    pub fn count(&self) -> usize {
+    pub(super) fn count(&self) -> usize {
         1 + match &self.value {
             Value::Seq(items) => items.iter().map(Node::count).sum(),
             Value::Map(entries) => entries.iter().map(|e| e.value.count()).sum(),
@@ -188,11 +231,4 @@ fn int_to_json(i: i128) -> Json {
         #[expect(clippy::cast_precision_loss, reason = "beyond 64 bits JSON readers have no more precision either")]
         _ => serde_json::Number::from_f64(i as f64).map_or(Json::Null, Json::Number),
     }
-}
-
-/// A text short enough for a message.
-pub(crate) fn short(text: &str) -> String {
-    const MOST: usize = 60;
-    let one_line = text.replace(['\n', '\r', '\t'], " ");
-    if one_line.chars().count() <= MOST { one_line } else { one_line.chars().take(MOST).chain(['…']).collect() }
 }

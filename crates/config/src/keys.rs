@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 
 use serde_json::Value as Json;
 
-use super::{
-    de,
+use shardwright_core::{
+    diagnostic::Diagnostic,
     document::{Origin, Sourced},
-    node::{Node, Value},
+    suggest::nearest,
+    text::short,
+    tree::{Node, Value},
 };
-use crate::{diagnostic::Diagnostic, suggest::nearest};
 
 /// What a key takes.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -228,12 +229,12 @@ fn read(key: &Key, node: &Node, path: &str, diagnostics: &mut Vec<Diagnostic>) -
         },
         Kind::Bool => node.as_bool().map(Json::Bool).ok_or_else(|| boolean(wrong("a boolean".into()), node)),
         Kind::Int(least) => {
-            let number = de::integer(node).and_then(|i| i64::try_from(i).ok()).filter(|i| *i >= least);
+            let number = node.as_integer().and_then(|i| i64::try_from(i).ok()).filter(|i| *i >= least);
             let what = if least == i64::MIN { "an integer".into() } else { format!("an integer of at least {least}") };
             number.map(Json::from).ok_or_else(|| wrong(what))
         }
         Kind::Float(least) => {
-            let number = de::number(node).filter(|f| f.is_finite() && *f >= least);
+            let number = node.as_number().filter(|f| f.is_finite() && *f >= least);
             let what = if least == f64::MIN { "a number".into() } else { format!("a number of at least {least}") };
             number.map(Json::from).ok_or_else(|| wrong(what))
         }
@@ -279,7 +280,7 @@ pub(super) fn unknown_keys<'a>(
     diagnostics: &mut Vec<Diagnostic>,
 ) {
     for entry in root.entries().iter().filter(|e| known.clone().all(|k| k != e.key)) {
-        let name = super::node::short(&entry.key);
+        let name = short(&entry.key);
         let place = if path.is_empty() { String::new() } else { format!(" in {path}") };
         let mut diagnostic = match allowed {
             None => Diagnostic::error("config-unknown-key", format!("unknown key '{name}'{place}")),

@@ -6,10 +6,13 @@ use std::{borrow::Cow, collections::HashMap};
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Span, StrInput, Tag};
 
 use super::{
-    node::{Entry, MAX_DEPTH, MAX_NODES, MAX_TEXT, Node, Value, short},
+    node::{Entry, MAX_DEPTH, MAX_NODES, MAX_TEXT, Node, Value},
     scalar::{self, Trap},
 };
-use crate::diagnostic::{Diagnostic, Location, Places, Source};
+use crate::{
+    diagnostic::{Diagnostic, Location, Places, Source},
+    text::short,
+};
 
 /// Parses one YAML document. An empty one is an empty mapping, as OmegaConf has it.
 ///
@@ -20,8 +23,11 @@ pub fn parse(source: &Source, warnings: &mut Vec<Diagnostic>) -> Result<Node, Di
     Ok(if node.is_null() { Node::map(Vec::new(), node.at) } else { node })
 }
 
-/// As [`parse`], but nothing is null.
-pub(super) fn parse_value(source: &Source, warnings: &mut Vec<Diagnostic>) -> Result<Node, Diagnostic> {
+/// As [`parse`], but the empty document is null.
+///
+/// # Errors
+/// As there.
+pub fn parse_value(source: &Source, warnings: &mut Vec<Diagnostic>) -> Result<Node, Diagnostic> {
     let whole = source.at(0..0);
     if source.text.len() > MAX_TEXT {
         let message = format!("the file has {} bytes, expected at most {MAX_TEXT}", source.text.len());

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
-use crate::{DType, Globs, strategy_config::StorageDtype};
+use shardwright_core::{DType, Globs, strategy_config::StorageDtype, text::short};
 
 /// The section `shardwright`, its `precision` taken out.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -129,8 +129,9 @@ impl<'de> Deserialize<'de> for Stored {
         if text == "checkpoint" || text == "auto" {
             return Ok(Self(StorageDtype::Checkpoint));
         }
-        DType::from_spelling(&text).filter(|d| d.is_float()).map(|d| Self(StorageDtype::Fixed(d))).ok_or_else(|| {
-            D::Error::custom(format!("expected checkpoint, float32, bfloat16 or float16, found '{}'", super::node::short(&text)))
-        })
+        DType::from_spelling(&text)
+            .filter(|d| d.is_float())
+            .map(|d| Self(StorageDtype::Fixed(d)))
+            .ok_or_else(|| D::Error::custom(format!("expected checkpoint, float32, bfloat16 or float16, found '{}'", short(&text))))
     }
 }

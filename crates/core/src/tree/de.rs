@@ -9,10 +9,11 @@ use serde::{
     forward_to_deserialize_any,
 };
 
-use super::node::{Entry, Node, Value, short};
+use super::node::{Entry, Node, Value};
 use crate::{
     diagnostic::{Diagnostic, Location},
     suggest::nearest,
+    text::short,
 };
 
 /// Reads a type out of a tree, and goes on after an entry that is wrong, so that all that is wrong with a section is said at once.
@@ -157,34 +158,6 @@ impl Wrong<'_> {
     }
 }
 
-/// The integer that a value is: of an integer, of a float without a fraction, of a text like `5e8`.
-pub(super) fn integer(node: &Node) -> Option<i128> {
-    let whole = |f: f64| {
-        (f.fract() == 0.0 && f.abs() < 1e30).then(|| {
-            #[expect(clippy::cast_possible_truncation, reason = "bounded above")]
-            let i = f as i128;
-            i
-        })
-    };
-    match &node.value {
-        Value::Int(i) => Some(*i),
-        Value::Float(f) => whole(*f),
-        Value::Text { number: Some(f), .. } => whole(*f),
-        _ => None,
-    }
-}
-
-/// The number that a value is.
-#[expect(clippy::cast_precision_loss, reason = "a float is asked for")]
-pub(super) fn number(node: &Node) -> Option<f64> {
-    match &node.value {
-        Value::Int(i) => Some(*i as f64),
-        Value::Float(f) => Some(*f),
-        Value::Text { number, .. } => *number,
-        _ => None,
-    }
-}
-
 fn visit_integer<'de, V: Visitor<'de>>(i: i128, visitor: V) -> Result<V::Value, Error> {
     match (i64::try_from(i), u64::try_from(i)) {
         (_, Ok(u)) => visitor.visit_u64(u),
@@ -196,7 +169,7 @@ fn visit_integer<'de, V: Visitor<'de>>(i: i128, visitor: V) -> Result<V::Value, 
 macro_rules! integers {
     ($($method:ident)*) => {$(
         fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-            match integer(self) {
+            match self.as_integer() {
                 Some(i) => visit_integer(i, visitor).map_err(|e| e.at(&self.at)),
                 None => Err(Wrong(self).expected("an integer")),
             }

@@ -4,12 +4,11 @@
 use schemars::Schema;
 use serde_json::{Map, Value as Json, json};
 
+use shardwright_core::registry::{Entry, PolicyEntry, Registry, StrategyEntry};
+
 use crate::{
-    config::{
-        Settings,
-        keys::{EXTRA, KEYS, Key, Kind},
-    },
-    registry::{PolicyEntry, Registry, StrategyEntry},
+    Settings,
+    keys::{EXTRA, KEYS, Key, Kind},
 };
 
 /// One key of a section.
@@ -36,20 +35,20 @@ pub struct SectionReference {
     pub paste: String,
 }
 
-impl StrategyEntry {
-    /// Its reference.
-    pub fn reference(&self) -> SectionReference {
-        let section = paste(self.name, &(self.schema)(), &(self.example)(), 2);
-        SectionReference { keys: keys(&(self.schema)(), &(self.defaults)()), paste: format!("dist_config:\n{section}") }
-    }
+/// The reference of a strategy's section.
+pub fn of_strategy(entry: &StrategyEntry) -> SectionReference {
+    of_section(entry, "dist_config:\n", 2)
 }
 
-impl PolicyEntry {
-    /// Its reference.
-    pub fn reference(&self) -> SectionReference {
-        let section = paste(self.name, &(self.schema)(), &(self.example)(), 4);
-        SectionReference { keys: keys(&(self.schema)(), &(self.defaults)()), paste: format!("shardwright:\n  precision:\n{section}") }
-    }
+/// The reference of a precision policy's section.
+pub fn of_policy(entry: &PolicyEntry) -> SectionReference {
+    of_section(entry, "shardwright:\n  precision:\n", 4)
+}
+
+fn of_section<C: ?Sized>(entry: &Entry<C>, under: &str, indent: usize) -> SectionReference {
+    let schema = entry.schema();
+    let section = paste(entry.name, &schema, &entry.example(), indent);
+    SectionReference { keys: keys(&schema, &entry.defaults()), paste: format!("{under}{section}") }
 }
 
 /// The reference of the section `shardwright`, its `precision` left out.
@@ -169,8 +168,8 @@ fn yaml(value: &Json) -> String {
 /// The JSON Schema of the whole YAML, with a branch for every strategy and policy that is linked: what editors complete by.
 pub fn schema(registry: &Registry) -> Json {
     let mut defs = Map::new();
-    let strategies: Vec<Json> = registry.strategies().iter().map(|e| branch(e.name, e.summary, (e.schema)(), &mut defs)).collect();
-    let policies: Vec<Json> = registry.policies().iter().map(|e| branch(e.name, e.summary, (e.schema)(), &mut defs)).collect();
+    let strategies: Vec<Json> = registry.strategies().iter().map(|e| branch(e, &mut defs)).collect();
+    let policies: Vec<Json> = registry.policies().iter().map(|e| branch(e, &mut defs)).collect();
     let mut settings = renamed("shardwright", schemars::schema_for!(Settings), &mut defs);
     settings["properties"]["precision"] =
         json!({ "description": "the precision policy; null for the strategy's own", "anyOf": one_of(policies) });
@@ -200,8 +199,9 @@ pub fn schema(registry: &Registry) -> Json {
 }
 
 /// One strategy or policy: its section, with its name.
-fn branch(name: &str, summary: &str, schema: Schema, defs: &mut Map<String, Json>) -> Json {
-    let section = renamed(name, schema, defs);
+fn branch<C: ?Sized>(entry: &Entry<C>, defs: &mut Map<String, Json>) -> Json {
+    let Entry { name, summary, .. } = entry;
+    let section = renamed(name, entry.schema(), defs);
     let mut properties = Map::from_iter([("name".to_owned(), json!({ "const": name }))]);
     properties.extend(section["properties"].as_object().cloned().unwrap_or_default());
     json!({

@@ -1,0 +1,34 @@
+//! The codes of this crate's diagnostics, which are part of its interface.
+
+use shardwright_core::diagnostic::Code;
+
+/// By name.
+#[rustfmt::skip]
+pub const CODES: &[Code] = &[
+    Code::error("accelerate-beside-file", "a key of `deepspeed_config` stands beside `deepspeed_config_file`; accelerate refuses both together, because the file decides"),
+    Code::warning("accelerate-fp8", "`mixed_precision: fp8` casts inside of layers while training; weights are laid out as under bf16"),
+    Code::error("accelerate-fsdp1", "FSDP version 1 lays tensors out otherwise; set `fsdp_version: 2`, or run `accelerate to-fsdp2`"),
+    Code::warning("accelerate-fsdp1-key", "a key of FSDP version 1 has no effect in version 2"),
+    Code::error("accelerate-parallelism", "tensor, context and sequence parallelism of `parallelism_config` are not laid out"),
+    Code::error("batch-not-divisible", "`global_batch_size` must be a multiple of `dp_size` times `micro_batch_size`"),
+    Code::warning("bf16-without-dist", "`bf16` has no effect where there is no `dist_config`"),
+    Code::warning("config-extra-key", "an unknown key is ignored because ALLOW_EXTRA_KEYS is set"),
+    Code::error("cp-attention", "`cp_size` above 1 needs `flash_attn: flash_attention_2`"),
+    Code::error("cp-model", "the model type does not go with `cp_size` above 1"),
+    Code::error("dtype-twice", "`dtype` and its older spelling `torch_dtype` are both given"),
+    Code::error("dynamic-batching", "`batching_strategy: dynamic_batching` needs `max_steps` and forbids `save_epochs`"),
+    Code::error("explain-unknown-key", "`--explain` asks for a key that the resolution does not have"),
+    Code::error("file-unreadable", "a file that the config names cannot be read"),
+    Code::warning("freeze-nothing", "`freeze_trainable_layers: 0` leaves nothing to train"),
+    Code::warning("init-holds-model", "every rank holds the whole model before it is sharded"),
+    Code::error("lora-on-meta", "`peft_config: lora` does not go with `init_on_meta`"),
+    Code::error("mesh-product", "two mesh sizes do not multiply to the world size"),
+    Code::warning("mesh-single-process", "mesh sizes have no effect in a single process"),
+    Code::warning("optim-lr", "`optim_config.lr` is overridden by `learning_rate`"),
+    Code::error("override-syntax", "an argument is no `KEY=VALUE`"),
+    Code::error("padding-free", "`batching_strategy: padding_free` needs `flash_attn: flash_attention_2`"),
+    Code::error("quant-on-meta", "`quant_config` does not go with `init_on_meta`"),
+    Code::warning("unknown-choice", "a value that the engine may know and this program does not"),
+    Code::warning("world-disagrees", "the file is for another number of processes than there are"),
+    Code::error("world-size", "a world of no ranks"),
+];

@@ -1,0 +1,157 @@
+//! The second phase: with the files, the model's facts and the world size at hand, everything is decided, and every problem is said.
+
+mod plugins;
+mod trainable;
+mod training;
+mod world;
+mod write;
+
+use std::collections::BTreeMap;
+
+use shardwright_core::{
+    Globs, Mesh, ModelFacts, PrecisionPolicy, ShardStrategy, Trainable,
+    diagnostic::{Diagnostic, Location, Severity, Source},
+    document::Document,
+    registry::Registry,
+    strategy_config::Unresolved,
+};
+
+use crate::{
+    checks,
+    draft::Draft,
+    keys::{EXTRA, KEYS, Values},
+    resolved,
+    settings::IoSettings,
+};
+
+/// What the shell found for a draft.
+#[derive(Clone, Debug, Default)]
+pub struct Supplied {
+    /// The files that the draft named, by the name it gave: their text, or why there is none.
+    pub files: BTreeMap<String, Result<Source, String>>,
+    /// What the model's config.json says; `None` when it is not at hand.
+    pub model: Option<ModelFacts>,
+    /// Ranks, as the launcher or the command line says; `None` for a single process.
+    pub world_size: Option<u32>,
+    /// Whether `world_size` is from `--world-size`.
+    pub world_size_is_flag: bool,
+}
+
+/// What became of a draft.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Everything decided; `None` where there is an error.
+    pub resolved: Option<Resolved>,
+    /// Errors and warnings, by place.
+    pub diagnostics: Vec<Diagnostic>,
+    /// The texts that places point into.
+    pub sources: Vec<Source>,
+}
+
+/// A decided config.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Resolved {
+    /// Decides layout.
+    pub strategy: Box<dyn ShardStrategy>,
+    /// Decides dtypes.
+    pub precision: Box<dyn PrecisionPolicy>,
+    /// All ranks.
+    pub mesh: Mesh,
+    /// Which parameters the optimizer changes.
+    pub trainable: Trainable,
+    /// Float tensors that are buffers.
+    pub buffers: Globs,
+    /// Modules that are a unit each.
+    pub units: Globs,
+    /// A directory or a hub id, as written.
+    pub model: String,
+    /// How files are read.
+    pub io: IoSettings,
+    /// Where shards are placed, if the config says.
+    pub device: Option<String>,
+    /// Values that the texts at hand do not decide. `load` refuses while there is one.
+    pub unresolved: Vec<Unresolved>,
+    /// Every value with where it is from.
+    pub document: Document,
+}
+
+impl Outcome {
+    /// True where an error was found.
+    pub fn has_errors(&self) -> bool {
+        self.diagnostics.iter().any(|d| d.severity == Severity::Error)
+    }
+}
+
+impl Draft {
+    /// Decides everything.
+    pub fn resolve(self, supplied: &Supplied, registry: &Registry) -> Outcome {
+        let mut supplied = supplied.clone();
+        if let (None, Some(document)) = (&supplied.model, &self.document) {
+            supplied.model = resolved::facts(document);
+        }
+        let supplied = &supplied;
+        let mut sources = self.sources.clone();
+        sources.extend(supplied.files.values().filter_map(|f| f.as_ref().ok().cloned()));
+        let mut resolver = Resolver { supplied, registry, diagnostics: Vec::new(), document: Document::default(), unresolved: Vec::new() };
+        let mut resolved = resolver.run(&self);
+        let mut diagnostics = self.diagnostics;
+        diagnostics.append(&mut resolver.diagnostics);
+        if let Some(document) = &self.document {
+            // Every key is written out in a resolution; what is odd about that has been said when it was made.
+            diagnostics.retain(|d| d.severity == Severity::Error);
+            if let Some(resolved) = &mut resolved {
+                resolved::carry_over(document, &mut resolved.document);
+            }
+        }
+        diagnostics.sort_by_key(|d| (d.severity, d.at.as_ref().map(|at| (at.file.clone(), at.span.start)), d.code));
+        diagnostics.dedup();
+        if diagnostics.iter().any(|d| d.severity == Severity::Error) {
+            resolved = None;
+        }
+        Outcome { resolved, diagnostics, sources }
+    }
+}
+
+struct Resolver<'a> {
+    supplied: &'a Supplied,
+    registry: &'a Registry,
+    diagnostics: Vec<Diagnostic>,
+    document: Document,
+    unresolved: Vec<Unresolved>,
+}
+
+impl Resolver<'_> {
+    fn error(&mut self, code: &'static str, message: impl Into<Box<str>>, at: Option<Location>) {
+        self.diagnostics.push(Diagnostic::error(code, message).at(at));
+    }
+
+    fn run(&mut self, draft: &Draft) -> Option<Resolved> {
+        let (settings, policy) = self.settings(draft);
+        let keys: Vec<_> = KEYS.iter().chain(EXTRA).copied().collect();
+        let values = Values::read(&draft.root, &keys, "", &mut self.diagnostics);
+        let world = self.world(draft);
+        let mesh = self.mesh(&values, &world)?;
+        let training = self.training(draft, &values, &settings, world);
+        checks::run(draft, &values, &training, self.supplied.model.as_ref(), &mut self.diagnostics);
+        let trainable = self.trainable(draft, &training);
+        let built = self.strategy(draft, &training, &settings, &mesh)?;
+        let name = built.strategy.name().to_owned();
+        let precision = self.precision(&name, policy, built.precision, &training, &settings)?;
+        self.write(draft, &values, &settings, &training, &mesh, &name, &precision, built.shown);
+        self.document.merge(built.document);
+        Some(Resolved {
+            strategy: built.strategy,
+            precision: precision.policy,
+            mesh,
+            trainable,
+            buffers: settings.buffers,
+            units: settings.units,
+            model: draft.model(),
+            io: settings.io,
+            device: settings.device,
+            unresolved: std::mem::take(&mut self.unresolved),
+            document: std::mem::take(&mut self.document),
+        })
+    }
+}
