@@ -3,15 +3,30 @@
 
 use std::{fmt::Write, fs, path::Path};
 
-/// The public lines of a source file, its tests left out.
+/// The public lines of a source file, its tests left out, and what rustdoc hides: other crates of this repository use that, and nobody is
+/// promised it.
 fn surface(source: &str) -> Vec<String> {
     let source = source.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+    if source.lines().any(|line| line == "#![doc(hidden)]") {
+        return Vec::new();
+    }
+    // The indentation of the hidden item that the line is in.
+    let mut hidden: Option<usize> = None;
     let mut lines = Vec::new();
     let mut item = String::new();
     // The indentation of the public trait or enum that the line is in: all of its items are public.
     let mut inside: Option<usize> = None;
     for line in source.lines() {
         let (indent, text) = (line.len() - line.trim_start().len(), line.trim());
+        if text == "#[doc(hidden)]" {
+            hidden = Some(indent);
+        }
+        if let Some(at) = hidden {
+            if indent == at && !text.starts_with(['#', '/']) && text.ends_with([';', '}']) {
+                hidden = None;
+            }
+            continue;
+        }
         if inside.is_some_and(|at| indent <= at && text.starts_with('}')) {
             inside = None;
         }
@@ -92,6 +107,20 @@ pub trait Reads: Sized {
     const NAME: &'static str;
 }
 pub(crate) struct Hidden;
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct Internal {
+    pub field: u32,
+}
+impl Shown {
+    #[doc(hidden)]
+    pub fn internal(
+        &self,
+    ) {
+    }
+    pub fn open(&self) {
+    }
+}
 pub struct Shown {
     pub field: u32,
     hidden: u32,
@@ -108,6 +137,7 @@ pub struct Shown {
             "pub trait Reads: Sized",
             "    fn read(&self) -> u32",
             "    const NAME: &'static str",
+            "    pub fn open(&self)",
             "pub struct Shown",
             "    pub field: u32",
         ]

@@ -24,9 +24,26 @@ impl Outcome {
                 let mut tree = resolved.document.tree().clone();
                 tree.insert("unresolved".into(), serde_json::to_value(&resolved.unresolved).unwrap_or(Json::Null));
                 tree.insert("warnings".into(), warnings.into());
-                tree.insert("provenance".into(), resolved.document.provenance());
+                tree.insert("provenance".into(), provenance(&resolved.document));
                 Json::Object(tree)
             }
+        }
+    }
+}
+
+/// `/provenance`: pointer → where from.
+fn provenance(document: &Document) -> Json {
+    Json::Object(document.leaves().into_iter().map(|(pointer, _, origin)| (pointer, origin_to_json(origin))).collect())
+}
+
+fn origin_to_json(origin: &Origin) -> Json {
+    let source = origin.source();
+    match origin {
+        Origin::Written(at) => json!({"source": source, "file": *at.file, "line": at.line, "column": at.column}),
+        Origin::Default => json!({"source": source}),
+        Origin::Rule { rule, from, at: None } => json!({"source": source, "rule": rule, "from": from}),
+        Origin::Rule { rule, from, at: Some(at) } => {
+            json!({"source": source, "file": *at.file, "line": at.line, "column": at.column, "rule": rule, "from": from})
         }
     }
 }

@@ -1,6 +1,8 @@
 //! The codes of this crate's diagnostics, which are part of its interface. `docs/diagnostics.md` is generated from this and its siblings in
 //! the other crates.
 
+#![doc(hidden)]
+
 use crate::diagnostic::Code;
 
 /// By name.

@@ -27,6 +27,7 @@ impl Source {
 }
 
 /// Turns byte ranges of a text into lines and columns in constant time, so that a hostile text cannot make that slow.
+#[doc(hidden)]
 #[derive(Debug)]
 pub struct Places<'a> {
     source: &'a Source,
@@ -36,6 +37,7 @@ pub struct Places<'a> {
     chars: Vec<u32>,
 }
 
+#[doc(hidden)]
 impl<'a> Places<'a> {
     /// Indexes a text.
     pub fn new(source: &'a Source) -> Self {
@@ -71,12 +73,15 @@ impl<'a> Places<'a> {
 }
 
 /// The name of the source of overrides: one a line.
+#[doc(hidden)]
 pub const COMMAND_LINE: &str = "<command line>";
 /// The name of the source of environment variables: one a line.
+#[doc(hidden)]
 pub const ENVIRONMENT: &str = "<environment>";
 
 /// A place in a [`Source`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Location {
     /// The source's name.
     pub file: Arc<str>,
@@ -100,6 +105,7 @@ pub enum Severity {
 }
 
 /// A diagnostic's code and what it is about.
+#[doc(hidden)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Code {
     /// Stable, kebab-case.
@@ -110,6 +116,7 @@ pub struct Code {
     pub meaning: &'static str,
 }
 
+#[doc(hidden)]
 impl Code {
     /// Of errors.
     pub const fn error(name: &'static str, meaning: &'static str) -> Self {
@@ -124,6 +131,7 @@ impl Code {
 
 /// One finding.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Diagnostic {
     /// Error or warning.
     pub severity: Severity,

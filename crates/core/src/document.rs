@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::{Map, Value as Json, json};
+use serde_json::{Map, Value as Json};
 
 use crate::{
     diagnostic::{COMMAND_LINE, ENVIRONMENT, Location},
@@ -61,17 +61,6 @@ impl Origin {
             Self::Rule { .. } => "rule",
         }
     }
-
-    fn to_json(&self) -> Json {
-        match self {
-            Self::Written(at) => json!({"source": self.source(), "file": *at.file, "line": at.line, "column": at.column}),
-            Self::Default => json!({"source": "default"}),
-            Self::Rule { rule, from, at: None } => json!({"source": "rule", "rule": rule, "from": from}),
-            Self::Rule { rule, from, at: Some(at) } => {
-                json!({"source": "rule", "file": *at.file, "line": at.line, "column": at.column, "rule": rule, "from": from})
-            }
-        }
-    }
 }
 
 /// A value with where it is from.
@@ -119,6 +108,7 @@ impl Document {
     }
 
     /// Empties a section, which keeps its place.
+    #[doc(hidden)]
     pub fn remove(&mut self, path: &[&str]) {
         let under = format!("{}/", pointer(path));
         self.origins.retain(|p, _| !p.starts_with(&under));
@@ -153,6 +143,7 @@ impl Document {
     }
 
     /// Takes everything of another document over, which wins where both have a value.
+    #[doc(hidden)]
     pub fn merge(&mut self, mut other: Document) {
         fn merge(into: &mut Map<String, Json>, from: Map<String, Json>) {
             for (key, value) in from {
@@ -179,11 +170,13 @@ impl Document {
     }
 
     /// The values.
+    #[doc(hidden)]
     pub fn tree(&self) -> &Map<String, Json> {
         &self.tree
     }
 
     /// Every leaf: pointer, value, origin, in the document's order.
+    #[doc(hidden)]
     pub fn leaves(&self) -> Vec<(String, &Json, &Origin)> {
         fn walk<'a>(prefix: &str, map: &'a Map<String, Json>, document: &'a Document, out: &mut Vec<(String, &'a Json, &'a Origin)>) {
             for (key, value) in map {
@@ -197,11 +190,6 @@ impl Document {
         let mut out = Vec::new();
         walk("", &self.tree, self, &mut out);
         out
-    }
-
-    /// `/provenance`: pointer → where from.
-    pub fn provenance(&self) -> Json {
-        Json::Object(self.leaves().into_iter().map(|(pointer, _, origin)| (pointer, origin.to_json())).collect())
     }
 }
 

@@ -38,18 +38,13 @@ macro_rules! register_precision {
 #[macro_export]
 macro_rules! registration_place {
     () => {
-        $crate::registry::Place {
-            package: env!("CARGO_PKG_NAME"),
-            version: env!("CARGO_PKG_VERSION"),
-            core: $crate::VERSION,
-            file: file!(),
-            line: line!(),
-        }
+        $crate::registry::Place::new(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"), $crate::VERSION, file!(), line!())
     };
 }
 
 /// Where an entry was registered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Place {
     /// The crate's name.
     pub package: &'static str,
@@ -70,6 +65,12 @@ impl fmt::Display for Place {
 }
 
 impl Place {
+    /// For the registering macros.
+    #[doc(hidden)]
+    pub const fn new(package: &'static str, version: &'static str, core: &'static str, file: &'static str, line: u32) -> Self {
+        Self { package, version, core, file, line }
+    }
+
     fn is_built_in(&self) -> bool {
         self.package == "shardwright" || self.package.starts_with("shardwright-")
     }
@@ -142,7 +143,8 @@ pub type StrategyEntry = Entry<dyn ErasedConfig>;
 pub type PolicyEntry = Entry<dyn ErasedPolicyConfig>;
 
 impl StrategyEntry {
-    /// The entry of a config type.
+    /// The entry of a config type, for the registering macros.
+    #[doc(hidden)]
     pub const fn of<T: StrategyConfig>(place: Place) -> Self {
         let parse = |node: &Node, path: &str| from_node::<T>(node, path).map(|config| Box::new(config) as _);
         Self::new::<T>(T::NAME, T::SUMMARY, place, parse, || to_json(&T::example()))
@@ -150,7 +152,8 @@ impl StrategyEntry {
 }
 
 impl PolicyEntry {
-    /// The entry of a config type.
+    /// The entry of a config type, for the registering macros.
+    #[doc(hidden)]
     pub const fn of<T: PolicyConfig>(place: Place) -> Self {
         let parse = |node: &Node, path: &str| from_node::<T>(node, path).map(|config| Box::new(config) as _);
         Self::new::<T>(T::NAME, T::SUMMARY, place, parse, || to_json(&T::example()))
@@ -172,6 +175,7 @@ impl<C: ?Sized> Entry<C> {
     ///
     /// # Errors
     /// Everything that is wrong with the section.
+    #[doc(hidden)]
     pub fn parse(&self, section: &Node, path: &str) -> Result<Box<C>, Vec<Diagnostic>> {
         (self.parse)(section, path)
     }
@@ -210,6 +214,7 @@ inventory::collect!(StrategyEntry);
 inventory::collect!(PolicyEntry);
 
 /// The name of the policy that decides where nothing else does.
+#[doc(hidden)]
 pub const DEFAULT_POLICY: &str = "mixed";
 
 /// Everything that can be named in a YAML.

@@ -298,7 +298,8 @@ impl Training {
     }
 }
 
-/// Whose config a YAML is, told by its keys.
+/// Whose config a YAML is, told by its keys. This and the choices below are closed on purpose: whoever decides by them must decide every case,
+/// so a new one shall not compile until it does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dialect {
     /// LLaMA-Factory v1, flat.
@@ -347,6 +348,7 @@ pub enum Tuning {
 
 /// A value that the texts at hand do not decide.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Unresolved {
     /// Its JSON pointer.
     pub pointer: String,
@@ -354,6 +356,13 @@ pub struct Unresolved {
     pub needs: String,
     /// Where it is asked for.
     pub at: Option<Location>,
+}
+
+impl Unresolved {
+    /// The value at this pointer, undecided until there is what it needs.
+    pub fn new(pointer: impl Into<String>, needs: impl Into<String>, at: impl Into<Option<Location>>) -> Self {
+        Self { pointer: pointer.into(), needs: needs.into(), at: at.into() }
+    }
 }
 
 /// `shardwright.storage_dtype`.

@@ -1,5 +1,7 @@
 //! Texts of others in messages: names out of checkpoints and configs, which must neither steer a terminal nor flood it.
 
+#![doc(hidden)]
+
 use std::borrow::Cow;
 
 /// Characters of one text that [`shown`] leaves at most, escapes counted as one.

@@ -36,7 +36,7 @@ impl Resolver<'_> {
         let Some(layers) = self.supplied.model.as_ref().and_then(|m| m.num_layers) else {
             let needs = "num_hidden_layers of the model's config.json";
             let pointer = "/training/peft_config/freeze_trainable_layers".to_owned();
-            self.unresolved.push(Unresolved { pointer, needs: needs.to_owned(), at: Some(section.name_at.clone()) });
+            self.unresolved.push(Unresolved::new(pointer, needs, section.name_at.clone()));
             return Trainable::None;
         };
         let total = i128::from(layers);

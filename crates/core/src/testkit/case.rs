@@ -6,16 +6,15 @@ use crate::{Mesh, ModelFacts, ModelMeta, TensorMeta};
 
 /// A section, a mesh and a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Case {
+pub(super) struct Case {
     /// The strategy's section as YAML, without its name; empty for the default.
-    pub section: String,
+    pub(super) section: String,
     /// Groups of ranks that hold equal shards.
-    pub replicate: u32,
+    pub(super) replicate: u32,
     /// Ranks in each such group.
-    pub shard: u32,
+    pub(super) shard: u32,
     /// The model's tensors.
-    pub tensors: Vec<TensorMeta>,
+    pub(super) tensors: Vec<TensorMeta>,
 }
 
 impl Case {
@@ -24,7 +23,7 @@ impl Case {
     }
 
     /// Number of ranks.
-    pub fn world_size(&self) -> u32 {
+    pub(super) fn world_size(&self) -> u32 {
         self.replicate * self.shard
     }
 

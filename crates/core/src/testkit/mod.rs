@@ -22,7 +22,6 @@ mod tests;
 mod violation;
 
 pub use self::{
-    case::Case,
     load::Loader,
     policy::{PolicyKit, policy},
     registered::strategy,

@@ -51,6 +51,7 @@ fn pruned(node: &Node, path: &[String]) -> Option<Node> {
 }
 
 /// Why a tree is no value of a type; [`from_node`] makes it a diagnostic. The path is innermost first.
+#[doc(hidden)]
 #[derive(Debug)]
 pub struct Error {
     code: &'static str,

@@ -7,6 +7,7 @@ use crate::{diagnostic::Location, text::short};
 /// A text larger than this is refused before it is parsed, in bytes.
 pub(super) const MAX_TEXT: usize = 1 << 20;
 /// Collections nested deeper than this are refused.
+#[doc(hidden)]
 pub const MAX_DEPTH: usize = 64;
 /// A document of more nodes than this, aliases expanded, is refused.
 pub(super) const MAX_NODES: usize = 100_000;
@@ -200,6 +201,7 @@ impl Node {
     }
 
     /// Moves every place of a tree: for a text that stands inside of another.
+    #[doc(hidden)]
     pub fn relocate(&mut self, shift: &dyn Fn(&Location) -> Location) {
         self.at = shift(&self.at);
         match &mut self.value {

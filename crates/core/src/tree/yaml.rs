@@ -27,6 +27,7 @@ pub fn parse(source: &Source, warnings: &mut Vec<Diagnostic>) -> Result<Node, Di
 ///
 /// # Errors
 /// As there.
+#[doc(hidden)]
 pub fn parse_value(source: &Source, warnings: &mut Vec<Diagnostic>) -> Result<Node, Diagnostic> {
     let whole = source.at(0..0);
     if source.text.len() > MAX_TEXT {

@@ -40,7 +40,7 @@ pub(super) fn build(root: &Node, strict: bool, cx: &mut BuildContext<'_>) -> Res
     reader.table(Some(&zero), ZERO, &["zero_optimization"]);
     let unresolved = std::mem::take(&mut reader.unresolved);
     for (pointer, node) in unresolved {
-        cx.unresolved.push(Unresolved { pointer, needs: "hidden_size of the model's config.json".into(), at: Some(node.at) });
+        cx.unresolved.push(Unresolved::new(pointer, "hidden_size of the model's config.json", node.at));
     }
     let case = precision(root, &mut document, cx);
     passed(root, &mut document, cx);
