@@ -96,7 +96,13 @@ impl Wrong<'_> {
         let strategy = if want["zero_optimization"]["stage"] == 3 { "zero3" } else { "replicate" };
         self.same("/strategy/name", &strategy.into());
         let of = |section: &str| want[section]["enabled"] == true;
-        let dtype = if of("bf16") { "bfloat16" } else if of("fp16") { "float16" } else { "float32" };
+        let dtype = if of("bf16") {
+            "bfloat16"
+        } else if of("fp16") {
+            "float16"
+        } else {
+            "float32"
+        };
         for what in ["storage", "compute"] {
             self.same(&format!("/precision/{what}"), &dtype.into());
         }

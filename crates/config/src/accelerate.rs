@@ -2,7 +2,7 @@
 //! FSDP version 2 and DeepSpeed, inline and by file; for FSDP version 1 there is a hint.
 
 use shardwright_core::{
-    diagnostic::{Diagnostic, Location},
+    diagnostic::{Diagnostic, Location, Source},
     strategy_config::Mixed,
     tree::{Node, Value},
 };
@@ -46,11 +46,18 @@ const DEEPSPEED: &[&str] = &[
     "offload_param_device", "offload_param_nvme_path", "zero3_init_flag", "zero3_save_16bit_model", "zero_stage",
 ];
 
+/// Keys of `parallelism_config`, without their prefix.
+#[rustfmt::skip]
+const PARALLELISM: &[&str] = &[
+    "cp_comm_strategy", "cp_size", "dp_replicate_size", "dp_shard_size", "sp_attn_implementation", "sp_backend", "sp_seq_length",
+    "sp_seq_length_is_variable", "sp_size", "tp_size",
+];
+
 /// Keys of `deepspeed_config` that are an error beside `deepspeed_config_file`.
 #[rustfmt::skip]
 const NOT_BESIDE_A_FILE: &[&str] = &[
-    "gradient_accumulation_steps", "gradient_clipping", "offload_optimizer_device", "offload_param_device", "offload_param_nvme_path",
-    "zero3_save_16bit_model", "zero_stage",
+    "gradient_accumulation_steps", "gradient_clipping", "offload_optimizer_device", "offload_optimizer_nvme_path", "offload_param_device",
+    "offload_param_nvme_path", "zero3_save_16bit_model", "zero_stage",
 ];
 
 /// True where the keys are accelerate's.
@@ -85,6 +92,69 @@ pub(super) fn translate(root: &Node, diagnostics: &mut Vec<Diagnostic>) -> Node 
     }
     parallelism(root, &mut flat, diagnostics);
     flat
+}
+
+/// Every key that is read, as the user writes it.
+pub(super) fn paths() -> Vec<String> {
+    let of = |section: &'static str, keys: &'static [&'static str]| keys.iter().map(move |k| format!("{section}{k}"));
+    of("", KEYS)
+        .chain(of("", OURS))
+        .chain(of("fsdp_config.", FSDP))
+        .chain(of("deepspeed_config.", DEEPSPEED))
+        .chain(of("parallelism_config.parallelism_config_", PARALLELISM))
+        .collect()
+}
+
+/// What the flat keys and sections of the translation are called in the user's file, longer names first.
+#[rustfmt::skip]
+const WORDS: &[(&str, &str)] = &[
+    ("zero_optimization.stage3_gather_16bit_weights_on_model_save", "deepspeed_config.zero3_save_16bit_model"),
+    ("stage3_gather_16bit_weights_on_model_save", "deepspeed_config.zero3_save_16bit_model"),
+    ("zero_optimization.offload_optimizer.nvme_path", "deepspeed_config.offload_optimizer_nvme_path"),
+    ("zero_optimization.offload_optimizer.device", "deepspeed_config.offload_optimizer_device"),
+    ("offload_optimizer.device", "deepspeed_config.offload_optimizer_device"),
+    ("zero_optimization.offload_param.nvme_path", "deepspeed_config.offload_param_nvme_path"),
+    ("zero_optimization.offload_param.device", "deepspeed_config.offload_param_device"),
+    ("offload_param.device", "deepspeed_config.offload_param_device"),
+    ("zero_optimization.offload_optimizer", "deepspeed_config.offload_optimizer_device"),
+    ("zero_optimization.offload_param", "deepspeed_config.offload_param_device"),
+    ("zero_optimization.stage", "deepspeed_config.zero_stage"),
+    ("dist_config.reshard_after_forward", "fsdp_config.fsdp_reshard_after_forward"),
+    ("dist_config.offload_params", "fsdp_config.fsdp_offload_params"),
+    ("dist_config.config_file", "deepspeed_config.deepspeed_config_file"),
+    ("gradient_accumulation_steps", "deepspeed_config.gradient_accumulation_steps"),
+    ("reshard_after_forward", "fsdp_config.fsdp_reshard_after_forward"),
+    ("offload_params", "fsdp_config.fsdp_offload_params"),
+    ("gradient_clipping", "deepspeed_config.gradient_clipping"),
+    ("mp_replicate_size", "parallelism_config.parallelism_config_dp_replicate_size"),
+    ("mp_shard_size", "parallelism_config.parallelism_config_dp_shard_size"),
+    ("dist_config.name", "distributed_type"),
+    ("dist_config", "distributed_type"),
+    ("the YAML asks for", "mixed_precision asks for"),
+];
+
+/// Says what findings about the translation are about in the words of the file that was translated; `yaml` are the texts of that file and of
+/// the command line, and findings elsewhere are about other files, which have their own words.
+pub(super) fn in_users_words(found: &mut [Diagnostic], yaml: &[Source]) {
+    for diagnostic in found.iter_mut().filter(|d| d.at.as_ref().is_none_or(|at| yaml.iter().any(|s| s.name == at.file))) {
+        diagnostic.message = in_words(&diagnostic.message).into();
+        diagnostic.help = diagnostic.help.take().map(|help| in_words(&help).into());
+    }
+}
+
+/// Every name of the translation, where it stands as a word of its own, replaced once.
+fn in_words(text: &str) -> String {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.');
+    let (mut said, mut rest) = (String::new(), text);
+    while let Some(c) = rest.chars().next() {
+        let free = !said.ends_with(is_part);
+        let ends = |after: &str| !after.trim_start_matches('.').starts_with(is_part);
+        let word = WORDS.iter().find(|(flat, _)| free && rest.strip_prefix(flat).is_some_and(ends));
+        let (taken, word) = word.map_or((c.len_utf8(), &rest[..c.len_utf8()]), |(flat, word)| (flat.len(), word));
+        said.push_str(word);
+        rest = &rest[taken..];
+    }
+    said
 }
 
 fn copy(from: &Node, key: &str, to: &mut Node, name: &str) {
@@ -149,18 +219,16 @@ fn deepspeed(root: &Node, at: &Location, flat: &mut Node, diagnostics: &mut Vec<
     unknown_keys(config, "deepspeed_config", DEEPSPEED.iter().copied(), None, diagnostics);
     let mut dist = Node::map(Vec::new(), config.at.clone());
     if let Some(file) = config.entry("deepspeed_config_file").filter(|e| e.value.as_str().is_some_and(|f| f != "none")) {
-        for key in NOT_BESIDE_A_FILE {
-            if let Some(entry) = config.entry(key) {
-                let message = format!("{key} does not go with deepspeed_config_file: that file decides, and accelerate refuses both");
-                diagnostics
-                    .push(Diagnostic::error("accelerate-beside-file", message).at(entry.at.clone()).and(file.at.clone(), "the file"));
-            }
+        let mixed = root.entry("mixed_precision").filter(|e| !e.value.is_null());
+        for entry in NOT_BESIDE_A_FILE.iter().filter_map(|key| config.entry(key)).chain(mixed) {
+            let message = format!("{} does not go with deepspeed_config_file: that file decides, and accelerate refuses both", entry.key);
+            diagnostics.push(Diagnostic::error("accelerate-beside-file", message).at(entry.at.clone()).and(file.at.clone(), "the file"));
         }
         dist.set("name", at.clone(), Node::text("deepspeed", at.clone()));
         copy(config, "deepspeed_config_file", &mut dist, "config_file");
     } else {
         dist.set("name", at.clone(), Node::text("zero3", at.clone()));
-        inline(config, &mut dist);
+        inline(config, &mut dist, diagnostics);
     }
     flat.set("dist_config", at.clone(), dist);
     if let Some(flag) = config.get("zero3_init_flag").filter(|n| n.as_bool() == Some(false)) {
@@ -169,7 +237,8 @@ fn deepspeed(root: &Node, at: &Location, flat: &mut Node, diagnostics: &mut Vec<
     }
 }
 
-fn inline(config: &Node, dist: &mut Node) {
+/// The DeepSpeed config that accelerate itself writes where the YAML names no file.
+fn inline(config: &Node, dist: &mut Node, diagnostics: &mut Vec<Diagnostic>) {
     let mut zero = Node::map(Vec::new(), config.at.clone());
     copy(config, "zero_stage", &mut zero, "stage");
     if zero.get("stage").is_none() {
@@ -179,20 +248,34 @@ fn inline(config: &Node, dist: &mut Node) {
     if !zero.get("stage").is_some_and(|s| matches!(s.value, Value::Int(3)) || s.as_str() == Some("3")) {
         zero = zero.without("stage3_gather_16bit_weights_on_model_save");
     }
-    for part in ["param", "optimizer"] {
-        let mut offload = Node::map(Vec::new(), config.at.clone());
-        copy(config, &format!("offload_{part}_device"), &mut offload, "device");
-        let on_disk = offload.get("device").and_then(Node::as_str) == Some("nvme");
-        if on_disk {
-            copy(config, &format!("offload_{part}_nvme_path"), &mut offload, "nvme_path");
-        }
-        if offload.get("device").and_then(Node::as_str).is_some_and(|d| d != "none") {
-            zero.set(&format!("offload_{part}"), config.at.clone(), offload);
-        }
+    for part in ["optimizer", "param"] {
+        offload(part, config, &mut zero, diagnostics);
     }
     dist.set("zero_optimization", config.at.clone(), zero);
-    copy(config, "gradient_accumulation_steps", dist, "gradient_accumulation_steps");
-    copy(config, "gradient_clipping", dist, "gradient_clipping");
+    for key in ["gradient_accumulation_steps", "gradient_clipping"] {
+        copy(config, key, dist, key);
+        if dist.get(key).is_none() {
+            dist.set(key, config.at.clone(), Node::text("auto", config.at.clone()));
+        }
+    }
+}
+
+fn offload(part: &str, config: &Node, zero: &mut Node, diagnostics: &mut Vec<Diagnostic>) {
+    let mut offload = Node::map(Vec::new(), config.at.clone());
+    offload.set("device", config.at.clone(), Node::text("none", config.at.clone()));
+    copy(config, &format!("offload_{part}_device"), &mut offload, "device");
+    let path = format!("offload_{part}_nvme_path");
+    let on_disk = offload.get("device").and_then(Node::as_str) == Some("nvme");
+    if let Some(entry) = config.entry(&path).filter(|e| on_disk && e.value.as_str().is_some_and(|text| text != "none")) {
+        let message = format!("accelerate launch does not hand {path} on, and DeepSpeed swaps to a folder that is called none");
+        let help = "give a DeepSpeed file in deepspeed_config_file, with nvme_path";
+        diagnostics.push(Diagnostic::warning("accelerate-nvme-path", message).at(entry.at.clone()).help(help));
+    }
+    if on_disk {
+        let at = config.entry(&path).map_or_else(|| config.at.clone(), |e| e.value.at.clone());
+        offload.set("nvme_path", at.clone(), Node::text("none", at));
+    }
+    zero.set(&format!("offload_{part}"), config.at.clone(), offload);
 }
 
 /// HSDP: replicas and shards.
@@ -210,14 +293,7 @@ fn parallelism(root: &Node, flat: &mut Node, diagnostics: &mut Vec<Diagnostic>) 
                     format!("{}: expected 1, found {}; only data-parallel sharding is laid out", entry.key, entry.value.describe());
                 diagnostics.push(Diagnostic::error("accelerate-parallelism", message).at(entry.value.at.clone()));
             }
-            "tp_size"
-            | "cp_size"
-            | "sp_size"
-            | "sp_backend"
-            | "sp_seq_length"
-            | "sp_seq_length_is_variable"
-            | "sp_attn_implementation"
-            | "cp_comm_strategy" => {}
+            known if PARALLELISM.contains(&known) => {}
             _ => unknown_keys(
                 &Node::map(vec![entry.clone()], config.at.clone()),
                 "parallelism_config",
@@ -231,7 +307,11 @@ fn parallelism(root: &Node, flat: &mut Node, diagnostics: &mut Vec<Diagnostic>) 
 
 /// `mixed_precision`, and where it stands.
 pub(super) fn mixed(root: &Node, diagnostics: &mut Vec<Diagnostic>) -> (Mixed, Option<Location>) {
-    let Some(node) = root.get("mixed_precision").filter(|n| !n.is_null()) else { return (Mixed::No, None) };
+    let Some(node) = root.get("mixed_precision").filter(|n| !n.is_null()) else {
+        // What older versions wrote.
+        let old = root.get("fp16").filter(|n| n.as_bool() == Some(true));
+        return old.map_or((Mixed::No, None), |n| (Mixed::Fp16, Some(n.at.clone())));
+    };
     let at = Some(node.at.clone());
     match (node.as_str(), node.as_bool()) {
         (Some("no"), _) => (Mixed::No, at),

@@ -117,7 +117,8 @@ fn divisible(training: &Training, found: &mut Vec<Diagnostic>) {
     if let Some(global) = training.global_batch_size.value.filter(|g| !g.is_multiple_of(step)) {
         let message =
             format!("global_batch_size is {global}, expected a multiple of dp_size {dp} times micro_batch_size {micro}, which is {step}");
-        let near = (global / step).max(1).saturating_mul(step);
+        let below = (global / step).saturating_mul(step);
+        let near = if below > 0 && global - below <= step / 2 { below } else { below.saturating_add(step) };
         found.push(error("batch-not-divisible", message, training.global_batch_size.location()).help(format!("the nearest is {near}")));
     }
 }
@@ -133,14 +134,26 @@ fn lints(draft: &Draft, training: &Training, found: &mut Vec<Diagnostic>) {
         let message = "bf16 has no effect without a dist_config: the model is trained in the dtype that it is kept in";
         found.push(Diagnostic::warning("bf16-without-dist", message).at(training.mixed.location()));
     }
-    let on_default = draft.sections.get("init_config").filter(|s| s.name == "init_on_default");
-    let deepspeed = draft.sections.get("dist_config").is_some_and(|s| s.name == "deepspeed" || s.name == "zero3");
-    if let Some(init) = on_default.filter(|_| !replicates && !deepspeed) {
-        let message = "init_config init_on_default makes every rank hold the whole model before it is sharded";
-        let help = "use init_on_meta, or init_on_rank0 with peft lora";
-        found.push(Diagnostic::warning("init-holds-model", message).at(init.name_at.clone()).help(help));
+    if llamafactory && !replicates {
+        init(draft, training, found);
     }
     freeze(draft, training, found);
+}
+
+/// What LLaMA-Factory does where nothing else is said: every rank loads the whole model onto its device, and shards it then.
+fn init(draft: &Draft, training: &Training, found: &mut Vec<Diagnostic>) {
+    let Some(dist) = draft.sections.get("dist_config").filter(|s| s.name != "deepspeed" && s.name != "zero3") else { return };
+    let at = match draft.sections.get("init_config") {
+        Some(init) if init.name == "init_on_default" => init.name_at.clone(),
+        None if training.world_size.value > 1 && training.tuning.value != Tuning::Inference => dist.name_at.clone(),
+        _ => return,
+    };
+    let what =
+        if draft.sections.contains_key("init_config") { "init_config init_on_default" } else { "without an init_config, the default" };
+    let message = format!("{what} makes every rank hold the whole model before it is sharded");
+    let help =
+        if training.tuning.value == Tuning::Lora { "init_config: {name: init_on_rank0}" } else { "init_config: {name: init_on_meta}" };
+    found.push(Diagnostic::warning("init-holds-model", message).at(at).help(help));
 }
 
 fn freeze(draft: &Draft, training: &Training, found: &mut Vec<Diagnostic>) {

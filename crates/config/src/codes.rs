@@ -5,10 +5,11 @@ use shardwright_core::diagnostic::Code;
 /// By name.
 #[rustfmt::skip]
 pub const CODES: &[Code] = &[
-    Code::error("accelerate-beside-file", "a key of `deepspeed_config` stands beside `deepspeed_config_file`; accelerate refuses both together, because the file decides"),
+    Code::error("accelerate-beside-file", "a key of `deepspeed_config`, or `mixed_precision`, stands beside `deepspeed_config_file`; accelerate refuses both together, because the file decides"),
     Code::warning("accelerate-fp8", "`mixed_precision: fp8` casts inside of layers while training; weights are laid out as under bf16"),
     Code::error("accelerate-fsdp1", "FSDP version 1 lays tensors out otherwise; set `fsdp_version: 2`, or run `accelerate to-fsdp2`"),
     Code::warning("accelerate-fsdp1-key", "a key of FSDP version 1 has no effect in version 2"),
+    Code::warning("accelerate-nvme-path", "`accelerate launch` does not hand the `nvme_path` of its YAML on"),
     Code::error("accelerate-parallelism", "tensor, context and sequence parallelism of `parallelism_config` are not laid out"),
     Code::error("batch-not-divisible", "`global_batch_size` must be a multiple of `dp_size` times `micro_batch_size`"),
     Code::warning("bf16-without-dist", "`bf16` has no effect where there is no `dist_config`"),
@@ -28,6 +29,7 @@ pub const CODES: &[Code] = &[
     Code::error("override-syntax", "an argument is no `KEY=VALUE`"),
     Code::error("padding-free", "`batching_strategy: padding_free` needs `flash_attn: flash_attention_2`"),
     Code::error("quant-on-meta", "`quant_config` does not go with `init_on_meta`"),
+    Code::warning("setting-ignored", "a key of `shardwright` that the strategy or the precision policy does not heed"),
     Code::warning("unknown-choice", "a value that the engine may know and this program does not"),
     Code::warning("world-disagrees", "the file is for another number of processes than there are"),
     Code::error("world-size", "a world of no ranks"),

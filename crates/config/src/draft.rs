@@ -7,7 +7,7 @@ use shardwright_core::{
     diagnostic::{Diagnostic, ENVIRONMENT, Location, Severity, Source},
     registry::{ErasedConfig, Registry},
     strategy_config::Dialect,
-    tree::{Node, yaml},
+    tree::{Node, Value, yaml},
 };
 
 use crate::{
@@ -32,6 +32,8 @@ pub struct Input {
 pub(super) struct StrategySection {
     pub(super) section: Section,
     pub(super) config: Box<dyn ErasedConfig>,
+    /// True where something is wrong with the section: then `section` is what is left of it, and only good for finding more problems.
+    pub(super) is_partial: bool,
 }
 
 /// A config that is read but not decided.
@@ -81,6 +83,8 @@ impl Draft {
             diagnostics,
         };
         if resolved::is_dialect(&draft.root) {
+            // JSON's numbers, of which YAML 1.1 makes strings.
+            overrides::settle(&mut draft.root);
             let flat = resolved::unpack(&draft.root);
             draft.document = Some(std::mem::replace(&mut draft.root, flat));
         }
@@ -121,11 +125,15 @@ impl Draft {
         let Some(section) = self.sections.get("dist_config").cloned() else { return };
         let entry = match registry.strategy(&section.name) {
             Ok(entry) => entry,
-            Err(error) => return self.diagnostics.push(error.at(section.name_at)),
+            Err(error) => return self.diagnostics.push(of_other_engines(&section.name, error).at(section.name_at)),
         };
-        match entry.parse(&section.body, "dist_config") {
-            Ok(config) => self.strategy = Some(StrategySection { section, config }),
-            Err(errors) => self.diagnostics.extend(errors),
+        let (section, found) = match entry.parse(&section.body, "dist_config") {
+            Ok(config) => return self.strategy = Some(StrategySection { section, config, is_partial: false }),
+            Err(errors) => (without(section, &errors), errors),
+        };
+        self.diagnostics.extend(found);
+        if let Ok(config) = entry.parse(&section.body, "dist_config") {
+            self.strategy = Some(StrategySection { section, config, is_partial: true });
         }
     }
 
@@ -157,6 +165,24 @@ impl Draft {
             (None, Dialect::Accelerate) => String::new(),
         }
     }
+}
+
+/// What LLaMA-Factory v1 registers beside `fsdp2` and `deepspeed`, told as what it is.
+fn of_other_engines(name: &str, unknown: Diagnostic) -> Diagnostic {
+    if name != "fsdpturbo" {
+        return unknown;
+    }
+    let message = "LLaMA-Factory's fsdpturbo is not laid out here: it cuts experts over a mesh of their own before fsdp2 shards the rest";
+    let help = "without expert parallelism the same model is fsdp2: dist_config: {name: fsdp2}, without ep_size and ep_dispatcher";
+    Diagnostic::error(unknown.code, message).help(help)
+}
+
+/// A section without the entries that something is wrong with.
+fn without(mut section: Section, errors: &[Diagnostic]) -> Section {
+    if let Value::Map(entries) = &mut section.body.value {
+        entries.retain(|e| !errors.iter().filter_map(|d| d.at.as_ref()).any(|at| e.holds(at)));
+    }
+    section
 }
 
 /// LLaMA-Factory's default.

@@ -10,6 +10,7 @@ mod accelerate;
 mod checks;
 pub mod codes;
 mod draft;
+mod elsewhere;
 mod keys;
 pub mod output;
 mod overrides;

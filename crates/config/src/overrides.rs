@@ -52,26 +52,29 @@ fn one(source: &Source, line: &str, start: usize) -> Result<Override, Diagnostic
     let mut value = if inner.text.trim().is_empty() {
         Node::new(Value::Null, source.at(from..from))
     } else {
-        yaml::parse_value(&inner, &mut warnings).map_err(|mut d| {
-            d.at = d.at.as_ref().map(shift);
-            d.also.iter_mut().for_each(|(at, _)| *at = shift(at));
-            d
-        })?
+        yaml::parse_value(&inner, &mut warnings).map_err(|d| moved(d, &shift))?
     };
     value.relocate(&shift);
     settle(&mut value);
     // OmegaConf reads an exponent without a dot as a number; nothing to warn of.
     warnings.retain(|w| w.code != "yaml-exponent");
-    for warning in &mut warnings {
-        warning.at = warning.at.as_ref().map(shift);
-    }
+    let warnings = warnings.into_iter().map(|w| moved(w, &shift)).collect();
     Ok((path, source.at(start..start + equals), value, warnings))
 }
 
+/// A finding about a text that stands inside of another.
+pub(super) fn moved(mut found: Diagnostic, shift: &dyn Fn(&Location) -> Location) -> Diagnostic {
+    found.at = found.at.as_ref().map(shift);
+    found.also.iter_mut().for_each(|(at, _)| *at = shift(at));
+    found
+}
+
 /// Makes numbers of the texts that OmegaConf reads as such.
-fn settle(node: &mut Node) {
+pub(super) fn settle(node: &mut Node) {
     match &mut node.value {
-        Value::Text { number: Some(number), text } if text.contains(['e', 'E']) => node.value = Value::Float(*number),
+        Value::Text { number: Some(number), text } if text.contains(['e', 'E']) => {
+            (node.written, node.value) = (Some(text.as_str().into()), Value::Float(*number));
+        }
         Value::Seq(items) => items.iter_mut().for_each(settle),
         Value::Map(entries) => entries.iter_mut().for_each(|e| settle(&mut e.value)),
         _ => {}

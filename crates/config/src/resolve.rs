@@ -13,12 +13,13 @@ use shardwright_core::{
     diagnostic::{Diagnostic, Location, Severity, Source},
     document::Document,
     registry::Registry,
-    strategy_config::Unresolved,
+    strategy_config::{Dialect, Unresolved},
 };
 
 use crate::{
-    checks,
+    accelerate, checks,
     draft::Draft,
+    elsewhere,
     keys::{EXTRA, KEYS, Values},
     resolved,
     settings::IoSettings,
@@ -104,6 +105,11 @@ impl Draft {
                 resolved::carry_over(document, &mut resolved.document);
             }
         }
+        let strategy = self.sections.get("dist_config").map(|s| s.name.as_str());
+        elsewhere::tell(&mut diagnostics, &sources, &sources[0].name, self.dialect, strategy, registry);
+        if self.dialect == Dialect::Accelerate {
+            accelerate::in_users_words(&mut diagnostics, &sources[..2]);
+        }
         diagnostics.sort_by_key(|d| (d.severity, d.at.as_ref().map(|at| (at.file.clone(), at.span.start)), d.code));
         diagnostics.dedup();
         if diagnostics.iter().any(|d| d.severity == Severity::Error) {
@@ -131,13 +137,18 @@ impl Resolver<'_> {
         let keys: Vec<_> = KEYS.iter().chain(EXTRA).copied().collect();
         let values = Values::read(&draft.root, &keys, "", &mut self.diagnostics);
         let world = self.world(draft);
-        let mesh = self.mesh(&values, &world)?;
+        let mesh = self.mesh(&values, &world);
         let training = self.training(draft, &values, &settings, world);
         checks::run(draft, &values, &training, self.supplied.model.as_ref(), &mut self.diagnostics);
         let trainable = self.trainable(draft, &training);
-        let built = self.strategy(draft, &training, &settings, &mesh)?;
+        let built = mesh.as_ref().and_then(|mesh| self.strategy(draft, &training, &settings, mesh));
+        let (Some(mesh), Some(mut built)) = (mesh, built) else {
+            self.only_check(policy.as_ref());
+            return None;
+        };
         let name = built.strategy.name().to_owned();
-        let precision = self.precision(&name, policy, built.precision, &training, &settings)?;
+        let precision = self.precision(&name, policy, built.precision.take(), &training, &settings)?;
+        self.unheeded(draft, &settings, &built, &precision);
         self.write(draft, &values, &settings, &training, &mesh, &name, &precision, built.shown);
         self.document.merge(built.document);
         Some(Resolved {

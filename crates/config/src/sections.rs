@@ -2,10 +2,12 @@
 //! and numbers made so.
 
 use shardwright_core::{
-    diagnostic::{Diagnostic, Location, Source},
+    diagnostic::{Diagnostic, Location, Severity, Source},
     text::short,
     tree::{Node, Value, json},
 };
+
+use crate::overrides::{moved, settle};
 
 /// A plugin section, its name taken out.
 #[derive(Clone, Debug)]
@@ -60,12 +62,19 @@ fn from_string(node: &Node, text: &str, sources: &[Source], warnings: &mut Vec<D
         }
         None => node.at.clone(),
     };
-    let mut inner = json::parse(&Source::new(node.at.file.clone(), text), warnings).map_err(|mut d| {
-        d.message = format!("in this JSON string, {}", short(&d.message)).into();
-        d.at = d.at.as_ref().map(shift);
-        d.also.iter_mut().for_each(|(at, _)| *at = shift(at));
-        d
-    })?;
+    let said = |d: Diagnostic| {
+        let message = match d.code {
+            // No DeepSpeed file: nothing reads comments here.
+            "json-comment" => "a comment stands where JSON has none".to_owned(),
+            _ => short(&d.message),
+        };
+        let code = if d.code == "json-comment" { "json-syntax" } else { d.code };
+        let found = Diagnostic { message: format!("in this JSON string, {message}").into(), help: None, ..d };
+        moved(Diagnostic { severity: Severity::Error, code, ..found }, &shift)
+    };
+    let mut found = Vec::new();
+    let mut inner = json::parse(&Source::new(node.at.file.clone(), text), &mut found).map_err(said)?;
+    warnings.extend(found.into_iter().map(said));
     inner.relocate(&shift);
     Ok(inner)
 }
@@ -75,6 +84,7 @@ fn coerce(node: &mut Node) {
     let Value::Map(entries) = &mut node.value else { return };
     for entry in entries {
         coerce(&mut entry.value);
+        settle(&mut entry.value);
         let Some(text) = entry.value.as_str() else { continue };
         if let Some(value) = coerced(text) {
             entry.value.written = Some(format!("'{text}'").into());

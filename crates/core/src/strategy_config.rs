@@ -71,18 +71,27 @@ pub struct Built {
     pub document: Document,
     /// True where `document` has all of the section, resolved, so that it is not shown again as it was written.
     pub shown: bool,
+    /// False where `shardwright.units` has no effect, which is then said.
+    pub heeds_units: bool,
 }
 
 impl Built {
     /// A strategy under the YAML's own mixed precision.
     pub fn new(strategy: impl ShardStrategy + 'static) -> Self {
-        Self { strategy: Box::new(strategy), precision: None, document: Document::default(), shown: false }
+        Self { strategy: Box::new(strategy), precision: None, document: Document::default(), shown: false, heeds_units: true }
     }
 
     /// With a precision policy of its own.
     #[must_use]
     pub fn with_precision(mut self, precision: BuiltPolicy) -> Self {
         self.precision = Some(precision);
+        self
+    }
+
+    /// As a strategy that does not heed `shardwright.units`.
+    #[must_use]
+    pub fn without_units(mut self) -> Self {
+        self.heeds_units = false;
         self
     }
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use shardwright_config::{Draft, Input, Outcome, Supplied};
-use shardwright_core::{diagnostic::Source, registry::Registry};
+use shardwright_core::{diagnostic::Source, registry::Registry, suggest::nearest};
 
 use crate::{
     checkpoint::{HubEnv, ModelDir},
@@ -17,6 +17,9 @@ use crate::{
 
 /// A config file larger than this is none.
 const MOST_BYTES: u64 = 16 << 20;
+
+/// Files beside a missing one that are looked at.
+const MOST_NEIGHBOURS: usize = 10_000;
 
 /// A config with everything that it named and that was at hand.
 #[derive(Debug)]
@@ -67,9 +70,24 @@ fn named_file(name: &str, bases: &[PathBuf]) -> Result<Source, String> {
         Some(path) => read_text(path).map(|text| Source::new(path.display().to_string(), text)),
         None => {
             let tried: Vec<String> = places.iter().map(|p| p.display().to_string()).collect();
-            Err(format!("no such file, tried {}", tried.join(" and ")))
+            let near = places.iter().find_map(|p| neighbour(p)).map_or(String::new(), |near| format!("; did you mean {near}?"));
+            Err(format!("no such file, tried {}{near}", tried.join(" and ")))
         }
     }
+}
+
+/// The file beside `path` whose name is nearly the same.
+fn neighbour(path: &Path) -> Option<String> {
+    let wanted = path.file_name()?.to_str()?;
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut names: Vec<String> = std::fs::read_dir(folder)
+        .ok()?
+        .take(MOST_NEIGHBOURS)
+        .filter_map(|entry| entry.ok().filter(|e| e.path().is_file())?.file_name().into_string().ok())
+        .collect();
+    names.sort();
+    let near = nearest(wanted, names.iter().map(String::as_str))?;
+    Some(path.with_file_name(near).display().to_string())
 }
 
 /// A whole text file, bounded; or why not.

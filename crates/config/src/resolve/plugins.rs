@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use shardwright_core::{
     Mesh,
-    diagnostic::{Location, Source},
+    diagnostic::{Diagnostic, Location, Source},
     registry::DEFAULT_POLICY,
     replicate::Replicate,
     strategy_config::{BuildContext, Built, BuiltPolicy, PolicyContext, Training},
@@ -36,7 +36,7 @@ impl Resolver<'_> {
 
     pub(super) fn strategy(&mut self, draft: &Draft, training: &Training, settings: &Settings, mesh: &Mesh) -> Option<Built> {
         if !draft.sections.contains_key("dist_config") {
-            return draft.root.get("dist_config").is_none_or(Node::is_null).then(|| Built::new(Replicate));
+            return draft.root.get("dist_config").is_none_or(Node::is_null).then(|| Built::new(Replicate).without_units());
         }
         let strategy = draft.strategy.as_ref()?;
         let mut files = BTreeMap::new();
@@ -55,15 +55,52 @@ impl Resolver<'_> {
             }
         }
         let entry = self.registry.strategy(&strategy.section.name).ok()?;
-        let config = entry.parse(&strategy.section.body, "dist_config").ok()?;
-        let mut cx = BuildContext::new(&strategy.section.body, mesh, training, &files);
+        let body = &strategy.section.body;
+        let config = entry.parse(body, "dist_config").ok()?;
+        let mut cx = BuildContext::new(body, mesh, training, &files);
         cx.model = self.supplied.model.as_ref();
         cx.storage = settings.storage_dtype.map(|s| s.0);
         let built = config.build(&mut cx);
-        let BuildContext { diagnostics, unresolved, .. } = cx;
-        self.diagnostics.extend(diagnostics);
+        let BuildContext { mut diagnostics, unresolved, .. } = cx;
         self.unresolved.extend(unresolved);
-        built.map_err(|error| self.diagnostics.push(error)).ok()
+        let built = built.map_err(|error| diagnostics.push(error)).ok();
+        if strategy.is_partial {
+            // What follows from keys that were taken out is no news.
+            let is_news = |at: &Location| at.file != body.at.file || body.entries().iter().any(|e| e.holds(at));
+            diagnostics.retain(|d| d.at.as_ref().is_some_and(is_news));
+        }
+        self.diagnostics.extend(diagnostics);
+        built.filter(|_| !strategy.is_partial)
+    }
+
+    /// What a named policy's section says is wrong with it, where nothing can be built.
+    pub(super) fn only_check(&mut self, named: Option<&Section>) {
+        let Some(section) = named else { return };
+        match self.registry.policy(&section.name) {
+            Ok(entry) => self.diagnostics.extend(entry.parse(&section.body, "shardwright.precision").err().into_iter().flatten()),
+            Err(error) => self.diagnostics.push(error.at(section.name_at.clone())),
+        }
+    }
+
+    /// Settings that what was chosen does not heed.
+    pub(super) fn unheeded(&mut self, draft: &Draft, settings: &Settings, built: &Built, precision: &BuiltPolicy) {
+        let at = |key: &str| draft.root.find(&["shardwright", key]).map(|n| n.at.clone());
+        let name = built.strategy.name();
+        let mut found = Vec::new();
+        if !settings.units.is_empty() && !built.heeds_units {
+            found.push(("units", format!("shardwright.units has no effect: {name} gathers each parameter by itself")));
+        }
+        if settings.zero3_fp16 && built.document.get("/deepspeed").is_none() {
+            found.push(("zero3_fp16", format!("shardwright.zero3_fp16 has no effect under {name}, which is not DeepSpeed's")));
+        }
+        let wanted = settings.storage_dtype.and_then(|s| serde_json::to_value(s).ok());
+        if let Some(wanted) = wanted.filter(|wanted| *wanted != precision.summary.storage) {
+            let rule = &precision.summary.rule;
+            let message = format!("shardwright.storage_dtype {wanted} has no effect: {rule} keeps {}", precision.summary.storage);
+            found.push(("storage_dtype", message.replace('"', "")));
+        }
+        let warnings = found.into_iter().map(|(key, message)| Diagnostic::warning("setting-ignored", message).at(at(key)));
+        self.diagnostics.extend(warnings);
     }
 
     pub(super) fn precision(

@@ -70,7 +70,9 @@ impl Resolver<'_> {
                 Mixed::Bf16 => "bf16",
                 Mixed::Fp16 => "fp16",
             };
-            if root.get("mixed_precision").and_then(Node::as_str) != Some("fp8") {
+            // Beside a DeepSpeed file accelerate has no such key.
+            let has_file = root.find(&["deepspeed_config", "deepspeed_config_file"]).is_some_and(|n| n.as_str() != Some("none"));
+            if root.get("mixed_precision").and_then(Node::as_str) != Some("fp8") && !has_file {
                 d.set(&["training", "mixed_precision"], mixed, training.mixed.origin.clone());
             }
         }
@@ -97,6 +99,10 @@ impl Resolver<'_> {
                     }
                 }
             }
+        }
+        if flat && draft.sections.contains_key("optim_config") {
+            let rate = values.json("learning_rate").value;
+            d.set(&["training", "optim_config", "lr"], rate, Origin::rule("learning_rate decides", ["/training/learning_rate"]));
         }
         let json = serde_json::to_value(settings).unwrap_or(Json::Null);
         d.set_section(&["shardwright"], &json, draft.root.get("shardwright"));

@@ -1,5 +1,5 @@
-//! JSON texts to trees: strict JSON, plus the comments that DeepSpeed's hjson reader takes, each of which is a warning because Hugging
-//! Face reads strict JSON. Keys that occur twice are an error, as in DeepSpeed.
+//! JSON texts to trees: strict JSON, plus the comments that DeepSpeed's hjson reader takes, the first of which is a warning because Hugging
+//! Face reads strict JSON. What else hjson is laxer in is refused by name. Keys that occur twice are an error, as in DeepSpeed.
 
 use super::{
     node::{Entry, MAX_DEPTH, MAX_NODES, MAX_TEXT, Node, Value},
@@ -10,22 +10,28 @@ use crate::diagnostic::{Diagnostic, Location, Places, Source};
 /// Parses one JSON document.
 ///
 /// # Errors
-/// What makes the text no JSON document, or one beyond the limits. Warnings go to `warnings`.
-pub fn parse(source: &Source, warnings: &mut Vec<Diagnostic>) -> Result<Node, Diagnostic> {
+/// What makes the text no JSON document, or one beyond the limits. What it can go on after goes to `findings`: the first comment, and keys
+/// that occur twice, of which the first counts.
+pub fn parse(source: &Source, findings: &mut Vec<Diagnostic>) -> Result<Node, Diagnostic> {
     if source.text.len() > MAX_TEXT {
         let message = format!("the file has {} bytes, expected at most {MAX_TEXT}", source.text.len());
         return Err(Diagnostic::error("json-too-large", message).at(source.at(0..0)));
     }
     let at = if source.text.starts_with('\u{feff}') { '\u{feff}'.len_utf8() } else { 0 };
-    let mut reader = Reader { places: Places::new(source), text: &source.text, at, nodes: 0, comment: None };
+    let mut reader = Reader { places: Places::new(source), text: &source.text, at, nodes: 0, comment: None, twice: Vec::new() };
+    reader.space()?;
+    if reader.starts_key() {
+        return Err(reader.hjson("an object without braces"));
+    }
     let node = reader.value(0)?;
     reader.space()?;
     if reader.at < reader.text.len() {
         return Err(reader.expected("the end of the file"));
     }
+    findings.append(&mut reader.twice);
     if let Some(comment) = reader.comment {
         let message = "DeepSpeed reads comments (hjson), but Hugging Face and LLaMA-Factory read this file as strict JSON and fail here";
-        warnings.push(Diagnostic::warning("json-comment", message).at(comment).help("say it in a \"_comment\" key"));
+        findings.push(Diagnostic::warning("json-comment", message).at(comment).help("say it in a \"_comment\" key"));
     }
     Ok(node)
 }
@@ -37,7 +43,12 @@ struct Reader<'a> {
     nodes: usize,
     /// The first comment.
     comment: Option<Location>,
+    /// Keys that occur twice.
+    twice: Vec<Diagnostic>,
 }
+
+/// More findings than this and the text is not worth reading on.
+const MOST_FINDINGS: usize = 100;
 
 impl<'a> Reader<'a> {
     fn rest(&self) -> &'a str {
@@ -76,6 +87,64 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// What hjson reads here and JSON does not, where a key or a string is due.
+    fn lax(&self, due: &str) -> Option<&'static str> {
+        match (self.peek()?, due) {
+            ('\'', _) if self.rest().starts_with("'''") => Some("a string in three quotes"),
+            ('\'', _) => Some("a string in single quotes"),
+            ('{' | '}' | '[' | ']' | ',' | ':' | '"', _) => None,
+            (_, "a key") => Some("a key without quotes"),
+            _ => Some("a string without quotes"),
+        }
+    }
+
+    /// One located error for what only hjson reads: it is refused, because no other reader of such a file takes it.
+    fn hjson(&self, what: &str) -> Diagnostic {
+        let rest = self.rest();
+        let len = rest.find(['\n', ',', ':', '}', ']']).unwrap_or(rest.len());
+        let end = self.at + rest[..len].trim_end().len().max(rest.chars().next().map_or(0, char::len_utf8));
+        let message = format!("{what} is hjson, which DeepSpeed would read, but Hugging Face and LLaMA-Factory read strict JSON");
+        Diagnostic::error("json-hjson", message).at(self.places.at(self.at..end)).help("only comments are read here beside strict JSON")
+    }
+
+    /// True where the text goes on with a word and a colon: an object that hjson lets stand without its braces.
+    fn starts_key(&self) -> bool {
+        let rest = self.rest();
+        let word = rest.len() - rest.trim_start_matches(|c: char| c.is_alphanumeric() || matches!(c, '_' | '-' | '"' | '\'')).len();
+        word > 0 && rest[word..].trim_start().starts_with(':')
+    }
+
+    /// A word that no letter follows, as in `trueish`, which hjson reads as a string.
+    fn word(&mut self, word: &str) -> bool {
+        let next = self.rest().strip_prefix(word).map(|rest| rest.trim_start_matches([' ', '\t']).chars().next());
+        let ends = matches!(next, Some(None | Some(',' | '}' | ']' | '\n' | '\r' | '#' | '/')));
+        ends && self.take(word)
+    }
+
+    /// After a member: true at the end of an object or an array, false after a comma that another member follows.
+    fn ends(&mut self, close: &str, due: &str) -> Result<bool, Diagnostic> {
+        let line = self.rest().find('\n').map(|n| self.at + n);
+        self.space()?;
+        if self.take(close) {
+            return Ok(true);
+        }
+        let comma = self.at;
+        if !self.take(",") {
+            let is_new_line = line.is_some_and(|n| n < self.at) && self.at < self.text.len();
+            return Err(if is_new_line && !self.rest().starts_with(['}', ']', ':']) {
+                self.hjson("a member without a comma before it")
+            } else {
+                self.expected(due)
+            });
+        }
+        self.space()?;
+        if self.rest().starts_with(close) {
+            self.at = comma;
+            return Err(self.hjson("a comma after the last member"));
+        }
+        Ok(false)
+    }
+
     fn unclosed(&self, what: &str, start: usize) -> Diagnostic {
         Diagnostic::error("json-syntax", format!("this {what} has no end")).at(self.places.at(start..start + 1))
     }
@@ -93,10 +162,15 @@ impl<'a> Reader<'a> {
             Some('[') => self.array(depth)?,
             Some('"') => Value::Text { text: self.string()?, number: None },
             Some('-' | '0'..='9') => self.number()?,
-            _ if self.take("true") => Value::Bool(true),
-            _ if self.take("false") => Value::Bool(false),
-            _ if self.take("null") => Value::Null,
-            _ => return Err(self.expected("a value")),
+            _ if self.word("true") => Value::Bool(true),
+            _ if self.word("false") => Value::Bool(false),
+            _ if self.word("null") => Value::Null,
+            _ => {
+                return Err(match self.lax("a string") {
+                    Some(what) => self.hjson(what),
+                    None => self.expected("a value"),
+                });
+            }
         };
         Ok(Node::new(value, self.places.at(start..self.at)))
     }
@@ -112,25 +186,27 @@ impl<'a> Reader<'a> {
             self.space()?;
             let start = self.at;
             if self.peek() != Some('"') {
-                return Err(self.expected("a key in double quotes"));
+                return Err(match self.lax("a key") {
+                    Some(what) => self.hjson(what),
+                    None => self.expected("a key in double quotes"),
+                });
             }
             let key = self.string()?;
             let at = self.places.at(start..self.at);
-            if let Some(first) = entries.iter().find(|e| e.key == key) {
-                return Err(duplicate("json-duplicate-key", &key, at, first.at.clone()));
-            }
+            let twice =
+                entries.iter().find(|e| e.key == key).map(|first| duplicate("json-duplicate-key", &key, at.clone(), first.at.clone()));
             self.space()?;
             if !self.take(":") {
                 return Err(self.expected("':'"));
             }
             let value = self.value(depth + 1)?;
-            entries.push(Entry { key, at, value });
-            self.space()?;
-            if self.take("}") {
-                return Ok(Value::Map(entries));
+            match twice {
+                Some(twice) if self.twice.len() >= MOST_FINDINGS => return Err(twice),
+                Some(twice) => self.twice.push(twice),
+                None => entries.push(Entry { key, at, value }),
             }
-            if !self.take(",") {
-                return Err(self.expected("',' or '}'"));
+            if self.ends("}", "',' or '}'")? {
+                return Ok(Value::Map(entries));
             }
         }
     }
@@ -144,12 +220,8 @@ impl<'a> Reader<'a> {
         }
         loop {
             items.push(self.value(depth + 1)?);
-            self.space()?;
-            if self.take("]") {
+            if self.ends("]", "',' or ']'")? {
                 return Ok(Value::Seq(items));
-            }
-            if !self.take(",") {
-                return Err(self.expected("',' or ']'"));
             }
         }
     }

@@ -58,7 +58,30 @@ pub struct Entry {
     pub value: Node,
 }
 
+impl Entry {
+    /// Whether a place is in this entry: its key, its value, or anything inside of that, wherever it was written.
+    #[doc(hidden)]
+    pub fn holds(&self, at: &Location) -> bool {
+        within(&self.at, at) || self.value.holds(at)
+    }
+}
+
+fn within(outer: &Location, at: &Location) -> bool {
+    outer.file == at.file && outer.span.start <= at.span.start && at.span.end <= outer.span.end
+}
+
 impl Node {
+    /// Whether a place is in this value, or in anything inside of it, wherever that was written.
+    #[doc(hidden)]
+    pub fn holds(&self, at: &Location) -> bool {
+        within(&self.at, at)
+            || match &self.value {
+                Value::Seq(items) => items.iter().any(|item| item.holds(at)),
+                Value::Map(entries) => entries.iter().any(|e| e.holds(at)),
+                _ => false,
+            }
+    }
+
     /// A value at a place.
     pub fn new(value: Value, at: Location) -> Self {
         Self { value, at, written: None }

@@ -17,9 +17,10 @@ use crate::{
 /// Parses one YAML document. An empty one is an empty mapping, as OmegaConf has it.
 ///
 /// # Errors
-/// What makes the text no YAML document, or one beyond the limits. Warnings go to `warnings`.
-pub fn parse(source: &Source, warnings: &mut Vec<Diagnostic>) -> Result<Node, Diagnostic> {
-    let node = parse_value(source, warnings)?;
+/// What makes the text no YAML document, or one beyond the limits. What it can go on after goes to `findings`: warnings, and keys that occur
+/// twice, of which the first counts.
+pub fn parse(source: &Source, findings: &mut Vec<Diagnostic>) -> Result<Node, Diagnostic> {
+    let node = parse_value(source, findings)?;
     Ok(if node.is_null() { Node::map(Vec::new(), node.at) } else { node })
 }
 
@@ -28,7 +29,7 @@ pub fn parse(source: &Source, warnings: &mut Vec<Diagnostic>) -> Result<Node, Di
 /// # Errors
 /// As there.
 #[doc(hidden)]
-pub fn parse_value(source: &Source, warnings: &mut Vec<Diagnostic>) -> Result<Node, Diagnostic> {
+pub fn parse_value(source: &Source, findings: &mut Vec<Diagnostic>) -> Result<Node, Diagnostic> {
     let whole = source.at(0..0);
     if source.text.len() > MAX_TEXT {
         let message = format!("the file has {} bytes, expected at most {MAX_TEXT}", source.text.len());
@@ -43,7 +44,7 @@ pub fn parse_value(source: &Source, warnings: &mut Vec<Diagnostic>) -> Result<No
         parser: Parser::new_from_str(text),
         anchors: HashMap::new(),
         nodes: 0,
-        warnings,
+        findings,
     };
     Ok(reader.document()?.unwrap_or_else(|| Node::new(Value::Null, whole)))
 }
@@ -80,8 +81,11 @@ struct Reader<'a> {
     parser: Parser<'a, StrInput<'a>>,
     anchors: HashMap<usize, Anchor>,
     nodes: usize,
-    warnings: &'a mut Vec<Diagnostic>,
+    findings: &'a mut Vec<Diagnostic>,
 }
+
+/// More findings than this, and a key that occurs twice is the end.
+const MOST_FINDINGS: usize = 100;
 
 type Next<'a> = (Event<'a>, Span);
 
@@ -193,10 +197,16 @@ impl<'a> Reader<'a> {
                 continue;
             }
             let key = self.key(key_node, &at)?;
-            if let Some(first) = own.iter().find(|e| e.key == key) {
-                return Err(duplicate("yaml-duplicate-key", &key, at, first.at.clone()));
+            match own.iter().find(|e| e.key == key) {
+                Some(first) => {
+                    let twice = duplicate("yaml-duplicate-key", &key, at, first.at.clone());
+                    if self.findings.len() >= MOST_FINDINGS {
+                        return Err(twice);
+                    }
+                    self.findings.push(twice);
+                }
+                None => own.push(Entry { key, at, value }),
             }
-            own.push(Entry { key, at, value });
         }
     }
 
@@ -217,7 +227,7 @@ impl<'a> Reader<'a> {
             Value::Float(f) => format!("the number {f}"),
         };
         let message = format!("PyYAML reads the key {written} as {what}; it is taken as the string '{written}' here");
-        self.warnings.push(Diagnostic::warning("yaml-key-type", message).at(at.clone()).help("put it in quotes"));
+        self.findings.push(Diagnostic::warning("yaml-key-type", message).at(at.clone()).help("put it in quotes"));
         Ok(written)
     }
 
@@ -236,7 +246,7 @@ impl<'a> Reader<'a> {
     fn plain(&mut self, text: &str, at: Location) -> Node {
         let scalar = scalar::plain(text);
         if let Some(trap) = scalar.trap {
-            self.warnings.push(warning(trap, text, &scalar.value, &at));
+            self.findings.push(warning(trap, text, &scalar.value, &at));
         }
         let mut node = Node::new(scalar.value, at);
         node.written = match &node.value {

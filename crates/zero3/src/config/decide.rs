@@ -30,7 +30,10 @@ pub(super) fn build(root: &Node, strict: bool, cx: &mut BuildContext<'_>) -> Res
     top_level(root, strict, cx);
     batches(root, &mut document, cx);
     clipping(root, &mut document, cx);
-    let zero = zero_section(root, cx)?;
+    let zero = zero_section(root, cx).unwrap_or_else(|missing| {
+        cx.diagnostics.push(missing);
+        Node::map(Vec::new(), root.at.clone())
+    });
     let mut reader = Reader {
         document: &mut document,
         diagnostics: &mut cx.diagnostics,
@@ -63,7 +66,8 @@ pub(super) fn build(root: &Node, strict: bool, cx: &mut BuildContext<'_>) -> Res
     let mut built = match stage {
         3 => Built::new(zero3(&document, &zero, cx)),
         _ => Built::new(Replicate),
-    };
+    }
+    .without_units();
     built.document = document;
     Ok(match case {
         Some(policy) => built.with_precision(policy),
@@ -248,6 +252,9 @@ fn batch_error(error: BatchError, world: u64, at: Option<Location>) -> Diagnosti
     Diagnostic::error("deepspeed-batch", message).at(at).help("write auto for the keys that should follow from the YAML")
 }
 
+/// DeepSpeed's default for `gradient_clipping`, and what accelerate fills an "auto" with.
+const CLIPPING: f64 = 1.0;
+
 fn clipping(root: &Node, document: &mut Document, cx: &mut BuildContext<'_>) {
     const PATH: [&str; 2] = ["deepspeed", "gradient_clipping"];
     let yaml = &cx.training.max_grad_norm;
@@ -255,9 +262,9 @@ fn clipping(root: &Node, document: &mut Document, cx: &mut BuildContext<'_>) {
         Some(node) if node.as_str() == Some("auto") => {
             let (value, origin) = match yaml.value {
                 Some(norm) => (norm, Origin::rule("auto: max_grad_norm of the YAML", ["/training/max_grad_norm"])),
-                None => (1.0, Origin::rule("auto: 1.0, as accelerate fills it", [] as [&str; 0])),
+                None => (CLIPPING, Origin::rule("auto: 1.0, as accelerate fills it", [] as [&str; 0])),
             };
-            if yaml.value.is_some_and(|norm| norm != 1.0) {
+            if yaml.value.is_some_and(|norm| norm != CLIPPING) {
                 let message = format!(
                     "gradient_clipping auto is max_grad_norm, {value}; accelerate left alone would use 1.0, and ignore max_grad_norm"
                 );
@@ -277,13 +284,12 @@ fn clipping(root: &Node, document: &mut Document, cx: &mut BuildContext<'_>) {
             }
         },
         None => {
-            if let (Some(norm), Some(at)) = (yaml.value, yaml.location()) {
-                let message = format!(
-                    "max_grad_norm {norm} has no effect: under DeepSpeed gradient_clipping decides, and its default is 0, no clipping"
-                );
+            if let (Some(norm), Some(at)) = (yaml.value.filter(|norm| *norm != CLIPPING), yaml.location()) {
+                let message =
+                    format!("max_grad_norm {norm} has no effect: under DeepSpeed gradient_clipping decides, and its default is {CLIPPING}");
                 cx.diagnostics.push(Diagnostic::warning("deepspeed-clipping", message).at(at).help("add \"gradient_clipping\": \"auto\""));
             }
-            document.set(&PATH, 0.0, Origin::Default);
+            document.set(&PATH, CLIPPING, Origin::Default);
         }
     }
 }
@@ -361,6 +367,10 @@ fn precision(root: &Node, document: &mut Document, cx: &mut BuildContext<'_>) ->
         let asked = node.and_then(|n| n.get("enabled")).map(|n| n.at.clone());
         let origin = written.unwrap_or_else(|| Origin::rule(case.name, [] as [&str; 0]).asked_at(asked));
         document.set(&["deepspeed", name, "enabled"], on, origin);
+    }
+    if cx.training.dialect == Dialect::Accelerate && fp16.is_none() && enabled(shardwright_core::DType::F16) {
+        let rule = "accelerate's own fp16 section, where the DeepSpeed config has none";
+        document.set(&["deepspeed", "fp16", "auto_cast"], true, Origin::rule(rule, ["/training/mixed_precision"]));
     }
     disagreement(bf16, fp16, &case, cx);
     let case = reduced_in(root, case, cx);

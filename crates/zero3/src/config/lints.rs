@@ -8,14 +8,21 @@ use shardwright_core::{
     tree::Node,
 };
 
-use super::keys::{Stages, ZERO};
+use super::{
+    keys::{Stages, ZERO},
+    read,
+};
 
 pub(super) fn check(zero: &Node, stage: i64, document: &Document, cx: &mut BuildContext<'_>) {
     let mut found = Vec::new();
     let get = |path: &str| document.get(&format!("/deepspeed/zero_optimization/{path}"));
-    if stage > 3 {
-        let at = zero.get("stage").map(|n| n.at.clone());
-        found.push(Diagnostic::error("deepspeed-stage", format!("zero_optimization.stage: expected 0, 1, 2 or 3, found {stage}")).at(at));
+    if let Some(node) = zero.get("stage").filter(|n| read::integer(n) != Some(stage) || stage > 3) {
+        // What else there is to say depends on the stage; where it is no number, that has been said.
+        if stage > 3 {
+            let message = format!("zero_optimization.stage: expected 0, 1, 2 or 3, found {stage}");
+            cx.diagnostics.push(Diagnostic::error("deepspeed-stage", message).at(node.at.clone()));
+        }
+        return;
     }
     for key in ZERO {
         let ignored = match key.stages {
