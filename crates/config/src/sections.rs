@@ -62,15 +62,14 @@ fn from_string(node: &Node, text: &str, sources: &[Source], warnings: &mut Vec<D
         }
         None => node.at.clone(),
     };
-    let said = |d: Diagnostic| {
-        let message = match d.code {
+    let said = |mut d: Diagnostic| {
+        d.message = format!("in this JSON string, {}", short(&d.message)).into();
+        if d.code == "json-comment" {
             // No DeepSpeed file: nothing reads comments here.
-            "json-comment" => "a comment stands where JSON has none".to_owned(),
-            _ => short(&d.message),
-        };
-        let code = if d.code == "json-comment" { "json-syntax" } else { d.code };
-        let found = Diagnostic { message: format!("in this JSON string, {message}").into(), help: None, ..d };
-        moved(Diagnostic { severity: Severity::Error, code, ..found }, &shift)
+            d.message = "in this JSON string, a comment stands where JSON has none".into();
+            (d.code, d.severity, d.help) = ("json-syntax", Severity::Error, None);
+        }
+        moved(d, &shift)
     };
     let mut found = Vec::new();
     let mut inner = json::parse(&Source::new(node.at.file.clone(), text), &mut found).map_err(said)?;
