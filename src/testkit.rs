@@ -10,7 +10,7 @@
 //! }
 //! ```
 
-pub use shardwright_core::testkit::{Loader, PolicyKit, Proof, Rule, StrategyKit, Violation, policy};
+pub use shardwright_core::testkit::{Loader, PolicyKit, Proof, Rule, StrategyKit, Subjects, Violation, policy};
 
 /// The suite for the strategy that is registered under this name in the test's binary, with loads through the engine.
 pub fn strategy(name: &str) -> StrategyKit<'static> {

@@ -1,10 +1,17 @@
 //! The built-in policy `pins`, from the YAML to the plan.
 
+mod support;
+
 use std::collections::BTreeMap;
 
 use shardwright::{
-    config::{Draft, Input, Outcome, Supplied},
-    core::{DType, ModelFacts, ModelMeta, PlanInput, ShardPlan, TensorMeta, diagnostic::Source, plan_checked, registry::Registry},
+    config::{Draft, Input, Outcome, Resolved, Supplied},
+    core::{
+        DType, ModelFacts, ModelMeta, PlanInput, ShardPlan, TensorMeta,
+        diagnostic::{Diagnostic, Source},
+        plan_checked,
+        registry::Registry,
+    },
 };
 
 fn resolve(yaml: &str) -> Outcome {
@@ -14,9 +21,7 @@ fn resolve(yaml: &str) -> Outcome {
     Draft::parse(&input, &registry).resolve(&supplied, &registry)
 }
 
-fn plan(yaml: &str) -> ShardPlan {
-    let outcome = resolve(yaml);
-    let resolved = outcome.resolved.unwrap_or_else(|| panic!("{:#?}", outcome.diagnostics));
+fn model() -> ModelMeta {
     let names = [
         "lm_head.weight",
         "model.layers.0.input_norm.weight",
@@ -25,8 +30,17 @@ fn plan(yaml: &str) -> ShardPlan {
         "model.norm.weight",
     ];
     let tensors = names.iter().map(|name| TensorMeta::new(*name, DType::BF16, [4, 2])).collect();
-    let model = ModelMeta::new(tensors, ModelFacts::default()).unwrap();
-    plan_checked(&*resolved.strategy, &PlanInput::new(&model, &resolved.mesh, &*resolved.precision)).unwrap()
+    ModelMeta::new(tensors, ModelFacts::default()).unwrap()
+}
+
+fn resolved(yaml: &str) -> Resolved {
+    let outcome = resolve(yaml);
+    outcome.resolved.unwrap_or_else(|| panic!("{:#?}", outcome.diagnostics))
+}
+
+fn plan(yaml: &str) -> ShardPlan {
+    let resolved = resolved(yaml);
+    plan_checked(&*resolved.strategy, &PlanInput::new(&model(), &resolved.mesh, &*resolved.precision)).unwrap()
 }
 
 /// `tensor: storage compute reduce` of every tensor.
@@ -75,8 +89,75 @@ fn a_unit_of_several_dtypes_is_gathered_in_a_group_a_dtype() {
     );
 }
 
+/// The groups are in the report, for who runs the collectives.
+#[test]
+fn a_report_has_the_groups_of_each_unit() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = support::checkpoint("tiny-qwen3-bf16");
+    let yaml = format!(
+        "model: {}\ndist_config: {{name: fsdp2}}\nshardwright: {{precision: {{name: pins, pins: {{'*norm*': float32}}}}}}\n",
+        model.display()
+    );
+    let config = dir.path().join("train.yaml");
+    std::fs::write(&config, yaml).unwrap();
+    let output = support::shardwright().args(["load", "--world-size", "2", "--format", "json"]).arg(&config).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    for unit in report["units"].as_array().unwrap() {
+        let names = |of: &serde_json::Value| of.as_array().unwrap().iter().map(|n| n.as_str().unwrap().to_owned()).collect::<Vec<_>>();
+        let (normal, norms): (Vec<_>, Vec<_>) = names(&unit["tensors"]).into_iter().partition(|name| !name.contains("norm"));
+        let groups: Vec<(String, Vec<String>)> = unit["gather_groups"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|g| (g["dtype"].as_str().unwrap().to_owned(), names(&g["tensors"])))
+            .collect();
+        let expected = [("bfloat16".to_owned(), normal), ("float32".to_owned(), norms)];
+        assert_eq!(groups, expected.into_iter().filter(|(_, tensors)| !tensors.is_empty()).collect::<Vec<_>>(), "{}", unit["name"]);
+    }
+    let mixed = report["units"].as_array().unwrap().iter().filter(|u| u["gather_groups"].as_array().unwrap().len() == 2).count();
+    assert!(mixed >= 2, "a unit a layer has norms beside matrices: {report:#}");
+}
+
+/// A pin that decides nothing is said at its line, once the model is known.
+#[test]
+fn a_pin_that_decides_nothing_is_a_warning_with_the_nearest_name() {
+    let lint = |pins: &str| -> Vec<String> {
+        let yaml = format!("dist_config: {{name: fsdp2}}\nshardwright:\n  precision:\n    name: pins\n    pins:\n{pins}");
+        let resolved = resolved(&yaml);
+        let model = model();
+        said(&resolved.precision.lint(&PlanInput::new(&model, &resolved.mesh, &*resolved.precision)))
+    };
+    assert_eq!(lint("      '*norm*': float32\n      'lm_head.*': float32\n"), [""; 0]);
+    assert_eq!(
+        lint("      '*.mlp.gat.*': float32\n      '*.nrom.weight': float32\n      'model.*': float32\n      'model.norm.*': float32\n"),
+        [
+            "6:22: pins-unused: pins: '*.mlp.gat.*' matches no parameter of the model [the nearest parameter is 'model.layers.0.mlp.gate.weight']",
+            "7:24: pins-unused: pins: '*.nrom.weight' matches no parameter of the model [the nearest parameter is 'model.norm.weight']",
+            "9:23: pins-unused: pins: 'model.norm.*' decides for no parameter: an earlier glob matches whatever it matches [the first glob that matches a name decides; put 'model.norm.*' earlier, for 'model.norm.weight']",
+        ]
+    );
+}
+
+#[test]
+fn a_load_says_which_pin_decides_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = support::checkpoint("tiny-qwen3-bf16");
+    let pins = "shardwright:\n  precision:\n    name: pins\n    pins:\n      '*.nrom.*': float32\n";
+    let config = dir.path().join("train.yaml");
+    std::fs::write(&config, format!("model: {}\ndist_config: {{name: fsdp2}}\n{pins}", model.display())).unwrap();
+    let output = support::shardwright().args(["load", "--world-size", "2"]).arg(&config).output().unwrap();
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{err}");
+    let at = format!("{}:7:19", config.display());
+    assert!(err.contains("pins-unused") && err.contains(&at) && err.contains("the nearest parameter is 'model.norm.weight'"), "{err}");
+}
+
 fn findings(yaml: &str) -> Vec<String> {
-    let found = resolve(yaml).diagnostics;
+    said(&resolve(yaml).diagnostics)
+}
+
+fn said(found: &[Diagnostic]) -> Vec<String> {
     found
         .iter()
         .map(|d| {

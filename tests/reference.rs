@@ -12,7 +12,7 @@ use shardwright::{
     core::{
         diagnostic::{Severity, Source},
         registry::Registry,
-        testkit::Rule,
+        testkit::{Rule, Subjects},
     },
 };
 
@@ -38,6 +38,14 @@ fn section(kind: &str, name: &str, summary: &str, package: &str, reference: &Sec
     format!("# `{name}`\n\n{GENERATED}{summary}\n\nA {kind} of `{package}`.\n\n{keys}\n```yaml\n{}```\n", reference.paste)
 }
 
+fn subjects(rule: Rule) -> &'static str {
+    match rule.subjects() {
+        Subjects::Strategies => "strategies",
+        Subjects::Policies => "policies",
+        Subjects::Both => "both",
+    }
+}
+
 /// Every page by its file name.
 fn pages() -> BTreeMap<String, String> {
     let registry = linked();
@@ -52,8 +60,8 @@ fn pages() -> BTreeMap<String, String> {
         writeln!(index, "- precision policy [`{}`]({0}.md): {}", e.name, e.summary).unwrap();
     }
     index.push_str("- [what the proof kit proves](proof-kit.md)\n");
-    let rules: String = Rule::ALL.iter().map(|rule| format!("| `{rule}` | {} |\n", rule.meaning())).collect();
-    let rules = format!("# What the proof kit proves\n\n{GENERATED}| rule | what it demands |\n|---|---|\n{rules}");
+    let rules: String = Rule::ALL.iter().map(|rule| format!("| `{rule}` | {} | {} |\n", subjects(*rule), rule.meaning())).collect();
+    let rules = format!("# What the proof kit proves\n\n{GENERATED}| rule | of | what it demands |\n|---|---|---|\n{rules}");
     let (flat, own) = (table(&reference::flat_keys()), table(&reference::settings()));
     let yaml = format!(
         "# The YAML\n\n{GENERATED}Keys of LLaMA-Factory v1, at top level:\n\n{flat}\nKeys of the section `shardwright`, beside `precision`:\n\n{own}"

@@ -35,7 +35,7 @@ fn planned(row: &Value, params: &BTreeMap<String, (String, usize)>, tied: Option
     let model = ModelMeta::new(tensors.collect(), ModelFacts::from_config(&config)).unwrap();
     let mesh = Mesh::replicate_shard(1, 2).unwrap();
     let plan = plan_checked(&Fsdp2::default(), &PlanInput::new(&model, &mesh, &AsIs)).unwrap();
-    let units = plan.units.iter().flat_map(|u| u.tensors.iter().map(|&t| (plan.tensors[t].name.clone(), u.name.clone())));
+    let units = plan.units.iter().flat_map(|u| u.tensors.iter().map(|&t| (plan.tensors[t].name.to_string(), u.name.clone())));
     units.collect()
 }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use shardwright_config::Resolved;
-use shardwright_core::{registry::Registry, text::shown};
+use shardwright_core::{diagnostic::Source, registry::Registry, text::shown};
 use shardwright_engine::{Checkpoint, IoOptions, ReadMethod, World, WorldFlags, setup, world::set_process_world};
 
 use crate::{
@@ -17,6 +17,8 @@ use crate::{
 #[derive(Debug)]
 pub struct Input {
     pub resolved: Resolved,
+    /// The texts that its places point into.
+    pub sources: Vec<Source>,
     pub checkpoint: Checkpoint,
     pub world: World,
     pub io: IoOptions,
@@ -38,7 +40,7 @@ pub fn read(config: &Path, overrides: &[String], world: WorldArgs, io: &IoArgs) 
         return Err(Failure::new(Exit::Config, format_args!("{} is not decided: it needs {}", open.pointer, open.needs)));
     }
     let io = io_options(io, &resolved, &world);
-    Ok(Input { resolved, checkpoint, world, io })
+    Ok(Input { resolved, sources: outcome.sources, checkpoint, world, io })
 }
 
 /// Who this process is: said once, kept by the engine.

@@ -17,6 +17,7 @@ use crate::{
     input::{self, Input},
     output::{check_writable, print, print_note, write_whole},
     progress::Progress,
+    render,
     save::Target,
     summary,
 };
@@ -62,7 +63,9 @@ fn plan(input: &Input) -> Result<ShardPlan, Failure> {
     wanted.buffers = &resolved.buffers;
     wanted.units = &resolved.units;
     wanted.trainable = &resolved.trainable;
-    Ok(plan_checked(resolved.strategy.as_ref(), &wanted)?)
+    let plan = plan_checked(resolved.strategy.as_ref(), &wanted)?;
+    render::warn(&resolved.precision.lint(&wanted), &input.sources);
+    Ok(plan)
 }
 
 /// The ranks of this process: the one that it is, or all.

@@ -5,6 +5,7 @@
 use crate::{
     mesh::GroupAxis,
     model::{ModelMeta, TensorKind},
+    name::Name,
     plan::{Reshard, ShardPlan, TensorPlan},
     region::{Layout, Padding},
     text::shown,
@@ -18,7 +19,7 @@ pub enum CheckError {
     #[error("tensor '{}' is {what}", shown(tensor))]
     Tensor {
         /// Its name.
-        tensor: String,
+        tensor: Name,
         /// What is wrong.
         what: String,
     },
@@ -26,7 +27,7 @@ pub enum CheckError {
     #[error("tensor '{}' of shape {shape:?} on groups of {ranks} ranks: {what}", shown(tensor))]
     Tiling {
         /// Its name.
-        tensor: String,
+        tensor: Name,
         /// Its global shape.
         shape: Vec<u64>,
         /// Ranks in a group.
@@ -66,7 +67,7 @@ impl ShardPlan {
     }
 
     fn check_complete(&self, model: &ModelMeta) -> Result<(), CheckError> {
-        let wrong = |name: &str, what: String| Err(CheckError::Tensor { tensor: name.to_owned(), what });
+        let wrong = |name: &str, what: String| Err(CheckError::Tensor { tensor: name.into(), what });
         let mut planned = self.tensors.iter();
         for meta in &model.tensors {
             match planned.next() {

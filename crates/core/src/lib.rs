@@ -13,11 +13,13 @@ pub mod dtype;
 pub mod glob;
 pub mod mesh;
 pub mod model;
+mod name;
 pub mod plan;
 pub mod precision;
 pub mod region;
 pub mod registry;
 pub mod replicate;
+mod steps;
 pub mod strategy;
 pub mod strategy_config;
 pub mod suggest;
@@ -32,6 +34,7 @@ pub use crate::{
     glob::Globs,
     mesh::{GroupAxis, Mesh},
     model::{ModelFacts, ModelMeta, TensorKind, TensorMeta},
+    name::Name,
     plan::{Offload, Reshard, ShardPlan, TensorPlan, Unit},
     precision::{Precision, PrecisionPolicy},
     region::{Layout, Padding, Placement, Region},

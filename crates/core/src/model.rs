@@ -2,13 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::dtype::DType;
+use crate::{dtype::DType, name::Name, steps};
 
 /// One tensor as a checkpoint's header declares it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TensorMeta {
     /// Name in the checkpoint, such as `model.layers.0.mlp.up_proj.weight`.
-    pub name: String,
+    pub name: Name,
     /// Element type in the checkpoint.
     pub dtype: DType,
     /// Global shape, in elements, outermost dim first; empty for a 0-d tensor.
@@ -17,12 +17,13 @@ pub struct TensorMeta {
 
 impl TensorMeta {
     /// A tensor of that name, dtype and shape.
-    pub fn new(name: impl Into<String>, dtype: DType, shape: impl Into<Vec<u64>>) -> Self {
+    pub fn new(name: impl Into<Name>, dtype: DType, shape: impl Into<Vec<u64>>) -> Self {
         Self { name: name.into(), dtype, shape: shape.into() }
     }
 
     /// Number of elements; `None` when the product overflows.
     pub fn numel(&self) -> Option<u64> {
+        steps::count(1);
         numel(&self.shape)
     }
 
@@ -110,7 +111,7 @@ impl ModelMeta {
     ///
     /// # Errors
     /// The name of a tensor that occurs twice.
-    pub fn new(mut tensors: Vec<TensorMeta>, facts: ModelFacts) -> Result<Self, String> {
+    pub fn new(mut tensors: Vec<TensorMeta>, facts: ModelFacts) -> Result<Self, Name> {
         tensors.sort_by(|a, b| a.name.cmp(&b.name));
         match tensors.windows(2).find(|w| w[0].name == w[1].name) {
             Some(twice) => Err(twice[0].name.clone()),

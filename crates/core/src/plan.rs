@@ -8,8 +8,10 @@ use crate::{
     dtype::DType,
     mesh::Mesh,
     model::{TensorKind, numel},
+    name::Name,
     precision::Precision,
     region::{Placement, Region},
+    steps,
 };
 
 /// Where a rank keeps its shard between uses.
@@ -63,7 +65,7 @@ impl Unit {
 #[non_exhaustive]
 pub struct TensorPlan {
     /// Name in the checkpoint.
-    pub name: String,
+    pub name: Name,
     /// Global shape in elements.
     pub shape: Vec<u64>,
     /// Element type in the checkpoint.
@@ -85,6 +87,7 @@ pub struct TensorPlan {
 impl TensorPlan {
     /// Number of elements of the whole tensor.
     pub fn numel(&self) -> u64 {
+        steps::count(1);
         numel(&self.shape).unwrap_or(u64::MAX)
     }
 

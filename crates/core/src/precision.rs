@@ -4,7 +4,7 @@ use std::fmt::Debug;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{dtype::DType, model::TensorMeta};
+use crate::{diagnostic::Diagnostic, dtype::DType, model::TensorMeta, strategy::PlanInput};
 
 /// The dtypes of one tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -38,4 +38,10 @@ impl Precision {
 pub trait PrecisionPolicy: Debug + Send + Sync {
     /// The dtypes of `param`, which the optimizer changes if `trainable`.
     fn decide(&self, param: &TensorMeta, trainable: bool) -> Precision;
+
+    /// What is odd about this policy now that the model's tensors are known, such as a glob that matches none of them: warnings, which
+    /// decide nothing. A policy that falls through to another asks that one too.
+    fn lint(&self, _input: &PlanInput<'_>) -> Vec<Diagnostic> {
+        Vec::new()
+    }
 }

@@ -361,7 +361,7 @@ mod tests {
     crate::register_strategy!(Acme);
 
     fn entry(name: &'static str, package: &'static str, core: &'static str, line: u32) -> StrategyEntry {
-        StrategyEntry { name, ..StrategyEntry::of::<Acme>(Place { package, version: "1.2.3", core, file: "src/lib.rs", line }) }
+        StrategyEntry { name, ..StrategyEntry::of::<Acme>(Place::new(package, "1.2.3", core, "src/lib.rs", line)) }
     }
 
     fn refused(entries: impl IntoIterator<Item = StrategyEntry>) -> Box<str> {
@@ -390,7 +390,31 @@ mod tests {
         assert!(twice.contains("one 1.2.3 (src/lib.rs:7)") && twice.contains("two 1.2.3 (src/lib.rs:9)"), "{twice}");
         assert!(refused([entry("bare", "acme", core, 1)]).contains("vendor/name"));
         assert!(Registry::new([entry("bare", "shardwright-fsdp2", core, 1)], []).is_ok());
-        assert!(refused([entry("a/b", "acme", "0.0.9", 1)]).contains("built against core 0.0.9"));
+    }
+
+    /// Every way into a program goes through the registry, so that none runs with such an entry, strategy or policy.
+    #[test]
+    fn an_entry_of_another_core_version_is_seen_and_said() {
+        let old = Registry::new([entry("a/b", "acme", "0.0.9", 7)], []).unwrap_err();
+        assert_eq!(old.code, "registry-core-version");
+        let this = crate::VERSION;
+        assert_eq!(
+            &*old.message,
+            format!("the strategy 'a/b' of acme 1.2.3 (src/lib.rs:7) was built against core 0.0.9, this binary has core {this}")
+        );
+        let policy = PolicyEntry::of::<Acme>(Place::new("acme", "1.2.3", "99.0.0", "src/lib.rs", 9));
+        let new = Registry::new([], [policy]).unwrap_err();
+        assert!(new.message.starts_with("the precision policy 'acme/knobs' of acme 1.2.3 (src/lib.rs:9) was built against core 99.0.0"));
+        // What the macros record is this core's.
+        assert!(Registry::linked().unwrap().strategies().iter().all(|e| e.place.core == this));
+    }
+
+    impl PolicyConfig for Acme {
+        const NAME: &'static str = "acme/knobs";
+        const SUMMARY: &'static str = "knobs";
+        fn build(self, cx: &mut PolicyContext<'_>) -> Result<BuiltPolicy, Diagnostic> {
+            cx.base.take().ok_or_else(|| Diagnostic::error("acme", "nothing to fall through to"))
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use crate::{
     glob::Globs,
     mesh::Mesh,
     model::{ModelMeta, TensorKind, TensorMeta},
+    name::Name,
     plan::{Offload, Reshard, ShardPlan, TensorPlan, Unit},
     precision::{Precision, PrecisionPolicy},
     region::Placement,
@@ -135,7 +136,7 @@ pub enum PlanError {
     #[error("tensor '{}': {reason}", shown(tensor))]
     Tensor {
         /// Its name.
-        tensor: String,
+        tensor: Name,
         /// What was expected and found.
         reason: String,
     },
@@ -146,7 +147,7 @@ pub enum PlanError {
     )]
     NoCast {
         /// Its name.
-        tensor: String,
+        tensor: Name,
         /// In the checkpoint.
         from: crate::DType,
         /// What the policy decided.

@@ -131,7 +131,7 @@ pub fn write_checkpoint(dir: &Path, tensors: &[TensorMeta], file_bytes: u64, con
     for (number, (_, tensors)) in files.iter().enumerate() {
         let name = format!("model-{:05}-of-{count:05}.safetensors", number + 1);
         write_file(&dir.join(&name), tensors, content, &mut random)?;
-        index.extend(tensors.iter().map(|t| (t.name.clone(), name.clone().into())));
+        index.extend(tensors.iter().map(|t| (t.name.to_string(), name.clone().into())));
     }
     let total: u64 = files.iter().map(|f| f.0).sum();
     let index = serde_json::json!({ "metadata": { "total_size": total }, "weight_map": index });
@@ -143,7 +143,7 @@ fn write_file(path: &Path, tensors: &[&TensorMeta], content: Content, random: &m
     for t in tensors {
         let end = at + t.bytes().unwrap_or(0);
         let entry = serde_json::json!({ "dtype": t.dtype.safetensors_name(), "shape": t.shape, "data_offsets": [at, end] });
-        header.insert(t.name.clone(), entry);
+        header.insert(t.name.to_string(), entry);
         at = end;
     }
     let mut header = serde_json::Value::Object(header).to_string();

@@ -4,7 +4,7 @@ use std::thread;
 
 use serde::Serialize;
 use shardwright_core::{
-    DType, Region, ShardPlan, TensorKind, TensorPlan,
+    DType, Region, ShardPlan, TensorKind, TensorPlan, Unit,
     mesh::{MP_REPLICATE, MP_SHARD},
 };
 
@@ -49,6 +49,26 @@ pub struct UnitReport<'a> {
     pub name: &'a str,
     /// Names of its parameters.
     pub tensors: Vec<&'a str>,
+    /// The same by the dtype that they are gathered in, one collective each, by the dtypes' order.
+    pub gather_groups: Vec<GatherGroup<'a>>,
+}
+
+/// Parameters of a unit that are gathered in one dtype.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct GatherGroup<'a> {
+    /// The compute dtype.
+    pub dtype: DType,
+    /// Names of the parameters.
+    pub tensors: Vec<&'a str>,
+}
+
+impl<'a> UnitReport<'a> {
+    fn new(plan: &'a ShardPlan, unit: &'a Unit) -> Self {
+        let names = |tensors: &[usize]| tensors.iter().map(|&t| plan.tensors[t].name.as_str()).collect();
+        let groups = plan.gather_groups(unit).into_iter().map(|(dtype, tensors)| GatherGroup { dtype, tensors: names(&tensors) });
+        Self { name: &unit.name, tensors: names(&unit.tensors), gather_groups: groups.collect() }
+    }
 }
 
 /// One rank. Sizes are in bytes.
@@ -138,12 +158,11 @@ impl Totals {
 impl<'a> Report<'a> {
     /// Describes a load for `plan`, with the digest of every tensor if asked; `totals` are its figures.
     pub fn new(plan: &'a ShardPlan, loaded: &'a Loaded<'_>, totals: Totals, digest: bool) -> Self {
-        let name = |&t: &usize| plan.tensors[t].name.as_str();
         Self {
             strategy: &plan.strategy,
             world_size: plan.mesh.world_size(),
             mesh: MeshReport { mp_replicate: plan.mesh.size_of(MP_REPLICATE), mp_shard: plan.mesh.size_of(MP_SHARD) },
-            units: plan.units.iter().map(|u| UnitReport { name: &u.name, tensors: u.tensors.iter().map(name).collect() }).collect(),
+            units: plan.units.iter().map(|unit| UnitReport::new(plan, unit)).collect(),
             ranks: ranks(plan, &loaded.ranks, digest),
             totals,
         }

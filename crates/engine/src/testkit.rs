@@ -31,11 +31,11 @@ fn write(dir: &Path, plan: &ShardPlan, checkpoint: &BTreeMap<String, Vec<u8>>) -
         let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
         for tensor in plan.tensors.iter().skip(at).step_by(2) {
             let start = data.len();
-            data.extend_from_slice(&checkpoint[&tensor.name]);
+            data.extend_from_slice(&checkpoint[tensor.name.as_str()]);
             let entry = serde_json::json!({
                 "dtype": tensor.source.safetensors_name(), "shape": tensor.shape, "data_offsets": [start, data.len()],
             });
-            header.insert(tensor.name.clone(), entry);
+            header.insert(tensor.name.to_string(), entry);
         }
         if header.is_empty() {
             continue;

@@ -9,5 +9,6 @@ pub const CODES: &[Code] = &[
     Code::error("pins-dtype", "a parameter is pinned to something that is no float dtype"),
     Code::error("pins-glob", "a pin's pattern is no glob"),
     Code::warning("pins-mixed-dtypes", "stock DeepSpeed refuses several dtypes among trainable parameters"),
+    Code::warning("pins-unused", "a pin that decides for no parameter of the model"),
     Code::warning("reduce-dtype-version", "no reduce dtype is set, and its default changed with torch 2.15"),
 ];

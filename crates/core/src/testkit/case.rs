@@ -36,10 +36,17 @@ impl Case {
     }
 }
 
+impl Case {
+    /// The world in words.
+    pub(super) fn ranks(&self) -> String {
+        let plural = if self.world_size() == 1 { "" } else { "s" };
+        format!("{} rank{plural} (mp_replicate {} × mp_shard {})", self.world_size(), self.replicate, self.shard)
+    }
+}
+
 impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let plural = if self.world_size() == 1 { "" } else { "s" };
-        write!(f, "{} rank{plural} (mp_replicate {} × mp_shard {})", self.world_size(), self.replicate, self.shard)?;
+        f.write_str(&self.ranks())?;
         for (i, tensor) in self.tensors.iter().take(4).enumerate() {
             write!(f, "{} '{}' {} {:?}", if i == 0 { ", tensors" } else { "," }, tensor.name, tensor.dtype, tensor.shape)?;
         }

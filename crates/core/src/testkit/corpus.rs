@@ -125,7 +125,17 @@ pub(super) fn random(seed: u64) -> Vec<TensorMeta> {
         .collect()
 }
 
-/// A model of that many tensors, for counting steps.
-pub(super) fn wide(count: u32) -> Vec<TensorMeta> {
-    (0..count).map(|i| TensorMeta::new(format!("model.layers.{}.t{i}.weight", i / 8), DType::BF16, [1 << 20, 1 << 10])).collect()
+/// The name of a model's tensor of that number.
+type Naming = fn(u32) -> String;
+
+/// The ways in which models grow, for counting steps: more layers, more experts in a layer, more tensors without a module.
+pub(super) const GROWTHS: &[(&str, Naming)] = &[
+    ("layers", |i| format!("model.layers.{}.t{}.weight", i / 8, i % 8)),
+    ("experts", |i| format!("model.layers.0.mlp.experts.{i}.up_proj.weight")),
+    ("bare tensors", |i| format!("t{i}")),
+];
+
+/// A model of that many tensors.
+pub(super) fn wide(count: u32, name: impl Fn(u32) -> String) -> Vec<TensorMeta> {
+    (0..count).map(|i| TensorMeta::new(name(i), DType::BF16, [1 << 20, 1 << 10])).collect()
 }

@@ -59,7 +59,7 @@ fn checkpoint(model: &ModelMeta) -> BTreeMap<String, Vec<u8>> {
     };
     let mut bytes = |tensor: &TensorMeta| (0..tensor.bytes().unwrap_or(0)).map(|_| byte(tensor.dtype)).collect();
     let contents: Vec<Vec<u8>> = model.tensors.iter().map(&mut bytes).collect();
-    model.tensors.iter().map(|t| t.name.clone()).zip(contents).collect()
+    model.tensors.iter().map(|t| t.name.to_string()).zip(contents).collect()
 }
 
 fn compare(plan: &ShardPlan, checkpoint: &BTreeMap<String, Vec<u8>>, ranks: &[Vec<Vec<u8>>]) -> Result<(), String> {
@@ -72,7 +72,7 @@ fn compare(plan: &ShardPlan, checkpoint: &BTreeMap<String, Vec<u8>>, ranks: &[Ve
         }
         for (tensor, buffer) in plan.tensors.iter().zip(buffers) {
             let what = |what: String| format!("rank {rank}, tensor '{}': {what}", tensor.name);
-            buffer_holds(tensor, rank, &expected(tensor, &checkpoint[&tensor.name]), buffer).map_err(what)?;
+            buffer_holds(tensor, rank, &expected(tensor, &checkpoint[tensor.name.as_str()]), buffer).map_err(what)?;
         }
     }
     Ok(())

@@ -26,5 +26,5 @@ pub use self::{
     policy::{PolicyKit, policy},
     registered::strategy,
     strategy::{Proof, StrategyKit},
-    violation::{Rule, Violation},
+    violation::{Rule, Subjects, Violation},
 };

@@ -129,7 +129,7 @@ impl<'a> PolicyKit<'a> {
             let Ok((policy, strategy)) = over(entry.name, &self.name, section) else { continue };
             for tensors in [corpus::decoder(), corpus::experts()] {
                 let model = ModelMeta::new(tensors, ModelFacts::default()).expect("the corpus has each name once");
-                let plan = plan_checked(&*strategy, &PlanInput::new(&model, &mesh(), &*policy));
+                let plan = caught("planning", || plan_checked(&*strategy, &PlanInput::new(&model, &mesh(), &*policy)))?;
                 let plan = plan.map_err(|e| (Rule::Inputs, format!("under '{}' there is no plan: {e}", entry.name)))?;
                 groups_are_of_one_dtype(&plan).map_err(|what| (Rule::Inputs, format!("under '{}' {what}", entry.name)))?;
             }

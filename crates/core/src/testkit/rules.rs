@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     DType, Globs, Layout, ModelMeta, PlanError, PlanInput, Precision, PrecisionPolicy, Reshard, ShardPlan, ShardStrategy, TensorKind,
-    TensorMeta, TensorPlan, Trainable,
+    TensorMeta, TensorPlan, Trainable, steps,
 };
 
 /// A policy that no strategy can guess: the dtypes depend on the name and on whether it is trained. Counts how often it is asked.
@@ -70,6 +70,12 @@ impl Setting {
         caught("planning", || strategy.plan(&self.input()))
     }
 
+    /// The steps that it takes to plan.
+    pub(super) fn steps(&self, strategy: &dyn ShardStrategy) -> Result<u64, Found> {
+        let (plan, steps) = steps::of(|| self.plan(strategy));
+        plan.map(|_| steps + self.asked())
+    }
+
     pub(super) fn asked(&self) -> u64 {
         self.probe.asked()
     }
@@ -98,7 +104,7 @@ pub(super) fn plan_holds(setting: &Setting, name: &str, plan: &ShardPlan, aligne
     if let Err(e) = plan.check(&setting.model) {
         return Err((Rule::Proof, format!("counting finds nothing wrong, but the proof says: {e}")));
     }
-    serialises(plan)
+    serialises(plan, serde_json::to_string, |text| serde_json::from_str(text))
 }
 
 fn complete(setting: &Setting, plan: &ShardPlan) -> Result<(), Found> {
@@ -191,9 +197,14 @@ fn units(plan: &ShardPlan) -> Result<(), Found> {
     }
 }
 
-fn serialises(plan: &ShardPlan) -> Result<(), Found> {
-    let text = serde_json::to_string(plan).map_err(|e| (Rule::Serialises, format!("writing the plan failed: {e}")))?;
-    match serde_json::from_str::<ShardPlan>(&text) {
+/// A plan is plain data, so that no strategy can make one that does not come back: what could break this is core's own way to write it.
+pub(super) fn serialises<E: std::fmt::Display>(
+    plan: &ShardPlan,
+    write: impl Fn(&ShardPlan) -> Result<String, E>,
+    read: impl Fn(&str) -> Result<ShardPlan, E>,
+) -> Result<(), Found> {
+    let text = write(plan).map_err(|e| (Rule::Serialises, format!("writing the plan failed: {e}")))?;
+    match read(&text) {
         Ok(again) => same(plan, &again, "the plan that was read again").map_err(|what| (Rule::Serialises, what)),
         Err(e) => Err((Rule::Serialises, format!("reading the plan failed: {e}"))),
     }

@@ -44,6 +44,9 @@ impl Planted {
                 *layout = Layout::Bounds { dim: 0, bounds };
             }
             ("lets bounds fall", layout) if axis.size == 3 => *layout = Layout::Bounds { dim: 0, bounds: vec![0, rows, rows / 2, rows] },
+            ("lets bounds fall where nothing is", layout) if axis.size == 3 && tensor.numel() == Some(0) && rows > 1 => {
+                *layout = Layout::Bounds { dim: 0, bounds: vec![0, rows, rows / 2, rows] };
+            }
             ("reaches beyond", layout) if axis.size == 2 => *layout = Layout::Bounds { dim: 0, bounds: vec![0, rows, rows + 1] },
             ("owns by hand", layout) => *layout = Layout::Owner { coordinate: axis.size },
             ("pads to a power of two", layout) => {
@@ -54,6 +57,20 @@ impl Planted {
             _ => {}
         }
         Ok(placement)
+    }
+
+    /// What a slow strategy computes does not matter, only that it looks.
+    fn looks(&self, all: &[TensorMeta], ranks: u32) -> usize {
+        match self.defect {
+            "scans all tensors for each" => all.iter().map(|t| all.iter().filter(|o| o.name.starts_with(&*t.name)).count()).sum(),
+            "scans a copy of its own for each" => {
+                let copy = all.to_vec();
+                copy.iter().map(|t| copy.iter().filter(|o| o.name < t.name).count()).sum()
+            }
+            "sums the sizes before each" => (0..all.len()).map(|i| all[..i].iter().filter_map(TensorMeta::numel).count()).sum(),
+            "looks again for every rank" => (0..ranks).map(|_| all.iter().filter(|t| t.name.len() > 9).count()).sum(),
+            _ => 0,
+        }
     }
 
     fn units(&self, plan: &mut ShardPlan) {
@@ -103,7 +120,12 @@ impl ShardStrategy for Planted {
             let asks = input.model.tensors.iter().flat_map(|t| (0..input.mesh.world_size()).map(move |_| t));
             asks.for_each(|t| _ = input.precision.decide(t, true));
         }
+        std::hint::black_box(self.looks(&input.model.tensors, input.mesh.world_size()));
         let mut plan = input.plan_tensors("acme/planted", |tensor| self.place(tensor, input.mesh))?;
+        if self.defect == "scans the plan for each" {
+            let tensors = &plan.tensors;
+            tensors.iter().for_each(|t| _ = std::hint::black_box(tensors.iter().filter(|o| layer(o) == layer(t)).count()));
+        }
         match self.defect {
             "signs another's name" => plan.strategy = "fsdp2".into(),
             "shrinks the world" => plan.mesh = Mesh::replicate_shard(1, 1).unwrap(),
@@ -139,42 +161,51 @@ fn sound_strategies_pass() {
     StrategyKit::new("replicate", |_, _| Ok(Box::new(Replicate))).assert();
 }
 
+/// What is planted into strategies, and the rule that finds it.
+#[rustfmt::skip]
+const DEFECTS: &[(&str, Rule)] = &[
+    ("goes by another name", Rule::Registered),
+    ("signs another's name", Rule::Registered),
+    ("multiplies without care", Rule::Total),
+    ("refuses uneven rows", Rule::Refusal),
+    ("refuses another tensor", Rule::Refusal),
+    ("refuses odd meshes", Rule::Refusal),
+    ("shrinks the world", Rule::Complete),
+    ("forgets a tensor", Rule::Complete),
+    ("sorts by size", Rule::Complete),
+    ("flattens shapes", Rule::Complete),
+    ("decides dtypes itself", Rule::Inputs),
+    ("trains everything", Rule::Inputs),
+    ("cuts buffers", Rule::Buffers),
+    ("rounds chunks down", Rule::Gap),
+    ("strides past the world", Rule::Gap),
+    ("reaches beyond", Rule::Gap),
+    ("owns by hand", Rule::Gap),
+    ("replicates over the group", Rule::Overlap),
+    ("lets bounds fall", Rule::Overlap),
+    ("lets bounds fall where nothing is", Rule::Proof),
+    ("puts the largest last", Rule::Padding),
+    ("pads to a power of two", Rule::Padding),
+    ("leaves the root out", Rule::Units),
+    ("claims twice", Rule::Units),
+    ("puts buffers into units", Rule::Units),
+    ("names units alike", Rule::Units),
+    ("counts beyond the tensors", Rule::Units),
+    ("orders by hash", Rule::Deterministic),
+    ("remembers", Rule::Deterministic),
+    ("sizes by the largest seen", Rule::Order),
+    ("asks for every rank", Rule::Steps),
+    ("a unit a rank", Rule::Steps),
+    ("scans all tensors for each", Rule::Steps),
+    ("scans a copy of its own for each", Rule::Steps),
+    ("scans the plan for each", Rule::Steps),
+    ("sums the sizes before each", Rule::Steps),
+    ("looks again for every rank", Rule::Steps),
+];
+
 #[test]
 fn each_defect_is_caught_under_its_own_rule() {
-    let cases = [
-        ("goes by another name", Rule::Registered),
-        ("signs another's name", Rule::Registered),
-        ("multiplies without care", Rule::Total),
-        ("refuses uneven rows", Rule::Refusal),
-        ("refuses another tensor", Rule::Refusal),
-        ("refuses odd meshes", Rule::Refusal),
-        ("shrinks the world", Rule::Complete),
-        ("forgets a tensor", Rule::Complete),
-        ("sorts by size", Rule::Complete),
-        ("flattens shapes", Rule::Complete),
-        ("decides dtypes itself", Rule::Inputs),
-        ("trains everything", Rule::Inputs),
-        ("cuts buffers", Rule::Buffers),
-        ("rounds chunks down", Rule::Gap),
-        ("strides past the world", Rule::Gap),
-        ("reaches beyond", Rule::Gap),
-        ("owns by hand", Rule::Gap),
-        ("replicates over the group", Rule::Overlap),
-        ("lets bounds fall", Rule::Overlap),
-        ("puts the largest last", Rule::Padding),
-        ("pads to a power of two", Rule::Padding),
-        ("leaves the root out", Rule::Units),
-        ("claims twice", Rule::Units),
-        ("puts buffers into units", Rule::Units),
-        ("names units alike", Rule::Units),
-        ("counts beyond the tensors", Rule::Units),
-        ("orders by hash", Rule::Deterministic),
-        ("remembers", Rule::Deterministic),
-        ("sizes by the largest seen", Rule::Order),
-        ("asks for every rank", Rule::Steps),
-        ("a unit a rank", Rule::Steps),
-    ];
-    for (defect, rule) in cases {
+    for &(defect, rule) in DEFECTS {
         let violation = kit(defect).run().expect_err(defect);
         assert_eq!(violation.rule, rule, "{defect}: {violation}");
     }
@@ -189,7 +220,7 @@ impl Loader for Copies {
             return Err("disk on fire".into());
         }
         let ranks = if self.0 == "forgets a rank" { plan.mesh.world_size() - 1 } else { plan.mesh.world_size() };
-        Ok((0..ranks).map(|rank| plan.tensors.iter().map(|t| self.buffer(t, rank, &checkpoint[&t.name])).collect()).collect())
+        Ok((0..ranks).map(|rank| plan.tensors.iter().map(|t| self.buffer(t, rank, &checkpoint[t.name.as_str()])).collect()).collect())
     }
 }
 
@@ -297,9 +328,9 @@ mod sections {
     use super::super::{Rule, section::Section};
     use crate::{
         diagnostic::Diagnostic,
-        registry::{Place, StrategyEntry},
+        registry::{Place, PolicyEntry, StrategyEntry},
         replicate::Replicate,
-        strategy_config::{BuildContext, Built, StrategyConfig},
+        strategy_config::{BuildContext, Built, BuiltPolicy, PolicyConfig, PolicyContext, StrategyConfig},
     };
 
     macro_rules! section {
@@ -314,6 +345,15 @@ mod sections {
 
                 fn build(self, _: &mut BuildContext<'_>) -> Result<Built, Diagnostic> {
                     Ok(Built::new(Replicate))
+                }
+            }
+
+            impl PolicyConfig for $name {
+                const NAME: &'static str = "acme/section";
+                const SUMMARY: &'static str = $summary;
+
+                fn build(self, cx: &mut PolicyContext<'_>) -> Result<BuiltPolicy, Diagnostic> {
+                    cx.base.take().ok_or_else(|| Diagnostic::error("acme", "nothing to fall through to"))
                 }
             }
         };
@@ -346,21 +386,31 @@ mod sections {
         s.serialize_u32(knob + 1)
     }
 
-    fn broken<T: StrategyConfig>(others: &[&str]) -> Option<(Rule, String)> {
-        let place = Place { package: "acme", version: "1.0.0", core: crate::VERSION, file: "src/lib.rs", line: 1 };
-        Section::from(StrategyEntry::of::<T>(place)).holds(others.iter().copied()).err()
+    /// What is found in a section, as a strategy's and as a policy's.
+    fn broken<T: StrategyConfig + PolicyConfig>(others: &[&str]) -> [Option<Rule>; 2] {
+        let place = Place::new("acme", "1.0.0", crate::VERSION, "src/lib.rs", 1);
+        let sections = [Section::from(StrategyEntry::of::<T>(place)), Section::from(PolicyEntry::of::<T>(place))];
+        sections.map(|section| section.holds(others.iter().copied()).err().map(|(rule, _)| rule))
     }
+
+    type Planted = (&'static [&'static str], fn(&[&str]) -> [Option<Rule>; 2], Rule);
+
+    /// Sections with one defect each, what else is read as one, and the rule that finds it.
+    pub(super) const DEFECTS: &[Planted] = &[
+        (&[], broken::<Lax>, Rule::UnknownKey),
+        (&[], broken::<Undocumented>, Rule::Documented),
+        (&[], broken::<Unsummed>, Rule::Documented),
+        (&[], broken::<Forgetful>, Rule::Documented),
+        (&[], broken::<OneWay>, Rule::Config),
+        (&["knob: many"], broken::<Sound>, Rule::Config),
+    ];
 
     #[test]
     fn each_defect_of_a_section_is_caught() {
-        assert_eq!(broken::<Sound>(&["", "knob: 3\nother: some"]), None);
-        let rule = |found: Option<(Rule, String)>| found.map(|(rule, _)| rule);
-        assert_eq!(rule(broken::<Lax>(&[])), Some(Rule::UnknownKey));
-        assert_eq!(rule(broken::<Undocumented>(&[])), Some(Rule::Documented));
-        assert_eq!(rule(broken::<Unsummed>(&[])), Some(Rule::Documented));
-        assert_eq!(rule(broken::<Forgetful>(&[])), Some(Rule::Documented));
-        assert_eq!(rule(broken::<OneWay>(&[])), Some(Rule::Config));
-        assert_eq!(rule(broken::<Sound>(&["knob: many"])), Some(Rule::Config));
+        assert_eq!(broken::<Sound>(&["", "knob: 3\nother: some"]), [None, None]);
+        for (others, broken, rule) in DEFECTS {
+            assert_eq!(broken(others), [Some(*rule); 2]);
+        }
     }
 }
 
@@ -368,7 +418,7 @@ mod sections {
 fn a_name_that_is_not_registered_is_said_with_what_is() {
     let violation = strategy("acme/absent").run().unwrap_err();
     assert_eq!(violation.rule, Rule::Registered);
-    assert!(violation.found.contains("linked are: acme/knobs, replicate"), "{violation}");
+    assert!(violation.found.contains("linked are: acme/knobs, acme/planted, replicate"), "{violation}");
     assert_eq!(policy("acme/absent").run().unwrap_err().rule, Rule::Registered);
 }
 
@@ -408,19 +458,108 @@ impl PrecisionPolicy for PlantedPolicy {
     }
 }
 
+/// What is planted into policies, and the rule that finds it.
+const POLICY_DEFECTS: &[(&str, Rule)] = &[
+    ("panics on 0-d", Rule::Total),
+    ("pins integers", Rule::Storable),
+    ("pins what cannot be cast", Rule::Storable),
+    ("alternates", Rule::Order),
+    ("differs by instance", Rule::Deterministic),
+];
+
 #[test]
 fn each_defect_of_a_policy_is_caught() {
     let kit = |defect| PolicyKit::new("acme/planted", move |_| Ok(Box::new(PlantedPolicy::new(defect))));
     kit("").assert();
-    for (defect, rule) in [
-        ("panics on 0-d", Rule::Total),
-        ("pins integers", Rule::Storable),
-        ("pins what cannot be cast", Rule::Storable),
-        ("alternates", Rule::Order),
-        ("differs by instance", Rule::Deterministic),
-    ] {
+    for &(defect, rule) in POLICY_DEFECTS {
         let violation = kit(defect).run().expect_err(defect);
         assert_eq!(violation.rule, rule, "{defect}: {violation}");
         assert!(violation.case.starts_with("tensor '"), "{violation}");
+    }
+}
+
+/// Registered: the sound strategy, under which not every policy finds a plan.
+mod registered {
+    use serde::{Deserialize, Serialize};
+
+    use super::*;
+    use crate::{
+        diagnostic::Diagnostic,
+        strategy_config::{BuildContext, Built, BuiltPolicy, PolicyConfig, PolicyContext, PrecisionSummary, StrategyConfig},
+    };
+
+    #[derive(Default, Serialize, Deserialize, schemars::JsonSchema)]
+    #[serde(default, deny_unknown_fields)]
+    struct SoundConfig {}
+
+    impl StrategyConfig for SoundConfig {
+        const NAME: &'static str = "acme/planted";
+        const SUMMARY: &'static str = "sound";
+
+        fn build(self, _: &mut BuildContext<'_>) -> Result<Built, Diagnostic> {
+            Ok(Built::new(Planted::new("")))
+        }
+    }
+
+    crate::register_strategy!(SoundConfig);
+
+    #[derive(Default, Serialize, Deserialize, schemars::JsonSchema)]
+    #[serde(default, deny_unknown_fields)]
+    struct PickyConfig {}
+
+    impl PolicyConfig for PickyConfig {
+        const NAME: &'static str = "acme/picky";
+        const SUMMARY: &'static str = "storable under replicate alone";
+
+        fn build(self, cx: &mut PolicyContext<'_>) -> Result<BuiltPolicy, Diagnostic> {
+            let defect = if cx.strategy == "replicate" { "" } else { "pins what cannot be cast" };
+            let summary = PrecisionSummary::of_words("checkpoint", "checkpoint", "checkpoint", "picky", "picky");
+            Ok(BuiltPolicy::new(PlantedPolicy::new(defect), summary))
+        }
+    }
+
+    crate::register_precision!(PickyConfig);
+
+    #[test]
+    fn a_policy_is_held_against_every_strategy_that_is_linked() {
+        let violation = policy("acme/picky").run().unwrap_err();
+        assert_eq!(violation.rule, Rule::Inputs, "{violation}");
+        assert!(violation.found.contains("under 'acme/planted' there is no plan"), "{violation}");
+    }
+}
+
+/// Writes a plan and reads it again, forgetting something on the way.
+#[test]
+fn a_plan_that_does_not_come_back_is_caught() {
+    let model = ModelMeta::new(vec![TensorMeta::new("w", DType::F32, [4])], Default::default()).unwrap();
+    let mesh = Mesh::replicate_shard(1, 2).unwrap();
+    let mut plan = Planted::new("").plan(&PlanInput::new(&model, &mesh, &Stub)).unwrap();
+    plan.tensors[0].persistent = true;
+    let write = |plan: &ShardPlan| serde_json::to_string(plan).map_err(|e| e.to_string());
+    let read = |text: &str| serde_json::from_str::<ShardPlan>(text).map_err(|e| e.to_string());
+    assert_eq!(rules::serialises(&plan, write, read), Ok(()));
+    let forgets = |text: &str| read(&text.replace("\"persistent\":true", "\"persistent\":false"));
+    let cannot = |_: &ShardPlan| Err("no word for it".to_owned());
+    let breaks = |found: Result<(), (Rule, String)>, says: &str| {
+        let (rule, found) = found.unwrap_err();
+        assert!(rule == Rule::Serialises && found.contains(says), "{found}");
+    };
+    breaks(rules::serialises(&plan, write, forgets), "tensor 'w' with persistent false, the first with true");
+    breaks(rules::serialises(&plan, write, |text| read(&text[1..])), "reading the plan failed");
+    breaks(rules::serialises(&plan, cannot, read), "writing the plan failed: no word for it");
+}
+
+/// A rule that nothing is planted for could be one that never finds anything.
+#[test]
+fn every_rule_has_something_planted_for_it() {
+    // Beside the tables: the loaders' defects, the codec's, and the names and policies of `registered`.
+    let sections = || sections::DEFECTS.iter().map(|(_, _, rule)| *rule);
+    let of_strategies: Vec<Rule> = DEFECTS.iter().map(|(_, rule)| *rule).chain(sections()).chain([Rule::Load, Rule::Serialises]).collect();
+    let of_policies: Vec<Rule> =
+        POLICY_DEFECTS.iter().map(|(_, rule)| *rule).chain(sections()).chain([Rule::Registered, Rule::Inputs]).collect();
+    for &rule in Rule::ALL {
+        let subjects = rule.subjects();
+        assert!(subjects == Subjects::Policies || of_strategies.contains(&rule), "nothing is planted into strategies for '{rule}'");
+        assert!(subjects == Subjects::Strategies || of_policies.contains(&rule), "nothing is planted into policies for '{rule}'");
     }
 }

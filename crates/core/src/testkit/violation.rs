@@ -2,8 +2,19 @@
 
 use std::fmt;
 
+/// Whom a rule is proven for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subjects {
+    /// Strategies.
+    Strategies,
+    /// Precision policies.
+    Policies,
+    /// Both.
+    Both,
+}
+
 macro_rules! rules {
-    ($($variant:ident $name:literal $meaning:literal,)*) => {
+    ($($variant:ident $subjects:ident $name:literal $meaning:literal,)*) => {
         /// One rule of the contract that the suite proves.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         #[non_exhaustive]
@@ -18,31 +29,34 @@ macro_rules! rules {
 
             /// What it demands, in one sentence.
             pub const fn meaning(self) -> &'static str { match self { $(Rule::$variant => $meaning,)* } }
+
+            /// Whom it is proven for.
+            pub const fn subjects(self) -> Subjects { match self { $(Rule::$variant => Subjects::$subjects,)* } }
         }
     };
 }
 
 rules! {
-    Registered "registered" "the name is registered once, and the strategy and its plans report it",
-    Total "total" "there is a plan or an error for every input, never a panic",
-    Refusal "refusal" "only tensors that the author declared are refused, each by its name, and no mesh is refused",
-    Complete "complete" "every tensor of the model is in the plan once, in order, with its shape, dtype and kind, for as many ranks as there are",
-    Inputs "inputs" "the plan follows its input: the precision policy, the buffers, the trainable parameters",
-    Buffers "buffers" "a buffer is whole on every rank in its own dtype",
-    Gap "gap" "every element of a parameter, and nothing beyond it, is on a rank of each group",
-    Overlap "overlap" "no element of a parameter is on two ranks of a group",
-    Padding "padding" "a buffer holds its region, buffers that are padded are of one size, and some rank fills its own",
-    Units "units" "the units partition the parameters, and each has a name of its own",
-    Proof "proof" "the plan's own proof, ShardPlan::check, comes to the same answer as counting",
-    Deterministic "deterministic" "equal inputs give equal plans, from one instance or from many",
-    Order "order" "a plan depends on its input alone: not on the order of tensors, nor on what was planned before",
-    Serialises "serialises" "a plan written as JSON and read again is the same plan",
-    Steps "steps" "planning takes a few steps a tensor, whatever the number of elements, and the plan a few entries a tensor",
-    Storable "storable" "a policy gives every float parameter float dtypes, to the first of which its own can be cast",
-    Config "config" "the default section, written and read again, is the same section and makes the same strategy, in any order of keys",
-    UnknownKey "unknown-key" "an unknown key of the section is an error that names the key",
-    Documented "documented" "every key of the section has a type and a description, and the summary is one line",
-    Load "load" "what the ranks load, gathered, equals the checkpoint, and padding is zeros",
+    Registered Both "registered" "the name is registered once, and the strategy and its plans report it",
+    Total Both "total" "there is a plan or an error for every input, never a panic",
+    Refusal Strategies "refusal" "only tensors that the author declared are refused, each by its name, and no mesh is refused",
+    Complete Strategies "complete" "every tensor of the model is in the plan once, in order, with its shape, dtype and kind, for as many ranks as there are",
+    Inputs Both "inputs" "the plan follows its input: the precision policy, the buffers, the trainable parameters; and a policy has a plan under every strategy",
+    Buffers Strategies "buffers" "a buffer is whole on every rank in its own dtype",
+    Gap Strategies "gap" "every element of a parameter, and nothing beyond it, is on a rank of each group",
+    Overlap Strategies "overlap" "no element of a parameter is on two ranks of a group",
+    Padding Strategies "padding" "a buffer holds its region, buffers that are padded are of one size, and some rank fills its own",
+    Units Strategies "units" "the units partition the parameters, and each has a name of its own",
+    Proof Strategies "proof" "the plan's own proof, ShardPlan::check, comes to the same answer as counting",
+    Deterministic Both "deterministic" "equal inputs give equal plans, from one instance or from many",
+    Order Both "order" "a plan depends on its input alone: not on the order of tensors, nor on what was planned before",
+    Serialises Strategies "serialises" "a plan written as JSON and read again is the same plan",
+    Steps Strategies "steps" "planning takes a few steps a tensor (looks at names and sizes, questions to globs and to the policy), however many tensors and ranks there are, and the plan a few entries a tensor",
+    Storable Policies "storable" "a policy gives every float parameter float dtypes, to the first of which its own can be cast",
+    Config Both "config" "the default section, written and read again, is the same section and makes the same strategy, in any order of keys",
+    UnknownKey Both "unknown-key" "an unknown key of the section is an error that names the key",
+    Documented Both "documented" "every key of the section has a type and a description, and the summary is one line",
+    Load Strategies "load" "what the ranks load, gathered, equals the checkpoint, and padding is zeros",
 }
 
 impl fmt::Display for Rule {

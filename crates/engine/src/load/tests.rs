@@ -65,7 +65,7 @@ struct AsSpecified(BTreeMap<String, DType>);
 
 impl PrecisionPolicy for AsSpecified {
     fn decide(&self, param: &TensorMeta, _trainable: bool) -> Precision {
-        Precision::uniform(self.0[&param.name])
+        Precision::uniform(self.0[param.name.as_str()])
     }
 }
 

@@ -59,7 +59,7 @@ impl Serialize for Header<'_> {
 
 /// What torch 2.15's `_write_files_from_queue` puts there.
 fn torch_metadata(plan: &ShardPlan, entries: &[Entry]) -> BTreeMap<&'static str, String> {
-    let sharding = entries.iter().map(|e| (plan.tensors[e.tensor].name.clone(), json!(e.part)));
+    let sharding = entries.iter().map(|e| (plan.tensors[e.tensor].name.to_string(), json!(e.part)));
     BTreeMap::from([
         ("DCP_SHARDING_INFO", Value::Object(sharding.collect()).to_string()),
         ("DCP_VERSION", "1.0".to_owned()),
@@ -79,7 +79,7 @@ fn flat_metadata(plan: &ShardPlan, rank: u32, entries: &[Entry]) -> BTreeMap<&'s
             }
             Part::SavedOffsets(offsets) => told["saved_offsets"] = json!(offsets),
         }
-        (tensor.name.clone(), told)
+        (tensor.name.to_string(), told)
     };
     BTreeMap::from([
         ("format", "pt".to_owned()),

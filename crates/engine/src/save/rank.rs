@@ -58,7 +58,7 @@ impl Saver<'_> {
             let valid = self.valid_bytes(rank, entry)?;
             shard.write(valid, &watch).map_err(|e| e.tensor(name))?;
             write_zeros(&mut shard, entry.bytes - valid.len() as u64).map_err(|e| e.tensor(name))?;
-            tensors.push(TensorDigest { name: name.clone(), sha256: sha256(valid) });
+            tensors.push(TensorDigest { name: name.to_string(), sha256: sha256(valid) });
         }
         let (shard, digest) = shard.sync()?;
         let shard_file = FileDigest::new(name, digest);

@@ -1,13 +1,14 @@
 //! `pins`: dtypes by glob, over any strategy: norms, routers or the head in float32 while the rest follows the strategy's own policy.
 
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser::SerializeMap};
 use shardwright_core::{
-    DType, Globs, Precision, PrecisionPolicy, TensorMeta,
-    diagnostic::Diagnostic,
+    DType, Globs, PlanInput, Precision, PrecisionPolicy, TensorKind, TensorMeta,
+    diagnostic::{Diagnostic, Location},
     strategy_config::{BuiltPolicy, PolicyConfig, PolicyContext, Tuning},
+    suggest::nearest,
 };
 
 /// Dtypes by glob over parameter names.
@@ -71,8 +72,8 @@ impl PolicyConfig for PinsConfig {
                 let message = format!("pins: '{glob}' is pinned to {dtype}, expected a float dtype such as float32");
                 return Err(Diagnostic::error("pins-dtype", message).at(at));
             }
-            cx.diagnostics.extend(refused_by_engine(cx.strategy, &cx.training.tuning.value, &base, glob, pin).map(|d| d.at(at)));
-            pinned.push((globs, *pin));
+            cx.diagnostics.extend(refused_by_engine(cx.strategy, &cx.training.tuning.value, &base, glob, pin).map(|d| d.at(at.clone())));
+            pinned.push(Pinning { globs, pin: *pin, at });
         }
         let mut summary = base.summary;
         let list: Vec<String> = self.pins.0.iter().map(|(glob, pin)| format!("'{glob}' {pin}")).collect();
@@ -115,16 +116,71 @@ fn words(storage: &serde_json::Value) -> String {
 /// Pins over a policy.
 #[derive(Debug)]
 struct Pinned {
-    pinned: Vec<(Globs, Pin)>,
+    pinned: Vec<Pinning>,
     base: Box<dyn PrecisionPolicy>,
+}
+
+/// One pin, and where it stands.
+#[derive(Debug)]
+struct Pinning {
+    globs: Globs,
+    pin: Pin,
+    at: Option<Location>,
 }
 
 impl PrecisionPolicy for Pinned {
     fn decide(&self, param: &TensorMeta, trainable: bool) -> Precision {
         let own = self.base.decide(param, trainable);
-        let first = self.pinned.iter().find(|(globs, _)| globs.matches(&param.name));
-        first.map_or(own, |(_, pin)| pin.over(own))
+        let first = self.pinned.iter().find(|p| p.globs.matches(&param.name));
+        first.map_or(own, |p| p.pin.over(own))
     }
+
+    fn lint(&self, input: &PlanInput<'_>) -> Vec<Diagnostic> {
+        let parameters = || input.model.tensors.iter().filter(|t| input.kind(t) == TensorKind::Parameter);
+        let mut decides = vec![false; self.pinned.len()];
+        for param in parameters() {
+            if let Some(first) = self.pinned.iter().position(|p| p.globs.matches(&param.name)) {
+                decides[first] = true;
+            }
+        }
+        let unused = self.pinned.iter().zip(decides).filter(|(_, decides)| !decides).map(|(pinning, _)| pinning.unused(parameters()));
+        unused.chain(self.base.lint(input)).collect()
+    }
+}
+
+impl Pinning {
+    /// What to say of a pin that decides for none of these.
+    fn unused<'t>(&self, parameters: impl Iterator<Item = &'t TensorMeta> + Clone) -> Diagnostic {
+        let glob = self.globs.patterns().concat();
+        let shown = shardwright_core::text::shown(&glob);
+        let warning = |message: String| Diagnostic::warning("pins-unused", message).at(self.at.clone());
+        if let Some(param) = parameters.clone().find(|t| self.globs.matches(&t.name)) {
+            let message = format!("pins: '{shown}' decides for no parameter: an earlier glob matches whatever it matches");
+            return warning(message)
+                .help(format!("the first glob that matches a name decides; put '{shown}' earlier, for '{}'", param.name));
+        }
+        let warning = warning(format!("pins: '{shown}' matches no parameter of the model"));
+        match nearest_name(&glob, parameters.map(|t| t.name.as_str())) {
+            Some(name) => warning.help(format!("the nearest parameter is '{}'", shardwright_core::text::shown(name))),
+            None => warning.help("the model has no parameters"),
+        }
+    }
+}
+
+/// The name that has most of a glob's words, misspelt or not.
+fn nearest_name<'n>(glob: &str, names: impl Iterator<Item = &'n str> + Clone) -> Option<&'n str> {
+    let known: BTreeSet<&str> = names.clone().flat_map(|name| name.split('.')).collect();
+    let words = glob.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty());
+    let meant: BTreeSet<&str> = words.filter_map(|word| nearest(word, known.iter().copied())).collect();
+    // Of equals, the first.
+    let mut best: Option<(usize, &str)> = None;
+    for name in names {
+        let hits = name.split('.').filter(|word| meant.contains(word)).count();
+        if best.is_none_or(|(most, _)| hits > most) {
+            best = Some((hits, name));
+        }
+    }
+    best.map(|(_, name)| name)
 }
 
 impl fmt::Display for Pin {
