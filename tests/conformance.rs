@@ -47,9 +47,16 @@ fn pins() -> PolicyKit<'static> {
     policy("pins").section("pins:\n  '*.norm.*': float32\n  '*.experts.*': {storage: bfloat16, compute: float32}")
 }
 
-type Strategies = [(&'static str, fn() -> StrategyKit<'static>); 5];
-const STRATEGIES: Strategies =
-    [("deepspeed", deepspeed), ("deepspeed", deepspeed_below_stage_3), ("fsdp2", fsdp2), ("replicate", replicate), ("zero3", zero3)];
+type Kits<K> = &'static [(&'static str, fn() -> K)];
+
+#[rustfmt::skip]
+const STRATEGIES: Kits<StrategyKit<'static>> = &[
+    ("deepspeed", deepspeed),
+    ("deepspeed", deepspeed_below_stage_3),
+    ("fsdp2", fsdp2),
+    ("replicate", replicate),
+    ("zero3", zero3),
+];
 const POLICIES: Kits<PolicyKit<'static>> = &[("mixed", mixed), ("pins", pins), ("uniform", uniform)];
 
 #[test]

@@ -171,7 +171,9 @@ fn said(found: &[Diagnostic]) -> Vec<String> {
 #[test]
 fn what_is_wrong_with_a_pin_is_said_at_its_line() {
     let pins = |pin: &str| {
-        findings(&format!("dist_config: {{name: fsdp2}}\nshardwright:\n  precision:\n    name: pins\n    pins:\n      {pin}\ninit_config: {{name: init_on_meta}}\n"))
+        findings(&format!(
+            "dist_config: {{name: fsdp2}}\nshardwright:\n  precision:\n    name: pins\n    pins:\n      {pin}\ninit_config: {{name: init_on_meta}}\n"
+        ))
     };
     assert_eq!(
         pins("'*.gate.*': float31"),
