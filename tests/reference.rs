@@ -8,6 +8,7 @@ use shardwright::{
     config::{
         Draft, Input, Supplied,
         reference::{self, KeyReference, SectionReference},
+        schema::schema,
     },
     core::{
         diagnostic::{Severity, Source},
@@ -69,7 +70,7 @@ fn pages() -> BTreeMap<String, String> {
     pages.insert("index.md".into(), index);
     pages.insert("proof-kit.md".into(), rules);
     pages.insert("yaml.md".into(), yaml);
-    pages.insert("shardwright.schema.json".into(), format!("{:#}\n", reference::schema(&registry)));
+    pages.insert("shardwright.schema.json".into(), format!("{:#}\n", schema(&registry)));
     pages
 }
 
@@ -124,11 +125,11 @@ fn references<'s>(schema: &'s Json, all: &mut Vec<&'s str>) {
 #[test]
 fn the_schema_has_every_key_and_a_branch_for_everything_that_is_linked() {
     let registry = linked();
-    let schema = reference::schema(&registry);
+    let schema = schema(&registry);
     let names = |branches: &Json| -> Vec<String> {
         branches.as_array().unwrap().iter().filter_map(|b| b["properties"]["name"]["const"].as_str().map(str::to_owned)).collect()
     };
-    let properties = &schema["properties"];
+    let properties = &schema["$defs"]["llamafactory"]["properties"];
     assert_eq!(names(&properties["dist_config"]["anyOf"]), registry.strategies().iter().map(|e| e.name).collect::<Vec<_>>());
     let policies = &properties["shardwright"]["anyOf"][0]["properties"]["precision"]["anyOf"];
     assert_eq!(names(policies), registry.policies().iter().map(|e| e.name).collect::<Vec<_>>());

@@ -234,7 +234,7 @@ pub struct StrategiesArgs {
     pub format: Format,
 }
 
-/// Print the JSON Schema of the YAML, with a branch for every strategy and policy of this binary
+/// Print the JSON Schema of the YAML, in either dialect, with a branch for every strategy and policy of this binary
 ///
 /// Editors that speak YAML complete and check configs by it.
 #[derive(Debug, Args)]

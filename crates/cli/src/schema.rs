@@ -1,6 +1,6 @@
 //! `shardwright schema`: the JSON Schema of the YAML.
 
-use shardwright_config::reference;
+use shardwright_config::schema::schema;
 use shardwright_core::registry::Registry;
 
 use crate::{
@@ -12,6 +12,6 @@ use crate::{
 /// Runs the command.
 pub fn run() -> Result<Exit, Failure> {
     let registry = Registry::linked().map_err(|d| render::failure(&[d], &[]))?;
-    print(&format!("{:#}\n", reference::schema(&registry)))?;
+    print(&format!("{:#}\n", schema(&registry)))?;
     Ok(Exit::Done)
 }

@@ -1,6 +1,8 @@
 //! What `accelerate config` writes, recognised by its own keys and translated to the flat keys of `keys`, every value at its own place.
 //! FSDP version 2 and DeepSpeed, inline and by file; for FSDP version 1 there is a hint.
 
+pub(super) mod schema;
+
 use shardwright_core::{
     diagnostic::{Diagnostic, Location, Source},
     strategy_config::Mixed,
@@ -10,7 +12,8 @@ use shardwright_core::{
 use crate::keys::unknown_keys;
 
 /// Keys that tell the dialect; none of them is LLaMA-Factory's.
-const TELLING: &[&str] = &["distributed_type", "compute_environment", "fsdp_config", "deepspeed_config", "num_machines", "machine_rank"];
+pub(super) const TELLING: &[&str] =
+    &["distributed_type", "compute_environment", "fsdp_config", "deepspeed_config", "num_machines", "machine_rank"];
 
 #[rustfmt::skip]
 const KEYS: &[&str] = &[
@@ -37,6 +40,12 @@ const FSDP1: &[(&str, &str)] = &[
     ("fsdp_forward_prefetch", "version 2 has no such key"),
     ("fsdp_sync_module_states", "version 2 always does"),
     ("fsdp_use_orig_params", "version 2 always does"),
+];
+
+/// Values of `distributed_type` under which every rank has the whole model.
+#[rustfmt::skip]
+const REPLICATED: &[&str] = &[
+    "NO", "MULTI_GPU", "MULTI_CPU", "MULTI_XPU", "MULTI_NPU", "MULTI_MLU", "MULTI_SDAA", "MULTI_MUSA", "MULTI_HPU",
 ];
 
 #[rustfmt::skip]
@@ -80,7 +89,7 @@ pub(super) fn translate(root: &Node, diagnostics: &mut Vec<Diagnostic>) -> Node 
     match kind.value.as_str() {
         Some("FSDP") => fsdp(root, &kind.value.at, &mut flat, diagnostics),
         Some("DEEPSPEED") => deepspeed(root, &kind.value.at, &mut flat, diagnostics),
-        Some("NO" | "MULTI_GPU" | "MULTI_CPU" | "MULTI_XPU" | "MULTI_NPU" | "MULTI_MLU" | "MULTI_SDAA" | "MULTI_MUSA" | "MULTI_HPU") => {}
+        Some(kind) if REPLICATED.contains(&kind) => {}
         _ if kind.value.as_bool() == Some(false) => {
             let message = "PyYAML reads this NO as false; accelerate means the string 'NO', and so it is taken here";
             diagnostics.push(Diagnostic::warning("yaml-bool-word", message).at(kind.value.at.clone()).help("put it in quotes"));

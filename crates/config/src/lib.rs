@@ -17,6 +17,7 @@ mod overrides;
 pub mod reference;
 mod resolve;
 mod resolved;
+pub mod schema;
 mod sections;
 mod settings;
 

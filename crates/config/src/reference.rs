@@ -1,14 +1,15 @@
-//! What a section takes, as data: keys with types, defaults and meanings, and a YAML to paste. The program's listing, the reference pages
-//! and the JSON Schema of the whole YAML are made of it. The source is the config type itself.
+//! What a section takes, as data: keys with types, defaults and meanings, and a YAML to paste. The program's listing and the reference pages
+//! are made of it. The source is the config type itself.
 
 use schemars::Schema;
-use serde_json::{Map, Value as Json, json};
+use serde_json::Value as Json;
 
-use shardwright_core::registry::{Entry, PolicyEntry, Registry, StrategyEntry};
+use shardwright_core::registry::{Entry, PolicyEntry, StrategyEntry};
 
 use crate::{
     Settings,
-    keys::{EXTRA, KEYS, Key, Kind},
+    keys::{EXTRA, KEYS, Key},
+    schema::flat_schema,
 };
 
 /// One key of a section.
@@ -68,6 +69,9 @@ pub fn flat_keys() -> Vec<KeyReference> {
 }
 
 fn flat_type(key: &Key) -> String {
+    if matches!(key.name, "dtype" | "torch_dtype") {
+        return "dtype or auto or null".to_owned();
+    }
     let schema = Json::Object(flat_schema(key));
     takes(&schema, &Json::Null)
 }
@@ -112,15 +116,17 @@ fn deref<'s>(schema: &'s Json, defs: &'s Json) -> &'s Json {
 /// A schema's type in words.
 fn takes(schema: &Json, defs: &Json) -> String {
     if let Some(name) = schema["$ref"].as_str().and_then(|r| r.rsplit('/').next()) {
-        let inner = takes(deref(schema, defs), defs);
-        return if inner == "string" && name == "DType" { "dtype".to_owned() } else { inner };
+        // Its spellings are many.
+        return if name == "DType" { "dtype".to_owned() } else { takes(deref(schema, defs), defs) };
     }
     if let Some(choices) = schema["enum"].as_array() {
         let words: Vec<String> = choices.iter().map(|c| c.as_str().map_or_else(|| c.to_string(), str::to_owned)).collect();
         return words.join(" | ");
     }
     if let Some(any) = schema["anyOf"].as_array().or(schema["oneOf"].as_array()) {
-        return any.iter().map(|s| takes(s, defs)).collect::<Vec<_>>().join(" or ");
+        let mut words: Vec<String> = any.iter().map(|s| takes(s, defs)).collect();
+        words.dedup();
+        return words.join(" or ");
     }
     if let Some(constant) = schema.get("const") {
         return constant.as_str().map_or_else(|| constant.to_string(), str::to_owned);
@@ -163,118 +169,4 @@ fn yaml(value: &Json) -> String {
         }
         _ => value.to_string(),
     }
-}
-
-/// The JSON Schema of the whole YAML, with a branch for every strategy and policy that is linked: what editors complete by.
-pub fn schema(registry: &Registry) -> Json {
-    let mut defs = Map::new();
-    let strategies: Vec<Json> = registry.strategies().iter().map(|e| branch(e, &mut defs)).collect();
-    let policies: Vec<Json> = registry.policies().iter().map(|e| branch(e, &mut defs)).collect();
-    let mut settings = renamed("shardwright", schemars::schema_for!(Settings), &mut defs);
-    settings["properties"]["precision"] =
-        json!({ "description": "the precision policy; null for the strategy's own", "anyOf": one_of(policies) });
-    let mut properties = Map::new();
-    for key in KEYS.iter().chain(EXTRA) {
-        let mut property = flat_schema(key);
-        let branches = match key.name {
-            "dist_config" => Some(one_of(strategies.clone())),
-            "shardwright" => Some(json!([settings, { "type": "null" }])),
-            _ => None,
-        };
-        if let Some(branches) = branches {
-            property.remove("type");
-            property.insert("anyOf".into(), branches);
-        }
-        properties.insert(key.name.to_owned(), Json::Object(property));
-    }
-    json!({
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "shardwright",
-        "description": "a LLaMA-Factory v1 YAML, with shardwright's own section",
-        "type": "object",
-        "additionalProperties": false,
-        "properties": properties,
-        "$defs": defs,
-    })
-}
-
-/// One strategy or policy: its section, with its name.
-fn branch<C: ?Sized>(entry: &Entry<C>, defs: &mut Map<String, Json>) -> Json {
-    let Entry { name, summary, .. } = entry;
-    let section = renamed(name, entry.schema(), defs);
-    let mut properties = Map::from_iter([("name".to_owned(), json!({ "const": name }))]);
-    properties.extend(section["properties"].as_object().cloned().unwrap_or_default());
-    json!({
-        "title": name, "description": summary, "type": "object",
-        "properties": properties, "required": ["name"], "additionalProperties": false,
-    })
-}
-
-fn one_of(mut branches: Vec<Json>) -> Json {
-    branches.push(json!({ "type": "null" }));
-    Json::Array(branches)
-}
-
-/// A schema whose definitions are moved among the others, under its name, so that two crates' types of one name stay apart.
-fn renamed(name: &str, schema: Schema, defs: &mut Map<String, Json>) -> Json {
-    let prefix = name.replace('/', ".");
-    let mut schema = schema.to_value();
-    let own = schema.as_object_mut().and_then(|s| s.remove("$defs"));
-    redirect(&mut schema, &prefix);
-    for (key, mut definition) in own.as_ref().and_then(Json::as_object).cloned().into_iter().flatten() {
-        redirect(&mut definition, &prefix);
-        defs.insert(format!("{prefix}.{key}"), definition);
-    }
-    schema
-}
-
-fn redirect(schema: &mut Json, prefix: &str) {
-    match schema {
-        Json::Object(map) => {
-            for (key, value) in map.iter_mut() {
-                match value.as_str().and_then(|text| text.strip_prefix("#/$defs/")).filter(|_| key == "$ref") {
-                    Some(target) => *value = format!("#/$defs/{prefix}.{target}").into(),
-                    None => redirect(value, prefix),
-                }
-            }
-        }
-        Json::Array(items) => items.iter_mut().for_each(|item| redirect(item, prefix)),
-        _ => {}
-    }
-}
-
-/// The schema of a flat key.
-fn flat_schema(key: &Key) -> Map<String, Json> {
-    let default: Json = serde_json::from_str(key.default).unwrap_or(Json::Null);
-    let type_of = |name: &str| if default.is_null() { json!([name, "null"]) } else { json!(name) };
-    let mut schema = Map::new();
-    match key.kind {
-        Kind::Bool => drop(schema.insert("type".into(), type_of("boolean"))),
-        Kind::Int(least) => {
-            schema.insert("type".into(), type_of("integer"));
-            if least > i64::MIN {
-                schema.insert("minimum".into(), least.into());
-            }
-        }
-        Kind::Float(least) => {
-            schema.insert("type".into(), type_of("number"));
-            if least > f64::MIN {
-                schema.insert("minimum".into(), least.into());
-            }
-        }
-        Kind::Choice(choices) => drop(schema.insert("enum".into(), choices.into())),
-        Kind::OpenChoice(choices) => {
-            schema.insert("type".into(), "string".into());
-            schema.insert("examples".into(), choices.into());
-        }
-        Kind::Names => {
-            schema.insert("type".into(), json!(["string", "array", "null"]));
-            schema.insert("items".into(), json!({ "type": "string" }));
-        }
-        Kind::Section => drop(schema.insert("type".into(), json!(["object", "string", "null"]))),
-        _ => drop(schema.insert("type".into(), type_of("string"))),
-    }
-    schema.insert("description".into(), key.meaning.into());
-    schema.insert("default".into(), default);
-    schema
 }

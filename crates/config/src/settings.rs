@@ -11,7 +11,6 @@ use shardwright_core::{DType, Globs, strategy_config::StorageDtype, text::short}
 #[non_exhaustive]
 pub struct Settings {
     /// What shards are kept in: `checkpoint` for each tensor's own dtype, or a dtype; null for what the engine would do.
-    #[schemars(with = "Option<String>")]
     pub storage_dtype: Option<Stored>,
     /// Globs of float tensors that are buffers all the same: whole on every rank, never cast.
     pub buffers: Globs,
@@ -113,6 +112,16 @@ impl JsonSchema for ByteSize {
 /// [`StorageDtype`] as the YAML spells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stored(pub StorageDtype);
+
+impl JsonSchema for Stored {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Stored".into()
+    }
+
+    fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({ "anyOf": [{ "enum": ["checkpoint", "auto"] }, generator.subschema_for::<DType>()] })
+    }
+}
 
 impl Serialize for Stored {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {

@@ -61,18 +61,17 @@ impl DType {
     pub fn from_spelling(text: &str) -> Option<Self> {
         let lower = text.trim().to_ascii_lowercase();
         let name = lower.strip_prefix("torch.").unwrap_or(&lower);
-        Some(match name {
-            "bf16" => Self::BF16,
-            "fp16" | "f16" | "half" => Self::F16,
-            "fp32" | "f32" | "float" => Self::F32,
-            "fp64" | "f64" | "double" => Self::F64,
-            "float8_e4m3" | "fp8_e4m3" | "fp8" => Self::F8E4M3,
-            "fp8_e5m2" => Self::F8E5M2,
-            "long" => Self::I64,
-            "int" => Self::I32,
-            "short" => Self::I16,
-            _ => return Self::ALL.iter().copied().find(|d| d.torch_name() == name),
-        })
+        let named = Self::ALL.iter().copied().find(|d| d.torch_name() == name);
+        named.or_else(|| ALIASES.iter().find(|(alias, _)| *alias == name).map(|(_, dtype)| *dtype))
+    }
+
+    /// What editors may complete: torch's names, floats first, then what else people write; each in lower and in upper case.
+    #[doc(hidden)]
+    pub fn spellings() -> Vec<String> {
+        let torch = || Self::ALL.iter().filter(|d| d.is_float()).chain(Self::ALL.iter().filter(|d| !d.is_float())).map(|d| d.torch_name());
+        let lower: Vec<&str> = torch().chain(ALIASES.iter().map(|(alias, _)| *alias)).collect();
+        let prefixed = torch().map(|name| format!("torch.{name}"));
+        lower.iter().map(|name| (*name).to_owned()).chain(prefixed).chain(lower.iter().map(|name| name.to_ascii_uppercase())).collect()
     }
 
     /// Bytes that `numel` elements take; `None` on overflow or where they do not end on a byte boundary.
@@ -108,6 +107,27 @@ impl Serialize for DType {
     }
 }
 
+/// Spellings beside torch's names.
+const ALIASES: &[(&str, DType)] = &[
+    ("bf16", DType::BF16),
+    ("fp16", DType::F16),
+    ("f16", DType::F16),
+    ("half", DType::F16),
+    ("fp32", DType::F32),
+    ("f32", DType::F32),
+    ("float", DType::F32),
+    ("fp64", DType::F64),
+    ("f64", DType::F64),
+    ("double", DType::F64),
+    ("float8_e4m3", DType::F8E4M3),
+    ("fp8_e4m3", DType::F8E4M3),
+    ("fp8", DType::F8E4M3),
+    ("fp8_e5m2", DType::F8E5M2),
+    ("long", DType::I64),
+    ("int", DType::I32),
+    ("short", DType::I16),
+];
+
 /// Accepts every spelling of [`DType::from_spelling`].
 impl<'de> Deserialize<'de> for DType {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
@@ -123,7 +143,7 @@ impl schemars::JsonSchema for DType {
     }
 
     fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-        schemars::json_schema!({ "type": "string", "description": "a torch dtype: float32, bfloat16, float16, … (bf16, fp32, half, torch.float32 are understood too)" })
+        schemars::json_schema!({ "enum": Self::spellings(), "description": "a torch dtype: float32, bfloat16, float16, … (bf16, fp32, half, torch.float32 are understood too)" })
     }
 }
 
@@ -138,6 +158,7 @@ mod tests {
             assert_eq!(DType::from_spelling(d.torch_name()), Some(d));
             assert_eq!(DType::from_spelling(&format!("torch.{}", d.torch_name())), Some(d));
         }
+        assert!(DType::spellings().iter().all(|text| DType::from_spelling(text).is_some()));
         assert_eq!(DType::from_spelling("BF16"), Some(DType::BF16));
         assert_eq!(DType::from_spelling("bfloat"), None);
     }
