@@ -1,9 +1,10 @@
-//! A corpus of invalid configs: what each makes the program say, and its exit code. A first line `# args: …` adds arguments.
+//! Two corpora, of configs that are invalid and of configs that are legal and warned of: what each makes the program say, and its exit code.
+//! A first line `# args: …` adds arguments.
 
 use std::{fs, path::Path, process::Command};
 
-fn corpus() -> Vec<String> {
-    let mut names: Vec<String> = fs::read_dir(folder())
+fn corpus(name: &str) -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(folder(name))
         .unwrap()
         .filter_map(|e| e.unwrap().file_name().into_string().unwrap().strip_suffix(".yaml").map(str::to_owned))
         .collect();
@@ -11,32 +12,67 @@ fn corpus() -> Vec<String> {
     names
 }
 
-fn folder() -> std::path::PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/resolve/invalid")
+fn folder(name: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/resolve").join(name)
 }
 
 fn run(args: &[&str]) -> (i32, String, String) {
+    run_in("invalid", args)
+}
+
+fn run_in(corpus: &str, args: &[&str]) -> (i32, String, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_shardwright"));
-    command.current_dir(folder()).args(args).env_clear().env("HF_HOME", "nowhere");
+    command.current_dir(folder(corpus)).args(args).env_clear().env("HF_HOME", "nowhere");
     let output = command.output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
 }
 
+/// Resolves a config of a corpus with the arguments that it asks for.
+fn resolved(corpus: &str, name: &str) -> (i32, String, String) {
+    let file = format!("{name}.yaml");
+    let text = fs::read_to_string(folder(corpus).join(&file)).unwrap();
+    let first = text.lines().next().unwrap_or_default();
+    let more: Vec<&str> = first.strip_prefix("# args: ").unwrap_or_default().split_whitespace().collect();
+    run_in(corpus, &[&["resolve", &file][..], &more].concat())
+}
+
 #[test]
 fn every_problem_is_said_with_its_place_and_exit_code() {
-    let names = corpus();
+    let names = corpus("invalid");
     assert!(names.len() >= 30, "{}", names.len());
     for name in names {
-        let file = format!("{name}.yaml");
-        let text = fs::read_to_string(folder().join(&file)).unwrap();
-        let first = text.lines().next().unwrap_or_default();
-        let more: Vec<&str> = first.strip_prefix("# args: ").unwrap_or_default().split_whitespace().collect();
-        let (code, out, err) = run(&[&["resolve", &file][..], &more].concat());
+        let (code, out, err) = resolved("invalid", &name);
         assert!(out.is_empty() && !err.contains("panicked"), "{name}: {out}{err}");
         assert_eq!(code, 3, "{name}: {err}");
         insta::assert_snapshot!(format!("invalid_{name}"), format!("exit {code}\n{err}"));
     }
+}
+
+#[test]
+fn what_is_legal_and_odd_is_a_warning_at_its_place() {
+    let names = corpus("warned");
+    assert!(names.len() >= 8, "{}", names.len());
+    for name in names {
+        let (code, out, err) = resolved("warned", &name);
+        assert!(code == 0 && !out.is_empty() && err.starts_with("warning["), "{name}: {code} {err}");
+        insta::assert_snapshot!(format!("warned_{name}"), err);
+    }
+}
+
+/// Nothing hides anything: neither a broken section its file, nor the file the command line, nor any of them each other.
+#[test]
+fn problems_of_all_sources_are_said_at_once() {
+    let (code, out, _) =
+        run(&["resolve", "everywhere.yaml", "learning_rate=fast", "dist_config.confg=1", "--world-size", "4", "--format", "json"]);
+    let document: serde_json::Value = serde_json::from_str(&out).unwrap();
+    let errors = document["errors"].as_array().unwrap();
+    let mut codes: Vec<&str> = errors.iter().map(|e| e["code"].as_str().unwrap()).collect();
+    codes.sort_unstable();
+    codes.dedup();
+    let of = |file: &str| errors.iter().filter(|e| e["file"] == file).count();
+    assert!(code == 3 && codes.len() >= 8, "{codes:?}");
+    assert!(of("everywhere.yaml") >= 8 && of("everywhere.json") >= 5 && of("<command line>") == 2, "{document}");
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod matrix;
 mod oracle;
 mod properties;
 mod readers;
+mod terminal;
 
 use std::collections::BTreeMap;
 

@@ -6,10 +6,12 @@ use serde_json::Value as Json;
 
 use crate::{Case, values};
 
-const STRATEGIES: [(&str, &str); 5] = [
+const STRATEGIES: [(&str, &str); 7] = [
     ("none", ""),
     ("fsdp2", "dist_config: {name: fsdp2}\n"),
     ("zero3", "dist_config: {name: zero3}\n"),
+    ("stage 0", "dist_config: {name: zero3, zero_optimization: {stage: 0}}\n"),
+    ("stage 1", "dist_config: {name: zero3, zero_optimization: {stage: 1}, bf16: {enabled: false}}\n"),
     ("stage 2", "dist_config: {name: zero3, zero_optimization: {stage: 2}}\n"),
     ("fsdp2 offload", "dist_config: {reshard_after_forward: false, offload_params: true, name: fsdp2}\n"),
 ];
@@ -65,6 +67,8 @@ fn accelerate() {
         ("fsdp2", "distributed_type: FSDP\nfsdp_config: {fsdp_version: 2}\n"),
         ("zero 3", "distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 3, gradient_accumulation_steps: 2}\n"),
         ("zero 2", "distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 2}\n"),
+        ("zero 1", "distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 1}\nmicro_batch_size: 2\n"),
+        ("zero 0", "distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 0}\n"),
         ("ddp", "distributed_type: MULTI_GPU\n"),
     ];
     for (kind, text) in kinds {
@@ -75,6 +79,27 @@ fn accelerate() {
     }
     let hsdp = "distributed_type: FSDP\nfsdp_config: {fsdp_version: 2}\nnum_processes: 8\nparallelism_config: {parallelism_config_dp_replicate_size: 2, parallelism_config_dp_shard_size: 4}\n";
     writeln!(all, "hsdp: {}", line(&Case { world: None, ..Case::new(hsdp) }.document())).unwrap();
+    insta::assert_snapshot!(all);
+}
+
+/// Stages by a file, in both dialects.
+#[test]
+fn stages_by_file() {
+    let mut all = String::new();
+    for stage in 0..4 {
+        for (bf16, fp16) in [("true", "false"), ("false", "false"), (r#""auto""#, r#""auto""#), (r#""auto""#, "false")] {
+            let file = format!(
+                r#"{{"zero_optimization": {{"stage": {stage}}}, "bf16": {{"enabled": {bf16}}}, "fp16": {{"enabled": {fp16}}}, "train_micro_batch_size_per_gpu": "auto"}}"#
+            );
+            for (dialect, yaml) in [
+                ("llamafactory", crate::DEEPSPEED),
+                ("accelerate", "distributed_type: DEEPSPEED\ndeepspeed_config: {deepspeed_config_file: ds.json}\n"),
+            ] {
+                let document = Case::new(yaml).deepspeed(file.clone()).world(4).document();
+                writeln!(all, "{dialect}, stage {stage}, bf16 {bf16}, fp16 {fp16}: {}", line(&document)).unwrap();
+            }
+        }
+    }
     insta::assert_snapshot!(all);
 }
 

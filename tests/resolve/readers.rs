@@ -1,9 +1,10 @@
-//! What PyYAML makes of scalars, OmegaConf of overrides and DeepSpeed's pydantic models of values, recorded by running them.
+//! What PyYAML makes of scalars, OmegaConf of overrides, hjson of DeepSpeed's files and DeepSpeed's pydantic models of values, recorded by
+//! running them.
 
 use serde_json::{Value as Json, json};
 use shardwright_core::{
-    diagnostic::Source,
-    tree::{Value, yaml},
+    diagnostic::{Severity, Source},
+    tree::{Value, json as reader, yaml},
 };
 
 use crate::{Case, DEEPSPEED};
@@ -96,4 +97,38 @@ fn values_are_taken_and_refused_as_deepspeed_does() {
         }
     }
     assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// DeepSpeed reads its file with hjson, recorded by `hjson_corpus.py`: JSON, with comments or without, is the same value; what is hjson
+/// beyond that is refused with one located error; and nothing is read that DeepSpeed would not read.
+#[test]
+fn a_deepspeed_file_is_hjsons_or_refused() {
+    let rows: Vec<Json> = serde_json::from_str(include_str!("hjson.json")).unwrap();
+    let (mut wrong, mut named) = (Vec::new(), 0);
+    for row in &rows {
+        let text = row["text"].as_str().unwrap();
+        let mut found = Vec::new();
+        let node = reader::parse(&Source::new("ds.json", text), &mut found);
+        let errors: Vec<_> = found.iter().chain(node.as_ref().err()).filter(|d| d.severity == Severity::Error).collect();
+        let must_read = ["json", "comments"].contains(&row["kind"].as_str().unwrap());
+        named += usize::from(errors.iter().any(|d| d.code == "json-hjson"));
+        let problem = match (row.get("value"), node.as_ref().ok().filter(|_| errors.is_empty())) {
+            (Some(want), Some(node)) if same(&node.to_json(), want) => None,
+            (Some(_), None) if must_read => Some(format!("refused: {errors:?}")),
+            (_, None) if errors.iter().all(|d| d.at.is_some()) && !errors.is_empty() => None,
+            (want, found) => Some(format!("{:?}, should be {want:?}", found.map(|n| n.to_json()))),
+        };
+        wrong.extend(problem.map(|problem| format!("{text:?}: {problem}")));
+    }
+    assert!(wrong.is_empty(), "{} of {} differ:\n{}", wrong.len(), rows.len(), wrong.join("\n"));
+    assert!(named > 200, "only {named} say which construct of hjson they are about");
+}
+
+fn same(a: &Json, b: &Json) -> bool {
+    match (a, b) {
+        (Json::Object(a), Json::Object(b)) => a.len() == b.len() && a.iter().all(|(k, v)| b.get(k).is_some_and(|w| same(v, w))),
+        (Json::Array(a), Json::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b)),
+        (Json::Number(a), Json::Number(b)) => a.as_f64() == b.as_f64(),
+        _ => a == b,
+    }
 }

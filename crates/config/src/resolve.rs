@@ -106,7 +106,8 @@ impl Draft {
             }
         }
         let strategy = self.sections.get("dist_config").map(|s| s.name.as_str());
-        elsewhere::tell(&mut diagnostics, &sources, &sources[0].name, self.dialect, strategy, registry);
+        let files = supplied.files.values().filter_map(|f| f.as_ref().ok().map(|source| &*source.name)).collect();
+        elsewhere::Scope { dialect: self.dialect, strategy, registry, files }.tell(&mut diagnostics);
         if self.dialect == Dialect::Accelerate {
             accelerate::in_users_words(&mut diagnostics, &sources[..2]);
         }

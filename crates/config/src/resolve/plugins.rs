@@ -88,7 +88,7 @@ impl Resolver<'_> {
         let name = built.strategy.name();
         let mut found = Vec::new();
         if !settings.units.is_empty() && !built.heeds_units {
-            found.push(("units", format!("shardwright.units has no effect: {name} gathers each parameter by itself")));
+            found.push(("units", format!("shardwright.units has no effect under {name}, which has no all-gather groups")));
         }
         if settings.zero3_fp16 && built.document.get("/deepspeed").is_none() {
             found.push(("zero3_fp16", format!("shardwright.zero3_fp16 has no effect under {name}, which is not DeepSpeed's")));
