@@ -4,7 +4,7 @@
 use serde_json::{Value as Json, json};
 use shardwright_core::{
     diagnostic::{Severity, Source},
-    tree::{Value, json as reader, yaml},
+    tree::{Node, Value, json as reader, yaml},
 };
 
 use crate::{Case, DEEPSPEED};
@@ -116,7 +116,7 @@ fn a_deepspeed_file_is_hjsons_or_refused() {
             (Some(want), Some(node)) if same(&node.to_json(), want) => None,
             (Some(_), None) if must_read => Some(format!("refused: {errors:?}")),
             (_, None) if errors.iter().all(|d| d.at.is_some()) && !errors.is_empty() => None,
-            (want, found) => Some(format!("{:?}, should be {want:?}", found.map(|n| n.to_json()))),
+            (want, found) => Some(format!("{:?}, should be {want:?}", found.map(Node::to_json))),
         };
         wrong.extend(problem.map(|problem| format!("{text:?}: {problem}")));
     }

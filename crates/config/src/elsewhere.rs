@@ -2,7 +2,12 @@
 //! right one, and a typo finds its word wherever that is known.
 
 use serde_json::Value as Json;
-use shardwright_core::{diagnostic::Diagnostic, registry::Registry, strategy_config::Dialect, suggest::nearest};
+use shardwright_core::{
+    diagnostic::Diagnostic,
+    registry::{Registry, StrategyEntry},
+    strategy_config::Dialect,
+    suggest::nearest,
+};
 
 use crate::{
     accelerate,
@@ -92,7 +97,7 @@ impl Scope<'_> {
 
     /// Keys of a DeepSpeed config: of whatever strategy takes one inline.
     fn in_files(&self) -> Vec<Place> {
-        let schemas = self.registry.strategies().iter().map(|entry| entry.schema());
+        let schemas = self.registry.strategies().iter().map(StrategyEntry::schema);
         let Some(schema) = schemas.into_iter().find(|s| s.as_value()["properties"].get("zero_optimization").is_some()) else {
             return Vec::new();
         };
