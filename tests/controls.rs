@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt,
     path::Path,
     process::Stdio,
     time::{Duration, Instant},
@@ -31,6 +32,8 @@ fn every_way_to_read_gives_the_same_shards() {
         &["--mmap"],
         &["--threads", "1", "--block-size", "4096"],
         &["--threads", "7", "--queue-depth", "1", "--drop-cache"],
+        &["--readahead", "--queue-depth", "2", "--drop-cache"],
+        &["--readahead=false", "--threads", "2", "--block-size", "4096"],
         &["--direct", "--threads", "3", "--block-size", "8KiB"],
     ] {
         assert!(digests(&config, flags) == plain, "{flags:?} gives other shards");
@@ -63,6 +66,68 @@ fn shards_that_do_not_fit_are_refused_with_the_numbers() {
     }
 }
 
+/// Forced, the same terabyte is asked of the system, which refuses it.
+#[test]
+fn force_goes_past_the_preflight() {
+    if fs::read_to_string("/proc/sys/vm/overcommit_memory").is_ok_and(|mode| mode.trim() == "1") {
+        println!("skipped: force_goes_past_the_preflight: this system maps any size");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let tensors = [shardwright_core::TensorMeta::new("w", shardwright_core::DType::BF16, [1u64 << 20, 1 << 21])];
+    write_checkpoint(dir.path(), &tensors, u64::MAX, Content::Sparse).unwrap();
+    let config = fsdp2_config(dir.path(), dir.path(), 1, Some("bfloat16"));
+    let output = run(["load", config.to_str().unwrap(), "--force"]);
+    assert_eq!(output.status.code(), Some(7), "{}", stderr(&output));
+    assert!(stderr(&output).contains("cannot map 4398046511104 bytes"), "{}", stderr(&output));
+}
+
+/// Two files, of which the second may no longer be read once the first is on its way. Root reads everything, so it is run as nobody.
+#[test]
+fn permission_lost_during_a_load_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = dir.path().join("model");
+    let tensor = |name: &str| shardwright_core::TensorMeta::new(name, shardwright_core::DType::BF16, [1u64 << 10, 1 << 17]);
+    write_checkpoint(&model, &[tensor("first"), tensor("second")], 1 << 28, Content::Sparse).unwrap();
+    let config = fsdp2_config(dir.path(), &model, 1, Some("checkpoint"));
+    let program = dir.path().join("shardwright");
+    fs::copy(env!("CARGO_BIN_EXE_shardwright"), &program).unwrap();
+    for (path, mode) in [(dir.path(), 0o755), (&model, 0o755), (config.as_path(), 0o644)] {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let mut command = std::process::Command::new(&program);
+    command.args(["load", config.to_str().unwrap(), "--threads", "1", "--block-size", "4096", "--direct", "--queue-depth", "1"]);
+    command.env_clear().stdout(Stdio::piped()).stderr(Stdio::piped());
+    // SAFETY: geteuid only asks.
+    if unsafe { libc::geteuid() } == 0 {
+        std::os::unix::process::CommandExt::uid(&mut command, 65_534);
+    }
+    let child = (0..100).find_map(|_| {
+        std::thread::sleep(Duration::from_millis(20)); // a copy that another thread's fork still holds open for writing is busy
+        command.spawn().ok()
+    });
+    let child = child.unwrap();
+    wait_for_bytes(child.id(), 4 << 20);
+    fs::set_permissions(model.join("model-00002-of-00002.safetensors"), fs::Permissions::from_mode(0o000)).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(5), "{}", stderr(&output));
+    for needle in ["model-00002-of-00002.safetensors", "denied"] {
+        assert!(stderr(&output).contains(needle), "'{needle}' is not in: {}", stderr(&output));
+    }
+}
+
+/// Until a process has read so much, by the operating system's count.
+fn wait_for_bytes(process: u32, bytes: u64) {
+    let read = || {
+        let io = fs::read_to_string(format!("/proc/{process}/io")).unwrap_or_default();
+        io.lines().find_map(|l| l.strip_prefix("rchar: ")?.parse::<u64>().ok()).unwrap_or(0)
+    };
+    let started = Instant::now();
+    while read() < bytes && started.elapsed() < Duration::from_secs(60) {
+        std::thread::yield_now();
+    }
+}
+
 /// The signal is sent once the load is well under way, by the operating system's count of what it read.
 #[test]
 fn a_signal_stops_a_load_with_its_own_exit_code() {
@@ -74,14 +139,7 @@ fn a_signal_stops_a_load_with_its_own_exit_code() {
     command.args(["load", config.to_str().unwrap(), "--world-size", "8", "--rank", "1", "--threads", "1", "--block-size", "4096"]);
     command.args(["--direct", "--queue-depth", "1"]); // nothing faster than a page at a time
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let read = || {
-        let io = fs::read_to_string(format!("/proc/{}/io", child.id())).unwrap_or_default();
-        io.lines().find_map(|l| l.strip_prefix("rchar: ")?.parse::<u64>().ok()).unwrap_or(0)
-    };
-    let started = Instant::now();
-    while read() < 4 << 20 && started.elapsed() < Duration::from_secs(60) {
-        std::thread::yield_now();
-    }
+    wait_for_bytes(child.id(), 4 << 20);
     // SAFETY: a signal to our own child, which was not waited for yet.
     unsafe { libc::kill(i32::try_from(child.id()).unwrap(), libc::SIGINT) };
     let output = child.wait_with_output().unwrap();

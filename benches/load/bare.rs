@@ -80,7 +80,7 @@ pub(crate) fn sequential(files: &[File], ranges: &[(usize, Range<u64>)]) {
     }
 }
 
-fn map(len: usize) -> *mut u8 {
+pub(crate) fn map(len: usize) -> *mut u8 {
     // SAFETY: a fresh mapping, larger by what the alignment skips.
     unsafe {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;

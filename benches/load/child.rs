@@ -44,12 +44,7 @@ pub(crate) fn run(job: &Value) -> Value {
 }
 
 fn load(plan: &ShardPlan, checkpoint: &Checkpoint, ranks: &[u32], io: &str) -> Value {
-    let method = match io {
-        "direct" => Some(ReadMethod::Direct),
-        "mmap" => Some(ReadMethod::Mmap),
-        _ => None,
-    };
-    let io = IoOptions { method, readahead: (io == "no readahead").then_some(false), ..IoOptions::default() };
+    let io = options(io);
     let (before, cpu) = (process_memory().expect("/proc").anonymous, cpu_seconds());
     let started = Instant::now();
     let loaded = Loader::new(plan, checkpoint).ranks(ranks).io(io).load().expect("a load");
@@ -61,6 +56,25 @@ fn load(plan: &ShardPlan, checkpoint: &Checkpoint, ranks: &[u32], io: &str) -> V
         "seconds": seconds, "read": stats.bytes_read, "distinct": distinct, "cpu": cpu_seconds() - cpu,
         "extra": anonymous as f64 - before as f64 - (stats.shard_bytes + stats.padding_bytes) as f64,
     })
+}
+
+/// Words such as `direct`, `readahead`, `threads=1`.
+fn options(words: &str) -> IoOptions {
+    let mut io = IoOptions::default();
+    for word in words.split_whitespace() {
+        let (name, value) = word.split_once('=').unwrap_or((word, ""));
+        let number = || value.parse().ok();
+        match name {
+            "direct" => io.method = Some(ReadMethod::Direct),
+            "mmap" => io.method = Some(ReadMethod::Mmap),
+            "readahead" => io.readahead = Some(true),
+            "threads" => io.threads = number(),
+            "depth" => io.queue_depth = number(),
+            "block" => io.block_size = number(),
+            _ => panic!("unknown word '{word}'"),
+        }
+    }
+    io
 }
 
 fn bare_loop(plan: &ShardPlan, checkpoint: &Checkpoint, ranks: &[u32], storage: DType) -> Value {

@@ -2,9 +2,10 @@
 //!
 //! Cold, the roofline is one thread that reads the same bytes in file order and does nothing with them.
 //!
-//! `cargo bench --bench load [-- FILTER…] [--runs N]`. Every measurement is a fresh process (a warm heap flatters), loader and bare loop
+//! `cargo bench --bench load [-- FILTER…] [--runs N] [--io "direct | mmap | readahead | threads=N | depth=N | block=BYTES"]`. Every measurement is a fresh process (a warm heap flatters), loader and bare loop
 //! take turns, medians are compared. The checkpoints are generated once, under `target/bench-data`.
 
+mod balloon;
 mod bare;
 mod cache;
 mod child;
@@ -15,6 +16,7 @@ use std::{
     process::Command,
 };
 
+use crate::balloon::Balloon;
 use serde_json::{Value, json};
 use shardwright_core::{DType, TensorMeta};
 use shardwright_engine::generate::{Content, Qwen3, write_checkpoint};
@@ -28,7 +30,7 @@ struct Case {
     world: u32,
     rank: Option<u32>,
     storage: &'static str,
-    io: &'static str,
+    io: String,
 }
 
 impl Case {
@@ -46,13 +48,13 @@ fn cases() -> Vec<Case> {
         for model in [Qwen3::B0_6, Qwen3::B1_7] {
             for (world, rank) in [(2, None), (8, Some(3))] {
                 for storage in ["float32", "bfloat16"] {
-                    cases.push(Case { model, cold, world, rank, storage, io: "" });
+                    cases.push(Case { model, cold, world, rank, storage, io: String::new() });
                 }
             }
         }
     }
-    for io in ["direct", "mmap", "no readahead"] {
-        cases.push(Case { model: Qwen3::B0_6, cold: true, world: 2, rank: None, storage: "bfloat16", io });
+    for io in ["direct", "mmap", "readahead"] {
+        cases.push(Case { model: Qwen3::B0_6, cold: true, world: 2, rank: None, storage: "bfloat16", io: io.into() });
     }
     cases
 }
@@ -63,8 +65,11 @@ fn main() {
         return;
     }
     let args: Vec<String> = env::args().skip(1).filter(|a| a != "--bench").collect();
-    let runs = args.iter().position(|a| a == "--runs").map(|i| args[i + 1].parse::<usize>().expect("a number of runs"));
-    let filters: Vec<&String> = args.iter().filter(|a| !a.starts_with("--") && a.parse::<usize>().is_err()).collect();
+    let value = |name: &str| args.iter().position(|a| a == name).and_then(|at| args.get(at + 1));
+    let runs = value("--runs").map(|n| n.parse::<usize>().expect("a number of runs"));
+    let ios: Vec<&String> = args.windows(2).filter(|w| w[0] == "--io").map(|w| &w[1]).collect();
+    let is_filter = |a: &&String| !a.starts_with("--") && !ios.contains(a) && value("--runs") != Some(a);
+    let filters: Vec<&String> = args.iter().filter(is_filter).collect();
     println!("ratios are bare loop by load: of the medians, of the best runs, of the CPU seconds");
     println!(
         "{:<44} {:>7} {:>7} {:>7} {:>7} {:>7} {:>8} {:>8} {:>9} {:>9}",
@@ -73,9 +78,12 @@ fn main() {
     if filters.is_empty() || filters.iter().any(|f| *f == "growth") {
         growth();
     }
-    for case in cases() {
+    let mut balloon = Balloon::default();
+    let with_io = |case: Case| ios.iter().map(move |io| Case { io: io.to_string(), ..case.clone() }).collect::<Vec<_>>();
+    let cases = if ios.is_empty() { cases() } else { cases().into_iter().filter(|c| c.io.is_empty()).flat_map(with_io).collect() };
+    for case in cases {
         if filters.iter().all(|f| case.name().contains(*f)) {
-            measure(&case, runs.unwrap_or(if case.cold { 3 } else { 9 }));
+            measure(&case, runs.unwrap_or(if case.cold { 3 } else { 9 }), &mut balloon);
         }
     }
 }
@@ -104,12 +112,12 @@ fn data(model: Qwen3) -> PathBuf {
     dir
 }
 
-fn measure(case: &Case, runs: usize) {
+fn measure(case: &Case, runs: usize, balloon: &mut Balloon) {
     let dir = data(case.model);
     let (mut loads, mut bares) = (Vec::new(), Vec::new());
     for _ in 0..runs {
-        loads.push(spawn(case, &dir, "load"));
-        bares.push(spawn(case, &dir, if case.cold { "sequential" } else { "bare" }));
+        loads.push(spawn(case, &dir, "load", balloon));
+        bares.push(spawn(case, &dir, if case.cold { "sequential" } else { "bare" }, balloon));
     }
     let sorted = |values: &[Value], key: &str| {
         let mut numbers: Vec<f64> = values.iter().map(|v| v[key].as_f64().expect("a number")).collect();
@@ -135,12 +143,12 @@ fn measure(case: &Case, runs: usize) {
 }
 
 /// One measurement in a process of its own, the page cache as the case wants it, checked.
-fn spawn(case: &Case, dir: &Path, what: &str) -> Value {
+fn spawn(case: &Case, dir: &Path, what: &str, balloon: &mut Balloon) -> Value {
     cache::prepare(dir, case.cold);
     let job = json!({
         "what": what, "dir": dir, "world": case.world, "rank": case.rank, "storage": case.storage, "io": case.io,
     });
-    fresh(&job)
+    balloon.release_for(|| fresh(&job))
 }
 
 fn fresh(job: &Value) -> Value {

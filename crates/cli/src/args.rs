@@ -104,6 +104,9 @@ pub struct IoArgs {
     /// Map files instead of reading them. A mapped file that shrinks meanwhile kills the process.
     #[arg(long)]
     pub mmap: bool,
+    /// Announce to the kernel what is read next [default: where the kernel itself does not read far ahead].
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    pub readahead: Option<bool>,
     /// Drop what was read from the page cache.
     #[arg(long)]
     pub drop_cache: bool,

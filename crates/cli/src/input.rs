@@ -64,6 +64,7 @@ fn io_options(args: &IoArgs, resolved: &Resolved, world: &World) -> IoOptions {
         queue_depth: count(args.queue_depth, io.queue_depth),
         block_size: args.block_size.or(io.block_size).map(|size| usize::try_from(size.0).unwrap_or(usize::MAX)),
         method,
+        readahead: args.readahead.or(io.readahead),
         drop_cache: args.drop_cache || io.drop_cache.unwrap_or(false),
         force: args.force,
         local_processes: world.local_size,

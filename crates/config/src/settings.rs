@@ -42,6 +42,8 @@ pub struct IoSettings {
     pub direct: Option<bool>,
     /// Map files instead of reading them.
     pub mmap: Option<bool>,
+    /// Announce to the kernel what is read next.
+    pub readahead: Option<bool>,
     /// Drop what was read from the page cache.
     pub drop_cache: Option<bool>,
 }

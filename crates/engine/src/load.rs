@@ -84,6 +84,8 @@ pub struct Loader<'p, 'a> {
     cancel: CancelToken,
     #[cfg(test)]
     faults: Option<Arc<crate::source::faulty::Faults>>,
+    #[cfg(test)]
+    available: Option<crate::memory::Available>,
 }
 
 impl<'p, 'a> Loader<'p, 'a> {
@@ -100,6 +102,8 @@ impl<'p, 'a> Loader<'p, 'a> {
             cancel: CancelToken::new(),
             #[cfg(test)]
             faults: None,
+            #[cfg(test)]
+            available: None,
         }
     }
 
@@ -155,6 +159,8 @@ impl<'p, 'a> Loader<'p, 'a> {
         let choice = self.explain()?;
         let (layouts, schedule) = self.prepare()?;
         let preflight = Preflight::of(&layouts, &choice);
+        #[cfg(test)]
+        let preflight = Preflight { available: self.available.or(preflight.available), ..preflight };
         if !self.io.force {
             preflight.check()?;
         }

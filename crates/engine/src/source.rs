@@ -53,6 +53,11 @@ pub(crate) trait ReadAt {
         1
     }
 
+    /// Whether that byte can be had without waiting for a disk, as far as is known.
+    fn is_cached(&self, _offset: u64) -> bool {
+        true
+    }
+
     /// Tells the system that these bytes will be read soon.
     fn announce(&self, _offset: u64, _len: u64) {}
 
@@ -115,25 +120,6 @@ impl Buffered {
     }
 }
 
-#[cfg(target_os = "linux")]
-impl Buffered {
-    /// Whether that byte can be read without waiting for a disk.
-    fn is_cached(&self, offset: u64) -> bool {
-        let mut byte = 0u8;
-        let part = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
-        let Ok(offset) = libc::off_t::try_from(offset) else { return false };
-        // SAFETY: one byte of our own to read into, on an open descriptor.
-        unsafe { libc::preadv2(self.file.as_raw_fd(), &raw const part, 1, offset, libc::RWF_NOWAIT) == 1 }
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-impl Buffered {
-    fn is_cached(&self, _offset: u64) -> bool {
-        true
-    }
-}
-
 impl ReadAt for Buffered {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         self.file.read_at(buffer, offset)
@@ -141,6 +127,15 @@ impl ReadAt for Buffered {
 
     fn stamp(&self) -> io::Result<Stamp> {
         Ok(Stamp::of(&self.file.metadata()?))
+    }
+
+    #[cfg(target_os = "linux")]
+    fn is_cached(&self, offset: u64) -> bool {
+        let mut byte = 0u8;
+        let part = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
+        let Ok(offset) = libc::off_t::try_from(offset) else { return false };
+        // SAFETY: one byte of our own to read into, on an open descriptor.
+        unsafe { libc::preadv2(self.file.as_raw_fd(), &raw const part, 1, offset, libc::RWF_NOWAIT) == 1 }
     }
 
     fn announce(&self, offset: u64, len: u64) {

@@ -269,6 +269,28 @@ fn a_file_that_ends_early_is_told() {
     assert!(error.to_string().contains("ended too early") && error.to_string().contains("bytes more"), "{error}");
 }
 
+#[test]
+fn permission_lost_between_two_reads_is_told_and_not_retried() {
+    let error = with_faults(Misbehaviour::Fails(libc::EACCES), small_blocks()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Io);
+    assert!(error.to_string().contains("Permission denied") && error.to_string().contains("tensor 'big'"), "{error}");
+}
+
+#[test]
+fn too_little_memory_is_refused_unless_forced() {
+    let load = |force| {
+        let (plan, dir, data) = simple();
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        let mut loader = Loader::new(&plan, &checkpoint).io(IoOptions { force, ..small_blocks() });
+        loader.available = Some(crate::memory::Available::for_test(1000, "MemAvailable"));
+        loader.load().map(|loaded| check(&plan, &data, &loaded))
+    };
+    let error = load(false).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Memory);
+    assert!(error.to_string().contains("1 MiB by MemAvailable"), "{error}");
+    load(true).unwrap();
+}
+
 /// The stalled read takes far longer than the test allows the load.
 #[test]
 fn a_read_that_does_not_come_back_fails_the_load_and_is_left_behind() {

@@ -6,7 +6,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Fault, FaultKind, Lane, Place, Shared, Staging, Worker, lock, to_device};
+use super::{
+    Lane, Shared, Worker,
+    fault::{Fault, FaultKind, Place},
+    lock,
+    staging::Staging,
+    to_device,
+};
 use crate::{
     checkpoint::Checkpoint,
     error::{EngineError, ErrorKind, Result},

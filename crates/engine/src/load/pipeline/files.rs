@@ -1,0 +1,79 @@
+//! The checkpoint's files while they are read: opened at the first task, announced ahead, closed after the last byte.
+
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicU64, Ordering},
+};
+
+use super::{
+    BlockLimits, MAX_RUNS, Shared,
+    fault::{Fault, FaultKind, Place},
+    lock,
+};
+use crate::{
+    checkpoint::{CheckpointFile, unchanged},
+    error::EngineError,
+    load::schedule::{Run, Task},
+    source::{ByteSource, ReadAt},
+};
+
+/// A file while it is needed: opened at its first task, closed after its last byte.
+pub(super) struct FileState {
+    pub(super) file: CheckpointFile,
+    pub(super) open: Mutex<Option<Arc<ByteSource>>>,
+    pub(super) left: AtomicU64,
+}
+
+impl Shared {
+    /// The open file; opens it, and checks that it is still the one whose header was read.
+    pub(super) fn open(&self, file: u32) -> Result<Arc<ByteSource>, Fault> {
+        let state = &self.files[file as usize];
+        let mut open = lock(&state.open);
+        if let Some(source) = &*open {
+            return Ok(Arc::clone(source));
+        }
+        let path = &state.file.path;
+        let source = self.opener.open(path).and_then(|s| Ok((s.stamp()?, s)));
+        let checked = source
+            .map_err(|e| EngineError::io("cannot open the file", path, e))
+            .and_then(|(stamp, source)| unchanged(path, state.file.stamp, stamp).map(|()| source));
+        let at = Place { file, offset: 0, tensor: None, rank: None };
+        let source = Arc::new(checked.map_err(|e| Fault { at, error: FaultKind::Other(e) })?);
+        self.cold.fetch_or(!source.is_cached(state.file.stamp.size / 2), Ordering::Relaxed);
+        *open = Some(Arc::clone(&source));
+        Ok(source)
+    }
+
+    /// Bytes to take at a time. Where the kernel reads ahead of us, workers stay close together: it takes what they do for one stream.
+    pub(super) fn task_limit(&self) -> u64 {
+        let one_stream = self.cold.load(Ordering::Relaxed) && !self.choice.readahead;
+        if one_stream { self.limits.block } else { self.task_size }
+    }
+
+    /// Tells the system what comes next, unless it has that already. Only a hint: what fails here fails again when it is read.
+    pub(super) fn announce(&self, runs: &mut Vec<Run>) {
+        if !self.choice.readahead {
+            return;
+        }
+        let limits = BlockLimits { block: self.task_size, in_place: usize::MAX, runs: MAX_RUNS };
+        let lead = self.choice.queue_depth * self.choice.threads;
+        while let Some(task) = self.schedule.next_announcement(self.task_size, lead) {
+            let Ok(source) = self.open(task.file) else { return };
+            let mut blocks = self.schedule.blocks(task);
+            while let Some(block) = blocks.next(&limits, runs) {
+                source.announce(block.offset, block.bytes);
+            }
+        }
+    }
+
+    /// Counts a task as done; the file's last one closes it.
+    pub(super) fn finish(&self, task: Task, source: &ByteSource) {
+        let state = &self.files[task.file as usize];
+        if state.left.fetch_sub(task.bytes, Ordering::AcqRel) == task.bytes {
+            *lock(&state.open) = None;
+            if self.choice.drop_cache {
+                source.forget(0, 0); // to the end
+            }
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! A task cut into blocks, and a block into the runs that go to one place each.
+
+use super::{
+    Schedule,
+    queue::{Cursor, Task},
+    read::TensorRead,
+};
+use crate::load::pipeline::BlockLimits;
+
+/// Neighbouring bytes of one file, read at once.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Block {
+    pub(crate) offset: u64,
+    pub(crate) bytes: u64,
+}
+
+/// A part of a block that goes to one place in each rank's memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Run {
+    /// Index into [`Schedule::tensors`].
+    pub(crate) tensor: u32,
+    pub(super) member: u32,
+    /// First byte in the block, and number of bytes.
+    pub(crate) from: usize,
+    pub(crate) bytes: usize,
+    /// First byte in the rank's own part, and number of bytes there.
+    pub(crate) to: usize,
+    pub(crate) stored: usize,
+}
+
+impl Schedule {
+    /// The blocks of a task, one after the other.
+    pub(crate) fn blocks(&self, task: Task) -> Blocks<'_> {
+        Blocks { schedule: self, at: task.at, left: task.bytes }
+    }
+
+    /// The longest run at a place: where it lies in the file, and to whose part it goes.
+    fn run_at(&self, at: Cursor) -> (u64, Run) {
+        let piece = &self.pieces[at.piece];
+        let tensor = &self.tensors[piece.tensor as usize];
+        let width = piece.hi - piece.lo;
+        let (row, x) = (at.pos / width, piece.lo + at.pos % width);
+        let members = &self.groups[tensor.group as usize].members;
+        let candidates = &members[piece.first as usize..piece.end as usize];
+        let member = piece.first as usize + candidates.partition_point(|m| tensor.cut(m.coordinate).1 <= x);
+        let (lo, hi) = tensor.cut(members[member].coordinate);
+        let (elements, local) = (hi - x, row * (hi - lo) + (x - lo));
+        let offset = tensor.at + (row * tensor.row + x) * tensor.from;
+        (offset, Run::new(piece.tensor, member, tensor, elements, local))
+    }
+}
+
+impl Run {
+    #[expect(clippy::cast_possible_truncation, reason = "parts of a shard, whose arena is mapped and so has a size in usize")]
+    fn new(number: u32, member: usize, tensor: &TensorRead, elements: u64, local: u64) -> Self {
+        Self {
+            tensor: number,
+            member: member as u32,
+            from: 0,
+            bytes: (elements * tensor.from) as usize,
+            to: (local * tensor.to) as usize,
+            stored: (elements * tensor.to) as usize,
+        }
+    }
+
+    /// Keeps the first `bytes`, a whole number of elements.
+    #[expect(clippy::cast_possible_truncation, reason = "an element has a few bytes")]
+    fn cut_to(mut self, bytes: usize, tensor: &TensorRead) -> Self {
+        let (from, to) = (tensor.from as usize, tensor.to as usize);
+        self.bytes = bytes / from * from;
+        self.stored = bytes / from * to;
+        self
+    }
+}
+
+/// Walks a task.
+pub(crate) struct Blocks<'a> {
+    schedule: &'a Schedule,
+    at: Cursor,
+    left: u64,
+}
+
+impl Blocks<'_> {
+    /// The next block; its runs replace what `runs` held. A long run that is not cast is a block of its own, for it can be read straight
+    /// into place; all else is gathered up to the limit, as long as it is one stretch of the file.
+    pub(crate) fn next(&mut self, limits: &BlockLimits, runs: &mut Vec<Run>) -> Option<Block> {
+        runs.clear();
+        let mut block = Block::default();
+        while self.left > 0 && runs.len() < limits.runs {
+            let (offset, run) = self.schedule.run_at(self.at);
+            let tensor = &self.schedule.tensors[run.tensor as usize];
+            let alone = tensor.cast.is_none() && run.bytes >= limits.in_place;
+            if !runs.is_empty() && (alone || offset != block.offset + block.bytes) {
+                break;
+            }
+            let room = if alone { u64::MAX } else { limits.block - block.bytes };
+            let run = run.cut_to(usize::try_from(room.min(self.left)).unwrap_or(usize::MAX).min(run.bytes), tensor);
+            if run.bytes == 0 {
+                break;
+            }
+            if runs.is_empty() {
+                block.offset = offset;
+            }
+            #[expect(clippy::cast_possible_truncation, reason = "a block is at most a few MiB")]
+            runs.push(Run { from: block.bytes as usize, ..run });
+            block.bytes += run.bytes as u64;
+            self.advance(run.bytes as u64);
+            if alone {
+                break;
+            }
+        }
+        (!runs.is_empty()).then_some(block)
+    }
+
+    fn advance(&mut self, bytes: u64) {
+        self.left -= bytes;
+        let piece = &self.schedule.pieces[self.at.piece];
+        let tensor = &self.schedule.tensors[piece.tensor as usize];
+        self.at.pos += bytes / tensor.from;
+        if self.at.pos == piece.numel(tensor) {
+            self.at = Cursor { piece: self.at.piece + 1, pos: 0 };
+        }
+    }
+}
