@@ -110,7 +110,7 @@ fn permission_lost_during_a_load_is_told() {
     wait_for_bytes(child.id(), 4 << 20);
     fs::set_permissions(model.join("model-00002-of-00002.safetensors"), fs::Permissions::from_mode(0o000)).unwrap();
     let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(5), "{}", stderr(&output));
+    assert_eq!(output.status.code(), Some(6), "{}", stderr(&output));
     for needle in ["model-00002-of-00002.safetensors", "denied"] {
         assert!(stderr(&output).contains(needle), "'{needle}' is not in: {}", stderr(&output));
     }

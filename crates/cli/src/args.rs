@@ -105,7 +105,7 @@ pub struct IoArgs {
     #[arg(long)]
     pub mmap: bool,
     /// Announce to the kernel what is read next [default: where the kernel itself does not read far ahead].
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub readahead: Option<bool>,
     /// Drop what was read from the page cache.
     #[arg(long)]
