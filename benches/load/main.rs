@@ -75,10 +75,11 @@ fn main() {
         "{:<44} {:>7} {:>7} {:>7} {:>7} {:>7} {:>8} {:>8} {:>9} {:>9}",
         "", "GB/s", "bare", "median", "best", "cpu", "ms", "read/nd", "extra MiB", "cpu s/GB"
     );
+    let mut balloon = Balloon::default();
     if filters.is_empty() || filters.iter().any(|f| *f == "growth") {
         growth();
+        linear(&mut balloon);
     }
-    let mut balloon = Balloon::default();
     let with_io = |case: Case| ios.iter().map(move |io| Case { io: io.to_string(), ..case.clone() }).collect::<Vec<_>>();
     let cases = if ios.is_empty() { cases() } else { cases().into_iter().filter(|c| c.io.is_empty()).flat_map(with_io).collect() };
     for case in cases {
@@ -106,6 +107,25 @@ fn growth() {
     );
 }
 
+/// The same model with ever more layers: seconds a gigabyte should stay what they are.
+fn linear(balloon: &mut Balloon) {
+    for (layers, name) in [(7, "1.7b-7"), (14, "1.7b-14"), (28, "1.7b-28")] {
+        let model = Qwen3::B1_7.with_layers(name, layers);
+        let case = Case { model, cold: false, world: 2, rank: None, storage: "bfloat16", io: String::new() };
+        let dir = data(model);
+        let runs: Vec<Value> = (0..7).map(|_| spawn(&case, &dir, "load", balloon)).collect();
+        let seconds = sorted(&runs, "seconds")[runs.len() / 2];
+        let gigabytes = sorted(&runs, "read")[0] / 1e9;
+        println!("{name:<16} {gigabytes:>6.2} GB in {:>7.1} ms: {:.3} s/GB", seconds * 1e3, seconds / gigabytes);
+    }
+}
+
+fn sorted(values: &[Value], key: &str) -> Vec<f64> {
+    let mut numbers: Vec<f64> = values.iter().map(|v| v[key].as_f64().expect("a number")).collect();
+    numbers.sort_by(f64::total_cmp);
+    numbers
+}
+
 fn data(model: Qwen3) -> PathBuf {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("../bench-data").join(format!("qwen3-{}", model.name));
     model.write(&dir).expect("the checkpoint can be generated");
@@ -115,15 +135,13 @@ fn data(model: Qwen3) -> PathBuf {
 fn measure(case: &Case, runs: usize, balloon: &mut Balloon) {
     let dir = data(case.model);
     let (mut loads, mut bares) = (Vec::new(), Vec::new());
+    if !case.cold {
+        spawn(case, &dir, "load", balloon); // touches the memory that those to come will get
+    }
     for _ in 0..runs {
         loads.push(spawn(case, &dir, "load", balloon));
         bares.push(spawn(case, &dir, if case.cold { "sequential" } else { "bare" }, balloon));
     }
-    let sorted = |values: &[Value], key: &str| {
-        let mut numbers: Vec<f64> = values.iter().map(|v| v[key].as_f64().expect("a number")).collect();
-        numbers.sort_by(f64::total_cmp);
-        numbers
-    };
     let median = |values: &[Value], key: &str| sorted(values, key)[values.len() / 2];
     let best = |values: &[Value]| sorted(values, "seconds")[0];
     let (load, bare, bytes) = (median(&loads, "seconds"), median(&bares, "seconds"), median(&loads, "read"));
@@ -148,7 +166,8 @@ fn spawn(case: &Case, dir: &Path, what: &str, balloon: &mut Balloon) -> Value {
     let job = json!({
         "what": what, "dir": dir, "world": case.world, "rank": case.rank, "storage": case.storage, "io": case.io,
     });
-    balloon.release_for(|| fresh(&job))
+    // Hot, the process before has just given back as much memory as this one wants.
+    if case.cold { balloon.release_for(|| fresh(&job)) } else { fresh(&job) }
 }
 
 fn fresh(job: &Value) -> Value {

@@ -44,6 +44,12 @@ impl Qwen3 {
     pub const TINY: Self =
         Self { name: "tiny", hidden: 64, intermediate: 192, layers: 4, vocab: 1000, head_dim: 16, file_bytes: 300_000, ..Self::B0_6 };
 
+    /// The same with another number of layers, under a name of its own.
+    #[must_use]
+    pub fn with_layers(self, name: &'static str, layers: u64) -> Self {
+        Self { name, layers, ..self }
+    }
+
     /// Its tensors, in bfloat16, in the order in which the model's class defines them.
     pub fn tensors(&self) -> Vec<TensorMeta> {
         let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
