@@ -136,6 +136,31 @@ proptest! {
 }
 
 #[test]
+fn a_key_that_deepspeed_does_not_know_is_no_error_when_its_resolution_is_resolved() {
+    let case = Case::new(crate::DEEPSPEED).deepspeed(r#"{"zero_optimization": {"stage": 3}, "optimiser": {"type": "AdamW"}}"#);
+    let first = case.document();
+    let again = Case::new(values(first.clone()).to_string()).document();
+    assert_eq!(first["warnings"][0]["code"], "deepspeed-unknown-top-level");
+    assert_eq!(values(again), values(first));
+}
+
+#[test]
+fn advice_about_quotes_is_given_where_quotes_are_at_fault() {
+    let help = |text: &str| Case::new(text).outcome().diagnostics.first().and_then(|d| d.help.as_ref().map(ToString::to_string));
+    for (text, want) in [
+        ("bf16: 'Yes'\n", Some("without quotes it is a boolean")),
+        ("bf16: oFF\n", Some("did you mean off?")),
+        ("bf16: flase\n", None),
+        ("model: 5\n", Some("put it in quotes")),
+        ("model: [a]\n", None),
+        ("model: {a: b}\n", None),
+        ("a: 1\n", None),
+    ] {
+        assert_eq!(help(text).as_deref(), want, "{text}");
+    }
+}
+
+#[test]
 fn dotted_overrides_reach_into_sections_and_are_typed_as_omegaconf_types() {
     let case = Case::new("model: m\ndist_config: {name: zero3}\n");
     let document = case

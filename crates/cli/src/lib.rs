@@ -17,6 +17,7 @@ mod strategies;
 mod summary;
 mod table;
 mod verify;
+mod yaml;
 
 use std::{io::Write, process::ExitCode};
 

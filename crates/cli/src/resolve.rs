@@ -3,17 +3,17 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::Read as _,
+    io::{Read as _, Write as _},
     path::{Path, PathBuf},
 };
 
-use serde_json::Value as Json;
+use serde_json::{Value as Json, json};
 use shardwright_config::{
     Outcome, Resolved,
-    output::{Difference, origin_in_short},
+    output::{Difference, flat, origin_in_short},
 };
-use shardwright_core::registry::Registry;
-use shardwright_engine::{World, WorldFlags, setup};
+use shardwright_core::{diagnostic::Diagnostic, registry::Registry};
+use shardwright_engine::{EngineError, ErrorKind, World, WorldFlags, setup};
 
 use crate::{
     args::{ResolveArgs, ResolveFormat},
@@ -21,6 +21,7 @@ use crate::{
     output::{print, write_whole},
     render,
     table::{self, Align},
+    yaml,
 };
 
 /// Runs the command.
@@ -34,8 +35,11 @@ pub fn run(args: &ResolveArgs) -> Result<Exit, Failure> {
     let mut worst = Exit::Done;
     let mut documents = Vec::new();
     for config in &configs {
-        let outcome = setup::resolve(config, &overrides, &world, &registry)?.outcome;
-        let exit = one(args, config, configs.len() > 1, &outcome, &mut documents)?;
+        let exit = match setup::resolve(config, &overrides, &world, &registry) {
+            Ok(setup) => one(args, config, configs.len() > 1, &setup.outcome, &mut documents)?,
+            // One that cannot be read does not hide what the others say.
+            Err(error) => unreadable(args, config, &error, &mut documents)?,
+        };
         if exit != Exit::Done && worst != Exit::Config {
             worst = exit;
         }
@@ -58,8 +62,7 @@ fn arguments(args: &ResolveArgs) -> Result<(Vec<PathBuf>, Vec<String>), Failure>
 }
 
 fn one(args: &ResolveArgs, config: &Path, several: bool, outcome: &Outcome, documents: &mut Vec<(String, Json)>) -> Result<Exit, Failure> {
-    let quiet = args.lock.is_some() || args.check.is_some() || args.explain.is_some();
-    if args.format == ResolveFormat::Json && !quiet {
+    if args.format == ResolveFormat::Json && !is_quiet(args) {
         documents.push((config.display().to_string(), outcome.to_json()));
     } else {
         render::warn(&outcome.diagnostics, &outcome.sources);
@@ -81,6 +84,26 @@ fn one(args: &ResolveArgs, config: &Path, several: bool, outcome: &Outcome, docu
     Ok(Exit::Done)
 }
 
+/// Says, in the format that is asked for, that there is no such config.
+fn unreadable(args: &ResolveArgs, config: &Path, error: &EngineError, documents: &mut Vec<(String, Json)>) -> Result<Exit, Failure> {
+    if error.kind() != ErrorKind::Config {
+        return Err(Failure::new(error.kind().into(), error));
+    }
+    if args.format == ResolveFormat::Json && !is_quiet(args) {
+        let found = Diagnostic::error("file-unreadable", error.to_string());
+        documents.push((config.display().to_string(), json!({"errors": [flat(&found)], "warnings": []})));
+    } else {
+        // A closed standard error leaves the exit code.
+        drop(writeln!(std::io::stderr(), "{}", Failure::new(Exit::Config, error).text));
+    }
+    Ok(Exit::Config)
+}
+
+/// True where no resolution is printed.
+fn is_quiet(args: &ResolveArgs) -> bool {
+    args.lock.is_some() || args.check.is_some() || args.explain.is_some()
+}
+
 fn shown(format: ResolveFormat, outcome: &Outcome, resolved: &Resolved) -> Result<String, Failure> {
     match format {
         ResolveFormat::Table => Ok(people(resolved)),
@@ -91,7 +114,7 @@ fn shown(format: ResolveFormat, outcome: &Outcome, resolved: &Resolved) -> Resul
                 map.remove("provenance");
                 map.remove("warnings");
             }
-            serde_yaml::to_string(&document).map_err(|e| Failure::new(Exit::Io, format_args!("cannot render YAML: {e}")))
+            Ok(yaml::render(&document))
         }
     }
 }

@@ -225,6 +225,7 @@ fn read(key: &Key, node: &Node, path: &str, diagnostics: &mut Vec<Diagnostic>) -
         },
         Kind::Text | Kind::Section => match node.as_str() {
             Some(text) => Ok(text.into()),
+            None if matches!(node.value, Value::Seq(_) | Value::Map(_) | Value::Null) => Err(wrong("a string".into())),
             None => Err(wrong("a string".into()).help("put it in quotes")),
         },
         Kind::Bool => node.as_bool().map(Json::Bool).ok_or_else(|| boolean(wrong("a boolean".into()), node)),
@@ -264,10 +265,16 @@ fn read(key: &Key, node: &Node, path: &str, diagnostics: &mut Vec<Diagnostic>) -
     }
 }
 
+/// In one of these cases a word is a boolean to YAML; `oFF` is a string with quotes and without.
 fn boolean(diagnostic: Diagnostic, node: &Node) -> Diagnostic {
-    match node.as_str().map(str::to_lowercase).as_deref() {
-        Some("true" | "false" | "yes" | "no" | "on" | "off") => diagnostic.help("without quotes it is a boolean"),
-        _ => diagnostic,
+    let text = node.as_str().unwrap_or_default();
+    let is_word = ["true", "false", "yes", "no", "on", "off"].contains(&text.to_lowercase().as_str());
+    let tail = text.get(1..).unwrap_or_default();
+    let is_cased = tail == tail.to_lowercase() || text == text.to_uppercase();
+    match is_word {
+        true if is_cased => diagnostic.help("without quotes it is a boolean"),
+        true => diagnostic.help(format!("did you mean {}?", text.to_lowercase())),
+        false => diagnostic,
     }
 }
 

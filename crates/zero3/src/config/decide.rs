@@ -24,10 +24,10 @@ use super::{
 };
 use crate::Zero3;
 
-/// Builds the strategy that a DeepSpeed config describes. `root` is all of it, `strict` makes an unknown top-level key an error.
-pub(super) fn build(root: &Node, strict: bool, cx: &mut BuildContext<'_>) -> Result<Built, Diagnostic> {
+/// Builds the strategy that a DeepSpeed config describes. `root` is all of it.
+pub(super) fn build(root: &Node, cx: &mut BuildContext<'_>) -> Result<Built, Diagnostic> {
     let mut document = Document::default();
-    top_level(root, strict, cx);
+    top_level(root, cx);
     batches(root, &mut document, cx);
     clipping(root, &mut document, cx);
     let zero = zero_section(root, cx).unwrap_or_else(|missing| {
@@ -75,16 +75,11 @@ pub(super) fn build(root: &Node, strict: bool, cx: &mut BuildContext<'_>) -> Res
     })
 }
 
-fn top_level(root: &Node, strict: bool, cx: &mut BuildContext<'_>) {
+fn top_level(root: &Node, cx: &mut BuildContext<'_>) {
     let known = || TOP.iter().chain(PASSED).copied();
     for entry in root.entries().iter().filter(|e| known().all(|k| k != e.key)) {
-        let message = if strict {
-            format!("unknown key '{}'", entry.key)
-        } else {
-            format!("DeepSpeed has no key '{}'; it is passed through and has no effect", entry.key)
-        };
-        let new: fn(&'static str, String) -> Diagnostic = if strict { Diagnostic::error } else { Diagnostic::warning };
-        let mut diagnostic = new("deepspeed-unknown-top-level", message).at(entry.at.clone());
+        let message = format!("DeepSpeed has no key '{}'; it is passed through and has no effect", entry.key);
+        let mut diagnostic = Diagnostic::warning("deepspeed-unknown-top-level", message).at(entry.at.clone());
         if let Some(near) = nearest(&entry.key, known()) {
             diagnostic = diagnostic.help(format!("did you mean '{near}'?"));
         }
