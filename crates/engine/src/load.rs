@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use shardwright_core::ShardPlan;
 
+use self::pipeline::{Job, to_device::Target};
 pub use self::{
     options::{IoChoice, IoOptions},
     preflight::Preflight,
@@ -160,28 +161,24 @@ impl<'p, 'a> Loader<'p, 'a> {
         let (layouts, schedule) = self.prepare()?;
         let preflight = Preflight::of(&layouts, &choice);
         #[cfg(test)]
-        let preflight = Preflight { available: self.available.or(preflight.available), ..preflight };
+        let preflight = Preflight { available: self.available.clone().or(preflight.available), ..preflight };
         if !self.io.force {
             preflight.check()?;
         }
         let arenas = layouts.iter().map(allocate).collect::<Result<Vec<_>>>()?;
+        let plan = self.plan;
+        let done = self.job(choice, schedule, arenas, None).run(&layouts, started)?;
+        Ok(Loaded::new(plan, layouts, done))
+    }
+
+    /// The load as the pipeline takes it: into these arenas, or else to devices.
+    fn job(self, choice: IoChoice, schedule: schedule::Schedule, arenas: Vec<Vec<Arc<Arena>>>, device: Option<Arc<Target>>) -> Job<'a> {
         let opener = Opener {
             method: choice.method,
             #[cfg(test)]
             faults: self.faults,
         };
-        let job = pipeline::Job {
-            checkpoint: self.checkpoint,
-            schedule,
-            arenas,
-            choice,
-            opener,
-            device: None,
-            cancel: self.cancel,
-            progress: self.progress,
-        };
-        let done = job.run(&layouts, started)?;
-        Ok(Loaded::new(self.plan, layouts, done))
+        Job { checkpoint: self.checkpoint, schedule, arenas, choice, opener, device, cancel: self.cancel, progress: self.progress }
     }
 
     /// Proves the plan for this checkpoint and lays the ranks out. Memory safety rests on the proof, so it is done for every load.

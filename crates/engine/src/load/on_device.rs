@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use super::{
     Loader,
     layout::RankLayout,
-    pipeline::{self, Done, to_device::Target},
+    pipeline::{Done, to_device::Target},
 };
 use crate::{
     device::{
@@ -13,7 +13,6 @@ use crate::{
         ring::{Ring, SLOTS},
     },
     error::{EngineError, ErrorKind, Result},
-    source::Opener,
 };
 
 impl<'p> Loader<'p, '_> {
@@ -35,24 +34,10 @@ impl<'p> Loader<'p, '_> {
             fits(devices, &layouts, ring.slot() * SLOTS * choice.workers())?;
         }
         let target = Arc::new(Target::new(devices, ring, &layouts, self.plan, options.narrow)?);
-        let opener = Opener {
-            method: choice.method,
-            #[cfg(test)]
-            faults: self.faults,
-        };
-        let job = pipeline::Job {
-            checkpoint: self.checkpoint,
-            schedule,
-            arenas: Vec::new(),
-            choice,
-            opener,
-            device: Some(Arc::clone(&target)),
-            cancel: self.cancel,
-            progress: self.progress,
-        };
-        let Done { ranks, stats, .. } = job.run(&layouts, started)?;
+        let plan = self.plan;
+        let Done { ranks, stats, .. } = self.job(choice, schedule, Vec::new(), Some(Arc::clone(&target))).run(&layouts, started)?;
         let shards = layouts.into_iter().zip(ranks).enumerate().map(|(i, (layout, stats))| DeviceShards {
-            plan: self.plan,
+            plan,
             rank: layout.rank,
             arenas: target.arenas[i].clone(),
             slots: layout.slots,
