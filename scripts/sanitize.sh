@@ -1,20 +1,39 @@
 #!/usr/bin/env bash
-# Runs the tests of crates that have unsafe code under AddressSanitizer on nightly: scripts/sanitize.sh [CRATE…]
+# Runs tests under a sanitizer on nightly: scripts/sanitize.sh [address|thread] [CRATE…]
+#   address (the default)  out-of-bounds, use after free and leaks, in the crates that have unsafe code
+#   thread                 data races, in the engine's own tests, with a std that is instrumented too (an uninstrumented one reports false races)
 # (miri knows neither these SIMD instructions nor pread, so it is no substitute.)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-host=$(rustc -vV | sed -n 's/^host: //p')
-if ! rustc +nightly --version >/dev/null 2>&1; then
-    echo "sanitize: skipped: no nightly toolchain (rustup toolchain install nightly)" >&2
+skip() {
+    echo "sanitize: skipped: no $1" >&2
     exit 0
-fi
-crates=("$@")
-[ ${#crates[@]} -gt 0 ] || crates=(shardwright-precision shardwright-engine)
-args=()
-for crate in "${crates[@]}"; do args+=(-p "$crate"); done
+}
 
+kind=address
+case "${1:-}" in
+address | thread) kind=$1 && shift ;;
+esac
+host=$(rustc -vV | sed -n 's/^host: //p')
+rustc +nightly --version >/dev/null 2>&1 || skip "nightly toolchain (rustup toolchain install nightly)"
+crates=("$@")
 # A target of its own keeps build scripts and proc macros out of the sanitizer, and its folder keeps other builds whole.
-export RUSTFLAGS="-Zsanitizer=address ${RUSTFLAGS:-}"
-export ASAN_OPTIONS="detect_leaks=1:${ASAN_OPTIONS:-}"
-exec cargo +nightly test "${args[@]}" --lib --tests --target "$host" --target-dir target/sanitize
+common=(--target "$host" --target-dir "target/sanitize-$kind")
+export RUSTFLAGS="-Zsanitizer=$kind ${RUSTFLAGS:-}"
+
+case $kind in
+address)
+    [ ${#crates[@]} -gt 0 ] || crates=(shardwright-precision shardwright-engine)
+    export ASAN_OPTIONS="detect_leaks=1:${ASAN_OPTIONS:-}"
+    exec cargo +nightly test "${crates[@]/#/-p}" --lib --tests "${common[@]}"
+    ;;
+thread)
+    [ -f "$(rustc +nightly --print sysroot)/lib/rustlib/src/rust/library/std/Cargo.toml" ] ||
+        skip "source of std (rustup +nightly component add rust-src)"
+    [ ${#crates[@]} -gt 0 ] || crates=(shardwright-engine)
+    # The tests of one binary run in one process, so a race ends it: exit code 66 and a report with both stacks.
+    export TSAN_OPTIONS="halt_on_error=1:${TSAN_OPTIONS:-}"
+    exec cargo +nightly test -Zbuild-std "${crates[@]/#/-p}" --lib "${common[@]}"
+    ;;
+esac
