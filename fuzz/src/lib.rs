@@ -73,18 +73,25 @@ pub fn index(data: &[u8]) -> bool {
 
 /// A YAML config: parsed, resolved for several worlds, every finding inside the text it speaks of, and an answer or an error.
 pub fn yaml(data: &[u8]) -> bool {
-    let Some(draft) = draft(data) else { return false };
+    let Ok(text) = std::str::from_utf8(data) else { return false };
+    let source = Source::new("fuzz.yaml", text);
+    let mut warnings = Vec::new();
+    match yaml::parse(&source, &mut warnings) {
+        Ok(node) => drop((node.to_json(), node.describe())),
+        Err(error) => warnings.push(error),
+    }
+    check_places(&warnings, std::slice::from_ref(&source));
+    let draft = draft(&source);
+    check_places(draft.diagnostics(), draft.sources());
     let facts = ModelFacts::from_config(&serde_json::json!({"hidden_size": 64, "num_hidden_layers": 4, "tie_word_embeddings": false}));
-    let sources = draft.sources().to_vec();
-    check_places(draft.diagnostics(), &sources);
     let files: BTreeMap<_, _> = draft.files().into_iter().map(|name| (name, Err("there is none".to_owned()))).collect();
-    let resolved = resolve(data, &Supplied { files, model: Some(facts), world_size: Some(8), world_size_is_flag: true });
-    resolve(data, &Supplied::default()) || resolved
+    let resolved = resolve(draft, &Supplied { files, model: Some(facts), world_size: Some(8), world_size_is_flag: true });
+    resolve(self::draft(&source), &Supplied::default()) || resolved
 }
 
 /// A DeepSpeed JSON, behind a fixed YAML.
 pub fn deepspeed(data: &[u8]) -> bool {
-    const YAML: &[u8] = b"model: m\ndist_config:\n  name: deepspeed\n  config_file: ds.json\nmicro_batch_size: 2\n";
+    const YAML: &str = "model: m\ndist_config:\n  name: deepspeed\n  config_file: ds.json\nmicro_batch_size: 2\n";
     let Ok(text) = std::str::from_utf8(data) else { return false };
     let source = Source::new("ds.json", text);
     let mut warnings = Vec::new();
@@ -95,8 +102,9 @@ pub fn deepspeed(data: &[u8]) -> bool {
     check_places(&warnings, std::slice::from_ref(&source));
     let facts = ModelFacts::from_config(&serde_json::json!({"hidden_size": 64, "num_hidden_layers": 4}));
     let files = BTreeMap::from([("ds.json".to_owned(), Ok(source))]);
-    let resolved = resolve(YAML, &Supplied { files: files.clone(), model: Some(facts), world_size: Some(4), world_size_is_flag: false });
-    resolve(YAML, &Supplied { files, ..Supplied::default() }) || resolved
+    let draft = || draft(&Source::new("fuzz.yaml", YAML));
+    let resolved = resolve(draft(), &Supplied { files: files.clone(), model: Some(facts), world_size: Some(4), world_size_is_flag: false });
+    resolve(draft(), &Supplied { files, ..Supplied::default() }) || resolved
 }
 
 /// A plan: what the check proves can be walked for any rank; what it cannot prove it refuses.
@@ -142,20 +150,11 @@ fn registry() -> &'static Registry {
     REGISTRY.get_or_init(|| Registry::linked().expect("the built-ins have names of their own"))
 }
 
-fn draft(data: &[u8]) -> Option<Draft> {
-    let text = std::str::from_utf8(data).ok()?;
-    let mut warnings = Vec::new();
-    let source = Source::new("fuzz.yaml", text);
-    match yaml::parse(&source, &mut warnings) {
-        Ok(node) => drop((node.to_json(), node.describe())),
-        Err(error) => warnings.push(error),
-    }
-    check_places(&warnings, std::slice::from_ref(&source));
-    Some(Draft::parse(&Input { config: source, overrides: Vec::new(), env: BTreeMap::new() }, registry()))
+fn draft(source: &Source) -> Draft {
+    Draft::parse(&Input { config: source.clone(), overrides: Vec::new(), env: BTreeMap::new() }, registry())
 }
 
-fn resolve(data: &[u8], supplied: &Supplied) -> bool {
-    let Some(draft) = draft(data) else { return false };
+fn resolve(draft: Draft, supplied: &Supplied) -> bool {
     let outcome = draft.resolve(supplied, registry());
     check_places(&outcome.diagnostics, &outcome.sources);
     assert_eq!(outcome.resolved.is_none(), outcome.has_errors(), "neither an answer nor an error, or both");

@@ -53,12 +53,13 @@ impl Place {
 impl Scope<'_> {
     /// Adds to every finding about an unknown key where the key belongs, unless its own section has one that is spelled nearly so.
     pub(super) fn tell(&self, found: &mut [Diagnostic]) {
-        let mut known: Option<[Vec<Place>; 2]> = None;
+        let (mut in_yaml, mut in_files) = (None, None);
         for diagnostic in found.iter_mut().filter(|d| UNKNOWN.contains(&d.code)) {
             let Some(key) = diagnostic.message.split('\'').nth(1) else { continue };
-            let [in_yaml, in_files] = known.get_or_insert_with(|| [self.in_yaml(), self.in_files()]);
             let is_file = diagnostic.at.as_ref().is_some_and(|at| self.files.contains(&&*at.file));
-            if let Some(help) = belongs(key, if is_file { in_files } else { in_yaml }, diagnostic.help.as_deref()) {
+            let known =
+                if is_file { in_files.get_or_insert_with(|| self.in_files()) } else { in_yaml.get_or_insert_with(|| self.in_yaml()) };
+            if let Some(help) = belongs(key, known, diagnostic.help.as_deref()) {
                 diagnostic.help = Some(help.into());
             }
         }
