@@ -28,6 +28,7 @@ pub const CODES: &[Code] = &[
     Code::warning("optim-lr", "`optim_config.lr` is overridden by `learning_rate`"),
     Code::error("override-syntax", "an argument is no `KEY=VALUE`"),
     Code::error("padding-free", "`batching_strategy: padding_free` needs `flash_attn: flash_attention_2`"),
+    Code::error("plugin-panicked", "a linked strategy or policy panicked on its section"),
     Code::error("quant-on-meta", "`quant_config` does not go with `init_on_meta`"),
     Code::warning("setting-ignored", "a key of `shardwright` that the strategy or the precision policy does not heed"),
     Code::warning("unknown-choice", "a value that the engine may know and this program does not"),

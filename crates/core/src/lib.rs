@@ -14,6 +14,8 @@ pub mod glob;
 pub mod mesh;
 pub mod model;
 mod name;
+#[doc(hidden)]
+pub mod panics;
 pub mod plan;
 pub mod precision;
 pub mod region;

@@ -8,6 +8,7 @@ use crate::{
     mesh::Mesh,
     model::{ModelMeta, TensorKind, TensorMeta},
     name::Name,
+    panics::caught,
     plan::{Offload, Reshard, ShardPlan, TensorPlan, Unit},
     precision::{Precision, PrecisionPolicy},
     region::Placement,
@@ -156,6 +157,14 @@ pub enum PlanError {
     /// A mesh that the strategy cannot use.
     #[error("mesh: {0}")]
     Mesh(String),
+    /// The strategy's own code, or the policy's that it asked, panicked.
+    #[error("strategy '{strategy}' panicked while it planned: {what}")]
+    Panicked {
+        /// The strategy's name.
+        strategy: String,
+        /// What the panic says.
+        what: String,
+    },
     /// The strategy's plan does not hold.
     #[error("strategy '{strategy}' made a plan that does not hold: {source}")]
     Unsound {
@@ -176,9 +185,10 @@ impl PlanError {
 /// Plans and proves: the one way from an input to a plan that may be loaded.
 ///
 /// # Errors
-/// The strategy's own, or [`PlanError::Unsound`].
+/// The strategy's own, [`PlanError::Panicked`] or [`PlanError::Unsound`].
 pub fn plan_checked(strategy: &dyn ShardStrategy, input: &PlanInput<'_>) -> Result<ShardPlan, PlanError> {
-    let plan = strategy.plan(input)?;
+    let panicked = |what| PlanError::Panicked { strategy: strategy.name().to_owned(), what };
+    let plan = caught(|| strategy.plan(input)).map_err(panicked)??;
     let unsound = |source| PlanError::Unsound { strategy: strategy.name().to_owned(), source };
     let (planned, given) = (plan.mesh.world_size(), input.mesh.world_size());
     if planned != given {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use shardwright_core::{
     Mesh,
     diagnostic::{Diagnostic, Location, Source},
+    panics::caught,
     registry::DEFAULT_POLICY,
     replicate::Replicate,
     strategy_config::{BuildContext, Built, BuiltPolicy, PolicyContext, Training},
@@ -60,7 +61,7 @@ impl Resolver<'_> {
         let mut cx = BuildContext::new(body, mesh, training, &files);
         cx.model = self.supplied.model.as_ref();
         cx.storage = settings.storage_dtype.map(|s| s.0);
-        let built = config.build(&mut cx);
+        let built = caught(|| config.build(&mut cx)).unwrap_or_else(|what| Err(panicked(&strategy.section.name, &what, body)));
         let BuildContext { mut diagnostics, unresolved, .. } = cx;
         self.unresolved.extend(unresolved);
         let built = built.map_err(|error| diagnostics.push(error)).ok();
@@ -148,9 +149,15 @@ impl Resolver<'_> {
         cx.model = self.supplied.model.as_ref();
         cx.storage = settings.storage_dtype.map(|s| s.0);
         cx.base = base;
-        let built = config.build(&mut cx);
+        let built = caught(|| config.build(&mut cx)).unwrap_or_else(|what| Err(panicked(name, &what, section)));
         let diagnostics = cx.diagnostics;
         self.diagnostics.extend(diagnostics);
         built.map_err(|error| self.diagnostics.push(error)).ok()
     }
+}
+
+fn panicked(name: &str, what: &str, section: &Node) -> Diagnostic {
+    Diagnostic::error("plugin-panicked", format!("'{name}' panicked while it read its section: {what}"))
+        .at(Some(section.at.clone()))
+        .help("this is a fault of the crate that registers it: its `build` must answer with an error")
 }

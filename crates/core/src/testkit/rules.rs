@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::atomic::{AtomicU64, Ordering},
 };
 
@@ -13,7 +12,7 @@ use super::{
 };
 use crate::{
     DType, Globs, Layout, ModelMeta, PlanError, PlanInput, Precision, PrecisionPolicy, Reshard, ShardPlan, ShardStrategy, TensorKind,
-    TensorMeta, TensorPlan, Trainable, steps,
+    TensorMeta, TensorPlan, Trainable, panics, steps,
 };
 
 /// A policy that no strategy can guess: the dtypes depend on the name and on whether it is trained. Counts how often it is asked.
@@ -83,10 +82,7 @@ impl Setting {
 
 /// Runs the author's code; a panic is a finding.
 pub(super) fn caught<T>(doing: &str, run: impl FnOnce() -> T) -> Result<T, Found> {
-    catch_unwind(AssertUnwindSafe(run)).map_err(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-        (Rule::Total, format!("{doing} panicked: {}", text.unwrap_or("without a message")))
-    })
+    panics::caught(run).map_err(|text| (Rule::Total, format!("{doing} panicked: {text}")))
 }
 
 /// Holds a plan against every rule that needs no second plan.
