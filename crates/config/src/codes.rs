@@ -19,7 +19,7 @@ pub const CODES: &[Code] = &[
     Code::error("dtype-twice", "`dtype` and its older spelling `torch_dtype` are both given"),
     Code::error("dynamic-batching", "`batching_strategy: dynamic_batching` needs `max_steps` and forbids `save_epochs`"),
     Code::error("explain-unknown-key", "`--explain` asks for a key that the resolution does not have"),
-    Code::error("file-unreadable", "a file that the config names cannot be read"),
+    Code::error("file-unreadable", "a config, or a file that it names, cannot be read"),
     Code::warning("freeze-nothing", "`freeze_trainable_layers: 0` leaves nothing to train"),
     Code::warning("init-holds-model", "every rank holds the whole model before it is sharded"),
     Code::error("lora-on-meta", "`peft_config: lora` does not go with `init_on_meta`"),

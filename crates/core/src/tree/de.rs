@@ -110,11 +110,11 @@ impl de::Error for Error {
     }
 
     fn invalid_type(found: Unexpected<'_>, expected: &dyn Expected) -> Self {
-        Self::new("config-type", format!("expected {expected}, found {found}"))
+        Self::new("config-type", format!("expected {}, found {found}", in_words(expected)))
     }
 
     fn invalid_value(found: Unexpected<'_>, expected: &dyn Expected) -> Self {
-        Self::new("config-value", format!("expected {expected}, found {found}"))
+        Self::new("config-value", format!("expected {}, found {found}", in_words(expected)))
     }
 
     fn unknown_variant(found: &str, expected: &'static [&'static str]) -> Self {
@@ -130,6 +130,21 @@ impl de::Error for Error {
     fn missing_field(field: &'static str) -> Self {
         Self::new("config-missing", format!("the key '{field}' is missing"))
     }
+}
+
+/// What serde calls by Rust's names, in the user's words.
+fn in_words(expected: &dyn Expected) -> String {
+    let name = expected.to_string();
+    let words = match name.as_str() {
+        "u8" => "an integer from 0 to 255",
+        "u16" => "an integer from 0 to 65535",
+        "u32" => "an integer from 0 to 4294967295",
+        "u64" | "usize" => "an integer of at least 0",
+        "i8" | "i16" | "i32" | "i64" | "isize" => "an integer",
+        "f32" | "f64" => "a number",
+        _ => return name,
+    };
+    words.to_owned()
 }
 
 fn unknown_key(field: &str, expected: &[&str]) -> Error {
