@@ -93,7 +93,7 @@ const MOST_SHOWN: usize = 160;
 fn excerpt(at: &Location, what: &str, role: Role, sources: &[Source], paint: Paint) -> String {
     let frame = |text: &str| paint.paint(Role::Frame, text);
     let place = format!("\n  {} {}:{}:{}", frame("-->"), shown(&at.file), at.line, at.column);
-    let source = sources.iter().find(|s| s.name == at.file);
+    let source = sources.iter().find(|s| s.name == at.file && !s.text.is_empty());
     let Some(line) = source.and_then(|s| s.text.split('\n').nth(at.line as usize - 1)) else { return place };
     let (number, column) = (at.line.to_string(), at.column as usize - 1);
     let blank = " ".repeat(number.len());
