@@ -51,6 +51,7 @@ impl ShardStrategy for Rows {
         RowsConfig::NAME
     }
 
+    #[inline(never)] // the same code for both callers: what is measured is the call
     fn plan(&self, input: &PlanInput<'_>) -> Result<ShardPlan, PlanError> {
         let axis = input.mesh.all_ranks();
         let place = |tensor: &TensorMeta| Placement::chunked(axis, &tensor.shape, 0).map_err(|reason| PlanError::tensor(tensor, reason));
