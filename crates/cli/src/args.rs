@@ -104,7 +104,7 @@ pub struct IoArgs {
     /// Map files instead of reading them. A mapped file that shrinks meanwhile kills the process.
     #[arg(long)]
     pub mmap: bool,
-    /// Announce to the kernel what is read next [default: where the kernel itself does not read far ahead].
+    /// Announce to the kernel what is read next, so that a cold disk is busy while cores cast [default: true].
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub readahead: Option<bool>,
     /// Drop what was read from the page cache.

@@ -139,9 +139,7 @@ impl ReadAt for Buffered {
     }
 
     fn announce(&self, offset: u64, len: u64) {
-        if !self.is_cached(offset) {
-            self.advise(offset, len, libc::POSIX_FADV_WILLNEED);
-        }
+        self.advise(offset, len, libc::POSIX_FADV_WILLNEED);
     }
 
     fn forget(&self, offset: u64, len: u64) {
@@ -200,10 +198,7 @@ impl Mapped {
 
 impl ReadAt for Mapped {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        let start = usize::try_from(offset).map_or(self.map.len(), |o| o.min(self.map.len()));
-        let n = buffer.len().min(self.map.len() - start);
-        buffer[..n].copy_from_slice(&self.map[start..start + n]);
-        Ok(n)
+        self.file.read_at(buffer, offset)
     }
 
     fn stamp(&self) -> io::Result<Stamp> {
@@ -213,6 +208,10 @@ impl ReadAt for Mapped {
     fn mapped(&self, offset: u64, len: usize) -> Option<&[u8]> {
         let start = usize::try_from(offset).ok()?;
         self.map.get(start..start.checked_add(len)?)
+    }
+
+    fn is_cached(&self, offset: u64) -> bool {
+        self.file.is_cached(offset)
     }
 
     fn announce(&self, offset: u64, len: u64) {

@@ -58,10 +58,8 @@ pub struct IoChoice {
 /// A block must stay in a core's L2 cache between read and cast.
 const BLOCK_SIZE: usize = 512 << 10;
 const TASK_SIZE: usize = 8 << 20;
-const QUEUE_DEPTH: usize = 4;
+const QUEUE_DEPTH: usize = 8;
 const MAX_THREADS: usize = 16;
-/// From here on the kernel's own reading ahead keeps a disk busy; announcing costs more than it brings.
-const ENOUGH_READ_AHEAD: u64 = 4 << 20;
 /// However many reads are asked for.
 const MAX_WORKERS: usize = 1024;
 const STALL_TIMEOUT: Duration = Duration::from_secs(120);
@@ -72,11 +70,10 @@ impl IoOptions {
     /// # Errors
     /// [`ErrorKind::Config`] for a value out of range, by name.
     pub fn choose(&self) -> Result<IoChoice> {
-        self.choose_on(&Machine::here(None))
+        self.choose_on(&Machine::here())
     }
 
-    /// As [`IoOptions::choose`], on a machine whose file system is known too.
-    pub(super) fn choose_on(&self, machine: &Machine) -> Result<IoChoice> {
+    fn choose_on(&self, machine: &Machine) -> Result<IoChoice> {
         let cores = machine.cores;
         let local = self.local_processes.unwrap_or(1).max(1) as usize;
         let given = "as set".to_owned();
@@ -97,18 +94,16 @@ impl IoOptions {
         let why =
             format!("cores that this process may use: {cores}, shared with processes of this machine: {local}, at most {MAX_THREADS}");
         let threads = pick("threads", self.threads, (1, 1024), shared, why)?;
-        let queue_depth = pick("queue_depth", self.queue_depth, (1, 1024), QUEUE_DEPTH, "keeps a disk busy".into())?;
+        // What was announced and not yet read lies in the page cache, which is a small part of the memory too.
+        let announced = machine.memory.map_or(QUEUE_DEPTH, |m| usize::try_from(m / 16).unwrap_or(usize::MAX) / TASK_SIZE / threads);
+        let depth = announced.clamp(1, QUEUE_DEPTH);
+        let queue_depth = pick("queue_depth", self.queue_depth, (1, 1024), depth, "keeps a disk busy".into())?;
         let method = self.method.unwrap_or_default();
         let why = if self.method.is_some() { given } else { "safe on every file system, and as fast when cached".into() };
         reasons.push(("method", why));
-        let kernel = machine.read_ahead.filter(|&bytes| bytes >= ENOUGH_READ_AHEAD);
-        let readahead = self.readahead.unwrap_or(kernel.is_none());
-        let why = match (self.readahead, machine.read_ahead) {
-            (Some(_), _) => "as set".into(),
-            (None, Some(bytes)) => format!("the kernel itself reads {} KiB ahead on this file system", bytes >> 10),
-            (None, None) => "how far the kernel reads ahead on this file system is unknown".into(),
-        };
-        reasons.push(("readahead", why));
+        let readahead = self.readahead.unwrap_or(true);
+        let why = if self.readahead.is_some() { "as set" } else { "a disk is busy while cores cast; what is cached is not announced" };
+        reasons.push(("readahead", why.into()));
         Ok(IoChoice {
             threads,
             queue_depth,
@@ -158,32 +153,33 @@ impl fmt::Display for IoChoice {
 mod tests {
     use super::*;
 
-    fn machine(cores: usize, memory: Option<u64>, read_ahead: Option<u64>) -> Machine {
-        Machine { cores, memory, read_ahead }
+    fn machine(cores: usize, memory: Option<u64>) -> Machine {
+        Machine { cores, memory }
     }
 
     #[test]
     fn cores_are_shared_among_local_processes() {
         let threads = |cores, local| {
             let options = IoOptions { local_processes: Some(local), ..IoOptions::default() };
-            options.choose_on(&machine(cores, None, None)).unwrap().threads
+            options.choose_on(&machine(cores, None)).unwrap().threads
         };
         assert_eq!((threads(8, 1), threads(8, 4), threads(8, 64), threads(192, 1)), (8, 2, 1, MAX_THREADS));
     }
 
     #[test]
     fn little_memory_means_few_buffers() {
-        let threads = |memory| IoOptions::default().choose_on(&machine(16, Some(memory), None)).unwrap().threads;
+        let threads = |memory| IoOptions::default().choose_on(&machine(16, Some(memory))).unwrap().threads;
         assert_eq!((threads(1 << 30), threads(32 << 20), threads(1 << 20)), (16, 4, 1));
     }
 
     #[test]
-    fn reads_are_announced_where_the_kernel_does_not_read_far_ahead() {
-        let choice = |kernel| IoOptions::default().choose_on(&machine(2, None, kernel)).unwrap();
-        assert!(choice(Some(128 << 10)).readahead && choice(None).readahead && !choice(Some(8 << 20)).readahead);
-        assert!(choice(Some(8 << 20)).to_string().contains("readahead = false: the kernel itself reads 8192 KiB ahead"));
-        let set = IoOptions { readahead: Some(true), ..IoOptions::default() };
-        assert!(set.choose_on(&machine(2, None, Some(8 << 20))).unwrap().readahead);
+    fn reads_are_announced_ahead_as_far_as_memory_allows() {
+        let choice = |memory| IoOptions::default().choose_on(&machine(2, memory)).unwrap();
+        assert!(choice(None).readahead);
+        let depths = [None, Some(64 << 30), Some(1 << 30), Some(32 << 20)].map(|m| choice(m).queue_depth);
+        assert_eq!(depths, [QUEUE_DEPTH, QUEUE_DEPTH, 4, 1]);
+        let set = IoOptions { readahead: Some(false), ..IoOptions::default() };
+        assert!(!set.choose_on(&machine(2, None)).unwrap().readahead);
     }
 
     #[test]

@@ -56,8 +56,6 @@ struct Shared {
     device: Option<Arc<to_device::Target>>,
     limits: BlockLimits,
     task_size: u64,
-    /// A file was opened that is on the disk and not in the page cache.
-    cold: AtomicBool,
     counters: Counters,
     stop: AtomicBool,
     fault: Mutex<Option<Fault>>,
@@ -83,7 +81,7 @@ impl Worker {
     /// Until the queue is empty or someone failed.
     fn work(&mut self) {
         let shared = Arc::clone(&self.shared);
-        while let Some(task) = shared.schedule.next_task(shared.task_limit()) {
+        while let Some(task) = shared.schedule.next_task(shared.task_size) {
             shared.announce(&mut self.runs);
             if let Err(fault) = self.do_task(&shared, task) {
                 lock(&shared.fault).get_or_insert(fault); // the first one is told

@@ -39,15 +39,8 @@ impl Shared {
             .and_then(|(stamp, source)| unchanged(path, state.file.stamp, stamp).map(|()| source));
         let at = Place { file, offset: 0, tensor: None, rank: None };
         let source = Arc::new(checked.map_err(|e| Fault { at, error: FaultKind::Other(e) })?);
-        self.cold.fetch_or(!source.is_cached(state.file.stamp.size / 2), Ordering::Relaxed);
         *open = Some(Arc::clone(&source));
         Ok(source)
-    }
-
-    /// Bytes to take at a time. Where the kernel reads ahead of us, workers stay close together: it takes what they do for one stream.
-    pub(super) fn task_limit(&self) -> u64 {
-        let one_stream = self.cold.load(Ordering::Relaxed) && !self.choice.readahead;
-        if one_stream { self.limits.block } else { self.task_size }
     }
 
     /// Tells the system what comes next, unless it has that already. Only a hint: what fails here fails again when it is read.
@@ -59,7 +52,13 @@ impl Shared {
         let lead = self.choice.queue_depth * self.choice.threads;
         while let Some(task) = self.schedule.next_announcement(self.task_size, lead) {
             let Ok(source) = self.open(task.file) else { return };
+            // One byte tells for all of a task: asking for each block would cost more than a hot load may.
             let mut blocks = self.schedule.blocks(task);
+            let Some(first) = blocks.next(&limits, runs) else { continue };
+            if source.is_cached(first.offset + first.bytes - 1) {
+                continue;
+            }
+            source.announce(first.offset, first.bytes);
             while let Some(block) = blocks.next(&limits, runs) {
                 source.announce(block.offset, block.bytes);
             }

@@ -90,7 +90,6 @@ impl Shared {
             opener,
             device,
             counters,
-            cold: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             fault: Mutex::new(None),
         }
