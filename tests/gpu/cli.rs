@@ -67,6 +67,9 @@ fn a_driver_or_a_device_that_will_not_do_is_refused() {
     let old = ("FAKE_CUDA_VERSION", "11040");
     refused(&load("", &["--device", "cuda"], &[old]), 10, &["too old", "12.0 or newer", "found 11.4"]);
     refused(&load("", &["--device", "auto"], &[old]), 0, &["device: cpu: the CUDA driver is too old"]);
+    let ancient = ("FAKE_CUDA_CAPABILITY", "61");
+    refused(&load("", &["--device", "cuda"], &[ancient]), 10, &["too old", "compute capability 7.0 or newer", "found 6.1"]);
+    refused(&load("", &["--device", "auto"], &[ancient]), 0, &["device: cpu: device 0 (Fake CUDA device 0) is too old"]);
     let small = ("FAKE_CUDA_MEMORY", "100000");
     refused(&load("", &["--device", "cuda"], &[small]), 10, &["do not fit onto device 0", "MiB free of", "would help"]);
 }

@@ -24,6 +24,8 @@ pub fn build(dir: &Path) -> Result<PathBuf, String> {
         .output()
         .map_err(|e| format!("no C++ compiler '{compiler}': {e}"))?;
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    // Where a machine has a real driver, the bare name would find that one first.
+    std::os::unix::fs::symlink("libcuda.so.1", dir.join("libcuda.so")).map_err(|e| format!("no link in {}: {e}", dir.display()))?;
     Ok(library)
 }
 
@@ -42,6 +44,8 @@ impl Fake {
         unsafe {
             let library = libc::dlopen(path.as_ptr(), libc::RTLD_NOW);
             assert!(!library.is_null(), "{path:?} does not open");
+            let devices = shardwright::engine::device::probe().expect("a driver").devices;
+            assert!(devices[0].name.starts_with("Fake"), "a real driver was found instead: {devices:?}");
             let function = |name: &std::ffi::CStr| {
                 let at = libc::dlsym(library, name.as_ptr());
                 assert!(!at.is_null(), "{name:?}");

@@ -2,7 +2,8 @@
 // compiled for the host. It is stricter than a real one and as lazy as a real one may be: work runs only when it is waited for, so a
 // buffer that is used again too early shows; fresh memory is poisoned; addresses, contexts and pinning are checked; what is wrong aborts.
 //
-// FAKE_CUDA_VERSION, FAKE_CUDA_DEVICES, FAKE_CUDA_MEMORY (bytes of a device) set what it claims to be. It knows nothing of speed.
+// FAKE_CUDA_VERSION, FAKE_CUDA_DEVICES, FAKE_CUDA_MEMORY (bytes of a device), FAKE_CUDA_CAPABILITY (90 for 9.0) set what it claims to be. It
+// knows nothing of speed.
 
 #include <dlfcn.h>
 
@@ -10,6 +11,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <functional>
 #include <list>
 #include <map>
@@ -44,6 +46,7 @@ struct Event {
 struct Module {
     std::string name;
     Kernel kernel;
+    u64 from, to; // bytes of an element
 };
 struct Allocation {
     u64 bytes;
@@ -70,6 +73,8 @@ static int device_count() {
     int count = int(setting("FAKE_CUDA_DEVICES", 2));
     return visible ? std::min(count, int(1 + std::count(visible, visible + std::strlen(visible), ','))) : count;
 }
+// A driver maps whole pages of a device's memory.
+static u64 granted(u64 bytes) { return (bytes + (2 << 20) - 1) >> 21 << 21; }
 static u64 device_memory() { return setting("FAKE_CUDA_MEMORY", 256ull << 20); }
 
 [[noreturn]] static void wrong(const char *what) {
@@ -109,6 +114,17 @@ static void queue(Stream *stream, Work work) {
     if (stream->device != current) wrong("a stream of another device");
     stream->work.push_back(std::move(work));
     stream->queued++;
+}
+
+// Bytes of an element of the dtype that stands at `at` of a kernel's name; `at` goes to the next one.
+static u64 element(const std::string &name, size_t &at) {
+    static const std::pair<const char *, u64> sizes[] = {{"f64", 8}, {"f32", 4}, {"f16", 2}, {"bf16", 2}, {"f8_e4m3", 1}, {"f8_e5m2", 1}};
+    for (auto [dtype, bytes] : sizes)
+        if (name.compare(at, std::strlen(dtype), dtype) == 0) {
+            at += std::strlen(dtype) + 1;
+            return bytes;
+        }
+    wrong("a kernel of an unknown dtype");
 }
 
 #define CALL extern "C" __attribute__((visibility("default"))) Result
@@ -173,15 +189,24 @@ CALL cuDevicePrimaryCtxRelease_v2(int device) {
     if (--contexts[device] < 0) wrong("a context released twice");
     return OK;
 }
+CALL cuDeviceGetAttribute(int *value, int attribute, int) {
+    int capability = int(setting("FAKE_CUDA_CAPABILITY", 90));
+    *value = attribute == 75 ? capability / 10 : attribute == 76 ? capability % 10 : 0;
+    return attribute == 75 || attribute == 76 ? OK : INVALID_VALUE;
+}
 CALL cuCtxSetCurrent(void *context) {
     current = int(intptr_t(context)) - 1;
+    return OK;
+}
+CALL cuCtxGetCurrent(void **context) {
+    *context = reinterpret_cast<void *>(intptr_t(current + 1));
     return OK;
 }
 CALL cuMemGetInfo_v2(size_t *free, size_t *total) {
     MAY_FAIL;
     check_context();
     u64 used = 0;
-    for (auto &[at, allocation] : memory) used += allocation.device == current ? allocation.bytes : 0;
+    for (auto &[at, allocation] : memory) used += allocation.device == current ? granted(allocation.bytes) : 0;
     *total = device_memory(), *free = device_memory() - used;
     return OK;
 }
@@ -193,7 +218,7 @@ CALL cuMemAlloc_v2(Pointer *at, size_t bytes) {
     if (bytes == 0) return INVALID_VALUE;
     if (Result r = cuMemGetInfo_v2(&free, &total)) return r;
     calls = before;
-    if (bytes > free) return OUT_OF_MEMORY;
+    if (granted(bytes) > free) return OUT_OF_MEMORY;
     void *room = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
     std::memset(room, 0xA5, bytes);
     *at = Pointer(uintptr_t(room));
@@ -307,7 +332,9 @@ CALL cuModuleLoadData(Module **module, const char *image) {
     void *handle = dlopen(self.dli_fname, RTLD_NOW | RTLD_NOLOAD);
     Kernel kernel = handle ? reinterpret_cast<Kernel>(dlsym(handle, name.c_str())) : nullptr;
     if (!kernel) return INVALID_PTX;
-    modules.insert(*module = new Module{name, kernel});
+    u64 from = 1, to = 1; // of `copy`; all else is cast_FROM_TO
+    if (size_t at = std::strlen("cast_"); name != "copy") from = element(name, at), to = element(name, at);
+    modules.insert(*module = new Module{name, kernel, from, to});
     return OK;
 }
 CALL cuModuleGetFunction(Module **function, Module *module, const char *name) {
@@ -336,8 +363,8 @@ CALL cuLaunchKernel(Module *function, unsigned gx, unsigned gy, unsigned gz, uns
         const Tile *list = reinterpret_cast<const Tile *>(uintptr_t(tiles));
         blockDim.x = bx;
         for (blockIdx.x = 0; blockIdx.x < gx; blockIdx.x++) {
-            check_device_range(block + list[blockIdx.x].src, list[blockIdx.x].count, device);
-            check_device_range(list[blockIdx.x].dst, list[blockIdx.x].count, device);
+            check_device_range(block + list[blockIdx.x].src, list[blockIdx.x].count * function->from, device);
+            check_device_range(list[blockIdx.x].dst, list[blockIdx.x].count * function->to, device);
             for (threadIdx.x = 0; threadIdx.x < bx; threadIdx.x++) function->kernel(reinterpret_cast<const u8 *>(uintptr_t(block)), list);
         }
     };

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use super::driver::Driver;
+use super::driver::{Driver, NEEDED_CAPABILITY};
 use crate::error::{EngineError, ErrorKind, Result};
 
 /// What was asked for: `cpu`, `auto`, `cuda` or `cuda:K`.
@@ -86,7 +86,17 @@ pub fn choose(
         }
         (_, None) => (ranks.iter().map(|r| r % count).collect(), format!("each rank modulo {}", visible(count))),
     };
-    Ok(DeviceChoice { ordinals: Some(ordinals), reason })
+    let too_old = ordinals.iter().map(|&o| &driver.devices[o as usize]).find(|d| d.capability < NEEDED_CAPABILITY);
+    match too_old {
+        None => Ok(DeviceChoice { ordinals: Some(ordinals), reason }),
+        Some(device) => {
+            let what = format!("device {} ({}) is too old", device.ordinal, device.name);
+            let ((a, b), (c, d)) = (NEEDED_CAPABILITY, device.capability);
+            let error = EngineError::new(ErrorKind::Device, what).expected(format_args!("compute capability {a}.{b} or newer"));
+            let error = error.found(format_args!("{c}.{d}"));
+            if request == DeviceRequest::Auto { Ok(DeviceChoice { ordinals: None, reason: error.to_string() }) } else { Err(error) }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -94,8 +104,12 @@ mod tests {
     use super::{super::driver::DeviceInfo, *};
 
     fn driver(devices: u32) -> Result<Driver, String> {
-        let device = |ordinal| DeviceInfo { ordinal, name: "test".into(), total_bytes: 1 << 30 };
-        Ok(Driver { version: (12, 4), devices: (0..devices).map(device).collect() })
+        with_capabilities(&vec![(9, 0); devices as usize])
+    }
+
+    fn with_capabilities(capabilities: &[(u32, u32)]) -> Result<Driver, String> {
+        let device = |(ordinal, &capability)| DeviceInfo { ordinal, name: "test".into(), total_bytes: 1 << 30, capability };
+        Ok(Driver { version: (12, 4), devices: (0..).zip(capabilities).map(device).collect() })
     }
 
     #[test]
@@ -123,6 +137,19 @@ mod tests {
         assert_eq!(taken("cuda:1", 2, Some(0), &[0]), Some(vec![1]));
         assert_eq!(taken("cuda:1", 2, None, &[0, 1]), Some(vec![1, 1]));
         assert_eq!(taken("cpu", 2, None, &[0]), None);
+    }
+
+    #[test]
+    fn a_device_that_the_kernels_are_not_made_for_is_not_taken() {
+        let mixed = || with_capabilities(&[(9, 0), (6, 1)]);
+        assert!(choose(DeviceRequest::Cuda(Some(0)), mixed, None, &[0]).is_ok());
+        for request in [DeviceRequest::Cuda(Some(1)), DeviceRequest::Cuda(None)] {
+            let error = choose(request, mixed, Some(1), &[1]).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Device);
+            assert_eq!(error.to_string(), "device 1 (test) is too old: expected compute capability 7.0 or newer, found 6.1");
+        }
+        let auto = choose(DeviceRequest::Auto, mixed, None, &[0, 1]).unwrap();
+        assert!(auto.ordinals.is_none() && auto.reason.contains("found 6.1"), "{auto:?}");
     }
 
     #[test]

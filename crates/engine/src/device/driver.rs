@@ -17,6 +17,11 @@ use crate::error::{EngineError, ErrorKind, Result};
 
 /// The kernels' PTX is version 8.0, which drivers read from CUDA 12.0 on.
 const NEEDED: (u32, u32) = (12, 0);
+/// What the kernels' PTX is made for: Volta and newer.
+pub(super) const NEEDED_CAPABILITY: (u32, u32) = (7, 0);
+
+/// What helps where a device has too little memory.
+pub(crate) const MORE_ROOM: &str = "more ranks, a smaller storage dtype, a smaller ring, or ending what else uses the device";
 
 /// A driver that can be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +43,8 @@ pub struct DeviceInfo {
     pub name: String,
     /// Its memory in bytes.
     pub total_bytes: u64,
+    /// Its compute capability: major, minor.
+    pub capability: (u32, u32),
 }
 
 /// Looks for a usable driver and its devices.
@@ -59,13 +66,16 @@ pub fn probe() -> Result<Driver, String> {
         let ((a, b), (c, d)) = (version, NEEDED);
         return Err(format!("the CUDA driver is too old: expected one for CUDA {c}.{d} or newer, found {a}.{b}"));
     }
-    result::init().map_err(|e| format!("the CUDA driver does not start: {}", describe(e)))?;
+    let hidden = || std::env::var("CUDA_VISIBLE_DEVICES").map_or(String::new(), |v| format!(" (CUDA_VISIBLE_DEVICES is '{v}')"));
+    result::init().map_err(|e| match e.0 {
+        sys::CUresult::CUDA_ERROR_NO_DEVICE => format!("the CUDA driver shows no device{}", hidden()),
+        _ => format!("the CUDA driver does not start: {}", describe(e)),
+    })?;
     let count = result::device::get_count().map_err(|e| format!("the CUDA driver does not count its devices: {}", describe(e)))?;
     let devices = (0..u32::try_from(count).unwrap_or(0)).map(info).collect::<Result<Vec<_>, _>>();
     let devices = devices.map_err(|e| format!("the CUDA driver does not describe its devices: {}", describe(e)))?;
     if devices.is_empty() {
-        let hidden = std::env::var("CUDA_VISIBLE_DEVICES").map_or(String::new(), |v| format!(" (CUDA_VISIBLE_DEVICES is '{v}')"));
-        return Err(format!("the CUDA driver shows no device{hidden}"));
+        return Err(format!("the CUDA driver shows no device{}", hidden()));
     }
     Ok(Driver { version, devices })
 }
@@ -74,7 +84,11 @@ fn info(ordinal: u32) -> Result<DeviceInfo, DriverError> {
     let device = result::device::get(ordinal.cast_signed())?;
     // SAFETY: the device was just given.
     let total = unsafe { result::device::total_mem(device)? };
-    Ok(DeviceInfo { ordinal, name: result::device::get_name(device)?, total_bytes: total as u64 })
+    // SAFETY: as above.
+    let number = |attribute| unsafe { result::device::get_attribute(device, attribute) }.map(|n| u32::try_from(n).unwrap_or(0));
+    let major = number(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+    let minor = number(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+    Ok(DeviceInfo { ordinal, name: result::device::get_name(device)?, total_bytes: total as u64, capability: (major, minor) })
 }
 
 /// The driver's name for an error and what it says of it.
@@ -136,8 +150,21 @@ impl Gpu {
 
     /// Calls the driver with this device's context current.
     fn call<T>(&self, what: &str, call: impl FnOnce() -> Result<T, DriverError>) -> Result<T> {
+        self.raw_call(call).map_err(|e| self.error(what).found(describe(e)))
+    }
+
+    /// As [`Gpu::call`], and the thread has the context back that it had before: a library's user may be at work on another device.
+    fn raw_call<T>(&self, call: impl FnOnce() -> Result<T, DriverError>) -> Result<T, DriverError> {
+        let before = result::ctx::get_current()?.unwrap_or(std::ptr::null_mut());
+        if before == self.context {
+            return call();
+        }
         // SAFETY: the context is retained for as long as `self` lives.
-        unsafe { result::ctx::set_current(self.context) }.and_then(|()| call()).map_err(|e| self.error(what).found(describe(e)))
+        unsafe { result::ctx::set_current(self.context) }?;
+        let answer = call();
+        // SAFETY: it was current a moment ago; none is null.
+        let restored = unsafe { result::ctx::set_current(before) };
+        answer.and_then(|answer| restored.map(|()| answer))
     }
 
     fn error(&self, what: &str) -> EngineError {
@@ -151,7 +178,17 @@ impl Gpu {
 
     pub(crate) fn allocate(&self, bytes: usize) -> Result<u64> {
         // SAFETY: the memory is only ever written before it is read.
-        self.call(&format!("allocate {bytes} bytes"), || unsafe { result::malloc_sync(bytes) })
+        self.raw_call(|| unsafe { result::malloc_sync(bytes) }).map_err(|e| {
+            let error = self.error(&format!("allocate {bytes} bytes"));
+            // Somebody else took what the preflight saw, or the driver's own needs did.
+            let free = (e.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY).then(|| self.memory().ok()).flatten();
+            match free {
+                Some((free, total)) => error
+                    .expected(format_args!("{bytes} bytes in one piece; {MORE_ROOM} would help"))
+                    .found(format_args!("{free} free of {total} ({})", describe(e))),
+                None => error.found(describe(e)),
+            }
+        })
     }
 
     /// Gives back what [`Gpu::allocate`] gave.

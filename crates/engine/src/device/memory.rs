@@ -30,35 +30,51 @@ impl Drop for DeviceMemory {
     }
 }
 
-/// Page-locked host memory.
+/// Page-locked host memory, given back when the last part of it is dropped.
 #[derive(Debug)]
-pub(crate) struct Pinned {
+struct PinnedBlock {
     gpu: Arc<Gpu>,
     start: NonNull<u8>,
+}
+
+// SAFETY: the memory belongs to the process, not to a thread, and the block itself gives no access to it.
+unsafe impl Send for PinnedBlock {}
+// SAFETY: as above.
+unsafe impl Sync for PinnedBlock {}
+
+/// A part of page-locked host memory that nothing else overlaps.
+#[derive(Debug)]
+pub(crate) struct Pinned {
+    block: Arc<PinnedBlock>,
+    offset: usize,
     len: usize,
 }
 
-// SAFETY: the memory belongs to the process, not to a thread; access goes through `&self` and `&mut self`.
-unsafe impl Send for Pinned {}
-
 impl Pinned {
-    pub(crate) fn new(gpu: &Arc<Gpu>, len: usize) -> Result<Self> {
-        Ok(Self { start: gpu.pin(len)?, gpu: Arc::clone(gpu), len })
+    /// `count` parts of `len` bytes each, side by side in one allocation: pinning costs by the call as well as by the page.
+    pub(crate) fn parts(gpu: &Arc<Gpu>, count: usize, len: usize) -> Result<Vec<Self>> {
+        let block = Arc::new(PinnedBlock { start: gpu.pin(len * count)?, gpu: Arc::clone(gpu) });
+        Ok((0..count).map(|i| Self { block: Arc::clone(&block), offset: i * len, len }).collect())
+    }
+
+    fn start(&self) -> *mut u8 {
+        // SAFETY: `parts` made the block as long as all parts together.
+        unsafe { self.block.start.as_ptr().add(self.offset) }
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
-        // SAFETY: `len` bytes of another's allocator, whatever they hold, for as long as `self` lives.
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+        // SAFETY: `len` bytes of another's allocator, whatever they hold, for as long as the block lives; no other part overlaps them.
+        unsafe { std::slice::from_raw_parts(self.start(), self.len) }
     }
 
     /// To write to; the owner sees to it that no copy is reading.
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: as above, and `&mut self` is the only access.
-        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+        unsafe { std::slice::from_raw_parts_mut(self.start(), self.len) }
     }
 }
 
-impl Drop for Pinned {
+impl Drop for PinnedBlock {
     fn drop(&mut self) {
         // SAFETY: given by `pin`; copies that read it are finished before (see `to_device::Lane`).
         unsafe { self.gpu.unpin(self.start) };

@@ -59,8 +59,8 @@ impl Crossing {
 
 /// Slots of a worker: one is filled while one crosses and one is cast.
 pub(crate) const SLOTS: usize = 3;
-/// A block of this size crosses at full speed; a larger one only starts later.
-const BLOCK: usize = 4 << 20;
+/// A block of this size crosses at nearly full speed; a larger one starts later, and takes longer to pin.
+const BLOCK: usize = 2 << 20;
 /// Below this, calls cost more than copies.
 const SMALLEST: usize = 64 << 10;
 /// Streams of a device: copies, casts and their neighbours overlap.
@@ -104,7 +104,8 @@ impl Ring {
 
     /// Bytes of a slot: the block, what alignment adds to it, and its tiles.
     pub(crate) fn slot(&self) -> usize {
-        self.data() + self.tiles * Tile::BYTES
+        // Slots stand side by side, and a direct read wants its buffer aligned.
+        (self.data() + self.tiles * Tile::BYTES).next_multiple_of(DIRECT_ALIGNMENT)
     }
 
     /// Bytes of a slot's data: direct reads start and end at multiples of their alignment.
@@ -158,7 +159,7 @@ mod tests {
                                 assert!(ring.bytes(workers) <= budget && ring.block.is_multiple_of(SMALLEST) && ring.block > 0);
                                 // Every run cut once more than whole tiles would, for every rank.
                                 assert!(ring.tiles >= ranks * (ring.runs + ring.block / usize::try_from(TILE).unwrap()));
-                                assert!(ring.data().is_multiple_of(16));
+                                assert!(ring.data().is_multiple_of(16) && ring.slot().is_multiple_of(DIRECT_ALIGNMENT));
                             }
                             Err(e) => assert_eq!(e.kind(), ErrorKind::Config),
                         }

@@ -14,9 +14,6 @@ pub(super) struct Machine {
 impl Machine {
     /// This one.
     pub(super) fn here() -> Self {
-        Self {
-            cores: std::thread::available_parallelism().map_or(1, usize::from),
-            memory: available().map(|a| a.bytes),
-        }
+        Self { cores: std::thread::available_parallelism().map_or(1, usize::from), memory: available().map(|a| a.bytes) }
     }
 }

@@ -8,10 +8,7 @@ use super::{
     pipeline::{Done, to_device::Target},
 };
 use crate::{
-    device::{
-        DeviceLoaded, DeviceOptions, DeviceShards, Devices,
-        ring::{Ring, SLOTS},
-    },
+    device::{DeviceLoaded, DeviceOptions, DeviceShards, Devices, driver::MORE_ROOM, ring::Ring},
     error::{EngineError, ErrorKind, Result},
 };
 
@@ -31,9 +28,9 @@ impl<'p> Loader<'p, '_> {
         let ring = Ring::new(options.ring_bytes, choice.workers(), self.ranks.len(), schedule.total_bytes())?;
         (choice.block_size, choice.task_size) = (ring.block, choice.task_size.max(ring.block));
         if !self.io.force {
-            fits(devices, &layouts, ring.slot() * SLOTS * choice.workers())?;
+            fits(devices, &layouts, ring.bytes(choice.workers()))?;
         }
-        let target = Arc::new(Target::new(devices, ring, &layouts, self.plan, options.narrow)?);
+        let target = Arc::new(Target::new(devices, (ring, choice.workers()), &layouts, self.plan, options.narrow)?);
         let plan = self.plan;
         let Done { ranks, stats, .. } = self.job(choice, schedule, Vec::new(), Some(Arc::clone(&target))).run(&layouts, started)?;
         let shards = layouts.into_iter().zip(ranks).enumerate().map(|(i, (layout, stats))| DeviceShards {
@@ -53,14 +50,19 @@ fn fits(devices: &Devices, layouts: &[RankLayout], staging: usize) -> Result<()>
     let mut shards: BTreeMap<usize, u64> = BTreeMap::new();
     for (layout, &device) in layouts.iter().zip(&devices.by_rank) {
         let needed = shards.entry(device).or_default();
-        *needed = layout.arenas.iter().fold(*needed, |sum, a| sum.saturating_add(a.1));
+        *needed = layout.arenas.iter().fold(*needed, |sum, a| sum.saturating_add(granted(a.1)));
     }
     for (device, shards) in shards {
         let gpu = &devices.gpus[device];
         let (free, total) = gpu.memory()?;
-        enough(gpu.ordinal, &gpu.name, (shards, staging as u64), (free, total))?;
+        enough(gpu.ordinal, &gpu.name, (shards, granted(staging as u64)), (free, total))?;
     }
     Ok(())
+}
+
+/// What an allocation takes of a device, whose driver maps pages of this size.
+fn granted(bytes: u64) -> u64 {
+    bytes.checked_next_multiple_of(2 << 20).unwrap_or(u64::MAX)
 }
 
 fn enough(ordinal: u32, name: &str, (shards, staging): (u64, u64), (free, total): (u64, u64)) -> Result<()> {
@@ -68,10 +70,7 @@ fn enough(ordinal: u32, name: &str, (shards, staging): (u64, u64), (free, total)
         return Ok(());
     }
     let mib = |bytes: u64| format!("{} MiB", bytes.div_ceil(1 << 20));
-    let what = format!(
-        "the shards do not fit onto device {ordinal} ({name}); more ranks, a smaller storage dtype, fewer threads, or ending what else \
-         uses the device would help"
-    );
+    let what = format!("the shards do not fit onto device {ordinal} ({name}); {MORE_ROOM} would help");
     Err(EngineError::new(ErrorKind::Device, what)
         .expected(format_args!("{} for shards and {} for staging", mib(shards), mib(staging)))
         .found(format_args!("{} free of {}", mib(free), mib(total))))

@@ -86,9 +86,10 @@ impl Worker {
             if let Err(fault) = self.do_task(&shared, task) {
                 lock(&shared.fault).get_or_insert(fault); // the first one is told
                 shared.stop.store(true, Ordering::Relaxed);
+                return; // an event that was not recorded cannot be waited for: the lane waits for its streams when it is dropped
             }
             if shared.stop.load(Ordering::Relaxed) {
-                return;
+                break;
             }
         }
         if let Lane::Device(lane) = &mut self.lane

@@ -14,6 +14,8 @@ pub(crate) struct Faults {
     pub(crate) after: u64,
     pub(crate) what: Misbehaviour,
     pub(crate) reads: AtomicU64,
+    /// Bytes that were announced; to such a source nothing is cached.
+    pub(crate) announced: AtomicU64,
 }
 
 pub(crate) enum Misbehaviour {
@@ -39,7 +41,7 @@ impl std::fmt::Debug for Faults {
 
 impl Faults {
     pub(crate) fn new(after: u64, what: Misbehaviour) -> Self {
-        Self { after, what, reads: AtomicU64::new(0) }
+        Self { after, what, reads: AtomicU64::new(0), announced: AtomicU64::new(0) }
     }
 }
 
@@ -78,5 +80,13 @@ impl ReadAt for Faulty {
 
     fn stamp(&self) -> io::Result<Stamp> {
         self.file.stamp()
+    }
+
+    fn is_cached(&self, _offset: u64) -> bool {
+        false
+    }
+
+    fn announce(&self, _offset: u64, len: u64) {
+        self.faults.announced.fetch_add(len, Ordering::Relaxed);
     }
 }

@@ -3,11 +3,11 @@
 //! A worker owns its slots and goes round them; before it fills one again it waits for that slot's event, and for nothing else. What may
 //! still be under way when a lane or a target is dropped is waited for then.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use shardwright_core::ShardPlan;
 
-use super::{FaultKind, RankLayout, Run, Shared, Staging, as_uninit, read_aligned};
+use super::{FaultKind, RankLayout, Run, Shared, Staging, as_uninit, lock, read_aligned};
 use crate::{
     device::{
         Devices, Narrow,
@@ -35,18 +35,31 @@ pub(crate) struct Target {
     pub(crate) streams: Vec<Vec<Arc<Stream>>>,
     /// By index of the tensor in the plan.
     crossings: Vec<Crossing>,
+    /// By device: the ring's counterpart, slot by slot.
+    staged: Vec<Arc<DeviceMemory>>,
+    /// The ring's slots that no lane has taken, by number.
+    free: Mutex<Vec<(usize, Pinned)>>,
 }
 
 impl Target {
-    /// Allocates every rank's memory, zeroed for the padding's sake, and compiles the kernels that the plan needs.
-    pub(crate) fn new(devices: &Devices, ring: Ring, layouts: &[RankLayout], plan: &ShardPlan, narrow: Narrow) -> Result<Self> {
+    /// Allocates every rank's memory, zeroed for the padding's sake, and the ring of so many workers; compiles the kernels that the plan
+    /// needs. Nothing is allocated or freed later, while copies run: the driver might wait for all of them.
+    pub(crate) fn new(
+        devices: &Devices,
+        (ring, workers): (Ring, usize),
+        layouts: &[RankLayout],
+        plan: &ShardPlan,
+        narrow: Narrow,
+    ) -> Result<Self> {
         let crossings: Vec<_> = plan.tensors.iter().map(|t| Crossing::of(t.source, t.precision.storage, narrow)).collect();
         let several = |gpu: &Arc<Gpu>| (0..STREAMS).map(|_| Stream::new(gpu).map(Arc::new)).collect::<Result<Vec<_>>>();
         let streams = devices.gpus.iter().map(several).collect::<Result<Vec<_>>>()?;
-        let mut target = Self { devices: devices.clone(), ring, arenas: Vec::new(), streams, crossings };
+        let mut target =
+            Self { devices: devices.clone(), ring, arenas: Vec::new(), streams, crossings, staged: Vec::new(), free: Mutex::default() };
         for (rank, layout) in layouts.iter().enumerate() {
             target.allocate(rank, layout)?;
         }
+        target.allocate_ring(SLOTS * workers)?;
         for gpu in &target.devices.gpus {
             gpu.prepare(Kernel::COPY)?;
             for crossing in &target.crossings {
@@ -73,6 +86,16 @@ impl Target {
                 unsafe { memory.gpu.fill(memory.address, 0, memory.len, stream.raw) }?;
             }
         }
+        Ok(())
+    }
+}
+
+impl Target {
+    fn allocate_ring(&mut self, slots: usize) -> Result<()> {
+        let gpu = self.devices.gpus.first().ok_or_else(|| EngineError::new(ErrorKind::Device, "no rank, no device"))?;
+        self.free = Mutex::new(Pinned::parts(gpu, slots, self.ring.slot())?.into_iter().enumerate().rev().collect());
+        let staged = |gpu: &Arc<Gpu>| DeviceMemory::new(gpu, slots * self.ring.slot()).map(Arc::new);
+        self.staged = self.devices.gpus.iter().map(staged).collect::<Result<_>>()?;
         Ok(())
     }
 }
@@ -107,7 +130,9 @@ struct Slot {
 
 #[derive(Debug)]
 struct Part {
-    staged: DeviceMemory,
+    gpu: Arc<Gpu>,
+    /// The slot's counterpart.
+    staged: u64,
     stream: Arc<Stream>,
     event: Event,
     busy: bool,
@@ -128,8 +153,8 @@ impl Piece {
 }
 
 impl Lane {
-    pub(super) fn new(target: &Arc<Target>, worker: usize, staging: Staging) -> Result<Self> {
-        let slots = (0..SLOTS).map(|s| Slot::new(target, worker * SLOTS + s)).collect::<Result<Vec<_>>>()?;
+    pub(super) fn new(target: &Arc<Target>, staging: Staging) -> Result<Self> {
+        let slots = (0..SLOTS).map(|_| Slot::new(target)).collect::<Result<Vec<_>>>()?;
         Ok(Self { target: Arc::clone(target), slots, next: 0, staging, places: Vec::new(), pieces: Vec::new() })
     }
 
@@ -234,14 +259,17 @@ impl Target {
 }
 
 impl Slot {
-    fn new(target: &Target, number: usize) -> Result<Self> {
-        let part = |(gpu, streams): (&Arc<Gpu>, &Vec<Arc<Stream>>)| {
-            let staged = DeviceMemory::new(gpu, target.ring.slot())?;
-            Ok(Part { staged, stream: Arc::clone(&streams[number % STREAMS]), event: Event::new(gpu)?, busy: false })
+    /// One that no other lane has.
+    fn new(target: &Target) -> Result<Self> {
+        let none_left = || EngineError::new(ErrorKind::Device, "the ring has no slot left");
+        let (number, memory) = lock(&target.free).pop().ok_or_else(none_left)?;
+        let part = |(staged, streams): (&Arc<DeviceMemory>, &Vec<Arc<Stream>>)| {
+            let (gpu, stream) = (Arc::clone(&staged.gpu), Arc::clone(&streams[number % STREAMS]));
+            let event = Event::new(&gpu)?;
+            Ok(Part { gpu, staged: staged.address + (number * target.ring.slot()) as u64, stream, event, busy: false })
         };
-        let parts = target.devices.gpus.iter().zip(&target.streams).map(part).collect::<Result<Vec<_>>>()?;
-        let gpu = target.devices.gpus.first().ok_or_else(|| EngineError::new(ErrorKind::Device, "no rank, no device"))?;
-        Ok(Self { memory: Pinned::new(gpu, target.ring.slot())?, parts })
+        let parts = target.staged.iter().zip(&target.streams).map(part).collect::<Result<Vec<_>>>()?;
+        Ok(Self { memory, parts })
     }
 
     /// Waits until the slot may be filled again.
@@ -261,7 +289,7 @@ impl Part {
             let from = &slot[address(piece.run.src)..][..address(piece.bytes())];
             // SAFETY: the destination is the run's own part of its rank's arena (see `Shared::destination`); the slot is not touched before
             // the event is waited for, and both outlive it.
-            unsafe { self.staged.gpu.copy_in(piece.run.dst, from, self.stream.raw) }?;
+            unsafe { self.gpu.copy_in(piece.run.dst, from, self.stream.raw) }?;
         }
         Ok(())
     }
@@ -279,14 +307,14 @@ impl Part {
             }
             launches.push((kernel, first, (at - first) / Tile::BYTES));
         }
-        let block = self.staged.address;
-        // SAFETY: the staging memory has the slot's size and is used by this slot alone; the slot as in `straight`.
-        unsafe { self.staged.gpu.copy_in(block, &slot.bytes()[..at], self.stream.raw) }?;
+        let block = self.staged;
+        // SAFETY: the slot's counterpart has its size and is used by this slot alone; the slot as in `straight`.
+        unsafe { self.gpu.copy_in(block, &slot.bytes()[..at], self.stream.raw) }?;
         for (kernel, first, count) in launches.into_iter().filter(|l| l.2 > 0) {
             let count = u32::try_from(count).unwrap_or(u32::MAX);
             // SAFETY: the tiles' sources lie in the block, whose data ends at a multiple of 16; their destinations are as in `straight`, and
             // the stream is the copy's.
-            unsafe { self.staged.gpu.launch(kernel, block, block + first as u64, count, self.stream.raw) }?;
+            unsafe { self.gpu.launch(kernel, block, block + first as u64, count, self.stream.raw) }?;
         }
         Ok(at)
     }

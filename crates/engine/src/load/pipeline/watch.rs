@@ -37,13 +37,9 @@ impl Crew {
     pub(super) fn start(shared: &Arc<Shared>) -> Result<Self> {
         let (sender, alive) = mpsc::channel();
         let mut handles = Vec::new();
-        for number in 0..shared.choice.workers() {
-            let memory = Arena::new(shared.choice.staging_bytes())
-                .map_err(|e| EngineError::new(ErrorKind::Memory, "cannot map a staging buffer").cause(e))?;
-            let lane = match &shared.device {
-                None => Lane::Host(Staging { memory }),
-                Some(target) => Lane::Device(to_device::Lane::new(target, number, Staging { memory })?),
-            };
+        // All that can fail comes before the first worker starts: nobody would stop it.
+        let lanes = (0..shared.choice.workers()).map(|_| lane(shared)).collect::<Result<Vec<_>>>()?;
+        for (number, lane) in lanes.into_iter().enumerate() {
             let worker = Worker { number, shared: Arc::clone(shared), lane, runs: Vec::new() };
             let sender = sender.clone();
             let spawned = thread::Builder::new().name(format!("shardwright-io-{number}")).spawn(move || {
@@ -64,6 +60,15 @@ impl Crew {
     pub(super) fn len(&self) -> usize {
         self.handles.len()
     }
+}
+
+fn lane(shared: &Shared) -> Result<Lane> {
+    let memory = Arena::new(shared.choice.staging_bytes())
+        .map_err(|e| EngineError::new(ErrorKind::Memory, "cannot map a staging buffer").cause(e))?;
+    Ok(match &shared.device {
+        None => Lane::Host(Staging { memory }),
+        Some(target) => Lane::Device(to_device::Lane::new(target, Staging { memory })?),
+    })
 }
 
 /// What the watcher needs.
