@@ -42,14 +42,19 @@ fn without_a_device_cuda_is_refused_and_auto_says_why_not() {
 #[test]
 fn a_report_of_a_load_to_a_device_has_the_hosts_digests() {
     let Some(_alone) = driver("a_report_of_a_load_to_a_device_has_the_hosts_digests") else { return };
-    let digests = |device| {
-        let output = load("", &["--world-size", "3", "--device", device, "--digest", "--format", "json"], &[]);
+    let digests = |device: &[&str]| {
+        let output = load("", &[&["--world-size", "3", "--digest", "--format", "json"], device].concat(), &[]);
         let report = support::json(&output);
         let ranks = report["ranks"].as_array().unwrap().clone();
         ranks.iter().map(|r| r["tensors"].clone()).collect::<Vec<_>>()
     };
-    let (host, device) = (digests("cpu"), digests("cuda"));
+    let (host, device) = (digests(&["--device", "cpu"]), digests(&["--device", "cuda"]));
     assert!(host.len() == 3 && host == device);
+    assert_eq!(digests(&["--device", "cuda", "--ring-size", "8MiB", "--narrow", "device"]), host);
+    // The ring that was asked for is the ring that is made, from the file as from the flag, which wins.
+    let small = "shardwright:\n  io: {ring_size: 64KiB, narrow: device}\n";
+    refused(&load(small, &["--device", "cuda"], &[]), 3, &["the ring is too small", "found 65536"]);
+    refused(&load(small, &["--device", "cuda", "--ring-size", "16MiB"], &[]), 0, &[]);
     let told = support::stderr(&load("", &["--device", "auto"], &[]));
     assert!(told.contains("device: cuda: each rank modulo"), "{told}");
 }

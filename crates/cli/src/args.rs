@@ -110,12 +110,28 @@ pub struct IoArgs {
     /// Drop what was read from the page cache.
     #[arg(long)]
     pub drop_cache: bool,
+    /// On the way to a GPU: page-locked host memory of this process at most [default: 256MiB].
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub ring_size: Option<ByteSize>,
+    /// On the way to a GPU: whether a cast to a smaller dtype happens on the host, so that less crosses the bus, or on the device
+    /// [default: host].
+    #[arg(long, value_name = "PLACE", value_enum, hide_possible_values = true)]
+    pub narrow: Option<NarrowOn>,
     /// Load even where the predicted peak exceeds the memory there is.
     #[arg(long)]
     pub force: bool,
     /// Say on standard error how files will be read, and why.
     #[arg(long)]
     pub explain_io: bool,
+}
+
+/// Where a cast to a smaller dtype happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum NarrowOn {
+    /// Before the bus.
+    Host,
+    /// Behind it.
+    Device,
 }
 
 fn parse_size(text: &str) -> Result<ByteSize, String> {

@@ -1,11 +1,13 @@
 //! Where `load` puts the shards: what was asked for, what is said about it, and shards that may lie on a device.
 
+use shardwright_config::Place;
 use shardwright_engine::{
-    device::{DeviceLoaded, DeviceRequest, DeviceShards, Devices, choose, probe},
+    device::{DeviceLoaded, DeviceOptions, DeviceRequest, DeviceShards, Devices, Narrow, choose, probe},
     load::{LoadStats, Loaded, RankShards, RankStats},
 };
 
 use crate::{
+    args::{IoArgs, NarrowOn},
     exit::{Exit, Failure},
     input::Input,
     output::print_note,
@@ -25,6 +27,18 @@ pub fn of(flag: Option<DeviceRequest>, input: &Input, ranks: &[u32]) -> Result<O
         print_note(&format!("device: {place}: {}", choice.reason));
     }
     Ok(choice.ordinals.map(|ordinals| Devices::open(&ordinals)).transpose()?)
+}
+
+/// How bytes get to a device: a flag wins over the config, and what neither says is the engine's choice.
+pub fn options(args: &IoArgs, input: &Input) -> DeviceOptions {
+    let (io, default) = (&input.resolved.io, DeviceOptions::default());
+    let ring = args.ring_size.or(io.ring_size).map(|size| usize::try_from(size.0).unwrap_or(usize::MAX));
+    let narrow = match (args.narrow, io.narrow) {
+        (Some(NarrowOn::Host), _) | (None, Some(Place::Host)) => Narrow::Host,
+        (Some(NarrowOn::Device), _) | (None, Some(Place::Device)) => Narrow::Device,
+        (None, None) => default.narrow,
+    };
+    DeviceOptions { ring_bytes: ring.unwrap_or(default.ring_bytes), narrow }
 }
 
 /// Shards, wherever they are.

@@ -36,6 +36,7 @@ pub fn run(args: &LoadArgs) -> Result<Exit, Failure> {
     // What can be known now should not be found out after an hour of loading.
     args.report.as_deref().map(check_writable).transpose()?;
     let devices = device::of(args.device, &input, &ranks)?;
+    let devices = devices.map(|devices| (devices, device::options(&args.io, &input)));
     let loaded = load(&input, &plan, &ranks, devices.as_ref(), &cancel)?;
     let totals = Totals::new(loaded.stats(), process_memory().map(|m| m.peak));
     let table = (args.format == Format::Table).then(|| summary::table(&plan, &loaded.ranks(), &totals));
@@ -77,7 +78,7 @@ fn load<'p>(
     input: &'p Input,
     plan: &'p ShardPlan,
     ranks: &[u32],
-    devices: Option<&Devices>,
+    devices: Option<&(Devices, DeviceOptions)>,
     cancel: &CancelToken,
 ) -> Result<Placed<'p>, Failure> {
     let shown: Mutex<Option<Progress>> = Mutex::new(None);
@@ -94,7 +95,7 @@ fn load<'p>(
     let loader = Loader::new(plan, &input.checkpoint).ranks(ranks).io(input.io.clone()).cancel(cancel).progress(&progress);
     let loaded = match devices {
         None => loader.load().map(Placed::Host),
-        Some(devices) => loader.load_to(devices, DeviceOptions::default()).map(Placed::Device),
+        Some((devices, options)) => loader.load_to(devices, *options).map(Placed::Device),
     };
     if let Ok(Some(shown)) = shown.into_inner() {
         shown.finish();

@@ -24,5 +24,5 @@ mod settings;
 pub use self::{
     draft::{Draft, Input},
     resolve::{Outcome, Resolved, Supplied},
-    settings::{ByteSize, IoSettings, Settings},
+    settings::{ByteSize, IoSettings, Place, Settings},
 };

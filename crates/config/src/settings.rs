@@ -46,6 +46,20 @@ pub struct IoSettings {
     pub readahead: Option<bool>,
     /// Drop what was read from the page cache.
     pub drop_cache: Option<bool>,
+    /// On the way to a GPU: page-locked host memory of this process at most, as a number of bytes or with KiB, MiB or GiB.
+    pub ring_size: Option<ByteSize>,
+    /// On the way to a GPU: whether a cast to a smaller dtype happens on the `host`, so that less crosses the bus, or on the `device`.
+    pub narrow: Option<Place>,
+}
+
+/// Where a cast to a smaller dtype happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Place {
+    /// Before the bus.
+    Host,
+    /// Behind it.
+    Device,
 }
 
 fn device<'de, D: Deserializer<'de>>(d: D) -> Result<Option<String>, D::Error> {

@@ -302,6 +302,25 @@ fn a_read_that_does_not_come_back_fails_the_load_and_is_left_behind() {
     assert!(error.to_string().contains("has not come back") && error.to_string().contains("tensor 'big'"), "{error}");
 }
 
+/// What is read, at most once, but for what workers take at once; nothing where it is not wanted, nor of what is cached.
+#[test]
+fn what_comes_next_is_announced_unless_it_is_cached() {
+    let (plan, dir, _) = simple();
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    for (readahead, cached, announced) in [(None, false, true), (Some(true), false, true), (Some(false), false, false), (None, true, false)]
+    {
+        for queue_depth in [1, 8] {
+            let faults = Arc::new(Faults { cached, ..Faults::new(u64::MAX, Misbehaviour::Ends) });
+            let mut loader = Loader::new(&plan, &checkpoint).io(IoOptions { readahead, queue_depth: Some(queue_depth), ..small_blocks() });
+            loader.faults = Some(Arc::clone(&faults));
+            let read = loader.load().unwrap().stats.bytes_read;
+            let told = faults.announced.load(std::sync::atomic::Ordering::Relaxed);
+            let expected = if announced { read * 3 / 4..read } else { 0..1 };
+            assert!(expected.contains(&told), "{readahead:?}, cached {cached}, depth {queue_depth}: {told} of {read}");
+        }
+    }
+}
+
 #[test]
 fn cancelling_stops_a_load_that_hangs() {
     let (plan, dir, _) = simple();

@@ -14,7 +14,9 @@ pub(crate) struct Faults {
     pub(crate) after: u64,
     pub(crate) what: Misbehaviour,
     pub(crate) reads: AtomicU64,
-    /// Bytes that were announced; to such a source nothing is cached.
+    /// Whether it says that its bytes are cached.
+    pub(crate) cached: bool,
+    /// Bytes that were announced.
     pub(crate) announced: AtomicU64,
 }
 
@@ -41,7 +43,7 @@ impl std::fmt::Debug for Faults {
 
 impl Faults {
     pub(crate) fn new(after: u64, what: Misbehaviour) -> Self {
-        Self { after, what, reads: AtomicU64::new(0), announced: AtomicU64::new(0) }
+        Self { after, what, reads: AtomicU64::new(0), cached: false, announced: AtomicU64::new(0) }
     }
 }
 
@@ -83,7 +85,7 @@ impl ReadAt for Faulty {
     }
 
     fn is_cached(&self, _offset: u64) -> bool {
-        false
+        self.faults.cached
     }
 
     fn announce(&self, _offset: u64, len: u64) {
