@@ -34,6 +34,7 @@ pub struct Fake {
     fail_at: extern "C" fn(c_long),
     calls: extern "C" fn() -> c_long,
     live: extern "C" fn() -> c_long,
+    peak: extern "C" fn() -> c_long,
 }
 
 impl Fake {
@@ -55,6 +56,7 @@ impl Fake {
                 fail_at: std::mem::transmute::<*mut libc::c_void, extern "C" fn(c_long)>(function(c"fakeCudaFailAt")),
                 calls: std::mem::transmute::<*mut libc::c_void, extern "C" fn() -> c_long>(function(c"fakeCudaCalls")),
                 live: std::mem::transmute::<*mut libc::c_void, extern "C" fn() -> c_long>(function(c"fakeCudaLive")),
+                peak: std::mem::transmute::<*mut libc::c_void, extern "C" fn() -> c_long>(function(c"fakeCudaPeak")),
             })
         }
     }
@@ -67,6 +69,11 @@ impl Fake {
     /// Calls since then.
     pub fn calls(&self) -> i64 {
         (self.calls)()
+    }
+
+    /// The most bytes of device memory that were held at once since the last call.
+    pub fn peak(&self) -> i64 {
+        (self.peak)()
     }
 
     /// Allocations, pinned memory, streams, events, kernels and contexts that are not given back.

@@ -62,6 +62,7 @@ static std::set<Module *> modules;
 static std::map<int, int> contexts; // device -> how often retained
 static thread_local int current = -1;
 static long calls = 0, fail_at = 0;
+static u64 peak = 0;
 
 static u64 setting(const char *name, u64 otherwise) {
     const char *text = std::getenv(name);
@@ -149,6 +150,12 @@ extern "C" __attribute__((visibility("default"))) long fakeCudaLive() {
     return live;
 }
 
+// The most device memory that was held at once since the last call.
+extern "C" __attribute__((visibility("default"))) long fakeCudaPeak() {
+    LOCK;
+    return long(std::exchange(peak, 0));
+}
+
 CALL cuDriverGetVersion(int *version) {
     *version = int(setting("FAKE_CUDA_VERSION", 12040));
     return OK;
@@ -223,6 +230,9 @@ CALL cuMemAlloc_v2(Pointer *at, size_t bytes) {
     std::memset(room, 0xA5, bytes);
     *at = Pointer(uintptr_t(room));
     memory[*at] = {bytes, current};
+    u64 held = 0;
+    for (auto &[address, allocation] : memory) held += granted(allocation.bytes);
+    peak = std::max(peak, held);
     return OK;
 }
 CALL cuMemFree_v2(Pointer at) {

@@ -251,6 +251,29 @@ fn a_driver_that_fails_at_any_step_fails_the_load_and_leaves_nothing() {
     }
 }
 
+/// However large the shard, what else lies on the device is the ring's counterpart: a whole tensor, or the bytes before a cast, never are.
+#[test]
+fn a_device_holds_the_shard_and_a_fixed_small_amount() {
+    let test = "a_device_holds_the_shard_and_a_fixed_small_amount";
+    let Some(_alone) = driver(test) else { return };
+    let Some(fake) = Fake::find() else {
+        eprintln!("skipped: {test}: only the fake driver keeps count of its peak");
+        return;
+    };
+    let beyond = [8u64, 32].map(|mib| {
+        let dir = tempfile::tempdir().unwrap();
+        let numel = mib << 19;
+        let spec = ("w".to_owned(), DType::BF16, DType::F32, vec![numel], Placement::flat(one_rank(), &[numel]).unwrap());
+        let plan = planned(dir.path(), &Mesh::replicate_shard(1, 1).unwrap(), &[spec], 0);
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        fake.peak();
+        Loader::new(&plan, &checkpoint).io(two_threads()).load_to(&devices("cuda:0", &[0]), DeviceOptions::default()).unwrap();
+        fake.peak() - i64::try_from(numel * 4).unwrap()
+    });
+    assert_eq!(beyond[0], beyond[1]);
+    assert!((1..=16 << 20).contains(&beyond[0]), "{beyond:?}");
+}
+
 #[test]
 fn each_rank_lies_on_its_device() {
     let Some(_alone) = driver("each_rank_lies_on_its_device") else { return };
