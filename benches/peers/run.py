@@ -28,7 +28,10 @@ HERE = Path(__file__).resolve().parent
 JOBS = [
     ("one rank of 8, float32", ["get_slice.py", "{model}", "float32"], 8, [3], "fsdp2", 2),
     ("one rank of 8, bfloat16 (no cast)", ["get_slice.py", "{model}", "bfloat16"], 8, [3], "fsdp2-checkpoint", 2),
+    ("both ranks of 2, bfloat16 (no cast)", ["get_slice.py", "{model}", "bfloat16"], 2, [0, 1], "fsdp2-checkpoint", 2),
     ("both ranks of 2, float32", ["get_slice.py", "{model}", "float32"], 2, [0, 1], "fsdp2", 2),
+    # Like for like: the peer maps the file too, with the same danger.
+    ("both ranks of 2, float32, `--mmap`", ["get_slice.py", "{model}", "float32"], 2, [0, 1], "fsdp2-mmap", 2),
     ("both ranks of 2, float32", ["fsdp2_meta.py", "{model}"], 2, [0, 1], "fsdp2", 8),
     ("both ranks of 2, bfloat16", ["zero3.py", "{model}"], 2, [0, 1], "zero3", 25),
 ]
@@ -46,6 +49,7 @@ def configs(folder, model):
     (folder / "ds.json").write_text(json.dumps(zero3))
     texts = {
         "fsdp2": "dist_config: {name: fsdp2}\n",
+        "fsdp2-mmap": "dist_config: {name: fsdp2}\nshardwright: {io: {mmap: true}}\n",
         "fsdp2-checkpoint": "dist_config: {name: fsdp2}\nshardwright: {storage_dtype: checkpoint}\n",
         "zero3": "dist_config: {name: deepspeed, config_file: ds.json}\n",
     }
