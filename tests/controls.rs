@@ -47,7 +47,18 @@ fn the_choice_is_explained_setting_by_setting() {
     let output = run(["load", config.to_str().unwrap(), "--explain-io", "--threads", "3"]);
     let text = stderr(&output);
     assert!(output.status.success(), "{text}");
-    for line in ["threads = 3: as set", "queue_depth = ", "block_size = ", "method = pread: ", "readahead = ", "memory = "] {
+    for line in [
+        "threads = 3: as set",
+        "queue_depth = ",
+        "block_size = ",
+        "method = pread: ",
+        "readahead = true: ",
+        "drop_cache = false",
+        "task_size = ",
+        "stall_timeout = 120",
+        "casts = ",
+        "memory = ",
+    ] {
         assert!(text.contains(line), "'{line}' is not in: {text}");
     }
 }

@@ -42,7 +42,7 @@ fn headline(plan: &ShardPlan) -> String {
     let parameters = plan.tensors.iter().filter(|t| t.kind == TensorKind::Parameter);
     let dtypes = |of: fn(&shardwright_core::Precision) -> DType| {
         let names: BTreeSet<&str> = parameters.clone().map(|t| of(&t.precision).torch_name()).collect();
-        names.into_iter().collect::<Vec<_>>().join(" and ")
+        if names.is_empty() { "none".to_owned() } else { names.into_iter().collect::<Vec<_>>().join(" and ") }
     };
     let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
     format!(

@@ -241,6 +241,15 @@ impl ModelDir {
             tensors.extend(placed);
             files.push(file);
         }
+        if tensors.is_empty() {
+            let names: Vec<&str> = files.iter().map(|f| f.name.as_str()).collect();
+            return Err(EngineError::new(ErrorKind::Checkpoint, "the checkpoint has no tensors").file(&self.dir).found(
+                match names.as_slice() {
+                    [] => "an index that names no file".to_owned(),
+                    names => format!("none in {}", names.join(", ")),
+                },
+            ));
+        }
         // Names come in long ascending runs, file by file: the stable sort merges runs.
         tensors.sort_by(|a, b| a.0.name.cmp(&b.0.name));
         if let Some(pair) = tensors.windows(2).find(|w| w[0].0.name == w[1].0.name) {
@@ -318,8 +327,9 @@ fn check_index(index: &index::Index, files: &[CheckpointFile], tensors: &[(Tenso
         let missing = tensors.len() - index.weights.len();
         warnings.push(format!("{}: {missing} tensors of the files are not in the index; they are loaded too", index.path.display()));
     }
-    let total: u64 = tensors.iter().map(|t| t.1.bytes).sum();
-    if let Some(said) = index.total_size.filter(|&said| said != total) {
+    // Sizes of files of holes add up to more than 64 bits.
+    let total: u128 = tensors.iter().map(|t| u128::from(t.1.bytes)).sum();
+    if let Some(said) = index.total_size.filter(|&said| u128::from(said) != total) {
         warnings.push(format!("{}: metadata.total_size is {said}, but the tensors have {total} bytes", index.path.display()));
     }
     Ok(warnings)

@@ -161,7 +161,7 @@ impl<'p, 'a> Loader<'p, 'a> {
         let (layouts, schedule) = self.prepare()?;
         let preflight = Preflight::of(&layouts, &choice);
         #[cfg(test)]
-        let preflight = Preflight { available: self.available.clone().or(preflight.available), ..preflight };
+        let preflight = Preflight { bounds: self.available.clone().map_or(preflight.bounds, |a| vec![a]), ..preflight };
         if !self.io.force {
             preflight.check()?;
         }

@@ -5,6 +5,7 @@ mod arena;
 mod limits;
 mod usage;
 
+pub(crate) use self::limits::bounds;
 pub use self::{
     arena::{Arena, HUGE_PAGE},
     limits::{Available, available},

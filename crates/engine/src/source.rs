@@ -1,5 +1,6 @@
 //! Where bytes come from: an open file, read in one of a closed set of ways. What is read when is the pipeline's business.
 
+mod exact;
 #[cfg(test)]
 pub(crate) mod faulty;
 
@@ -16,6 +17,7 @@ use std::{
 
 use enum_dispatch::enum_dispatch;
 
+pub(crate) use self::exact::{ReadFailure, read_exact};
 use crate::checkpoint::Stamp;
 
 /// How files are read.

@@ -38,6 +38,7 @@ struct Launcher {
 
 const LAUNCHERS: [Launcher; 3] = [
     Launcher { name: "torchrun", variables: ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"] },
+    // Slurm has no variable for the last: see `slurm_tasks`.
     Launcher { name: "srun", variables: ["SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", ""] },
     Launcher {
         name: "mpirun",
@@ -83,6 +84,10 @@ impl World {
             (Some(rank), Some(size)) if rank >= size => {
                 wrong(format!("rank {rank} is not below the world size of {size} ({})", self.origin))
             }
+            (_, Some(size)) if self.local_size.is_some_and(|local| local == 0 || local > size) => {
+                let local = self.local_size.unwrap_or(0);
+                wrong(format!("{local} processes of this machine are told, expected 1 to the world size of {size} ({})", self.origin))
+            }
             _ => Ok(self),
         }
     }
@@ -105,7 +110,8 @@ fn from_launchers(env: &impl Fn(&str) -> Option<String>) -> Result<Option<World>
         let s = number(env, size)?;
         let shown = s.map_or_else(|| "unset".to_owned(), |s| s.to_string());
         let origin = format!("{}: {rank}={r}, {size}={shown}", launcher.name);
-        let said = World { rank: Some(r), size: s, local_rank: number(env, local_rank)?, local_size: number(env, local_size)?, origin };
+        let locals = if local_size.is_empty() { slurm_tasks(env)? } else { number(env, local_size)? };
+        let said = World { rank: Some(r), size: s, local_rank: number(env, local_rank)?, local_size: locals, origin };
         match &chosen {
             None => chosen = Some(said),
             Some(first) if (first.rank, first.size) == (said.rank, said.size) || nested(first, &said, env) => {}
@@ -113,6 +119,21 @@ fn from_launchers(env: &impl Fn(&str) -> Option<String>) -> Result<Option<World>
         }
     }
     Ok(chosen)
+}
+
+/// Slurm's tasks on this node: of the list of all nodes, such as `8(x2),4`, the one of this node's number.
+fn slurm_tasks(env: &impl Fn(&str) -> Option<String>) -> Result<Option<u32>> {
+    let Some(list) = env("SLURM_STEP_TASKS_PER_NODE").or_else(|| env("SLURM_TASKS_PER_NODE")) else { return Ok(None) };
+    let mut node = number(env, "SLURM_NODEID")?.unwrap_or(0);
+    for part in list.trim().split(',') {
+        let (tasks, times) = part.strip_suffix(')').and_then(|p| p.split_once("(x")).unwrap_or((part, "1"));
+        let (Ok(tasks), Ok(times)) = (tasks.parse::<u32>(), times.parse::<u32>()) else { return Ok(None) };
+        match node.checked_sub(times) {
+            Some(left) => node = left,
+            None => return Ok(Some(tasks)),
+        }
+    }
+    Ok(None)
 }
 
 /// True where torchrun runs inside the other launcher's tasks, which then count nodes (or one batch script) and not ranks.
@@ -216,6 +237,25 @@ mod tests {
         for (flags, vars, needles) in cases {
             let message = detect(flags, vars).unwrap_err();
             assert!(needles.iter().all(|n| message.contains(n)), "{message}");
+        }
+    }
+
+    #[test]
+    fn processes_of_this_machine_are_counted_and_checked() {
+        let local = |vars: &[(&str, &str)]| {
+            World::detect(NONE, |name| vars.iter().find(|v| v.0 == name).map(|v| v.1.to_owned())).map(|w| w.local_size)
+        };
+        let torchrun = |n| [("RANK", "1"), ("WORLD_SIZE", "4"), ("LOCAL_WORLD_SIZE", n)];
+        assert_eq!(local(&torchrun("2")).unwrap(), Some(2));
+        for wrong in ["0", "5", "4294967295"] {
+            let message = local(&torchrun(wrong)).unwrap_err().to_string();
+            assert!(message.contains(&format!("{wrong} processes of this machine")) && message.contains("RANK=1"), "{message}");
+        }
+        for (list, node, tasks) in
+            [("8", "0", Some(8)), ("8(x2),4", "1", Some(8)), ("8(x2),4", "2", Some(4)), ("8(x2)", "2", None), ("?", "0", None)]
+        {
+            let srun = [("SLURM_PROCID", "2"), ("SLURM_NTASKS", "20"), ("SLURM_STEP_TASKS_PER_NODE", list), ("SLURM_NODEID", node)];
+            assert_eq!(local(&srun).unwrap(), tasks, "{list} on node {node}");
         }
     }
 

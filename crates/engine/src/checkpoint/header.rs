@@ -6,7 +6,10 @@ use std::{borrow::Cow, fmt, fs::File, os::unix::fs::FileExt, path::Path};
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use shardwright_core::{DType, model::numel};
 
-use crate::error::{EngineError, ErrorKind, Result};
+use crate::{
+    error::{EngineError, ErrorKind, Result},
+    source::{ReadFailure, read_exact},
+};
 
 /// The largest header that is read, as in the reference implementation.
 pub(super) const MAX_HEADER: u64 = 100_000_000;
@@ -32,8 +35,17 @@ pub(super) fn read(file: &File, path: &Path, size: u64) -> Result<(u64, Vec<Entr
     if size < 8 {
         return Err(error("too short for a safetensors file").expected("at least 8 bytes").found(size));
     }
+    let read = |to: &mut [u8], offset: u64| {
+        let needed = to.len();
+        read_exact(|to, at| file.read_at(to, at), to, offset, needed).map(drop).map_err(|failure| match failure {
+            ReadFailure::Failed { error, offset } => EngineError::io("cannot read the header", path, error).offset(offset),
+            ReadFailure::Ended { offset, missing } => {
+                error("the file ended inside its header").offset(offset).expected(format_args!("{missing} bytes more"))
+            }
+        })
+    };
     let mut length = [0; 8];
-    file.read_exact_at(&mut length, 0).map_err(|e| EngineError::io("cannot read the header's length", path, e))?;
+    read(&mut length, 0)?;
     let length = u64::from_le_bytes(length);
     if length > MAX_HEADER {
         return Err(error("the header is too long").expected(format_args!("at most {MAX_HEADER} bytes")).found(length));
@@ -42,7 +54,7 @@ pub(super) fn read(file: &File, path: &Path, size: u64) -> Result<(u64, Vec<Entr
         return Err(error("the header reaches beyond the file").expected(format_args!("at most {} bytes", size - 8)).found(length));
     }
     let mut text = vec![0; usize::try_from(length).map_err(|_| error("the header is too long"))?];
-    file.read_exact_at(&mut text, 8).map_err(|e| EngineError::io("cannot read the header", path, e))?;
+    read(&mut text, 8)?;
     let entries = parse_header(&text, size - 8 - length).map_err(|e| e.file(path))?;
     Ok((8 + length, entries))
 }

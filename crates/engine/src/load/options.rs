@@ -2,6 +2,8 @@
 
 use std::{fmt, time::Duration};
 
+use shardwright_precision::cast;
+
 use super::machine::Machine;
 use crate::{
     error::{EngineError, ErrorKind, Result},
@@ -51,6 +53,8 @@ pub struct IoChoice {
     pub drop_cache: bool,
     /// Give up when no byte arrives for so long.
     pub stall_timeout: Duration,
+    /// Processes of this machine that load at the same time, this one included.
+    pub local_processes: usize,
     /// Why, setting by setting.
     pub reasons: Vec<(&'static str, String)>,
 }
@@ -104,6 +108,11 @@ impl IoOptions {
         let readahead = self.readahead.unwrap_or(true);
         let why = if self.readahead.is_some() { "as set" } else { "a disk is busy while cores cast; what is cached is not announced" };
         reasons.push(("readahead", why.into()));
+        reasons.push(("drop_cache", if self.drop_cache { "as set" } else { "others may read the same files" }.into()));
+        reasons.push(("task_size", "what a thread takes at a time; less where there is little to read".into()));
+        let set = self.stall_timeout.is_some();
+        reasons.push(("stall_timeout", if set { "as set" } else { "seconds without a byte after which a load gives up" }.into()));
+        reasons.push(("casts", "the widest instructions of this processor".into()));
         Ok(IoChoice {
             threads,
             queue_depth,
@@ -113,6 +122,7 @@ impl IoOptions {
             readahead,
             drop_cache: self.drop_cache,
             stall_timeout: self.stall_timeout.unwrap_or(STALL_TIMEOUT),
+            local_processes: local,
             reasons,
         })
     }
@@ -141,6 +151,10 @@ impl fmt::Display for IoChoice {
                 "queue_depth" => self.queue_depth.to_string(),
                 "block_size" => self.block_size.to_string(),
                 "readahead" => self.readahead.to_string(),
+                "drop_cache" => self.drop_cache.to_string(),
+                "task_size" => self.task_size.to_string(),
+                "stall_timeout" => self.stall_timeout.as_secs_f64().to_string(),
+                "casts" => format!("{:?}", cast::level()).to_lowercase(),
                 _ => format!("{:?}", self.method).to_lowercase(),
             };
             writeln!(f, "{name} = {value}: {why}")?;

@@ -95,26 +95,29 @@ impl Worker {
         if let Lane::Device(lane) = &mut self.lane
             && let Err(error) = lane.drain()
         {
-            let at = Place { file: 0, offset: 0, tensor: None, rank: None };
+            let at = Place::of_file(0); // a device's error names no file
             lock(&shared.fault).get_or_insert(Fault { at, error: FaultKind::Other(error) });
         }
     }
 
     /// The hot loop: read a block, cast it, place it.
     fn do_task(&mut self, shared: &Shared, task: Task) -> Result<(), Fault> {
+        *lock(&shared.under_way[self.number]) = Some(Place::of_file(task.file));
         let source = shared.open(task.file)?;
         let mut blocks = shared.schedule.blocks(task);
         while let Some(block) = blocks.next(&shared.limits, &mut self.runs) {
             if shared.stop.load(Ordering::Relaxed) {
                 return Ok(());
             }
-            let at = shared.place(task.file, &block, &self.runs[0]);
-            *lock(&shared.under_way[self.number]) = Some(at);
+            *lock(&shared.under_way[self.number]) = Some(shared.place(task.file, &block, &self.runs, block.offset));
             let read = match &mut self.lane {
                 Lane::Host(staging) => shared.move_block(&source, &block, &self.runs, staging),
                 Lane::Device(lane) => lane.move_block(shared, &source, &block, &self.runs),
             };
-            let bytes = read.map_err(|error| Fault { at, error })?;
+            let bytes = read.map_err(|error| {
+                let offset = if let FaultKind::Read(failure) = &error { failure.offset() } else { block.offset };
+                Fault { at: shared.place(task.file, &block, &self.runs, offset), error }
+            })?;
             shared.count(&self.runs, bytes);
         }
         shared.finish(task, &source);
@@ -186,9 +189,13 @@ impl Shared {
         self.schedule.tensors[run.tensor as usize].tensor as usize
     }
 
-    fn place(&self, file: u32, block: &Block, run: &Run) -> Place {
+    /// The place of a byte of a block: the run that it belongs to says whose it is.
+    fn place(&self, file: u32, block: &Block, runs: &[Run], offset: u64) -> Place {
+        let offset = offset.max(block.offset); // a direct read starts before the block
+        let behind = runs.partition_point(|r| block.offset + r.from as u64 <= offset);
+        let run = &runs[behind.saturating_sub(1)];
         let tensor = Some(self.schedule.tensors[run.tensor as usize].tensor);
-        Place { file, offset: block.offset, tensor, rank: self.schedule.destinations(run).first().copied() }
+        Place { file, offset, tensor, rank: self.schedule.destinations(run).first().copied() }
     }
 
     fn count(&self, runs: &[Run], read: u64) {

@@ -206,13 +206,18 @@ fn distinct_bytes(plan: &ShardPlan, ranks: &[u32]) -> u64 {
     plan.tensors.iter().map(of).sum()
 }
 
-/// One bf16 tensor of 64 rows, 256 KiB, on two ranks, and small ones.
+/// One bf16 tensor of 64 rows, 256 KiB, on two ranks, and small ones; cast on the way.
 fn simple() -> (ShardPlan, TempDir, Vec<Vec<u8>>) {
+    simple_to(DType::F32)
+}
+
+/// As [`simple`], kept in this dtype; bf16 is read straight into place.
+fn simple_to(storage: DType) -> (ShardPlan, TempDir, Vec<Vec<u8>>) {
     let mesh = Mesh::replicate_shard(1, 2).unwrap();
     let axis = mesh.axis("mp_shard").unwrap();
     let rows = |name: &str, rows: u64, columns: u64| {
         let placement = Placement { axis, layout: Layout::Dim { dim: 0, chunk: rows.div_ceil(2) }, padding: Padding::ToFirst };
-        (name.into(), DType::BF16, DType::F32, vec![rows, columns], placement)
+        (name.into(), DType::BF16, storage, vec![rows, columns], placement)
     };
     let plan = plan(&mesh, &[rows("big", 64, 2048), rows("small", 3, 5)]);
     let dir = TempDir::new().unwrap();
@@ -222,7 +227,11 @@ fn simple() -> (ShardPlan, TempDir, Vec<Vec<u8>>) {
 }
 
 fn with_faults(what: Misbehaviour, io: IoOptions) -> Result<(ShardPlan, Vec<Vec<u8>>, u64), EngineError> {
-    let (plan, dir, data) = simple();
+    with_faults_to(DType::F32, what, io)
+}
+
+fn with_faults_to(storage: DType, what: Misbehaviour, io: IoOptions) -> Result<(ShardPlan, Vec<Vec<u8>>, u64), EngineError> {
+    let (plan, dir, data) = simple_to(storage);
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
     let faults = Arc::new(Faults::new(2, what));
     let mut loader = Loader::new(&plan, &checkpoint).io(io);
@@ -241,8 +250,70 @@ fn small_blocks() -> IoOptions {
 fn short_reads_and_interruptions_are_carried_on() {
     let (_, _, reads) = with_faults(Misbehaviour::Short(1000), small_blocks()).unwrap();
     assert!(reads > 200, "{reads} reads of at most 1000 bytes");
-    with_faults(Misbehaviour::FailsFor(libc::EINTR, 50), small_blocks()).unwrap();
-    with_faults(Misbehaviour::FailsFor(libc::EAGAIN, 20), small_blocks()).unwrap();
+    for storage in [DType::F32, DType::BF16] {
+        // At most 20 in a row, from the first read on, which may be the only one.
+        let faults = |errno| Faults::new(0, Misbehaviour::FailsFor(errno, 20));
+        for faults in [faults(libc::EINTR), faults(libc::EAGAIN), Faults::new(0, Misbehaviour::Short(777))] {
+            let (plan, dir, data) = simple_to(storage);
+            let checkpoint = Checkpoint::open(dir.path()).unwrap();
+            let mut loader = Loader::new(&plan, &checkpoint).io(small_blocks());
+            loader.faults = Some(Arc::new(faults));
+            check(&plan, &data, &loader.load().unwrap());
+        }
+    }
+}
+
+/// The tensor and the byte of the failure, not those at which the block began that holds it.
+#[test]
+fn a_failure_is_told_where_it_is_and_not_where_its_block_begins() {
+    let mesh = Mesh::replicate_shard(1, 1).unwrap();
+    let axis = mesh.axis("mp_shard").unwrap();
+    let placement = Placement { axis, layout: Layout::Dim { dim: 0, chunk: 1000 }, padding: Padding::ToFirst };
+    let spec = |i: u32| (format!("t{i}"), DType::BF16, DType::F32, vec![1000], placement.clone());
+    let plan = plan(&mesh, &(0..9).map(spec).collect::<Vec<_>>());
+    let dir = TempDir::new().unwrap();
+    write_file(&dir.path().join("model.safetensors"), &plan.tensors.iter().collect::<Vec<_>>(), 0, &mut Random(3));
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    // Reads of at most 2000 bytes, the sixth of which fails: byte 0 of tensor 5, in the one block that holds them all.
+    let start = checkpoint.location(5).offset;
+    for (what, needles) in [
+        (Misbehaviour::ShortThen(2000, 5, Some(libc::EIO)), ["cannot read", "Input/output error"]),
+        (Misbehaviour::ShortThen(2000, 5, None), ["ended too early", "8000 bytes more"]),
+    ] {
+        let mut loader = Loader::new(&plan, &checkpoint).io(IoOptions { threads: Some(1), ..IoOptions::default() });
+        loader.faults = Some(Arc::new(Faults::new(0, what)));
+        let message = loader.load().unwrap_err().to_string();
+        let place = format!("at byte {start}");
+        for needle in ["tensor 't5'", "rank 0", &place].iter().chain(&needles) {
+            assert!(message.contains(needle), "'{needle}' is not in: {message}");
+        }
+    }
+}
+
+/// The read after the failed one would go well: nobody makes it. Another worker that hangs is left behind.
+#[test]
+fn one_failure_stops_the_others_at_once() {
+    for storage in [DType::F32, DType::BF16] {
+        let (plan, dir, _) = simple_to(storage);
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        let load = |what| {
+            let faults = Arc::new(Faults::new(0, what));
+            // Reads of 64 bytes make many of them.
+            let mut loader = Loader::new(&plan, &checkpoint).io(small_blocks());
+            loader.faults = Some(Arc::clone(&faults));
+            let error = loader.load().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Io);
+            (error.to_string(), faults.reads.load(std::sync::atomic::Ordering::Relaxed))
+        };
+        let (message, reads) = load(Misbehaviour::ShortThen(64, 10, Some(libc::EIO)));
+        assert!(message.contains("Input/output error"), "{message}");
+        // Of some 4,000; the other worker may be deep in its block before it looks.
+        assert!(reads < 2000, "{reads} reads");
+        let started = Instant::now();
+        let (message, _) = load(Misbehaviour::StallsThenFails(Duration::from_secs(120)));
+        assert!(message.contains("Input/output error") && !message.contains("has not come back"), "{message}");
+        assert!(started.elapsed() < Duration::from_secs(100), "the load waited for the read");
+    }
 }
 
 #[test]
@@ -356,21 +427,33 @@ fn a_file_that_changes_between_header_and_data_is_refused() {
     }
 }
 
-/// The change happens while bytes are on their way: seen at the end.
+/// The change happens while bytes are on their way: seen at the end at the latest.
 #[test]
-fn a_file_that_is_rewritten_during_the_load_is_refused() {
-    let (plan, dir, _) = simple();
-    let path = dir.path().join("model.safetensors");
-    let checkpoint = Checkpoint::open(dir.path()).unwrap();
-    let rewrite = move || {
-        let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
-        file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
-    };
-    let mut loader = Loader::new(&plan, &checkpoint).io(small_blocks());
-    loader.faults = Some(Arc::new(Faults::new(5, Misbehaviour::Does(Box::new(rewrite)))));
-    let error = loader.load().unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Checkpoint);
-    assert!(error.to_string().contains("was written to"), "{error}");
+fn a_file_that_changes_during_the_load_is_refused() {
+    type Change = fn(&Path);
+    let changes: [(&str, Change); 4] = [
+        ("was written to", |p| {
+            let file = fs::OpenOptions::new().write(true).open(p).unwrap();
+            file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+        }),
+        ("ended too early (", |p| fs::OpenOptions::new().write(true).open(p).unwrap().set_len(9000).unwrap()),
+        ("was replaced", |p| {
+            fs::copy(p, p.with_extension("new")).unwrap();
+            fs::rename(p.with_extension("new"), p).unwrap();
+        }),
+        ("No such file", |p| fs::remove_file(p).unwrap()),
+    ];
+    for storage in [DType::F32, DType::BF16] {
+        for (needle, change) in changes {
+            let (plan, dir, _) = simple_to(storage);
+            let path = dir.path().join("model.safetensors");
+            let checkpoint = Checkpoint::open(dir.path()).unwrap();
+            let mut loader = Loader::new(&plan, &checkpoint).io(small_blocks());
+            loader.faults = Some(Arc::new(Faults::new(1, Misbehaviour::Does(Box::new(move || change(&path))))));
+            let message = loader.load().unwrap_err().to_string();
+            assert!(message.contains(needle) && message.contains("model.safetensors"), "{message}");
+        }
+    }
 }
 
 #[test]

@@ -10,28 +10,38 @@ pub struct Available {
     pub bytes: u64,
     /// Such as `MemAvailable` or the path of a control group.
     pub bound: String,
+    /// Bytes that there would be if nobody used any: what all processes under this bound can have together.
+    pub total: u64,
 }
 
 #[cfg(test)]
 impl Available {
     pub(crate) fn for_test(bytes: u64, bound: &str) -> Self {
-        Self { bytes, bound: bound.into() }
+        Self { bytes, bound: bound.into(), total: bytes }
     }
 }
 
-/// The smallest bound that the system tells; `None` where it tells none.
+/// The bound with the least left that the system tells; `None` where it tells none.
 pub fn available() -> Option<Available> {
-    available_under(Path::new("/"))
+    bounds().into_iter().min_by_key(|a| a.bytes)
 }
 
-/// As [`available`], of the file tree under `root`.
-fn available_under(root: &Path) -> Option<Available> {
+/// Every bound that the system tells: the machine's, and those of this process's control groups.
+pub(crate) fn bounds() -> Vec<Available> {
+    bounds_under(Path::new("/"))
+}
+
+/// As [`bounds`], of the file tree under `root`.
+fn bounds_under(root: &Path) -> Vec<Available> {
     let machine = read(&root.join("proc/meminfo")).and_then(|text| {
-        let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
-        let bytes = line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)?;
-        Some(Available { bytes, bound: "MemAvailable".into() })
+        let bytes = |name: &str| {
+            let line = text.lines().find_map(|l| l.strip_prefix(name))?;
+            line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+        };
+        let available = bytes("MemAvailable:")?;
+        Some(Available { bytes: available, bound: "MemAvailable".into(), total: bytes("MemTotal:").unwrap_or(u64::MAX) })
     });
-    machine.into_iter().chain(groups(root).iter().filter_map(Group::left)).min_by_key(|a| a.bytes)
+    machine.into_iter().chain(groups(root).iter().filter_map(Group::left)).collect()
 }
 
 /// A control group: where its files are, and their names by version.
@@ -51,7 +61,7 @@ impl Group {
         let stat = read(&self.dir.join("memory.stat")).unwrap_or_default();
         let cache = stat.lines().find_map(|l| l.strip_prefix(self.cache)?.trim().parse::<u64>().ok()).unwrap_or(0);
         let bytes = limit.saturating_sub(used.saturating_sub(cache));
-        Some(Available { bytes, bound: format!("{} of {}", self.limit, self.dir.display()) })
+        Some(Available { bytes, bound: format!("{} of {}", self.limit, self.dir.display()), total: limit })
     }
 }
 
@@ -93,11 +103,16 @@ mod tests {
         root
     }
 
+    fn available_under(root: &Path) -> Option<Available> {
+        bounds_under(root).into_iter().min_by_key(|a| a.bytes)
+    }
+
     #[test]
     fn the_tightest_bound_wins() {
         let meminfo = ("proc/meminfo", "MemTotal: 9000 kB\nMemAvailable:    4000 kB\n");
         let machine = tree(&[meminfo]);
-        assert_eq!(available_under(machine.path()), Some(Available { bytes: 4000 * 1024, bound: "MemAvailable".into() }));
+        let found = Available { bytes: 4000 * 1024, bound: "MemAvailable".into(), total: 9000 * 1024 };
+        assert_eq!(bounds_under(machine.path()), [found]);
 
         let v2 = tree(&[
             meminfo,
@@ -109,7 +124,7 @@ mod tests {
             ("sys/fs/cgroup/job/step/memory.current", "1\n"),
         ]);
         let found = available_under(v2.path()).unwrap();
-        assert_eq!(found.bytes, 900_000);
+        assert_eq!((found.bytes, found.total), (900_000, 2_000_000));
         assert!(found.bound.contains("memory.max") && found.bound.ends_with("job"), "{}", found.bound);
 
         let v1 = tree(&[
@@ -119,6 +134,6 @@ mod tests {
             ("sys/fs/cgroup/memory/job/memory.usage_in_bytes", "900000"),
         ]);
         assert_eq!(available_under(v1.path()).unwrap().bytes, 100_000);
-        assert_eq!(available_under(tree(&[]).path()), None);
+        assert_eq!(bounds_under(tree(&[]).path()), []);
     }
 }

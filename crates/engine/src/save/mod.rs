@@ -89,9 +89,13 @@ impl<'a> Saver<'a> {
     /// # Errors
     /// As [`Saver::check`].
     pub fn bytes(&self, ranks: &[u32]) -> Result<u64> {
-        let source: u64 = self.checkpoint.files().iter().map(|f| f.stamp.size).sum();
-        let sizes = ranks.iter().map(|&rank| Ok(self.entries(rank)?.iter().map(|e| e.bytes).sum::<u64>()));
-        sizes.sum::<Result<u64>>().map(|shards| shards.saturating_add(source))
+        let source = sum(self.checkpoint.files().iter().map(|f| f.stamp.size));
+        Ok(self.shard_bytes(ranks)?.saturating_add(source))
+    }
+
+    /// Bytes of the shards of these ranks, as they are written.
+    fn shard_bytes(&self, ranks: &[u32]) -> Result<u64> {
+        ranks.iter().try_fold(0, |all: u64, &rank| Ok(all.saturating_add(sum(self.entries(rank)?.iter().map(|e| e.bytes)))))
     }
 
     /// Refuses early, before anything is loaded, what [`Saver::save`] would refuse: a directory that holds a save or files that would be
@@ -102,7 +106,7 @@ impl<'a> Saver<'a> {
     pub fn check(&self, ranks: &[u32]) -> Result<()> {
         self.refuse(&self.identity()?)?;
         copied::find(self.checkpoint)?;
-        refuse::check_space(&self.dir, self.bytes(ranks)? - self.checkpoint.files().iter().map(|f| f.stamp.size).sum::<u64>())
+        refuse::check_space(&self.dir, self.shard_bytes(ranks)?)
     }
 
     /// Saves all ranks of a load: [`Saver::save`].
@@ -166,6 +170,11 @@ impl std::fmt::Debug for Saver<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Saver").field("dir", &self.dir).field("format", &self.format).finish_non_exhaustive()
     }
+}
+
+/// Sizes of files of holes may add up to more than 64 bits: then it is as much as can be said.
+fn sum(sizes: impl Iterator<Item = u64>) -> u64 {
+    sizes.fold(0, u64::saturating_add)
 }
 
 #[cfg(test)]

@@ -29,8 +29,12 @@ pub(crate) enum Misbehaviour {
     Short(usize),
     /// Claims that the file ends.
     Ends,
+    /// Gives at most this many bytes a read, this often; then fails once so, or says that the file ends, and goes on.
+    ShortThen(usize, u64, Option<i32>),
     /// Does not come back for so long, then fails.
     Stalls(Duration),
+    /// The first read does so; the others fail at once.
+    StallsThenFails(Duration),
     /// Does this before the first of these reads, which goes well.
     Does(Box<dyn Fn() + Send + Sync>),
 }
@@ -67,7 +71,13 @@ impl ReadAt for Faulty {
                 self.file.read_at(&mut buffer[..len], offset)
             }
             Misbehaviour::Ends => Ok(0),
-            Misbehaviour::Stalls(time) => {
+            Misbehaviour::ShortThen(_, times, how) if late == *times => how.map_or(Ok(0), |errno| Err(io::Error::from_raw_os_error(errno))),
+            Misbehaviour::ShortThen(most, ..) => {
+                let len = buffer.len().min(*most);
+                self.file.read_at(&mut buffer[..len], offset)
+            }
+            Misbehaviour::StallsThenFails(_) if late > 0 => Err(io::Error::from_raw_os_error(libc::EIO)),
+            Misbehaviour::Stalls(time) | Misbehaviour::StallsThenFails(time) => {
                 std::thread::sleep(*time);
                 Err(io::Error::from_raw_os_error(libc::EIO))
             }

@@ -1,8 +1,6 @@
 //! What went wrong in a worker, and where.
 
-use std::io;
-
-use crate::error::EngineError;
+use crate::{error::EngineError, source::ReadFailure};
 
 /// Where a worker is.
 #[derive(Clone, Copy, Debug)]
@@ -15,6 +13,13 @@ pub(super) struct Place {
     pub(super) rank: Option<u32>,
 }
 
+impl Place {
+    /// A file as such: its opening.
+    pub(super) fn of_file(file: u32) -> Self {
+        Self { file, offset: 0, tensor: None, rank: None }
+    }
+}
+
 /// What went wrong first, and where.
 #[derive(Debug)]
 pub(super) struct Fault {
@@ -24,9 +29,7 @@ pub(super) struct Fault {
 
 #[derive(Debug)]
 pub(super) enum FaultKind {
-    Read(io::Error),
-    /// The file ended so many bytes too early.
-    Short(u64),
+    Read(ReadFailure),
     /// A device's; the place is added.
     Device(EngineError),
     /// A complete error already.

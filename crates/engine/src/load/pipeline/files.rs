@@ -37,8 +37,7 @@ impl Shared {
         let checked = source
             .map_err(|e| EngineError::io("cannot open the file", path, e))
             .and_then(|(stamp, source)| unchanged(path, state.file.stamp, stamp).map(|()| source));
-        let at = Place { file, offset: 0, tensor: None, rank: None };
-        let source = Arc::new(checked.map_err(|e| Fault { at, error: FaultKind::Other(e) })?);
+        let source = Arc::new(checked.map_err(|e| Fault { at: Place::of_file(file), error: FaultKind::Other(e) })?);
         *open = Some(Arc::clone(&source));
         Ok(source)
     }

@@ -1,12 +1,13 @@
-//! One worker's buffer, and reads that end only when they have all their bytes.
+//! One worker's buffer, and what is read into it.
 
-use std::{io, mem::MaybeUninit, thread};
+use std::mem::MaybeUninit;
 
 use super::fault::FaultKind;
 use crate::{
+    error::{EngineError, ErrorKind},
     load::schedule::Block,
     memory::Arena,
-    source::{ByteSource, ReadAt},
+    source::{self, ByteSource, ReadAt},
 };
 
 /// A buffer of one block, aligned for direct reads.
@@ -28,7 +29,7 @@ impl Staging {
 }
 
 fn in_memory(bytes: u64) -> Result<usize, FaultKind> {
-    usize::try_from(bytes).map_err(|_| FaultKind::Read(io::ErrorKind::OutOfMemory.into()))
+    usize::try_from(bytes).map_err(|_| FaultKind::Other(EngineError::new(ErrorKind::Memory, "a block is larger than any memory")))
 }
 
 /// Reads a block to the start of `buffer`, or as far behind it as the source's alignment wants. Answers with that distance and the bytes read.
@@ -40,30 +41,9 @@ pub(super) fn read_aligned(source: &ByteSource, block: &Block, buffer: &mut [u8]
     Ok((skip, read))
 }
 
-/// Interrupted and would-block reads are tried again so often without a byte in between.
-const MAX_RETRIES: u32 = 100;
-
-/// Fills the buffer up to `needed` bytes at least, over short reads and interruptions. Answers with the bytes read.
+/// Fills the buffer up to `needed` bytes at least. Answers with the bytes read.
 pub(super) fn read_exact(source: &ByteSource, buffer: &mut [u8], offset: u64, needed: usize) -> Result<u64, FaultKind> {
-    let (mut done, mut retries) = (0, 0);
-    while done < needed {
-        match source.read_at(&mut buffer[done..], offset + done as u64) {
-            Ok(0) => return Err(FaultKind::Short((needed - done) as u64)),
-            Ok(n) => (done, retries) = (done + n, 0),
-            Err(e) if is_transient(&e) && retries < MAX_RETRIES => {
-                retries += 1;
-                if e.kind() == io::ErrorKind::WouldBlock {
-                    thread::sleep(std::time::Duration::from_micros(u64::from(retries) * 50));
-                }
-            }
-            Err(e) => return Err(FaultKind::Read(e)),
-        }
-    }
-    Ok(done as u64)
-}
-
-fn is_transient(e: &io::Error) -> bool {
-    matches!(e.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock)
+    source::read_exact(|buffer, offset| source.read_at(buffer, offset), buffer, offset, needed).map_err(FaultKind::Read)
 }
 
 pub(super) fn as_uninit(bytes: &mut [u8]) -> &mut [MaybeUninit<u8>] {

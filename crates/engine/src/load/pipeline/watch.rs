@@ -18,6 +18,7 @@ use crate::{
     error::{EngineError, ErrorKind, Result},
     load::stats::{CancelToken, Progress},
     memory::Arena,
+    source::ReadFailure,
 };
 
 /// How often the watcher looks.
@@ -151,8 +152,10 @@ impl Watch<'_> {
     fn describe(&self, fault: Fault) -> EngineError {
         let changed = self.checkpoint.check_unchanged(fault.at.file as usize).err();
         match fault.error {
-            FaultKind::Read(e) => self.locate(fault.at, EngineError::new(ErrorKind::Io, "cannot read").cause(e)),
-            FaultKind::Short(missing) => {
+            FaultKind::Read(ReadFailure::Failed { error, .. }) => {
+                self.locate(fault.at, EngineError::new(ErrorKind::Io, "cannot read").cause(error))
+            }
+            FaultKind::Read(ReadFailure::Ended { missing, .. }) => {
                 let what = changed.map_or_else(|| "the file ended too early".into(), |c| format!("the file ended too early ({c})"));
                 let error = EngineError::new(ErrorKind::Checkpoint, what).expected(format_args!("{missing} bytes more"));
                 self.locate(fault.at, error)
