@@ -69,7 +69,7 @@ mod tests {
         let mut buffer = vec![0; needed];
         let source = |to: &mut [u8], at: u64| {
             calls.set(calls.get() + 1);
-            if calls.get() % every == 0 {
+            if calls.get().is_multiple_of(every) {
                 return Err(io::Error::from_raw_os_error(errno));
             }
             let bytes: Vec<u8> = (0..10).skip(usize::try_from(at).unwrap()).take(to.len().min(3)).collect();
