@@ -137,7 +137,7 @@ impl<'p, 'a> Loader<'p, 'a> {
     /// # Errors
     /// [`ErrorKind::Config`] for options out of range.
     pub fn explain(&self) -> Result<IoChoice> {
-        self.io.choose()
+        self.io.choose_on(&machine::Machine::here(self.checkpoint.files().first().map(|f| f.path.as_path())))
     }
 
     /// The memory that this load would need, and what there is.

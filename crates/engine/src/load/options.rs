@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use shardwright_precision::cast;
 
-use super::machine::Machine;
+use super::machine::{FileSystem, Machine};
 use crate::{
     error::{EngineError, ErrorKind, Result},
     source::ReadMethod,
@@ -74,10 +74,11 @@ impl IoOptions {
     /// # Errors
     /// [`ErrorKind::Config`] for a value out of range, by name.
     pub fn choose(&self) -> Result<IoChoice> {
-        self.choose_on(&Machine::here())
+        self.choose_on(&Machine::here(None))
     }
 
-    fn choose_on(&self, machine: &Machine) -> Result<IoChoice> {
+    /// As [`IoOptions::choose`], on a machine whose file system is known too.
+    pub(super) fn choose_on(&self, machine: &Machine) -> Result<IoChoice> {
         let cores = machine.cores;
         let local = self.local_processes.unwrap_or(1).max(1) as usize;
         let given = "as set".to_owned();
@@ -99,14 +100,21 @@ impl IoOptions {
             format!("cores that this process may use: {cores}, shared with processes of this machine: {local}, at most {MAX_THREADS}");
         let threads = pick("threads", self.threads, (1, 1024), shared, why)?;
         // What was announced and not yet read lies in the page cache, which is a small part of the memory too.
-        let announced = machine.memory.map_or(QUEUE_DEPTH, |m| usize::try_from(m / 16).unwrap_or(usize::MAX) / TASK_SIZE / threads);
-        let depth = announced.clamp(1, QUEUE_DEPTH);
-        let queue_depth = pick("queue_depth", self.queue_depth, (1, 1024), depth, "keeps a disk busy".into())?;
+        let (most, why) = match machine.file_system {
+            FileSystem::Remote => (2 * QUEUE_DEPTH, "keeps a remote file system busy"),
+            FileSystem::Disk | FileSystem::Memory => (QUEUE_DEPTH, "keeps a disk busy"),
+        };
+        let by_memory = machine.memory.map_or(most, |m| usize::try_from(m / 16).unwrap_or(usize::MAX) / TASK_SIZE / threads);
+        let queue_depth = pick("queue_depth", self.queue_depth, (1, 1024), by_memory.clamp(1, most), why.into())?;
         let method = self.method.unwrap_or_default();
         let why = if self.method.is_some() { given } else { "safe on every file system, and as fast when cached".into() };
         reasons.push(("method", why));
-        let readahead = self.readahead.unwrap_or(true);
-        let why = if self.readahead.is_some() { "as set" } else { "a disk is busy while cores cast; what is cached is not announced" };
+        let readahead = self.readahead.unwrap_or(machine.file_system != FileSystem::Memory);
+        let why = match (self.readahead, machine.file_system) {
+            (Some(_), _) => "as set",
+            (None, FileSystem::Memory) => "this file system is in memory: there is nothing to wait for",
+            (None, _) => "a disk is busy while cores cast; what is cached is not announced",
+        };
         reasons.push(("readahead", why.into()));
         reasons.push(("drop_cache", if self.drop_cache { "as set" } else { "others may read the same files" }.into()));
         reasons.push(("task_size", "what a thread takes at a time; less where there is little to read".into()));
@@ -168,7 +176,7 @@ mod tests {
     use super::*;
 
     fn machine(cores: usize, memory: Option<u64>) -> Machine {
-        Machine { cores, memory }
+        Machine { cores, memory, file_system: FileSystem::Disk }
     }
 
     #[test]
@@ -192,6 +200,8 @@ mod tests {
         assert!(choice(None).readahead);
         let depths = [None, Some(64 << 30), Some(1 << 30), Some(32 << 20)].map(|m| choice(m).queue_depth);
         assert_eq!(depths, [QUEUE_DEPTH, QUEUE_DEPTH, 4, 1]);
+        let on = |file_system| IoOptions::default().choose_on(&Machine { file_system, ..machine(2, None) }).unwrap();
+        assert!(!on(FileSystem::Memory).readahead && on(FileSystem::Remote).queue_depth == 2 * QUEUE_DEPTH);
         let set = IoOptions { readahead: Some(false), ..IoOptions::default() };
         assert!(!set.choose_on(&machine(2, None)).unwrap().readahead);
     }
