@@ -48,9 +48,11 @@ pub struct TensorView<'a> {
     pub bytes: &'a [u8],
     /// The rank's whole buffer: the valid elements, then zeros.
     pub padded: &'a [u8],
+    /// Which of the rank's arenas holds it, and from which byte on.
+    pub arena: (usize, usize),
 }
 
-/// A Rust type whose values are a dtype's elements.
+/// A Rust type whose values are a dtype's elements. The dtypes that Rust has no type for, such as float8 and bool, are seen as bytes.
 pub trait Element: bytemuck::AnyBitPattern {
     /// That dtype.
     const DTYPE: DType;
@@ -63,6 +65,7 @@ macro_rules! elements {
 elements! {
     f64 => F64, f32 => F32, half::f16 => F16, half::bf16 => BF16,
     i64 => I64, i32 => I32, i16 => I16, i8 => I8, u64 => U64, u32 => U32, u16 => U16, u8 => U8,
+    [f32; 2] => C64,
 }
 
 impl<'a> TensorView<'a> {
@@ -130,7 +133,18 @@ impl<'p> RankShards<'p> {
         let size = |numel: u64| usize::try_from(dtype.bytes(numel).unwrap_or(0)).unwrap_or(0);
         let padded = &self.arenas[slot.arena()].bytes()[slot.offset()..][..size(tensor.padded_numel(self.rank))];
         let bytes = &padded[..size(region.numel(&tensor.shape))];
-        TensorView { name: &tensor.name, kind: tensor.kind, dtype, local_shape: region.local_shape(&tensor.shape), region, bytes, padded }
+        let (local_shape, arena) = (region.local_shape(&tensor.shape), (slot.arena(), slot.offset()));
+        TensorView { name: &tensor.name, kind: tensor.kind, dtype, local_shape, region, bytes, padded, arena }
+    }
+
+    /// The memory itself: an arena for each storage dtype, in which tensors lie in the order of the files, each from a multiple of 64 bytes
+    /// on, the gaps zero. See [`TensorView::arena`].
+    pub fn arenas(&self) -> Vec<(DType, &[u8])> {
+        let mut arenas: Vec<_> = self.arenas.iter().map(|a| (DType::U8, a.bytes())).collect();
+        for (slot, tensor) in self.slots.iter().zip(&self.plan.tensors) {
+            arenas[slot.arena()].0 = tensor.precision.storage;
+        }
+        arenas
     }
 
     /// The shard of the tensor of that name.

@@ -155,8 +155,13 @@ fn expected(tensor: &TensorPlan, data: &[u8], rank: u32) -> Vec<u8> {
 fn check(plan: &ShardPlan, data: &[Vec<u8>], loaded: &Loaded<'_>) {
     for rank in &loaded.ranks {
         let mut needed = 0;
+        let arenas = rank.arenas();
+        let mut filled: Vec<usize> = vec![0; arenas.len()];
         for (i, tensor) in plan.tensors.iter().enumerate() {
             let (view, r) = (rank.tensor(i), rank.rank());
+            let (dtype, memory) = arenas[view.arena.0];
+            assert_eq!((dtype, view.padded.as_ptr_range()), (view.dtype, memory[view.arena.1..][..view.padded.len()].as_ptr_range()));
+            filled[view.arena.0] += view.bytes.iter().filter(|&&b| b != 0).count();
             assert_eq!(view.bytes, expected(tensor, &data[i], r), "rank {r} of {tensor:?}");
             assert_eq!(view.padded.len() as u64, tensor.precision.storage.bytes(tensor.padded_numel(r)).unwrap());
             assert!(view.padded[view.bytes.len()..].iter().all(|&b| b == 0), "padding of rank {r} of {tensor:?}");
@@ -164,6 +169,9 @@ fn check(plan: &ShardPlan, data: &[Vec<u8>], loaded: &Loaded<'_>) {
             needed += tensor.source.bytes(tensor.valid_numel(r)).unwrap();
         }
         assert_eq!(rank.stats().bytes_needed, needed);
+        // Nothing but the tensors lies in the arenas.
+        let all = arenas.iter().map(|a| a.1.iter().filter(|&&b| b != 0).count());
+        assert!(all.eq(filled), "rank {}", rank.rank());
     }
 }
 
@@ -390,6 +398,26 @@ fn what_comes_next_is_announced_unless_it_is_cached() {
             assert!(expected.contains(&told), "{readahead:?}, cached {cached}, depth {queue_depth}: {told} of {read}");
         }
     }
+}
+
+/// From the progress callback, of a load that would take minutes: a read of 16 bytes, a pause, the next.
+#[test]
+fn a_load_is_cancelled_from_its_progress() {
+    let (plan, dir, _) = simple();
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let token = CancelToken::new();
+    let told = Mutex::new(Vec::new());
+    let progress = |p: &Progress<'_>| {
+        told.lock().unwrap().push((p.read, p.total));
+        token.cancel();
+    };
+    let mut loader = Loader::new(&plan, &checkpoint).io(small_blocks()).progress(&progress).cancel(&token);
+    loader.faults = Some(Arc::new(Faults::new(0, Misbehaviour::Slow(16, Duration::from_millis(10)))));
+    let error = loader.load().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Cancelled);
+    let total = plan.tensors.iter().map(|t| t.source.bytes(t.numel()).unwrap()).sum();
+    let told = told.into_inner().unwrap();
+    assert!(told.iter().all(|t| t.1 == total && t.0 < total) && told.is_sorted(), "{told:?}");
 }
 
 #[test]

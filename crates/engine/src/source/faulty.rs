@@ -31,6 +31,8 @@ pub(crate) enum Misbehaviour {
     Ends,
     /// Gives at most this many bytes a read, this often; then fails once so, or says that the file ends, and goes on.
     ShortThen(usize, u64, Option<i32>),
+    /// Gives at most this many bytes a read, each after a pause.
+    Slow(usize, Duration),
     /// Does not come back for so long, then fails.
     Stalls(Duration),
     /// The first read does so; the others fail at once.
@@ -73,6 +75,11 @@ impl ReadAt for Faulty {
             Misbehaviour::Ends => Ok(0),
             Misbehaviour::ShortThen(_, times, how) if late == *times => how.map_or(Ok(0), |errno| Err(io::Error::from_raw_os_error(errno))),
             Misbehaviour::ShortThen(most, ..) => {
+                let len = buffer.len().min(*most);
+                self.file.read_at(&mut buffer[..len], offset)
+            }
+            Misbehaviour::Slow(most, pause) => {
+                std::thread::sleep(*pause);
                 let len = buffer.len().min(*most);
                 self.file.read_at(&mut buffer[..len], offset)
             }
