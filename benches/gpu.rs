@@ -26,6 +26,8 @@ use shardwright::{
 
 const ROUNDS: usize = 5;
 const MIB: u64 = 1 << 20;
+/// The share of a pinned copy that is asked for.
+const ASKED: f64 = 0.85;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let driver = match probe() {
@@ -43,7 +45,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         driver.devices[0].name, driver.version.0, driver.version.1
     );
     println!(
-        "| cast | narrowed on | threads | GB/s crossing | pinned copy GB/s | ratio | files GB/s | binds |\n|---|---|---|---|---|---|---|---|"
+        "| cast | narrowed on | threads | GB/s crossing | pinned copy GB/s | ratio | ≥ {ASKED} | files GB/s | binds |\n\
+         |---|---|---|---|---|---|---|---|---|"
     );
     for (from, to) in [(DType::BF16, DType::BF16), (DType::BF16, DType::F32), (DType::F8E4M3, DType::BF16), (DType::F32, DType::BF16)] {
         let dir = tempfile::tempdir_in(std::env::var_os("BENCH_DIR").map_or_else(std::env::temp_dir, Into::into))?;
@@ -57,21 +60,22 @@ fn main() -> Result<(), Box<dyn Error>> {
                 let copy = median(|| clock.pinned_copy(crossing))?;
                 let options = DeviceOptions { narrow, ..DeviceOptions::default() };
                 let io = IoOptions { threads: Some(threads), ..IoOptions::default() };
-                let load = || Ok(Loader::new(&plan, &checkpoint).io(io.clone()).load_to(&devices, options).map(drop)?);
-                let load = median(|| clock.time(load))?;
+                let load = || Ok(Loader::new(&plan, &checkpoint).io(io.clone()).load_to(&devices, options)?);
+                let load = median(|| clock.time(load).map(|(seconds, _freed_here)| seconds))?;
                 let rate = |seconds: f64| crossing as f64 / seconds / 1e9;
                 let needs = files * crossing as f64 / (mib * MIB) as f64; // of crossing bytes, as fast as files give them
                 let ratio = copy / load;
                 let binds = if needs < rate(copy) {
                     "files"
-                } else if ratio >= 0.85 {
+                } else if ratio >= ASKED {
                     "bus"
                 } else {
                     "neither: host or device"
                 };
                 let place = if to.bits() < from.bits() { format!("{narrow:?}").to_lowercase() } else { "-".into() };
+                let verdict = if ratio >= ASKED { "met" } else { "NOT MET" };
                 println!(
-                    "| {from} → {to} | {place} | {threads} | {:.2} | {:.2} | {ratio:.2} | {files:.2} | {binds} |",
+                    "| {from} → {to} | {place} | {threads} | {:.2} | {:.2} | {ratio:.2} | {verdict} | {files:.2} | {binds} |",
                     rate(load),
                     rate(copy)
                 );
@@ -88,7 +92,12 @@ fn plan(dir: &Path, from: DType, to: DType, mib: u64) -> ShardPlan {
     let specs: Vec<_> = (0..mib.div_ceil(64))
         .map(|i| (format!("t{i:04}"), from, to, vec![numel], Placement::flat(cases::one_rank(), &[numel]).expect("a small shape")))
         .collect();
-    cases::planned(dir, &Mesh::replicate_shard(1, 1).expect("one rank"), &specs, 0)
+    // Data at a multiple of 8, as the reference implementation writes it.
+    let pad = cases::header(&specs).0.len().next_multiple_of(8) - cases::header(&specs).0.len();
+    let plan = cases::planned(dir, &Mesh::replicate_shard(1, 1).expect("one rank"), &specs, pad);
+    // Or its way to the disk would disturb what is measured.
+    std::fs::File::open(dir.join("model.safetensors")).and_then(|f| f.sync_all()).expect("the file can be synchronised");
+    plan
 }
 
 /// GB/s at which so many threads read the file into touched memory; warms the cache.
@@ -140,38 +149,38 @@ impl Clock {
         Ok(Self { stream: result::stream::create(result::stream::StreamKind::NonBlocking)?, events: [event()?, event()?] })
     }
 
-    /// Seconds between the events that stand before and behind the work, which has arrived when it returns.
-    fn time(&self, work: impl FnOnce() -> Result<(), Box<dyn Error>>) -> Result<f64, Box<dyn Error>> {
+    /// Seconds between the events that stand before and behind the work, which has arrived when it returns; and what it made, which is not
+    /// freed in that time.
+    fn time<T>(&self, work: impl FnOnce() -> Result<T, Box<dyn Error>>) -> Result<(f64, T), Box<dyn Error>> {
         // SAFETY: events and stream live as long as the process.
         unsafe {
             result::event::record(self.events[0], self.stream)?;
-            work()?;
+            let made = work()?;
             result::event::record(self.events[1], self.stream)?;
             result::event::synchronize(self.events[1])?;
-            Ok(f64::from(result::event::elapsed(self.events[0], self.events[1])?) / 1e3)
+            Ok((f64::from(result::event::elapsed(self.events[0], self.events[1])?) / 1e3, made))
         }
     }
 
-    /// Copies so many bytes from one pinned buffer of 64 MiB: what the bus can do.
+    /// Copies so many bytes, in pieces of 64 MiB from 512 MiB of pinned memory, which no CPU's cache holds: what the bus can do.
     fn pinned_copy(&self, bytes: u64) -> Result<f64, Box<dyn Error>> {
-        let size = usize::try_from(64 * MIB)?;
+        let (piece, size) = (usize::try_from(64 * MIB)?, usize::try_from(512 * MIB)?);
         // SAFETY: both buffers have `size` bytes and are given back after the last copy has been waited for.
         unsafe {
             let (host, device) = (result::malloc_host(size, 0)?, result::malloc_sync(size)?);
             let from = std::slice::from_raw_parts(host.cast::<u8>(), size);
             let seconds = self.time(|| {
-                let mut left = usize::try_from(bytes)?;
-                while left > 0 {
-                    let part = left.min(size);
-                    result::memcpy_htod_async(device, &from[..part], self.stream)?;
-                    left -= part;
+                let bytes = usize::try_from(bytes)?;
+                for at in (0..bytes).step_by(piece) {
+                    let (start, len) = (at % size, piece.min(bytes - at));
+                    result::memcpy_htod_async(device + start as u64, &from[start..][..len], self.stream)?;
                 }
                 Ok(())
             });
             result::stream::synchronize(self.stream)?;
             result::free_sync(device)?;
             result::free_host(host)?;
-            seconds
+            Ok(seconds?.0)
         }
     }
 }

@@ -29,13 +29,8 @@ pub fn planned(dir: &Path, mesh: &Mesh, specs: &[Spec], pad: usize) -> ShardPlan
     let placement = |t: &TensorMeta| specs.iter().find(|s| s.0 == t.name).unwrap().4.clone();
     let mut plan = PlanInput::new(&model, mesh, &policy).plan_tensors("test", |t| Ok(placement(t))).unwrap();
     plan.units = units_by(&plan.tensors, Reshard::Never, |_| "");
-    let (mut entries, mut at) = (Vec::new(), 0);
-    for (name, from, _, shape, _) in specs {
-        let end = at + from.bytes(shape.iter().product()).unwrap();
-        entries.push(format!(r#""{name}":{{"dtype":"{}","shape":{shape:?},"data_offsets":[{at},{end}]}}"#, from.safetensors_name()));
-        at = end;
-    }
-    let header = format!("{{{}}}{}", entries.join(","), " ".repeat(pad));
+    let (mut header, at) = header(specs);
+    header += &" ".repeat(pad);
     let mut file = (header.len() as u64).to_le_bytes().to_vec();
     file.extend_from_slice(header.as_bytes());
     // A generator's low bytes: every exponent, NaN and infinity occur.
@@ -46,6 +41,17 @@ pub fn planned(dir: &Path, mesh: &Mesh, specs: &[Spec], pad: usize) -> ShardPlan
     }));
     std::fs::write(dir.join("model.safetensors"), file).unwrap();
     plan
+}
+
+/// The header of a file of those tensors, and how many bytes of data it has.
+pub fn header(specs: &[Spec]) -> (String, u64) {
+    let (mut entries, mut at) = (Vec::new(), 0);
+    for (name, from, _, shape, _) in specs {
+        let end = at + from.bytes(shape.iter().product()).unwrap();
+        entries.push(format!(r#""{name}":{{"dtype":"{}","shape":{shape:?},"data_offsets":[{at},{end}]}}"#, from.safetensors_name()));
+        at = end;
+    }
+    (format!("{{{}}}", entries.join(",")), at)
 }
 
 /// Every pair of dtypes, each in sizes about the kernels' boundaries, flat on so many ranks, so that parts start anywhere.

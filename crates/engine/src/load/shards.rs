@@ -9,7 +9,10 @@ use super::{
     pipeline::Done,
     stats::{LoadStats, RankStats},
 };
-use crate::memory::Arena;
+use crate::{
+    device::dlpack::{self, ManagedTensor},
+    memory::Arena,
+};
 
 /// All loaded ranks.
 #[derive(Debug)]
@@ -151,6 +154,20 @@ impl<'p> RankShards<'p> {
     pub fn by_name(&self, name: &str) -> Option<TensorView<'_>> {
         let index = self.plan.tensors.binary_search_by(|t| t.name.as_str().cmp(name)).ok()?;
         Some(self.tensor(index))
+    }
+
+    /// The shard of the tensor at that index for another library, without a copy: one dim for a flat partition, else the local shape. It
+    /// keeps its arena alive by itself. `None` where DLPack has no such dtype. Who writes to it writes to what this shows.
+    ///
+    /// # Panics
+    /// Where the plan has no such index.
+    pub fn dlpack(&self, index: usize) -> Option<ManagedTensor> {
+        let view = self.tensor(index);
+        let dtype = dlpack::DataType::of(view.dtype)?;
+        let shape = view.local_shape.unwrap_or_else(|| vec![view.region.numel(&self.plan.tensors[index].shape)]);
+        let device = dlpack::Device { kind: dlpack::Device::CPU, id: 0 };
+        let memory = Arc::clone(&self.arenas[view.arena.0]);
+        Some(ManagedTensor::new(view.bytes.as_ptr().cast_mut().cast(), device, dtype, &shape, memory))
     }
 
     /// All shards, in the plan's order.
