@@ -148,8 +148,9 @@ fn every_valid_config_fits() {
 const BEYOND: &[&str] = &[
     "alias_bomb", "batch", "broken_yaml", "deep", "deepspeed_cp", "deepspeed_duplicate", "deepspeed_keys", "deepspeed_missing_file",
     "deepspeed_no_file", "deepspeed_no_zero", "deepspeed_syntax", "duplicate_key", "dynamic_batching", "fp16", "hjson_no_braces",
-    "hjson_no_comma", "hjson_no_quotes_key", "hjson_three_quotes", "hjson_trailing_comma", "hjson_unquoted", "json_string_broken",
-    "json_string_comment", "json_string_unknown", "mesh", "overrides", "recursive_alias", "tag", "wrong_place_deepspeed",
+    "hjson_no_comma", "hjson_no_quotes_key", "hjson_three_quotes", "hjson_trailing_comma", "hjson_unquoted", "io_two_ways",
+    "io_two_ways_command_line", "json_string_broken", "json_string_comment", "json_string_unknown", "mesh", "overrides", "recursive_alias",
+    "tag", "wrong_place_deepspeed",
 ];
 
 #[test]

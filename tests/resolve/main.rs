@@ -2,6 +2,7 @@
 
 mod examples;
 mod invalid;
+mod io;
 mod matrix;
 mod oracle;
 mod properties;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use shardwright_config::Resolved;
+use shardwright_config::{IoSettings, Resolved};
 use shardwright_core::{diagnostic::Source, registry::Registry, text::shown};
 use shardwright_engine::{Checkpoint, IoOptions, ReadMethod, World, WorldFlags, setup, world::set_process_world};
 
@@ -39,7 +39,7 @@ pub fn read(config: &Path, overrides: &[String], world: WorldArgs, io: &IoArgs) 
     if let Some(open) = resolved.unresolved.first() {
         return Err(Failure::new(Exit::Config, format_args!("{} is not decided: it needs {}", open.pointer, open.needs)));
     }
-    let io = io_options(io, &resolved, &world);
+    let io = io_options(io, &resolved.io, &world);
     Ok(Input { resolved, sources: outcome.sources, checkpoint, world, io })
 }
 
@@ -49,9 +49,9 @@ pub fn known_world(args: WorldArgs) -> Result<World, Failure> {
     Ok(set_process_world(world)?.clone())
 }
 
-/// How to read: a flag wins over the config, and what neither says is the engine's choice.
-fn io_options(args: &IoArgs, resolved: &Resolved, world: &World) -> IoOptions {
-    let io = &resolved.io;
+/// How to read: a flag wins over the config, and what neither says is the engine's choice. Neither flags nor a config that resolves say
+/// both direct and mapped.
+fn io_options(args: &IoArgs, io: &IoSettings, world: &World) -> IoOptions {
     let count = |flag: Option<u32>, set: Option<u32>| flag.or(set).map(|n| n as usize);
     let method = match (args.mmap, args.direct, io.mmap, io.direct) {
         (true, ..) | (_, false, Some(true), _) => Some(ReadMethod::Mmap),
@@ -69,5 +69,29 @@ fn io_options(args: &IoArgs, resolved: &Resolved, world: &World) -> IoOptions {
         force: args.force,
         local_processes: world.local_size,
         ..IoOptions::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the file says of one way and a flag of another: the flag wins, whichever it is.
+    #[test]
+    fn a_flag_wins_over_the_file() {
+        let world = World::from_process(WorldFlags { rank: None, world_size: Some(1) }).unwrap();
+        let method = |direct: bool, mmap: bool, file: (Option<bool>, Option<bool>)| {
+            let mut io = IoSettings::default();
+            (io.direct, io.mmap) = file;
+            io_options(&IoArgs { direct, mmap, ..IoArgs::default() }, &io, &world).method
+        };
+        for file in [(None, None), (Some(true), None), (None, Some(true)), (Some(false), Some(true)), (Some(true), Some(false))] {
+            assert_eq!(method(true, false, file), Some(ReadMethod::Direct), "--direct over {file:?}");
+            assert_eq!(method(false, true, file), Some(ReadMethod::Mmap), "--mmap over {file:?}");
+        }
+        assert_eq!(method(false, false, (Some(true), Some(false))), Some(ReadMethod::Direct));
+        assert_eq!(method(false, false, (Some(false), Some(true))), Some(ReadMethod::Mmap));
+        assert_eq!(method(false, false, (Some(false), None)), Some(ReadMethod::Pread));
+        assert_eq!(method(false, false, (None, None)), None);
     }
 }

@@ -1,17 +1,21 @@
 //! What values mean together, checked as LLaMA-Factory checks it, all of it at once; and what is legal but costs a user time.
 
+use std::ops::RangeInclusive;
+
+use serde::de::DeserializeOwned;
 use shardwright_core::{
     ModelFacts,
-    diagnostic::{Diagnostic, Location},
+    diagnostic::{COMMAND_LINE, Diagnostic, Location},
     strategy_config::{Init, Mixed, Training, Tuning},
     text::short,
-    tree::Node,
+    tree::{Entry, Node, from_node},
 };
 
 use crate::{
     draft::Draft,
     keys::{self, FREEZE, Key, LORA, QUANT, Values},
     sections::Section,
+    settings::{ByteSize, IoSettings},
 };
 
 /// The keys of a plugin section, where they are known.
@@ -26,6 +30,7 @@ pub(super) fn keys_of(section: &str, name: &str) -> &'static [Key] {
 
 pub(super) fn run(draft: &Draft, values: &Values, training: &Training, model: Option<&ModelFacts>, found: &mut Vec<Diagnostic>) {
     sections(draft, found);
+    io(draft, found);
     meta(draft, training, found);
     batching(values, found);
     sequence(values, training, model, found);
@@ -53,6 +58,39 @@ fn sections(draft: &Draft, found: &mut Vec<Diagnostic>) {
     if let Some(quant) = draft.sections.get("quant_config").filter(|s| keys_of("quant_config", &s.name).is_empty()) {
         let message = format!("quant_config.name: expected bnb or auto, found '{}'", short(&quant.name));
         found.push(error("config-value", message, Some(quant.name_at.clone())));
+    }
+}
+
+/// `shardwright.io`, key by key, so that nothing else that is wrong with the section hides it.
+fn io(draft: &Draft, found: &mut Vec<Diagnostic>) {
+    let Some(io) = draft.root.find(&["shardwright", "io"]) else { return };
+    range::<u32>(io, "threads", IoSettings::THREADS, found);
+    range::<u32>(io, "queue_depth", IoSettings::QUEUE_DEPTH, found);
+    range::<ByteSize>(io, "block_size", IoSettings::BLOCK_SIZE, found);
+    range::<ByteSize>(io, "ring_size", IoSettings::RING_SIZE, found);
+    let on = |key| io.entry(key).filter(|e| e.value.as_bool() == Some(true));
+    if let (Some(direct), Some(mmap)) = (on("direct"), on("mmap")) {
+        // What the command line says comes after the file.
+        let place = |e: &Entry| (&*e.at.file == COMMAND_LINE, e.at.span.start);
+        let (first, second) = if place(direct) < place(mmap) { (direct, mmap) } else { (mmap, direct) };
+        let message =
+            format!("shardwright.io: {} beside {}: files are read past the page cache or mapped, not both", second.key, first.key);
+        let error = error("io-direct-and-mmap", message, Some(second.at.clone()));
+        found.push(
+            error.and(first.at.clone(), format!("{} here", first.key)).help("leave out one of them; mmap dies of a file that shrinks"),
+        );
+    }
+}
+
+/// A number of a range; one that is no such number is the section's own to tell.
+fn range<T: DeserializeOwned + Into<u64>>(io: &Node, key: &str, range: RangeInclusive<u64>, found: &mut Vec<Diagnostic>) {
+    let Some(node) = io.get(key) else { return };
+    let Ok(number) = from_node::<T>(node, "").map(Into::into) else { return };
+    if !range.contains(&number) {
+        let (least, most) = (range.start(), range.end());
+        let expected = if *most == u64::MAX { format!("{least} or more") } else { format!("{least} to {most}") };
+        let message = format!("shardwright.io.{key}: expected {expected}, found {}", node.describe());
+        found.push(error("config-value", message, Some(node.at.clone())));
     }
 }
 

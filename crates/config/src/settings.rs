@@ -1,5 +1,7 @@
 //! `shardwright: {…}`: what only shardwright knows, as types.
 
+use std::ops::RangeInclusive;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
@@ -32,24 +34,41 @@ pub struct Settings {
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct IoSettings {
-    /// Threads that read and cast, per process.
+    /// Threads that read and cast, per process: 1 to 1024.
+    #[schemars(range(min = 1, max = 1024))]
     pub threads: Option<u32>,
-    /// Reads in flight.
+    /// Reads in flight: 1 to 1024.
+    #[schemars(range(min = 1, max = 1024))]
     pub queue_depth: Option<u32>,
-    /// Bytes of one read: a number, or one with KiB, MiB or GiB.
+    /// Bytes of one read, from 4KiB to 256MiB: a number, or one with KiB, MiB or GiB.
+    #[schemars(extend("minimum" = 4096, "maximum" = 268_435_456))]
     pub block_size: Option<ByteSize>,
-    /// Bypass the page cache.
+    /// Bypass the page cache; not beside `mmap`.
     pub direct: Option<bool>,
-    /// Map files instead of reading them.
+    /// Map files instead of reading them; not beside `direct`.
     pub mmap: Option<bool>,
     /// Announce to the kernel what is read next.
     pub readahead: Option<bool>,
     /// Drop what was read from the page cache.
     pub drop_cache: Option<bool>,
-    /// On the way to a GPU: page-locked host memory of this process at most, as a number of bytes or with KiB, MiB or GiB.
+    /// On the way to a GPU: page-locked host memory of this process at most, as a number of bytes or with KiB, MiB or GiB; 64KiB or more.
+    #[schemars(extend("minimum" = 65_536))]
     pub ring_size: Option<ByteSize>,
     /// On the way to a GPU: whether a cast to a smaller dtype happens on the `host`, so that less crosses the bus, or on the `device`.
     pub narrow: Option<Place>,
+}
+
+/// The engine's own ranges, which it applies to flags and callers too. They stand here a second time so that a value out of range is told
+/// with its place; a test compares the two.
+impl IoSettings {
+    /// Of `threads`.
+    pub const THREADS: RangeInclusive<u64> = 1..=1024;
+    /// Of `queue_depth`.
+    pub const QUEUE_DEPTH: RangeInclusive<u64> = 1..=1024;
+    /// Of `block_size`, in bytes.
+    pub const BLOCK_SIZE: RangeInclusive<u64> = 4096..=256 << 20;
+    /// Of `ring_size`, in bytes: the engine's smallest block. How much more it takes depends on threads and ranks.
+    pub const RING_SIZE: RangeInclusive<u64> = 64 << 10..=u64::MAX;
 }
 
 /// Where a cast to a smaller dtype happens.
@@ -93,6 +112,12 @@ impl ByteSize {
             _ => return None,
         };
         number.checked_mul(1 << shift).map(Self)
+    }
+}
+
+impl From<ByteSize> for u64 {
+    fn from(size: ByteSize) -> Self {
+        size.0
     }
 }
 
