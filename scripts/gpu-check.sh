@@ -29,6 +29,10 @@ nvidia-smi --query-gpu=name,driver_version,memory.total,pcie.link.gen.current,pc
 
 export SHARDWRIGHT_PYTHON=${SHARDWRIGHT_PYTHON:-${PYTHON:-python3}}
 
+# The NVRTC that the PTX is made with, to hold source and PTX against each other; see make-ptx.py.
+[ -d target/nvrtc ] || { python3 -m venv target/nvrtc && target/nvrtc/bin/pip install -q nvidia-cuda-nvrtc-cu12==12.0.76; } >>"$log" 2>&1 ||
+    echo "no NVRTC to be had here" | tee -a "$log"
+
 row "builds" cargo build --locked --tests --benches --examples -p shardwright -p shardwright-engine
 row "kernels on the host, PTX and source" cargo test --locked -p shardwright-engine --test kernels -- --nocapture
 row "loads on this machine's driver and on the fake one" cargo test --locked -p shardwright --test gpu -- --nocapture --test-threads=1
@@ -52,7 +56,7 @@ row "torch takes shards without a copy" cargo test --locked -p shardwright --tes
 
 speed=$(($(wc -l <"$log") + 1))
 row "speed" cargo bench --locked -p shardwright --bench gpu
-speeds=$(tail -n "+$speed" "$log" | grep '^| ')
+speeds=$(tail -n "+$speed" "$log" | grep '^|')
 
 {
     printf '\n| check | result |\n|---|---|\n'

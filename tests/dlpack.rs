@@ -29,10 +29,7 @@ fn take(test: &str, device: &str) {
         return;
     }
     let library = library();
-    if !library.exists() {
-        eprintln!("skipped: {test}: the example is not built: cargo build --example dlpack");
-        return;
-    }
+    assert!(library.exists(), "{} is not built: cargo build --example dlpack (cargo test without --test builds it)", library.display());
     for model in ["tiny-qwen3-bf16", "odd-shapes"] {
         let script = root().join("examples/dlpack/torch_shards.py");
         let output = Command::new(&python).arg(script).arg(&library).arg(checkpoint(model)).arg(device).output().unwrap();

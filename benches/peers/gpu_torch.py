@@ -41,6 +41,8 @@ with safe_open(file, framework="pt") as f:
     tensors = [f.get_tensor(name) for name in f.keys()]
     source, size = tensors[0].dtype, sum(t.numel() * t.element_size() for t in tensors)
     del tensors
+
+
 def empty():
     if device == "cuda":
         torch.cuda.empty_cache()

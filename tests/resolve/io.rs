@@ -16,7 +16,8 @@ fn accepts(key: &str, value: &str) -> bool {
 
 #[test]
 fn a_config_takes_just_the_numbers_that_the_engine_takes() {
-    let keys: [(&str, fn(usize) -> IoOptions); 3] = [
+    type Set = fn(usize) -> IoOptions;
+    let keys: [(&str, Set); 3] = [
         ("threads", |n| IoOptions { threads: Some(n), ..IoOptions::default() }),
         ("queue_depth", |n| IoOptions { queue_depth: Some(n), ..IoOptions::default() }),
         ("block_size", |n| IoOptions { block_size: Some(n), ..IoOptions::default() }),

@@ -157,7 +157,8 @@ impl<'p> RankShards<'p> {
     }
 
     /// The shard of the tensor at that index for another library, without a copy: one dim for a flat partition, else the local shape. It
-    /// keeps its arena alive by itself. `None` where DLPack has no such dtype. Who writes to it writes to what this shows.
+    /// keeps its arena alive by itself. `None` where DLPack has no such dtype. Nobody may write to it while these shards live, whose views
+    /// would see it; once they are dropped the tensor is its consumer's own.
     ///
     /// # Panics
     /// Where the plan has no such index.
@@ -167,7 +168,9 @@ impl<'p> RankShards<'p> {
         let shape = view.local_shape.unwrap_or_else(|| vec![view.region.numel(&self.plan.tensors[index].shape)]);
         let device = dlpack::Device { kind: dlpack::Device::CPU, id: 0 };
         let memory = Arc::clone(&self.arenas[view.arena.0]);
-        Some(ManagedTensor::new(view.bytes.as_ptr().cast_mut().cast(), device, dtype, &shape, memory))
+        // SAFETY: the view was cut out of the arena at that offset.
+        let data = unsafe { memory.start().add(view.arena.1) };
+        Some(ManagedTensor::new(data.as_ptr().cast(), device, dtype, &shape, memory))
     }
 
     /// All shards, in the plan's order.

@@ -400,6 +400,26 @@ fn what_comes_next_is_announced_unless_it_is_cached() {
     }
 }
 
+/// Exported tensors have the view's shape and bytes, and outlive the load.
+#[test]
+fn host_shards_are_exported_without_a_copy() {
+    let (plan, dir, _) = simple_to(DType::BF16);
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let loaded = Loader::new(&plan, &checkpoint).ranks(&[1]).load().unwrap();
+    let view = loaded.ranks[0].by_name("big").unwrap();
+    let (index, bytes) = (plan.tensors.iter().position(|t| t.name == "big").unwrap(), view.bytes.to_vec());
+    let exported = loaded.ranks[0].dlpack(index).unwrap();
+    assert_eq!(exported.raw().tensor.data.cast_const().cast(), view.bytes.as_ptr());
+    drop(loaded);
+    let tensor = &exported.raw().tensor;
+    assert_eq!((tensor.ndim, tensor.dtype.code, tensor.dtype.bits), (2, 4, 16));
+    // SAFETY: the shape has `ndim` sizes, and the data their product in elements of two bytes; both live as long as the export.
+    let (shape, data) = unsafe {
+        (std::slice::from_raw_parts(tensor.shape, 2), std::slice::from_raw_parts(tensor.data.cast::<u8>().cast_const(), bytes.len()))
+    };
+    assert_eq!((shape, data), (&[32, 2048][..], &bytes[..]));
+}
+
 /// From the progress callback, of a load that would take minutes: a read of 16 bytes, a pause, the next.
 #[test]
 fn a_load_is_cancelled_from_its_progress() {

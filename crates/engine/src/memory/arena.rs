@@ -34,6 +34,11 @@ impl Arena {
         self.len == 0
     }
 
+    /// Where the bytes are.
+    pub(crate) fn start(&self) -> NonNull<u8> {
+        self.memory.start()
+    }
+
     /// All bytes.
     pub fn bytes(&self) -> &[u8] {
         // SAFETY: the mapping has `len` initialised (zero) bytes for as long as `self` lives; writers exist only during a load, which hands
