@@ -199,7 +199,7 @@ fn a_load_that_fails_leaves_nothing_on_the_device() {
     let free = devices.memory().unwrap();
     let cancelled = CancelToken::new();
     cancelled.cancel();
-    let _ = load(Loader::new(&plan, &checkpoint).cancel(&cancelled)); // may be done before anyone looks
+    assert_eq!(load(Loader::new(&plan, &checkpoint).cancel(&cancelled)).unwrap_err().kind(), ErrorKind::Cancelled);
     assert_eq!(devices.memory().unwrap(), free);
     std::fs::OpenOptions::new().write(true).open(dir.path().join("model.safetensors")).unwrap().set_len(300_000).unwrap();
     let error = load(Loader::new(&plan, &checkpoint)).unwrap_err();

@@ -52,6 +52,7 @@ impl Job<'_> {
     pub(crate) fn run(self, layouts: &[RankLayout], started: Instant) -> Result<Done> {
         let Self { checkpoint, schedule, arenas, choice, opener, device, cancel, progress } = self;
         let total = schedule.total_bytes();
+        watch::not_cancelled(&cancel, 0, total)?;
         let counters = Counters::new(layouts, started);
         let shared = Arc::new(Shared::new(checkpoint, schedule, (arenas, device), (choice, opener), counters, layouts));
         let crew = watch::Crew::start(&shared)?;

@@ -63,6 +63,16 @@ impl Crew {
     }
 }
 
+/// # Errors
+/// [`ErrorKind::Cancelled`], with how far it came.
+pub(super) fn not_cancelled(cancel: &CancelToken, placed: u64, total: u64) -> Result<()> {
+    if cancel.is_cancelled() {
+        let error = EngineError::new(ErrorKind::Cancelled, "the load was cancelled");
+        return Err(error.expected(format_args!("{total} bytes")).found(placed));
+    }
+    Ok(())
+}
+
 fn lane(shared: &Shared) -> Result<Lane> {
     let memory = Arena::new(shared.choice.staging_bytes())
         .map_err(|e| EngineError::new(ErrorKind::Memory, "cannot map a staging buffer").cause(e))?;
@@ -118,9 +128,8 @@ impl Watch<'_> {
             return Some(None);
         }
         let placed = self.shared.counters.total_placed();
-        if self.cancel.is_cancelled() {
-            let error = EngineError::new(ErrorKind::Cancelled, "the load was cancelled");
-            return Some(Some(error.expected(format_args!("{} bytes", self.total)).found(placed)));
+        if let Err(error) = not_cancelled(self.cancel, placed, self.total) {
+            return Some(Some(error));
         }
         if placed != moved.0 {
             *moved = (placed, Instant::now());
