@@ -88,9 +88,7 @@ impl Target {
         }
         Ok(())
     }
-}
 
-impl Target {
     fn allocate_ring(&mut self, slots: usize) -> Result<()> {
         let gpu = self.devices.gpus.first().ok_or_else(|| EngineError::new(ErrorKind::Device, "no rank, no device"))?;
         self.free = Mutex::new(Pinned::parts(gpu, slots, self.ring.slot())?.into_iter().enumerate().rev().collect());
