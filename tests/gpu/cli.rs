@@ -4,7 +4,7 @@ use std::process::Output;
 
 use shardwright::engine::device::probe;
 
-use crate::{driver, fake, support};
+use crate::{driver, stand_in, support};
 
 /// `load` of a small model on three ranks, with these arguments and variables.
 fn load(config_end: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Output {
@@ -65,7 +65,7 @@ fn a_driver_or_a_device_that_will_not_do_is_refused() {
     let Some(_alone) = driver(test) else { return };
     let beyond = format!("cuda:{}", probe().unwrap().devices.len());
     refused(&load("", &["--device", &beyond], &[]), 10, &["there is no device", "CUDA_VISIBLE_DEVICES counts"]);
-    if std::env::var_os(fake::PATH).is_none() {
+    if std::env::var_os(stand_in::PATH).is_none() {
         eprintln!("skipped: {test}: only the fake driver is old and small when told to");
         return;
     }

@@ -135,15 +135,15 @@ static u64 element(const std::string &name, size_t &at) {
     LOCK; \
     if (++calls == fail_at) return UNKNOWN
 
-extern "C" __attribute__((visibility("default"))) void fakeCudaFailAt(long call) {
+extern "C" __attribute__((visibility("default"))) void testCudaFailAt(long call) {
     LOCK;
     calls = 0, fail_at = call;
 }
-extern "C" __attribute__((visibility("default"))) long fakeCudaCalls() {
+extern "C" __attribute__((visibility("default"))) long testCudaCalls() {
     LOCK;
     return calls;
 }
-extern "C" __attribute__((visibility("default"))) long fakeCudaLive() {
+extern "C" __attribute__((visibility("default"))) long testCudaLive() {
     LOCK;
     long live = long(memory.size() + pinned.size() + streams.size() + events.size() + modules.size());
     for (auto &[device, count] : contexts) live += count;
@@ -151,7 +151,7 @@ extern "C" __attribute__((visibility("default"))) long fakeCudaLive() {
 }
 
 // The most device memory that was held at once since the last call.
-extern "C" __attribute__((visibility("default"))) long fakeCudaPeak() {
+extern "C" __attribute__((visibility("default"))) long testCudaPeak() {
     LOCK;
     return long(std::exchange(peak, 0));
 }

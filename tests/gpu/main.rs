@@ -5,17 +5,14 @@
 
 mod cases;
 mod cli;
-mod fake;
+mod stand_in;
 #[path = "../support/mod.rs"]
 mod support;
 
-use std::{
-    process::Command,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use shardwright::{
-    core::{DType, Mesh, Placement, ShardPlan, ShardStrategy, TensorMeta},
+    core::{DType, Layout, Mesh, Padding, Placement, ShardPlan, ShardStrategy, TensorMeta},
     engine::{
         CancelToken, Checkpoint, ErrorKind, IoOptions, Loader, ReadMethod,
         device::{DeviceLoaded, DeviceOptions, DeviceRequest, DeviceShards, Devices, Narrow, choose, dlpack, probe},
@@ -27,7 +24,7 @@ use shardwright::{
 
 use crate::{
     cases::{every_layout, every_pair, one_rank, planned},
-    fake::Fake,
+    stand_in::StandIn,
 };
 
 /// What the driver holds is counted for the whole process, so that one test at a time may use it.
@@ -164,7 +161,7 @@ fn pointers_streams_and_dlpack_tensors_keep_their_memory_alive() {
     let dir = tempfile::tempdir().unwrap();
     let plan = simple(dir.path());
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
-    let live = Fake::find().map(|f| f.live());
+    let live = StandIn::find().map(|f| f.live());
     let devices = devices("cuda:0", &[0]);
     let loaded = Loader::new(&plan, &checkpoint).io(two_threads()).load_to(&devices, DeviceOptions::default()).unwrap();
     let rank = &loaded.ranks[0];
@@ -184,7 +181,7 @@ fn pointers_streams_and_dlpack_tensors_keep_their_memory_alive() {
     unsafe { (*raw).deleter.unwrap()(raw) };
     assert!(devices.memory().unwrap()[0].1 >= held);
     drop(devices);
-    assert_eq!(Fake::find().map(|f| f.live()), live);
+    assert_eq!(StandIn::find().map(|f| f.live()), live);
 }
 
 #[test]
@@ -211,37 +208,38 @@ fn a_load_that_fails_leaves_nothing_on_the_device() {
 fn a_driver_that_fails_at_any_step_fails_the_load_and_leaves_nothing() {
     let test = "a_driver_that_fails_at_any_step_fails_the_load_and_leaves_nothing";
     let Some(_alone) = driver(test) else { return };
-    let Some(fake) = Fake::find() else {
-        eprintln!("skipped: {test}: only the fake driver fails when told to");
+    let Some(driver) = StandIn::find() else {
+        eprintln!("skipped: {test}: the machine's own driver does not fail when told to; the one in front of it does");
         return;
     };
     let dir = tempfile::tempdir().unwrap();
     let plan = simple(dir.path());
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
-    let before = fake.live();
+    let last = u32::try_from(probe().unwrap().devices.len() - 1).unwrap();
+    let before = driver.live();
     let load = |threads: usize| -> Result<(), shardwright::engine::EngineError> {
-        let devices = Devices::open(&[1])?;
+        let devices = Devices::open(&[last])?;
         let options = DeviceOptions { ring_bytes: 4 << 20, ..DeviceOptions::default() };
         let io = IoOptions { threads: Some(threads), ..IoOptions::default() };
         let loaded = Loader::new(&plan, &checkpoint).io(io).load_to(&devices, options)?;
-        let calls = fake.calls();
+        let calls = driver.calls();
         drop(loaded);
-        fake.fail_at(calls); // what is freed is not to count
+        driver.fail_at(calls); // what is freed is not to count
         Ok(())
     };
     for threads in [1, 3] {
         let mut failed = 0;
         for call in 1.. {
-            fake.fail_at(call);
+            driver.fail_at(call);
             let outcome = load(threads);
-            fake.fail_at(0);
-            assert_eq!(fake.live(), before, "call {call} of {threads} threads: something is left");
+            driver.fail_at(0);
+            assert_eq!(driver.live(), before, "call {call} of {threads} threads: something is left");
             match outcome {
                 Ok(()) => break,
                 Err(error) => {
                     assert_eq!(error.kind(), ErrorKind::Device, "call {call}: {error}");
                     let text = error.to_string();
-                    assert!(text.contains("CUDA_ERROR_UNKNOWN") && text.contains("device 1"), "call {call}: {error}");
+                    assert!(text.contains("CUDA_ERROR_UNKNOWN") && text.contains(&format!("device {last}")), "call {call}: {error}");
                     failed += 1;
                 }
             }
@@ -256,8 +254,8 @@ fn a_driver_that_fails_at_any_step_fails_the_load_and_leaves_nothing() {
 fn a_device_holds_the_shard_and_a_fixed_small_amount() {
     let test = "a_device_holds_the_shard_and_a_fixed_small_amount";
     let Some(_alone) = driver(test) else { return };
-    let Some(fake) = Fake::find() else {
-        eprintln!("skipped: {test}: only the fake driver keeps count of its peak");
+    let Some(driver) = StandIn::find() else {
+        eprintln!("skipped: {test}: the machine's own driver does not keep count of its peak; the one in front of it does");
         return;
     };
     let beyond = [8u64, 32].map(|mib| {
@@ -266,12 +264,76 @@ fn a_device_holds_the_shard_and_a_fixed_small_amount() {
         let spec = ("w".to_owned(), DType::BF16, DType::F32, vec![numel], Placement::flat(one_rank(), &[numel]).unwrap());
         let plan = planned(dir.path(), &Mesh::replicate_shard(1, 1).unwrap(), &[spec], 0);
         let checkpoint = Checkpoint::open(dir.path()).unwrap();
-        fake.peak();
+        driver.peak();
         Loader::new(&plan, &checkpoint).io(two_threads()).load_to(&devices("cuda:0", &[0]), DeviceOptions::default()).unwrap();
-        fake.peak() - i64::try_from(numel * 4).unwrap()
+        driver.peak() - i64::try_from(numel * 4).unwrap()
     });
     assert_eq!(beyond[0], beyond[1]);
     assert!((1..=16 << 20).contains(&beyond[0]), "{beyond:?}");
+}
+
+/// A second load pins nothing and allocates nothing but its shards; what is kept goes with the devices, or when asked.
+#[test]
+fn a_ring_is_kept_for_the_next_load() {
+    let test = "a_ring_is_kept_for_the_next_load";
+    let Some(_alone) = driver(test) else { return };
+    let Some(driver) = StandIn::find() else {
+        eprintln!("skipped: {test}: the machine's own driver does not count; the one in front of it does");
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let plan = simple(dir.path());
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let before = driver.live();
+    let devices = devices("cuda:0", &[0]);
+    let load = |threads, ring_bytes| {
+        driver.fail_at(0); // counts from here
+        let io = IoOptions { threads: Some(threads), ..IoOptions::default() };
+        let options = DeviceOptions { ring_bytes, ..DeviceOptions::default() };
+        let loaded = Loader::new(&plan, &checkpoint).io(io).load_to(&devices, options).unwrap();
+        same_bits(&plan, &checkpoint, &loaded, &format!("{threads} threads, ring of {ring_bytes}"));
+        drop(loaded);
+        driver.live()
+    };
+    let opened = driver.live();
+    let kept = load(2, 64 << 20);
+    assert_eq!(kept, opened + 2 + 2, "the ring, pinned and on the device, and two kernels");
+    assert_eq!([load(2, 64 << 20), load(1, 64 << 20), load(2, 4 << 20), load(3, 64 << 20)], [kept; 4]);
+    devices.release_ring();
+    assert_eq!(driver.live(), kept - 2);
+    load(2, 64 << 20);
+    drop(devices);
+    assert_eq!(driver.live(), before);
+}
+
+/// A row's part is its own block in the file; they cross together.
+#[test]
+fn short_runs_cross_together() {
+    let test = "short_runs_cross_together";
+    let Some(_alone) = driver(test) else { return };
+    let Some(driver) = StandIn::find() else {
+        eprintln!("skipped: {test}: the machine's own driver does not count; the one in front of it does");
+        return;
+    };
+    const ROWS: u64 = 20_000;
+    let mesh = Mesh::replicate_shard(1, 4).unwrap();
+    let axis = mesh.axis("mp_shard").unwrap();
+    for (to, narrow) in [(DType::BF16, Narrow::Host), (DType::F32, Narrow::Host), (DType::F8E4M3, Narrow::Host)] {
+        let dir = tempfile::tempdir().unwrap();
+        let columns = Placement { axis, layout: Layout::Dim { dim: 1, chunk: 8 }, padding: Padding::None };
+        let plan = planned(dir.path(), &mesh, &[("w".to_owned(), DType::BF16, to, vec![ROWS, 32], columns)], 0);
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        for method in [ReadMethod::Pread, ReadMethod::Direct] {
+            let devices = devices("cuda:0", &[2]);
+            driver.fail_at(0);
+            let io = IoOptions { threads: Some(2), method: Some(method), ..IoOptions::default() };
+            let options = DeviceOptions { narrow, ..DeviceOptions::default() };
+            let loaded = Loader::new(&plan, &checkpoint).ranks(&[2]).io(io).load_to(&devices, options).unwrap();
+            let calls = driver.calls();
+            assert!(method == ReadMethod::Direct || calls < 300, "{calls} calls for {ROWS} runs to {to}");
+            same_bits(&plan, &checkpoint, &loaded, &format!("columns to {to}, {method:?}"));
+        }
+    }
 }
 
 #[test]
@@ -340,27 +402,40 @@ fn a_threads_own_context_is_left_alone() {
     }
 }
 
-/// Runs this very program on the fake, so that none of the above is skipped anywhere but where there is no C++ compiler.
+/// On the fake, so that none of the above is skipped anywhere but where there is no C++ compiler.
 #[test]
 fn all_of_it_passes_on_a_driver_that_is_none() {
-    if std::env::var_os(fake::PATH).is_some() {
-        return; // this is that run
-    }
+    let test = "all_of_it_passes_on_a_driver_that_is_none";
     let dir = tempfile::tempdir().unwrap();
-    let library = match fake::build(dir.path()) {
-        Ok(library) => library,
-        Err(why) => {
-            eprintln!("skipped: all_of_it_passes_on_a_driver_that_is_none: {why}");
-            return;
-        }
-    };
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--nocapture", "--test-threads=1"])
-        .env("LD_LIBRARY_PATH", dir.path())
-        .env(fake::PATH, library)
-        .env_remove("CUDA_VISIBLE_DEVICES")
-        .output()
-        .unwrap();
+    let Some(fake) = built(test, "fake_cuda.cpp", dir.path()) else { return };
+    let output = stand_in::run(&fake, &[], &[]);
     let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success() && !text.contains("skipped:"), "{}\n{text}", output.status);
+}
+
+/// What needs a driver that fails and counts, with one that does in front of the machine's own; of the fake where there is no card.
+#[test]
+fn a_driver_in_front_of_this_machines_fails_and_counts() {
+    let test = "a_driver_in_front_of_this_machines_fails_and_counts";
+    let (dir, behind) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let Some(watched) = built(test, "watched_cuda.cpp", dir.path()) else { return };
+    let real = probe().ok().and_then(|_| stand_in::real());
+    let on_a_card = real.is_some();
+    let Some(real) = real.or_else(|| built(test, "fake_cuda.cpp", behind.path())) else { return };
+    let tests = ["a_driver_that_fails", "a_load_that_fails", "a_device_holds", "pointers_streams", "a_ring_is_kept", "short_runs"];
+    let output = stand_in::run(&watched, &tests, &[("WATCHED_CUDA", &real)]);
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let passed = text.lines().filter(|l| l.starts_with("test ") && l.ends_with("ok")).count();
+    assert!(output.status.success() && !text.contains("skipped:") && passed == tests.len(), "{}\n{text}", output.status);
+    if !on_a_card {
+        eprintln!("skipped: {test}: no CUDA device: it stood in front of the fake driver");
+    }
+}
+
+/// A stand-in, unless this runs on one or none can be built, which it says.
+fn built(test: &str, source: &str, dir: &std::path::Path) -> Option<std::path::PathBuf> {
+    if std::env::var_os(stand_in::PATH).is_some() {
+        return None; // this is that run
+    }
+    stand_in::build(source, dir).inspect_err(|why| eprintln!("skipped: {test}: {why}")).ok()
 }

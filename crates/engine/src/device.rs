@@ -8,6 +8,7 @@ pub mod dlpack;
 pub(crate) mod driver;
 pub(crate) mod kernels;
 pub(crate) mod memory;
+pub(crate) mod pool;
 pub(crate) mod ring;
 mod shards;
 
@@ -22,8 +23,12 @@ pub use self::{
 use crate::error::Result;
 
 /// Open devices, one for each rank to be loaded; several ranks may share one.
+///
+/// They keep the ring of the last load, pinned and on each device, for the next one: drop them, or ask with [`Devices::release_ring`], to
+/// give it back.
 #[derive(Clone, Debug)]
 pub struct Devices {
+    pub(crate) pool: Arc<pool::Pool>,
     pub(crate) gpus: Vec<Arc<driver::Gpu>>,
     /// By rank, in the order of the ranks: index into `gpus`.
     pub(crate) by_rank: Vec<usize>,
@@ -41,7 +46,12 @@ impl Devices {
         distinct.dedup();
         let gpus = distinct.iter().map(|&o| driver::Gpu::open(&driver, o).map(Arc::new)).collect::<Result<Vec<_>>>()?;
         let by_rank = ordinals.iter().map(|o| distinct.partition_point(|d| d < o)).collect();
-        Ok(Self { gpus, by_rank })
+        Ok(Self { pool: Arc::default(), gpus, by_rank })
+    }
+
+    /// Gives the ring of earlier loads back to host and devices.
+    pub fn release_ring(&self) {
+        drop(self.pool.take());
     }
 
     /// Free and total bytes of each distinct device, by ordinal.

@@ -30,11 +30,18 @@ impl Drop for DeviceMemory {
     }
 }
 
-/// Page-locked host memory, given back when the last part of it is dropped.
+/// Page-locked host memory, given back when the last part of it is dropped. It gives no access to its bytes; its parts do.
 #[derive(Debug)]
-struct PinnedBlock {
+pub(crate) struct PinnedBlock {
     gpu: Arc<Gpu>,
     start: NonNull<u8>,
+    pub(crate) len: usize,
+}
+
+impl PinnedBlock {
+    pub(crate) fn new(gpu: &Arc<Gpu>, len: usize) -> Result<Self> {
+        Ok(Self { start: gpu.pin(len)?, gpu: Arc::clone(gpu), len })
+    }
 }
 
 // SAFETY: the memory belongs to the process, not to a thread, and the block itself gives no access to it.
@@ -52,13 +59,19 @@ pub(crate) struct Pinned {
 
 impl Pinned {
     /// `count` parts of `len` bytes each, side by side in one allocation: pinning costs by the call as well as by the page.
-    pub(crate) fn parts(gpu: &Arc<Gpu>, count: usize, len: usize) -> Result<Vec<Self>> {
-        let block = Arc::new(PinnedBlock { start: gpu.pin(len * count)?, gpu: Arc::clone(gpu) });
-        Ok((0..count).map(|i| Self { block: Arc::clone(&block), offset: i * len, len }).collect())
+    ///
+    /// # Panics
+    /// Where the block has parts already, or is too small.
+    pub(crate) fn parts(block: &Arc<PinnedBlock>, count: usize, len: usize) -> Vec<Self> {
+        assert!(
+            Arc::strong_count(block) == 1 && count.checked_mul(len).is_some_and(|bytes| bytes <= block.len),
+            "parts that would overlap"
+        );
+        (0..count).map(|i| Self { block: Arc::clone(block), offset: i * len, len }).collect()
     }
 
     fn start(&self) -> *mut u8 {
-        // SAFETY: `parts` made the block as long as all parts together.
+        // SAFETY: `parts` saw to it that all parts lie in the block.
         unsafe { self.block.start.as_ptr().add(self.offset) }
     }
 

@@ -27,8 +27,9 @@ impl<'p> Loader<'p, '_> {
         let (layouts, schedule) = self.prepare()?;
         let ring = Ring::new(options.ring_bytes, choice.workers(), self.ranks.len(), schedule.total_bytes())?;
         (choice.block_size, choice.task_size) = (ring.block, choice.task_size.max(ring.block));
+        let kept = devices.pool.fits(ring.bytes(choice.workers()), options.ring_bytes);
         if !self.io.force {
-            fits(devices, &layouts, ring.bytes(choice.workers()))?;
+            fits(devices, &layouts, if kept { 0 } else { ring.bytes(choice.workers()) })?;
         }
         let target = Arc::new(Target::new(devices, (ring, choice.workers()), &layouts, self.plan, options.narrow)?);
         let plan = self.plan;

@@ -1,7 +1,7 @@
 //! Blocks on their way to a device: read into a slot of the pinned ring, copied on one of several streams, cast or scattered there.
 //!
-//! A worker owns its slots and goes round them; before it fills one again it waits for that slot's event, and for nothing else. What may
-//! still be under way when a lane or a target is dropped is waited for then.
+//! A worker owns its slots and goes round them; before it fills one again it waits for that slot's event, and for nothing else. Short blocks
+//! share a slot. What may still be under way when a lane or a target is dropped is waited for then.
 
 use std::sync::{Arc, Mutex};
 
@@ -14,11 +14,12 @@ use crate::{
         driver::Gpu,
         kernels::{Kernel, Tile},
         memory::{DeviceMemory, Event, Pinned, Stream},
+        pool::{Lent, RingMemory},
         ring::{Crossing, Ring, SLOTS, STREAMS, tiles},
     },
     error::{EngineError, ErrorKind, Result},
     load::schedule::Block,
-    source::ByteSource,
+    source::{ByteSource, ReadAt},
 };
 
 /// Runs of at least so many bytes that need no cast go straight into place; shorter ones are scattered there by a kernel.
@@ -35,8 +36,8 @@ pub(crate) struct Target {
     pub(crate) streams: Vec<Vec<Arc<Stream>>>,
     /// By index of the tensor in the plan.
     crossings: Vec<Crossing>,
-    /// By device: the ring's counterpart, slot by slot.
-    staged: Vec<Arc<DeviceMemory>>,
+    /// The ring's memory, on the host and on each device, slot by slot; there from `new` to `drop`.
+    lent: Option<Lent>,
     /// The ring's slots that no lane has taken, by number.
     free: Mutex<Vec<(usize, Pinned)>>,
 }
@@ -55,7 +56,7 @@ impl Target {
         let several = |gpu: &Arc<Gpu>| (0..STREAMS).map(|_| Stream::new(gpu).map(Arc::new)).collect::<Result<Vec<_>>>();
         let streams = devices.gpus.iter().map(several).collect::<Result<Vec<_>>>()?;
         let mut target =
-            Self { devices: devices.clone(), ring, arenas: Vec::new(), streams, crossings, staged: Vec::new(), free: Mutex::default() };
+            Self { devices: devices.clone(), ring, arenas: Vec::new(), streams, crossings, lent: None, free: Mutex::default() };
         for (rank, layout) in layouts.iter().enumerate() {
             target.allocate(rank, layout)?;
         }
@@ -90,18 +91,23 @@ impl Target {
     }
 
     fn allocate_ring(&mut self, slots: usize) -> Result<()> {
-        let gpu = self.devices.gpus.first().ok_or_else(|| EngineError::new(ErrorKind::Device, "no rank, no device"))?;
-        self.free = Mutex::new(Pinned::parts(gpu, slots, self.ring.slot())?.into_iter().enumerate().rev().collect());
-        let staged = |gpu: &Arc<Gpu>| DeviceMemory::new(gpu, slots * self.ring.slot()).map(Arc::new);
-        self.staged = self.devices.gpus.iter().map(staged).collect::<Result<_>>()?;
+        let ring = match self.devices.pool.take() {
+            Some(ring) => ring,
+            None => RingMemory::new(&self.devices.gpus, slots * self.ring.slot())?,
+        };
+        let (free, lent) = ring.lend(slots, self.ring.slot());
+        self.free = Mutex::new(free.into_iter().enumerate().rev().collect());
+        self.lent = Some(lent);
         Ok(())
     }
 }
 
 impl Drop for Target {
     fn drop(&mut self) {
-        for stream in self.streams.iter().flatten() {
-            let _ = stream.synchronize();
+        let finished = self.streams.iter().flatten().map(|s| s.synchronize()).fold(true, |all, one| all & one.is_ok());
+        lock(&self.free).clear(); // the lanes are gone, for each holds this
+        if let (Some(ring), true) = (self.lent.take().and_then(Lent::back), finished) {
+            self.devices.pool.put(ring);
         }
     }
 }
@@ -111,15 +117,24 @@ impl Drop for Target {
 pub(super) struct Lane {
     target: Arc<Target>,
     slots: Vec<Slot>,
-    next: usize,
+    /// The slot at hand, and what it holds.
+    at: usize,
+    filled: Filled,
     /// For what is cast on the host; not touched where nothing is.
     staging: Staging,
-    /// Of the block at hand: where each run lies in its slot, and what goes to the device at hand.
+    /// Of the block at hand: where each run lies in its slot.
     places: Vec<usize>,
-    pieces: Vec<Piece>,
 }
 
-/// A block's room, on the host and on each device.
+/// What a slot holds: where its data end, and how many bytes and runs of blocks these are.
+#[derive(Clone, Copy, Debug, Default)]
+struct Filled {
+    end: usize,
+    bytes: usize,
+    runs: usize,
+}
+
+/// Room for blocks, on the host and on each device.
 #[derive(Debug)]
 struct Slot {
     memory: Pinned,
@@ -134,6 +149,8 @@ struct Part {
     stream: Arc<Stream>,
     event: Event,
     busy: bool,
+    /// Of the slot's data, what goes to this device.
+    pieces: Vec<Piece>,
 }
 
 /// A run for one rank.
@@ -153,74 +170,90 @@ impl Piece {
 impl Lane {
     pub(super) fn new(target: &Arc<Target>, staging: Staging) -> Result<Self> {
         let slots = (0..SLOTS).map(|_| Slot::new(target)).collect::<Result<Vec<_>>>()?;
-        Ok(Self { target: Arc::clone(target), slots, next: 0, staging, places: Vec::new(), pieces: Vec::new() })
+        Ok(Self { target: Arc::clone(target), slots, at: 0, filled: Filled::default(), staging, places: Vec::new() })
     }
 
-    /// Brings one block from the file onto its way. Answers with the bytes read.
+    /// Brings one block from the file onto its way, or as far as a slot that more blocks will share. Answers with the bytes read.
     pub(super) fn move_block(&mut self, shared: &Shared, source: &ByteSource, block: &Block, runs: &[Run]) -> Result<u64, FaultKind> {
-        let number = self.next;
-        self.next = (number + 1) % self.slots.len();
-        self.slots[number].wait().map_err(FaultKind::Device)?;
-        let (used, read) = self.fill(number, shared, source, block, runs)?;
-        self.send(number, used, shared, runs).map_err(FaultKind::Device)?;
+        if !self.has_room(source, block, runs) {
+            self.send().map_err(FaultKind::Device)?;
+        }
+        if self.filled.runs == 0 {
+            self.slots[self.at].wait().map_err(FaultKind::Device)?;
+        }
+        let read = self.fill(shared, source, block, runs)?;
+        for (device, part) in self.slots[self.at].parts.iter_mut().enumerate() {
+            self.target.pieces(device, shared, runs, &self.places, &mut part.pieces);
+        }
+        // Not half full: the next short block may come along.
+        if self.filled.bytes > self.target.ring.block / 2 {
+            self.send().map_err(FaultKind::Device)?;
+        }
         Ok(read)
     }
 
-    /// Waits until all that was sent has arrived.
+    /// Sends what is left, and waits until all that was sent has arrived.
     pub(super) fn drain(&mut self) -> Result<()> {
+        self.send()?;
         self.slots.iter_mut().try_for_each(Slot::wait)
     }
 
-    /// Reads the block into its slot, as it shall cross the bus. Answers with the bytes used there and the bytes read.
-    fn fill(
-        &mut self,
-        number: usize,
-        shared: &Shared,
-        source: &ByteSource,
-        block: &Block,
-        runs: &[Run],
-    ) -> Result<(usize, u64), FaultKind> {
-        self.places.clear();
-        let room = &mut self.slots[number].memory.bytes_mut()[..self.target.ring.data()];
-        let cast_here = |run: &Run| matches!(self.target.crossings[shared.tensor(run)], Crossing::CastHere);
-        if !runs.iter().any(cast_here) {
-            let (skip, read) = read_aligned(source, block, room)?;
-            self.places.extend(runs.iter().map(|r| skip + r.from));
-            let end = runs.last().map_or(0, |r| r.from + r.bytes);
-            return Ok((skip + end, read));
-        }
-        let (bytes, read) = self.staging.read(source, block)?;
-        let mut used = 0;
-        for run in runs {
-            let from = &bytes[run.from..][..run.bytes];
-            let to = &mut room[used..][..if cast_here(run) { run.stored } else { run.bytes }];
-            match shared.schedule.tensors[run.tensor as usize].cast {
-                Some(cast) if cast_here(run) => cast(from, as_uninit(to)),
-                _ => to.copy_from_slice(from),
-            }
-            self.places.push(used);
-            used += to.len();
-        }
-        Ok((used, read))
+    fn has_room(&self, source: &ByteSource, block: &Block, runs: &[Run]) -> bool {
+        let (ring, alignment) = (&self.target.ring, address(source.alignment()));
+        let (bytes, start) = (address(block.bytes), self.filled.end.next_multiple_of(alignment));
+        let around = bytes + 2 * alignment; // a direct read begins and ends at multiples
+        self.filled.bytes + bytes <= ring.block && self.filled.runs + runs.len() <= ring.runs && start + around <= ring.data()
     }
 
-    /// Starts the copies and casts of a filled slot.
-    fn send(&mut self, number: usize, used: usize, shared: &Shared, runs: &[Run]) -> Result<()> {
-        let Slot { memory, parts } = &mut self.slots[number];
-        let mut end = used.next_multiple_of(16); // of what is written into the slot
-        for (device, part) in parts.iter_mut().enumerate() {
-            self.target.pieces(device, shared, runs, &self.places, &mut self.pieces);
-            if self.pieces.is_empty() {
-                continue;
+    /// Reads the block into the slot at hand, as it shall cross the bus. Answers with the bytes read.
+    fn fill(&mut self, shared: &Shared, source: &ByteSource, block: &Block, runs: &[Run]) -> Result<u64, FaultKind> {
+        self.places.clear();
+        let start = self.filled.end.next_multiple_of(address(source.alignment()));
+        let room = &mut self.slots[self.at].memory.bytes_mut()[start..self.target.ring.data()];
+        let cast_here = |run: &Run| matches!(self.target.crossings[shared.tensor(run)], Crossing::CastHere);
+        let (end, read) = if runs.iter().any(cast_here) {
+            let (bytes, read) = self.staging.read(source, block)?;
+            let mut used = 0;
+            for run in runs {
+                let from = &bytes[run.from..][..run.bytes];
+                let to = &mut room[used..][..if cast_here(run) { run.stored } else { run.bytes }];
+                match shared.schedule.tensors[run.tensor as usize].cast {
+                    Some(cast) if cast_here(run) => cast(from, as_uninit(to)),
+                    _ => to.copy_from_slice(from),
+                }
+                self.places.push(start + used);
+                used += to.len();
             }
+            (start + used, read)
+        } else {
+            let (skip, read) = read_aligned(source, block, room)?;
+            self.places.extend(runs.iter().map(|r| start + skip + r.from));
+            (start + skip + address(block.bytes), read)
+        };
+        self.filled = Filled { end, bytes: self.filled.bytes + address(block.bytes), runs: self.filled.runs + runs.len() };
+        Ok(read)
+    }
+
+    /// Starts the copies and casts of what the slot at hand holds, and goes on to the next one.
+    fn send(&mut self) -> Result<()> {
+        let filled = std::mem::take(&mut self.filled);
+        if filled.runs == 0 {
+            return Ok(());
+        }
+        let Slot { memory, parts } = &mut self.slots[self.at];
+        self.at = (self.at + 1) % SLOTS;
+        let mut end = filled.end.next_multiple_of(16); // of what is written into the slot
+        for part in parts.iter_mut().filter(|p| !p.pieces.is_empty()) {
             part.busy = true; // from the first call on, even if it fails
-            let each = self.pieces.len() == 1 || self.pieces.iter().all(|p| p.bytes() >= STRAIGHT);
-            let once = self.pieces.iter().map(Piece::bytes).sum::<u64>() <= used as u64;
-            if each && once && self.pieces.iter().all(|p| p.kernel == Kernel::COPY) {
-                part.straight(memory.bytes(), &self.pieces)?;
+            let pieces = &part.pieces;
+            let each = pieces.len() == 1 || pieces.iter().all(|p| p.bytes() >= STRAIGHT);
+            let once = pieces.iter().map(Piece::bytes).sum::<u64>() <= filled.end as u64;
+            if each && once && pieces.iter().all(|p| p.kernel == Kernel::COPY) {
+                part.straight(memory.bytes())?;
             } else {
-                end = part.staged(memory, end, &mut self.pieces)?;
+                end = part.staged(memory, end)?;
             }
+            part.pieces.clear();
             part.event.record(&part.stream)?;
         }
         Ok(())
@@ -236,9 +269,12 @@ impl Drop for Lane {
 }
 
 impl Target {
-    /// What of the runs goes to one device.
+    fn staged(&self) -> &[DeviceMemory] {
+        self.lent.as_ref().map_or(&[], |l| &l.staged)
+    }
+
+    /// Adds what of the runs goes to one device.
     fn pieces(&self, device: usize, shared: &Shared, runs: &[Run], places: &[usize], pieces: &mut Vec<Piece>) {
-        pieces.clear();
         for (run, &place) in runs.iter().zip(places) {
             let tensor = shared.tensor(run);
             let (kernel, bytes) = match self.crossings[tensor] {
@@ -261,12 +297,12 @@ impl Slot {
     fn new(target: &Target) -> Result<Self> {
         let none_left = || EngineError::new(ErrorKind::Device, "the ring has no slot left");
         let (number, memory) = lock(&target.free).pop().ok_or_else(none_left)?;
-        let part = |(staged, streams): (&Arc<DeviceMemory>, &Vec<Arc<Stream>>)| {
+        let part = |(staged, streams): (&DeviceMemory, &Vec<Arc<Stream>>)| {
             let (gpu, stream) = (Arc::clone(&staged.gpu), Arc::clone(&streams[number % STREAMS]));
             let event = Event::new(&gpu)?;
-            Ok(Part { gpu, staged: staged.address + (number * target.ring.slot()) as u64, stream, event, busy: false })
+            Ok(Part { gpu, staged: staged.address + (number * target.ring.slot()) as u64, stream, event, busy: false, pieces: Vec::new() })
         };
-        let parts = target.staged.iter().zip(&target.streams).map(part).collect::<Result<Vec<_>>>()?;
+        let parts = target.staged().iter().zip(&target.streams).map(part).collect::<Result<Vec<_>>>()?;
         Ok(Self { memory, parts })
     }
 
@@ -282,8 +318,8 @@ impl Slot {
 
 impl Part {
     /// Copies each piece to its place.
-    fn straight(&self, slot: &[u8], pieces: &[Piece]) -> Result<()> {
-        for piece in pieces {
+    fn straight(&self, slot: &[u8]) -> Result<()> {
+        for piece in &self.pieces {
             let from = &slot[address(piece.run.src)..][..address(piece.bytes())];
             // SAFETY: the destination is the run's own part of its rank's arena (see `Shared::destination`); the slot is not touched before
             // the event is waited for, and both outlive it.
@@ -293,11 +329,11 @@ impl Part {
     }
 
     /// Copies the slot with the pieces' tiles behind it, from `end` on, and starts a kernel for each kind. Answers with the new end.
-    fn staged(&self, slot: &mut Pinned, end: usize, pieces: &mut [Piece]) -> Result<usize> {
-        pieces.sort_by_key(|p| p.kernel); // stable, so in file order
+    fn staged(&mut self, slot: &mut Pinned, end: usize) -> Result<usize> {
+        self.pieces.sort_by_key(|p| p.kernel); // stable, so in file order
         let mut at = end;
         let mut launches = Vec::new();
-        for same in pieces.chunk_by(|a, b| a.kernel == b.kernel) {
+        for same in self.pieces.chunk_by(|a, b| a.kernel == b.kernel) {
             let (kernel, first) = (same[0].kernel, at);
             for tile in same.iter().flat_map(|p| tiles(p.run, kernel, kernel.to.bits() / 8)) {
                 slot.bytes_mut()[at..][..Tile::BYTES].copy_from_slice(&tile.to_bytes());
