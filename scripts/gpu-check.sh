@@ -29,34 +29,45 @@ nvidia-smi --query-gpu=name,driver_version,memory.total,pcie.link.gen.current,pc
 
 export SHARDWRIGHT_PYTHON=${SHARDWRIGHT_PYTHON:-${PYTHON:-python3}}
 
-# The NVRTC that the PTX is made with, to hold source and PTX against each other; see make-ptx.py.
-[ -d target/nvrtc ] || { python3 -m venv target/nvrtc && target/nvrtc/bin/pip install -q nvidia-cuda-nvrtc-cu12==12.0.76; } >>"$log" 2>&1 ||
-    echo "no NVRTC to be had here" | tee -a "$log"
+# What the PTX is made with and compiled by, to hold it against its source and look at its machine code.
+scripts/cuda-tools.sh >>"$log" 2>&1 || echo "no CUDA tools to be had here" | tee -a "$log"
 
 row "builds" cargo build --locked --tests --benches --examples -p shardwright -p shardwright-engine
 row "kernels on the host, PTX and source" cargo test --locked -p shardwright-engine --test kernels -- --nocapture
-row "loads on this machine's driver and on the fake one" cargo test --locked -p shardwright --test gpu -- --nocapture --test-threads=1
+row "loads on this machine's driver, on one in front of it that fails, and on the fake one" cargo test --locked -p shardwright --test gpu -- --nocapture --test-threads=1
 
-sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null | head -1)
-if [ -n "$sanitizer" ]; then
+# The fake driver's run does not count: without a card the others name themselves skipped.
+card=yes
+printf '%s\n' "${rows[@]}" | grep '^| loads on' | grep -q 'no CUDA device' && card=
+
+sanitizer=($(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null))
+if [ -n "$card" ] && [ ${#sanitizer[@]} = 0 ]; then # from PyPI, where it lies in an order that it does not expect
+    scripts/cuda-tools.sh sanitizer >>"$log" 2>&1
+    home=$(ls -d "$PWD"/target/cuda-tools/lib/python3*/site-packages/nvidia/cuda_sanitizer_api 2>/dev/null)
+    [ -n "$home" ] && sanitizer=("$home/bin/compute-sanitizer" --injection-path "$home/lib")
+fi
+if [ -z "$card" ]; then
+    rows+=("| compute-sanitizer | skipped: no CUDA device |")
+elif [ ${#sanitizer[@]} = 0 ]; then
+    rows+=("| compute-sanitizer | skipped: it is not installed and not to be had |")
+else
     binary=$(cargo test --locked -p shardwright --test gpu --no-run --message-format=json 2>/dev/null |
         sed -n 's/.*"executable":"\([^"]*\/gpu-[^"]*\)".*/\1/p' | tail -1)
-    # The run on the fake driver has nothing to sanitize.
-    # Nor has memory that is asked for in vain, which it would report. (racecheck looks at shared memory, and the kernels have none.)
+    # Runs on stand-ins of the driver have nothing to sanitize, nor has memory that is asked for in vain, which it would report.
+    # (racecheck looks at shared memory, and the kernels have none.)
     for tool in "memcheck --leak-check full" initcheck; do
         # shellcheck disable=SC2086
-        row "compute-sanitizer $tool" "$sanitizer" --tool $tool --error-exitcode 1 "$binary" --test-threads=1 --nocapture \
-            --skip all_of_it_passes_on_a_driver_that_is_none --skip too_little_memory_is_told_with_the_numbers --skip cli::
+        row "compute-sanitizer $tool" "${sanitizer[@]}" --tool $tool --error-exitcode 1 "$binary" --test-threads=1 --nocapture \
+            --skip all_of_it_passes_on_a_driver_that_is_none --skip a_driver_in_front_of_this_machines \
+            --skip too_little_memory_is_told_with_the_numbers --skip cli::
     done
-else
-    rows+=("| compute-sanitizer | skipped: it is not installed |")
 fi
 
 row "torch takes shards without a copy" cargo test --locked -p shardwright --test dlpack -- --nocapture
 
 speed=$(($(wc -l <"$log") + 1))
 row "speed" cargo bench --locked -p shardwright --bench gpu
-speeds=$(tail -n "+$speed" "$log" | grep '^|')
+speeds=$(tail -n "+$speed" "$log" | sed -n '/, driver for CUDA /{s/$/\n/;p};/^|/p') # the card's name stands above the table
 
 {
     printf '\n| check | result |\n|---|---|\n'
@@ -64,8 +75,7 @@ speeds=$(tail -n "+$speed" "$log" | grep '^|')
     [ -z "$speeds" ] || printf '\n%s\n' "$speeds"
 } | tee -a "$log"
 if printf '%s\n' "${rows[@]}" | grep -q FAILED; then exit 1; fi
-# The fake driver's run does not count: without a card the others name themselves skipped.
-if printf '%s\n' "${rows[@]}" | grep '^| loads on' | grep -q 'no CUDA device'; then
+if [ -z "$card" ]; then
     echo "no card here: everything that needs one is open"
     exit 77
 fi

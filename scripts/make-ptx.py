@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Makes crates/engine/src/device/kernels/cast.ptx from cast.cu beside it, with NVRTC. Needs no GPU and no CUDA toolkit.
 
-    python3 -m venv target/nvrtc && target/nvrtc/bin/pip install nvidia-cuda-nvrtc-cu12==12.0.76
-    target/nvrtc/bin/python scripts/make-ptx.py           # writes cast.ptx
-    target/nvrtc/bin/python scripts/make-ptx.py --check   # compiles again and compares; exit code 77 where that very NVRTC is not found
+    scripts/cuda-tools.sh                  # gets it
+    python3 scripts/make-ptx.py            # writes cast.ptx
+    python3 scripts/make-ptx.py --check    # compiles again and compares; exit code 77 where that very NVRTC is not found
 
 An old NVRTC is used on purpose: its PTX is read by every driver since CUDA 12.0, and the target is the oldest that it makes sense for.
 """
@@ -22,8 +22,8 @@ SOURCE = ROOT / "crates/engine/src/device/kernels/cast.cu"
 
 
 def library():
-    """The pinned NVRTC of this interpreter or of target/nvrtc; None where there is none."""
-    sites = [pathlib.Path(sysconfig.get_path("purelib")), *ROOT.glob("target/nvrtc/lib/python3*/site-packages")]
+    """The pinned NVRTC of this interpreter or of target/cuda-tools; None where there is none."""
+    sites = [pathlib.Path(sysconfig.get_path("purelib")), *ROOT.glob("target/cuda-tools/lib/python3*/site-packages")]
     for site in sites:
         if (site / f"nvidia_cuda_nvrtc_cu12-{NVRTC}.dist-info").exists():
             return ctypes.CDLL(str(site / "nvidia/cuda_nvrtc/lib/libnvrtc.so.12"))
@@ -59,7 +59,7 @@ def main():
         sys.exit(__doc__)
     nvrtc = library()
     if nvrtc is None:
-        print(f"no NVRTC {NVRTC} in this interpreter or in target/nvrtc; see the head of {pathlib.Path(__file__).name}", file=sys.stderr)
+        print(f"no NVRTC {NVRTC} in this interpreter or in target/cuda-tools; scripts/cuda-tools.sh gets it", file=sys.stderr)
         sys.exit(SKIPPED)
     source = SOURCE.read_bytes()
     head = f"// Made by scripts/make-ptx.py from cast.cu: do not edit.\n// sha256 of cast.cu: {hashlib.sha256(source).hexdigest()}\n"

@@ -260,3 +260,47 @@ fn the_ptx_is_what_the_source_compiles_to() {
         Err(e) => eprintln!("skipped: the_ptx_is_what_the_source_compiles_to: no python3: {e}"),
     }
 }
+
+/// One of NVIDIA's programs, as `scripts/cuda-tools.sh` puts it; or nothing, said by name.
+fn tool(test: &str, name: &str) -> Option<PathBuf> {
+    let site = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/cuda-tools/lib");
+    let pythons = std::fs::read_dir(&site).into_iter().flatten().flatten().map(|d| d.path().join("site-packages/nvidia"));
+    let programs = pythons.flat_map(|nvidia| ["cuda_nvcc/bin", "cu13/bin"].map(|bin| nvidia.join(bin).join(name)));
+    let found = programs.into_iter().find(|p| p.is_file());
+    if found.is_none() {
+        eprintln!("skipped: {test}: no {name} in target/cuda-tools; scripts/cuda-tools.sh gets it");
+    }
+    found
+}
+
+fn output(program: &Path, arguments: &[&str]) -> String {
+    let out = Command::new(program).args(arguments).output().unwrap();
+    let text = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success(), "{} {arguments:?}: {text}", program.display());
+    text
+}
+
+/// NVIDIA's own assembler takes it for every generation of cards since Volta, keeps every value in a register, and makes accesses of 16
+/// bytes of what the source asks for.
+#[test]
+fn the_ptx_becomes_machine_code_for_every_generation_of_cards() {
+    let test = "the_ptx_becomes_machine_code_for_every_generation_of_cards";
+    let (Some(ptxas), Some(nvdisasm)) = (tool(test, "ptxas"), tool(test, "nvdisasm")) else { return };
+    let (dir, ptx) = (tempfile::tempdir().unwrap(), source().with_extension("ptx"));
+    for capability in ["sm_70", "sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"] {
+        let code = dir.path().join(capability);
+        let log = output(&ptxas, &["-v", "-arch", capability, ptx.to_str().unwrap(), "-o", code.to_str().unwrap()]);
+        let spills: Vec<_> = log.lines().filter(|l| l.contains("spill stores")).collect();
+        assert_eq!(spills.len(), kernels().count(), "{capability}: {log}");
+        assert!(spills.iter().all(|l| l.contains("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads")), "{capability}: {log}");
+        if capability == "sm_70" {
+            continue; // this nvdisasm reads Turing and newer
+        }
+        let text = output(&nvdisasm, &[code.to_str().unwrap()]);
+        for (_, _, kernel) in kernels() {
+            let start = text.find(&format!("\n.text.{kernel}:")).unwrap_or_else(|| panic!("{capability}: no {kernel}"));
+            let body = &text[start..start + text[start..].find("\n\t.section").unwrap_or(text.len() - start)];
+            assert!(body.contains("LDG.E.128") && body.contains("ST.E.128"), "{capability}: {kernel} has no accesses of 16 bytes");
+        }
+    }
+}
