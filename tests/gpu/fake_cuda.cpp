@@ -62,7 +62,7 @@ static std::set<Module *> modules;
 static std::map<int, int> contexts; // device -> how often retained
 static thread_local int current = -1;
 static long calls = 0, fail_at = 0;
-static u64 peak = 0;
+static u64 peak = 0, most_queued = 0;
 
 static u64 setting(const char *name, u64 otherwise) {
     const char *text = std::getenv(name);
@@ -115,6 +115,9 @@ static void queue(Stream *stream, Work work) {
     if (stream->device != current) wrong("a stream of another device");
     stream->work.push_back(std::move(work));
     stream->queued++;
+    u64 waiting = 0;
+    for (Stream *s : streams) waiting += s->queued - s->done;
+    most_queued = std::max(most_queued, waiting);
 }
 
 // Bytes of an element of the dtype that stands at `at` of a kernel's name; `at` goes to the next one.
@@ -154,6 +157,12 @@ extern "C" __attribute__((visibility("default"))) long testCudaLive() {
 extern "C" __attribute__((visibility("default"))) long testCudaPeak() {
     LOCK;
     return long(std::exchange(peak, 0));
+}
+
+// The most copies and kernels that were under way at once since the last call.
+extern "C" __attribute__((visibility("default"))) long testCudaQueued() {
+    LOCK;
+    return long(std::exchange(most_queued, 0));
 }
 
 CALL cuDriverGetVersion(int *version) {

@@ -336,6 +336,34 @@ fn short_runs_cross_together() {
     }
 }
 
+/// A worker reads on while what it sent is under way: as many blocks as it has slots, and no more.
+#[test]
+fn reads_go_on_while_copies_and_casts_are_under_way() {
+    let test = "reads_go_on_while_copies_and_casts_are_under_way";
+    let Some(_alone) = driver(test) else { return };
+    let Some(driver) = StandIn::find().filter(|d| d.queued().is_some()) else {
+        eprintln!("skipped: {test}: only the fake driver tells what is under way; on a card the bench's ratio shows it");
+        return;
+    };
+    const NUMEL: u64 = 16 << 20;
+    for (to, calls_a_block) in [(DType::BF16, 1), (DType::F32, 2)] {
+        let dir = tempfile::tempdir().unwrap();
+        let spec = ("w".to_owned(), DType::BF16, to, vec![NUMEL], Placement::flat(one_rank(), &[NUMEL]).unwrap());
+        let plan = planned(dir.path(), &Mesh::replicate_shard(1, 1).unwrap(), &[spec], 0);
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        for threads in [1, 2] {
+            driver.queued();
+            let io = IoOptions { threads: Some(threads), ..IoOptions::default() };
+            let loaded = Loader::new(&plan, &checkpoint).io(io).load_to(&devices("cuda:0", &[0]), DeviceOptions::default()).unwrap();
+            let most = driver.queued().unwrap();
+            let slots = 3 * i64::try_from(threads).unwrap() * calls_a_block;
+            // Of a worker at least; another one may come too late to meet it.
+            assert!((3 * calls_a_block..=slots).contains(&most), "{most} of {slots} with {threads} threads to {to}");
+            same_bits(&plan, &checkpoint, &loaded, &format!("{threads} threads to {to}"));
+        }
+    }
+}
+
 #[test]
 fn each_rank_lies_on_its_device() {
     let Some(_alone) = driver("each_rank_lies_on_its_device") else { return };

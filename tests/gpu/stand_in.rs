@@ -62,6 +62,7 @@ pub struct StandIn {
     calls: extern "C" fn() -> c_long,
     live: extern "C" fn() -> c_long,
     peak: extern "C" fn() -> c_long,
+    queued: extern "C" fn() -> c_long,
 }
 
 impl StandIn {
@@ -82,6 +83,7 @@ impl StandIn {
                 calls: std::mem::transmute::<*mut libc::c_void, extern "C" fn() -> c_long>(function(c"testCudaCalls")),
                 live: std::mem::transmute::<*mut libc::c_void, extern "C" fn() -> c_long>(function(c"testCudaLive")),
                 peak: std::mem::transmute::<*mut libc::c_void, extern "C" fn() -> c_long>(function(c"testCudaPeak")),
+                queued: std::mem::transmute::<*mut libc::c_void, extern "C" fn() -> c_long>(function(c"testCudaQueued")),
             };
             let before = found.live();
             let opened = shardwright::engine::device::Devices::open(&[0]).expect("a device");
@@ -109,5 +111,9 @@ impl StandIn {
     /// Allocations, pinned memory, streams, events, kernels and contexts that are not given back.
     pub fn live(&self) -> i64 {
         (self.live)()
+    }
+    /// The most copies and kernels that were under way at once since the last call; only the fake knows, which starts them as late as it may.
+    pub fn queued(&self) -> Option<i64> {
+        Some((self.queued)()).filter(|n| *n >= 0)
     }
 }

@@ -93,6 +93,9 @@ EXPORT long testCudaPeak() {
     return long(std::exchange(peak, held));
 }
 
+// A real driver does not tell how much it has still to do.
+EXPORT long testCudaQueued() { return -1; }
+
 FORWARD(cuDriverGetVersion, (int *version), (version))
 FORWARD(cuInit, (unsigned flags), (flags))
 FORWARD(cuGetErrorName, (Result error, const char **text), (error, text))
