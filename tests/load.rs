@@ -143,3 +143,21 @@ fn help_teaches() {
     insta::assert_snapshot!("help", text(&["--help"]));
     insta::assert_snapshot!("help_load", text(&["load", "--help"]));
 }
+
+#[test]
+fn a_float_tensor_with_a_buffers_name_is_warned_of_until_the_config_names_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let header = r#"{"gate.e_score_correction_bias":{"dtype":"F32","shape":[4],"data_offsets":[0,16]},"gate.weight":{"dtype":"F32","shape":[4],"data_offsets":[16,32]}}"#;
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend(header.as_bytes());
+    file.extend([0; 32]);
+    fs::write(dir.path().join("model.safetensors"), file).unwrap();
+    fs::write(dir.path().join("config.json"), r#"{"model_type": "tiny"}"#).unwrap();
+    let config = fsdp2_config(dir.path(), dir.path(), 1, None);
+    let load = |more: &[&str]| run(["load", config.to_str().unwrap()].iter().chain(more).chain(&["--world-size", "2", "--format", "json"]));
+    let (unnamed, named) = (load(&[]), load(&["shardwright.buffers=[\"*_correction_bias\"]"]));
+    assert!(unnamed.status.success() && named.status.success(), "{}{}", stderr(&unnamed), stderr(&named));
+    assert!(stderr(&unnamed).contains("'gate.e_score_correction_bias' is taken for a parameter"), "{}", stderr(&unnamed));
+    assert!(!stderr(&named).contains("e_score_correction_bias"), "{}", stderr(&named));
+    assert_ne!(json(&unnamed)["units"], json(&named)["units"]);
+}

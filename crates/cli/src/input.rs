@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use shardwright_config::{IoSettings, Resolved};
+use shardwright_config::{IoSettings, LikelyBuffers, Resolved};
 use shardwright_core::{diagnostic::Source, registry::Registry, text::shown};
 use shardwright_engine::{Checkpoint, IoOptions, ReadMethod, World, WorldFlags, setup, world::set_process_world};
 
@@ -35,6 +35,9 @@ pub fn read(config: &Path, overrides: &[String], world: WorldArgs, io: &IoArgs) 
     let checkpoint = setup.model?.checkpoint()?;
     for warning in checkpoint.warnings() {
         print_note(&format!("warning: {}", shown(warning)));
+    }
+    for likely in LikelyBuffers::of(checkpoint.model(), &resolved.buffers) {
+        print_note(&format!("warning: {likely}"));
     }
     if let Some(open) = resolved.unresolved.first() {
         return Err(Failure::new(Exit::Config, format_args!("{} is not decided: it needs {}", open.pointer, open.needs)));

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod accelerate;
+mod buffers;
 mod checks;
 pub mod codes;
 mod draft;
@@ -22,6 +23,7 @@ mod sections;
 mod settings;
 
 pub use self::{
+    buffers::LikelyBuffers,
     draft::{Draft, Input},
     resolve::{Outcome, Resolved, Supplied},
     settings::{ByteSize, IoSettings, Place, Settings},
