@@ -1,7 +1,9 @@
 //! A checkpoint as its headers tell it: which files, which tensors, where each lies. No tensor data is read here.
 //!
-//! `find` turns a path or a hub id into a directory, `index` reads `model.safetensors.index.json`, `header` one file's header.
+//! `find` turns a path or a hub id into a directory, `files` says which of its files count, `index` reads `model.safetensors.index.json`, `header` one file's header.
 
+mod config;
+mod files;
 mod find;
 mod header;
 mod index;
@@ -171,7 +173,11 @@ fn open_file(dir: &ModelDir, name: &str) -> Result<OpenedFile> {
     let path = dir.resolve(name)?;
     let (file, meta) = open_regular(&path)?;
     let stamp = Stamp::of(&meta);
-    let (data_start, entries) = header::read(&file, &path, stamp.size)?;
+    let header::Header { data_start, entries, of_a_save } = header::read(&file, &path, stamp.size)?;
+    if of_a_save {
+        let what = "it holds one rank's shards, as a save for one world leaves them, not whole tensors";
+        return Err(EngineError::new(ErrorKind::Checkpoint, what).file(path));
+    }
     Ok(OpenedFile { file: CheckpointFile { path, name: name.to_owned(), stamp, data_start }, entries })
 }
 
@@ -272,36 +278,13 @@ impl ModelDir {
     /// [`ErrorKind::Checkpoint`] where it is not JSON.
     pub fn facts(&self) -> Result<ModelFacts> {
         let Some(text) = &self.config_text else { return Ok(ModelFacts::default()) };
-        let value: serde_json::Value = serde_json::from_str(text)
-            .map_err(|e| EngineError::new(ErrorKind::Checkpoint, format!("not valid JSON: {e}")).file(self.dir.join(find::CONFIG)))?;
+        let error = |what: String| EngineError::new(ErrorKind::Checkpoint, what).file(self.dir.join(find::CONFIG));
+        let value: serde_json::Value =
+            serde_json::from_str(&config::without_constants(text)).map_err(|e| error(format!("not valid JSON: {e}")))?;
+        if let Some((key, expected, found)) = config::wrong_type(&value) {
+            return Err(error(format!("'{key}' is of the wrong type")).expected(expected).found(found));
+        }
         Ok(ModelFacts::from_config(&value))
-    }
-
-    /// The names of the safetensors files, sorted, and the index where one decides.
-    fn file_names(&self) -> Result<(Vec<String>, Option<index::Index>)> {
-        if self.file.is_none() && self.dir.join(crate::save::MANIFEST).exists() {
-            let what = "it holds shards that were saved for one world, not a checkpoint; `shardwright verify` checks them";
-            return Err(EngineError::new(ErrorKind::Checkpoint, what).file(&self.dir));
-        }
-        if let Some(file) = &self.file {
-            return Ok((vec![file.clone()], None));
-        }
-        if self.dir.join("model.safetensors").symlink_metadata().is_ok() {
-            return Ok((vec!["model.safetensors".into()], None));
-        }
-        if self.dir.join(index::INDEX).symlink_metadata().is_ok() {
-            let path = self.resolve(index::INDEX)?;
-            let index = index::read(&path)?;
-            return Ok((index.files.clone(), Some(index)));
-        }
-        let names = self.list("safetensors")?;
-        if names.is_empty() {
-            return Err(EngineError::new(ErrorKind::Checkpoint, "no checkpoint here")
-                .file(&self.dir)
-                .expected("model.safetensors, model.safetensors.index.json or other *.safetensors")
-                .found("none"));
-        }
-        Ok((names, None))
     }
 }
 
@@ -325,7 +308,10 @@ fn check_index(index: &index::Index, files: &[CheckpointFile], tensors: &[(Tenso
     let mut warnings = Vec::new();
     if index.weights.len() < tensors.len() {
         let missing = tensors.len() - index.weights.len();
-        warnings.push(format!("{}: {missing} tensors of the files are not in the index; they are loaded too", index.path.display()));
+        let listed = |t: &(TensorMeta, Location)| index.weights.binary_search_by(|w| w.0.as_str().cmp(&t.0.name)).is_ok();
+        let first = tensors.iter().find(|t| !listed(t)).map_or("", |t| t.0.name.as_str());
+        let path = index.path.display();
+        warnings.push(format!("{path}: not in the index, but loaded too: '{first}'{}", and_more(missing - 1)));
     }
     // Sizes of files of holes add up to more than 64 bits.
     let total: u128 = tensors.iter().map(|t| u128::from(t.1.bytes)).sum();
@@ -333,6 +319,10 @@ fn check_index(index: &index::Index, files: &[CheckpointFile], tensors: &[(Tenso
         warnings.push(format!("{}: metadata.total_size is {said}, but the tensors have {total} bytes", index.path.display()));
     }
     Ok(warnings)
+}
+
+fn and_more(count: usize) -> String {
+    if count == 0 { String::new() } else { format!(" and {count} more tensors of the files") }
 }
 
 #[cfg(test)]

@@ -51,7 +51,7 @@ impl Devices {
 
     /// Gives the ring of earlier loads back to host and devices.
     pub fn release_ring(&self) {
-        drop(self.pool.take());
+        self.pool.clear();
     }
 
     /// Free and total bytes of each distinct device, by ordinal.

@@ -132,14 +132,14 @@ impl ModelDir {
             .found(real.display()))
     }
 
-    /// Names in the directory with that extension, sorted; dotfiles are left out.
-    pub(super) fn list(&self, extension: &str) -> Result<Vec<String>> {
+    /// Names in the directory, sorted; dotfiles are left out.
+    pub(super) fn list(&self) -> Result<Vec<String>> {
         let cannot = |e| EngineError::io("cannot list the directory", &self.dir, e);
         let mut names = Vec::new();
         for entry in fs::read_dir(&self.dir).map_err(cannot)? {
             let name = entry.map_err(cannot)?.file_name();
             let Some(name) = name.to_str() else { continue };
-            if !name.starts_with('.') && Path::new(name).extension().is_some_and(|e| e == extension) {
+            if !name.starts_with('.') {
                 names.push(name.to_owned());
             }
         }

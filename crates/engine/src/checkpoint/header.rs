@@ -3,7 +3,7 @@
 
 use std::{borrow::Cow, fmt, fs::File, os::unix::fs::FileExt, path::Path};
 
-use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use shardwright_core::{DType, model::numel};
 
 use crate::{
@@ -29,8 +29,21 @@ pub struct Entry {
     pub end: u64,
 }
 
-/// Reads the header of a file of `size` bytes: where the data starts, and the tensors sorted by offset.
-pub(super) fn read(file: &File, path: &Path, size: u64) -> Result<(u64, Vec<Entry>)> {
+/// What a file's header says.
+pub(super) struct Header {
+    /// Where the data starts in the file.
+    pub(super) data_start: u64,
+    /// The tensors, sorted by offset.
+    pub(super) entries: Vec<Entry>,
+    /// Whether the tensors are one rank's parts: a save of ours or of `torch.distributed.checkpoint` says so in its metadata.
+    pub(super) of_a_save: bool,
+}
+
+/// Metadata that say of a file's tensors that they are parts.
+const OF_A_SAVE: [&str; 2] = ["DCP_SHARDING_INFO", "partitions"];
+
+/// Reads the header of a file of `size` bytes.
+pub(super) fn read(file: &File, path: &Path, size: u64) -> Result<Header> {
     let error = |what: &str| EngineError::new(ErrorKind::Checkpoint, what).file(path);
     if size < 8 {
         return Err(error("too short for a safetensors file").expected("at least 8 bytes").found(size));
@@ -46,6 +59,9 @@ pub(super) fn read(file: &File, path: &Path, size: u64) -> Result<(u64, Vec<Entr
     };
     let mut length = [0; 8];
     read(&mut length, 0)?;
+    if let Some(what) = text_instead(length) {
+        return Err(error(what).expected("a safetensors file").found(format_args!("'{}…'", String::from_utf8_lossy(&length))));
+    }
     let length = u64::from_le_bytes(length);
     if length > MAX_HEADER {
         return Err(error("the header is too long").expected(format_args!("at most {MAX_HEADER} bytes")).found(length));
@@ -55,8 +71,17 @@ pub(super) fn read(file: &File, path: &Path, size: u64) -> Result<(u64, Vec<Entr
     }
     let mut text = vec![0; usize::try_from(length).map_err(|_| error("the header is too long"))?];
     read(&mut text, 8)?;
-    let entries = parse_header(&text, size - 8 - length).map_err(|e| e.file(path))?;
-    Ok((8 + length, entries))
+    let (entries, of_a_save) = parse(&text, size - 8 - length).map_err(|e| e.file(path))?;
+    Ok(Header { data_start: 8 + length, entries, of_a_save })
+}
+
+/// What stands in place of a file that was never fetched. As a length these bytes are beyond any header.
+fn text_instead(start: [u8; 8]) -> Option<&'static str> {
+    match &start {
+        b"version " => Some("a Git LFS pointer, not the file itself; 'git lfs pull' fetches it"),
+        _ if start.iter().all(|b| b.is_ascii_graphic() || b.is_ascii_whitespace()) => Some("a text, not a safetensors file"),
+        _ => None,
+    }
 }
 
 /// Parses and proves a header whose data has `data` bytes. Sorted by offset. The error names no file: the caller knows it.
@@ -64,7 +89,11 @@ pub(super) fn read(file: &File, path: &Path, size: u64) -> Result<(u64, Vec<Entr
 /// # Errors
 /// [`ErrorKind::Checkpoint`] for JSON that is none, unknown dtypes, names that occur twice, sizes that do not fit, holes and overlaps.
 pub fn parse_header(text: &[u8], data: u64) -> Result<Vec<Entry>> {
-    let mut found = Found { entries: Vec::new(), tensor: None };
+    parse(text, data).map(|(entries, _)| entries)
+}
+
+fn parse(text: &[u8], data: u64) -> Result<(Vec<Entry>, bool)> {
+    let mut found = Found { entries: Vec::new(), tensor: None, of_a_save: false };
     let mut json = serde_json::Deserializer::from_slice(text);
     let parsed = HeaderSeed(&mut found).deserialize(&mut json).and_then(|()| json.end());
     if let Err(cause) = parsed {
@@ -78,7 +107,7 @@ pub fn parse_header(text: &[u8], data: u64) -> Result<Vec<Entry>> {
     check_names(&entries)?;
     entries.sort_unstable_by(|a, b| (a.start, a.end, &a.name).cmp(&(b.start, b.end, &b.name)));
     check_tiling(&entries, data)?;
-    Ok(entries)
+    Ok((entries, found.of_a_save))
 }
 
 fn check_names(entries: &[Entry]) -> Result<()> {
@@ -129,6 +158,7 @@ fn check_tiling(entries: &[Entry], data: u64) -> Result<()> {
 struct Found {
     entries: Vec<Entry>,
     tensor: Option<String>,
+    of_a_save: bool,
 }
 
 struct HeaderSeed<'a>(&'a mut Found);
@@ -155,7 +185,7 @@ impl<'de> Visitor<'de> for HeaderSeed<'_> {
                 if std::mem::replace(&mut metadata, true) {
                     return Err(A::Error::custom("__metadata__ occurs twice"));
                 }
-                map.next_value_seed(MetadataSeed)?;
+                map.next_value_seed(MetadataSeed(&mut self.0.of_a_save))?;
                 continue;
             }
             self.0.tensor = Some(name);
@@ -167,10 +197,10 @@ impl<'de> Visitor<'de> for HeaderSeed<'_> {
     }
 }
 
-/// `__metadata__`: strings only, thrown away.
-struct MetadataSeed;
+/// `__metadata__`: strings only, thrown away but for whether they tell of a save.
+struct MetadataSeed<'a>(&'a mut bool);
 
-impl<'de> DeserializeSeed<'de> for MetadataSeed {
+impl<'de> DeserializeSeed<'de> for MetadataSeed<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<(), D::Error> {
@@ -178,7 +208,7 @@ impl<'de> DeserializeSeed<'de> for MetadataSeed {
     }
 }
 
-impl<'de> Visitor<'de> for MetadataSeed {
+impl<'de> Visitor<'de> for MetadataSeed<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -186,7 +216,10 @@ impl<'de> Visitor<'de> for MetadataSeed {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        while map.next_entry::<IgnoredAny, StringOnly>()?.is_some() {}
+        while let Some(key) = map.next_key::<Cow<'de, str>>()? {
+            *self.0 |= OF_A_SAVE.contains(&&*key);
+            map.next_value::<StringOnly>()?;
+        }
         Ok(())
     }
 }

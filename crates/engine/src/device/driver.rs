@@ -153,7 +153,8 @@ impl Gpu {
         self.raw_call(call).map_err(|e| self.error(what).found(describe(e)))
     }
 
-    /// As [`Gpu::call`], and the thread has the context back that it had before: a library's user may be at work on another device.
+    /// As [`Gpu::call`], and the thread has the context back that it had before: a library's user may be at work on another device. One that
+    /// is gone by then is no reason to lose what the call made.
     fn raw_call<T>(&self, call: impl FnOnce() -> Result<T, DriverError>) -> Result<T, DriverError> {
         let before = result::ctx::get_current()?.unwrap_or(std::ptr::null_mut());
         if before == self.context {
@@ -163,8 +164,11 @@ impl Gpu {
         unsafe { result::ctx::set_current(self.context) }?;
         let answer = call();
         // SAFETY: it was current a moment ago; none is null.
-        let restored = unsafe { result::ctx::set_current(before) };
-        answer.and_then(|answer| restored.map(|()| answer))
+        if unsafe { result::ctx::set_current(before) }.is_err() {
+            // SAFETY: null takes the context off the thread.
+            let _ = unsafe { result::ctx::set_current(std::ptr::null_mut()) };
+        }
+        answer
     }
 
     fn error(&self, what: &str) -> EngineError {

@@ -6,7 +6,7 @@ use super::{
     driver::Gpu,
     memory::{DeviceMemory, Pinned, PinnedBlock},
 };
-use crate::error::Result;
+use crate::error::{EngineError, ErrorKind, Result};
 
 /// Page-locked memory and its counterpart on each device.
 #[derive(Debug)]
@@ -17,11 +17,12 @@ pub(crate) struct RingMemory {
 
 impl RingMemory {
     pub(crate) fn new(gpus: &[Arc<Gpu>], bytes: usize) -> Result<Self> {
-        let block = PinnedBlock::new(&gpus[0], bytes)?;
+        let first = gpus.first().ok_or_else(|| EngineError::new(ErrorKind::Device, "a load of no ranks has no device"))?;
+        let block = PinnedBlock::new(first, bytes)?;
         Ok(Self { block, staged: gpus.iter().map(|gpu| DeviceMemory::new(gpu, bytes)).collect::<Result<_>>()? })
     }
 
-    /// Takes it apart into slots.
+    /// Takes it apart into slots, which it must have room for.
     pub(crate) fn lend(self, count: usize, slot: usize) -> (Vec<Pinned>, Lent) {
         let block = Arc::new(self.block);
         (Pinned::parts(&block, count, slot), Lent { block, staged: self.staged })
@@ -48,15 +49,14 @@ impl Lent {
 pub(crate) struct Pool(Mutex<Option<RingMemory>>);
 
 impl Pool {
-    /// Whether the ring that lies here has so many bytes, and not more than `most`; another is let go of.
-    pub(crate) fn fits(&self, bytes: usize, most: usize) -> bool {
-        let mut ring = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *ring = ring.take().filter(|r| (bytes..=most).contains(&r.block.len));
-        ring.is_some()
+    /// The ring that lies here, if it has so many bytes and not more than `most`; another is let go of.
+    pub(crate) fn take(&self, bytes: usize, most: usize) -> Option<RingMemory> {
+        let ring = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        ring.filter(|r| (bytes..=most).contains(&r.block.len))
     }
 
-    pub(crate) fn take(&self) -> Option<RingMemory> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    pub(crate) fn clear(&self) {
+        drop(self.0.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
     pub(crate) fn put(&self, ring: RingMemory) {

@@ -27,11 +27,12 @@ impl<'p> Loader<'p, '_> {
         let (layouts, schedule) = self.prepare()?;
         let ring = Ring::new(options.ring_bytes, choice.workers(), self.ranks.len(), schedule.total_bytes())?;
         (choice.block_size, choice.task_size) = (ring.block, choice.task_size.max(ring.block));
-        let kept = devices.pool.fits(ring.bytes(choice.workers()), options.ring_bytes);
+        let staging = ring.bytes(choice.workers());
+        let kept = devices.pool.take(staging, options.ring_bytes);
         if !self.io.force {
-            fits(devices, &layouts, if kept { 0 } else { ring.bytes(choice.workers()) })?;
+            fits(devices, &layouts, if kept.is_some() { 0 } else { staging })?;
         }
-        let target = Arc::new(Target::new(devices, (ring, choice.workers()), &layouts, self.plan, options.narrow)?);
+        let target = Arc::new(Target::new(devices, (ring, choice.workers(), kept), &layouts, self.plan, options.narrow)?);
         let plan = self.plan;
         let Done { ranks, stats, .. } = self.job(choice, schedule, Vec::new(), Some(Arc::clone(&target))).run(&layouts, started)?;
         let shards = layouts.into_iter().zip(ranks).enumerate().map(|(i, (layout, stats))| DeviceShards {

@@ -43,11 +43,11 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// Allocates every rank's memory, zeroed for the padding's sake, and the ring of so many workers; compiles the kernels that the plan
+    /// Allocates every rank's memory, zeroed for the padding's sake, and the ring of so many workers unless it is given; compiles the kernels that the plan
     /// needs. Nothing is allocated or freed later, while copies run: the driver might wait for all of them.
     pub(crate) fn new(
         devices: &Devices,
-        (ring, workers): (Ring, usize),
+        (ring, workers, kept): (Ring, usize, Option<RingMemory>),
         layouts: &[RankLayout],
         plan: &ShardPlan,
         narrow: Narrow,
@@ -60,7 +60,7 @@ impl Target {
         for (rank, layout) in layouts.iter().enumerate() {
             target.allocate(rank, layout)?;
         }
-        target.allocate_ring(SLOTS * workers)?;
+        target.allocate_ring(SLOTS * workers, kept)?;
         for gpu in &target.devices.gpus {
             gpu.prepare(Kernel::COPY)?;
             for crossing in &target.crossings {
@@ -90,11 +90,8 @@ impl Target {
         Ok(())
     }
 
-    fn allocate_ring(&mut self, slots: usize) -> Result<()> {
-        let ring = match self.devices.pool.take() {
-            Some(ring) => ring,
-            None => RingMemory::new(&self.devices.gpus, slots * self.ring.slot())?,
-        };
+    fn allocate_ring(&mut self, slots: usize, kept: Option<RingMemory>) -> Result<()> {
+        let ring = kept.map_or_else(|| RingMemory::new(&self.devices.gpus, slots * self.ring.slot()), Ok)?;
         let (free, lent) = ring.lend(slots, self.ring.slot());
         self.free = Mutex::new(free.into_iter().enumerate().rev().collect());
         self.lent = Some(lent);
@@ -328,7 +325,7 @@ impl Part {
         Ok(())
     }
 
-    /// Copies the slot with the pieces' tiles behind it, from `end` on, and starts a kernel for each kind. Answers with the new end.
+    /// Copies the pieces' part of the slot and their tiles, from `end` on, and starts a kernel for each kind. Answers with the new end.
     fn staged(&mut self, slot: &mut Pinned, end: usize) -> Result<usize> {
         self.pieces.sort_by_key(|p| p.kernel); // stable, so in file order
         let mut at = end;
@@ -341,9 +338,15 @@ impl Part {
             }
             launches.push((kernel, first, (at - first) / Tile::BYTES));
         }
+        // Other devices' data and tiles stay here. Kernels read whole 16 bytes.
+        let from = address(self.pieces.iter().map(|p| p.run.src).min().unwrap_or(0)) / 16 * 16;
+        let to = address(self.pieces.iter().map(|p| p.run.src + p.bytes()).max().unwrap_or(0)).next_multiple_of(16);
+        let ranges = if to == end { [from..at, at..at] } else { [from..to, end..at] };
         let block = self.staged;
-        // SAFETY: the slot's counterpart has its size and is used by this slot alone; the slot as in `straight`.
-        unsafe { self.gpu.copy_in(block, &slot.bytes()[..at], self.stream.raw) }?;
+        for range in ranges.into_iter().filter(|r| !r.is_empty()) {
+            // SAFETY: the slot's counterpart has its size and is used by this slot alone; the slot as in `straight`.
+            unsafe { self.gpu.copy_in(block + range.start as u64, &slot.bytes()[range], self.stream.raw) }?;
+        }
         for (kernel, first, count) in launches.into_iter().filter(|l| l.2 > 0) {
             let count = u32::try_from(count).unwrap_or(u32::MAX);
             // SAFETY: the tiles' sources lie in the block, whose data ends at a multiple of 16; their destinations are as in `straight`, and

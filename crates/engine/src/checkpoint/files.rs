@@ -1,0 +1,112 @@
+//! Which files of a directory are the checkpoint: one, those of an index, or all that there are; and whether any is missing.
+
+use std::{collections::BTreeMap, io};
+
+use super::{ModelDir, index};
+use crate::error::{EngineError, ErrorKind, Result};
+
+/// The one file of a small model.
+const SINGLE: &str = "model.safetensors";
+/// How other formats' files end, to say what was seen where nothing can be read.
+const OTHER_FORMATS: [&str; 10] = [".bin", ".pt", ".pth", ".ckpt", ".gguf", ".distcp", ".h5", ".msgpack", ".npz", ".onnx"];
+
+impl ModelDir {
+    /// The names of the safetensors files, sorted, and the index where one decides.
+    pub(super) fn file_names(&self) -> Result<(Vec<String>, Option<index::Index>)> {
+        if let Some(file) = &self.file {
+            return Ok((vec![file.clone()], None));
+        }
+        if self.dir.join(crate::save::MANIFEST).exists() {
+            let what = "it holds shards that were saved for one world, not a checkpoint; `shardwright verify` checks them";
+            return Err(EngineError::new(ErrorKind::Checkpoint, what).file(&self.dir));
+        }
+        if self.dir.join(SINGLE).symlink_metadata().is_ok() {
+            return Ok((vec![SINGLE.into()], None));
+        }
+        if self.dir.join(index::INDEX).symlink_metadata().is_ok() {
+            let index = index::read(&self.resolve(index::INDEX)?)?;
+            self.all_there(&index)?;
+            return Ok((index.files.clone(), Some(index)));
+        }
+        let all = self.list()?;
+        let names: Vec<String> = all.iter().filter(|n| n.ends_with(".safetensors")).cloned().collect();
+        if names.is_empty() {
+            let other: Vec<&str> = all.iter().filter(|n| OTHER_FORMATS.iter().any(|end| n.ends_with(end))).map(String::as_str).collect();
+            let found = match other.as_slice() {
+                [] => "none".to_owned(),
+                [first] => format!("'{first}', which is not read here"),
+                [first, more @ ..] => format!("'{first}' and {} more of such formats, which are not read here", more.len()),
+            };
+            return Err(EngineError::new(ErrorKind::Checkpoint, "no checkpoint here")
+                .file(&self.dir)
+                .expected("model.safetensors, model.safetensors.index.json or other *.safetensors")
+                .found(found));
+        }
+        if let Some(missing) = missing(&names) {
+            return Err(EngineError::new(ErrorKind::Checkpoint, "a file of the checkpoint is missing")
+                .file(&self.dir)
+                .expected(format_args!("'{missing}', as the other files' names say"))
+                .found(format_args!("{} files and no {}", names.len(), index::INDEX)));
+        }
+        Ok((names, None))
+    }
+
+    /// Every file that the index names.
+    fn all_there(&self, index: &index::Index) -> Result<()> {
+        for (number, name) in index.files.iter().enumerate() {
+            let path = self.dir.join(name);
+            let error = match std::fs::metadata(&path) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => e,
+                _ => continue, // whatever else is wrong, opening it will say
+            };
+            let what = if path.is_symlink() { "a file of the index is a link to nothing" } else { "a file of the index is missing" };
+            let count = index.weights.iter().filter(|w| w.1 == number).count();
+            let first = index.weights.iter().find(|w| w.1 == number).map_or("", |w| w.0.as_str());
+            return Err(EngineError::new(ErrorKind::Checkpoint, what)
+                .file(path)
+                .tensor(first)
+                .expected(format_args!("{count} tensors in it by {}", index.path.display()))
+                .cause(error));
+        }
+        Ok(())
+    }
+}
+
+/// The first file that is missing from a numbered set, `NAME-00002-of-00005.safetensors`. Numbers start at 1, or at 0.
+fn missing(names: &[String]) -> Option<String> {
+    let mut sets: BTreeMap<(&str, &str), Vec<(u64, usize)>> = BTreeMap::new();
+    for name in names {
+        let stem = name.strip_suffix(".safetensors")?;
+        let Some((rest, total)) = stem.rsplit_once("-of-") else { continue };
+        let Some((prefix, number)) = rest.rsplit_once('-') else { continue };
+        let digits = |text: &str| !text.is_empty() && text.len() <= 9 && text.bytes().all(|b| b.is_ascii_digit());
+        if digits(number) && digits(total) {
+            sets.entry((prefix, total)).or_default().push((number.parse().ok()?, number.len()));
+        }
+    }
+    sets.into_iter().find_map(|((prefix, total), mut found)| {
+        found.sort_unstable();
+        let first = u64::from(found[0].0 != 0);
+        let count: u64 = total.parse().ok()?;
+        let gap =
+            (first..first + count).zip(found.iter().map(|f| Some(f.0)).chain(std::iter::repeat(None))).find(|(due, is)| Some(*due) != *is);
+        gap.map(|(due, _)| format!("{prefix}-{due:0width$}-of-{total}.safetensors", width = found[0].1))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_gap_of_a_numbered_set_is_found() {
+        let gap = |names: &[&str]| missing(&names.iter().map(|n| format!("{n}.safetensors")).collect::<Vec<_>>());
+        assert_eq!(gap(&["model-00001-of-00002", "model-00002-of-00002"]), None);
+        assert_eq!(gap(&["model-00000-of-00002", "model-00001-of-00002"]), None);
+        assert_eq!(gap(&["a", "model-1-of-x", "x-of-3", "-of-"]), None);
+        assert_eq!(gap(&["model-00001-of-00003", "model-00003-of-00003"]).unwrap(), "model-00002-of-00003.safetensors");
+        assert_eq!(gap(&["model-00002-of-00002"]).unwrap(), "model-00001-of-00002.safetensors");
+        assert_eq!(gap(&["a-1-of-1", "b-1-of-2"]).unwrap(), "b-2-of-2.safetensors");
+        assert_eq!(gap(&["model-00001-of-999999999"]).unwrap(), "model-00002-of-999999999.safetensors");
+    }
+}
