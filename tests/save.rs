@@ -405,3 +405,27 @@ fn a_killed_save_never_leaves_a_mix_that_passes() {
     assert_eq!(state(&shards, [&sources[0], &sources[1]]), Some(1));
     assert!(names(&shards).iter().all(|n| !n.starts_with(TEMPORARY)), "the killed saves' leftovers are gone");
 }
+
+/// Before the last rank has written the directory's own manifest, and a shard alone after that.
+#[test]
+fn an_unfinished_save_is_no_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = checkpoint("tiny-qwen3-bf16");
+    for strategy in ["fsdp2", "zero3"] {
+        let config = match strategy {
+            "fsdp2" => fsdp2_config(dir.path(), &model, 1, None),
+            _ => zero3_config(dir.path(), &model, false),
+        };
+        let saved = dir.path().join(strategy);
+        let out = run(["load", config.to_str().unwrap(), "--world-size", "3", "--rank", "0", "--save", saved.to_str().unwrap()]);
+        assert!(out.status.success(), "{}", stderr(&out));
+        for command in ["inspect", "verify"] {
+            let out = run([command, saved.to_str().unwrap()]);
+            assert_eq!(out.status.code(), Some(4), "{command}: {}", stderr(&out));
+        }
+        let from = fsdp2_config(dir.path(), &saved, 1, None);
+        let out = run(["load", from.to_str().unwrap(), "--world-size", "2"]);
+        assert_eq!(out.status.code(), Some(4), "{}", stderr(&out));
+        assert!(stderr(&out).contains("one rank's shards"), "{}", stderr(&out));
+    }
+}

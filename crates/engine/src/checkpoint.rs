@@ -236,7 +236,10 @@ impl ModelDir {
     /// As [`Checkpoint::open`].
     pub fn checkpoint(self) -> Result<Checkpoint> {
         let (names, index) = self.file_names()?;
-        let opened = open_files(&self, &names)?;
+        let opened = open_files(&self, &names)?; // what the files are comes before how many
+        if index.is_none() {
+            self.none_missing(&names)?;
+        }
         let mut files = Vec::with_capacity(opened.len());
         let mut tensors = Vec::with_capacity(opened.iter().map(|o| o.entries.len()).sum());
         for (number, OpenedFile { file, entries }) in opened.into_iter().enumerate() {

@@ -271,3 +271,45 @@ fn a_file_that_changed_since_is_told() {
     fs::rename(dir.path().join("new"), &path).unwrap();
     assert!(checkpoint.check_unchanged(0).unwrap_err().to_string().contains("was replaced"));
 }
+
+#[test]
+fn files_that_are_missing_or_of_another_kind_are_told() {
+    let numbered = dir(&[("model-00001-of-00003.safetensors", &two("a")), ("model-00003-of-00003.safetensors", &two("b"))]);
+    refused(numbered.path(), ErrorKind::Checkpoint, &["a file of the checkpoint is missing", "'model-00002-of-00003.safetensors'"]);
+    let pointer = dir(&[("model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")]);
+    refused(pointer.path(), ErrorKind::Checkpoint, &["Git LFS pointer", "git lfs pull"]);
+    let page = dir(&[("model.safetensors", b"<!DOCTYPE html><html></html>")]);
+    refused(page.path(), ErrorKind::Checkpoint, &["a text, not a safetensors file", "'<!DOCTY"]);
+    let other = dir(&[("pytorch_model.bin", b""), ("model.gguf", b"")]);
+    refused(other.path(), ErrorKind::Checkpoint, &["no checkpoint here", "'model.gguf' and 1 more"]);
+    let index = br#"{"weight_map": {"a": "x.safetensors", "b": "y.safetensors", "c": "y.safetensors"}}"#;
+    let incomplete = dir(&[("x.safetensors", &two("a")), ("model.safetensors.index.json", index)]);
+    let needles = ["y.safetensors", "a file of the index is missing", "tensor 'b'", "2 tensors in it by", "index.json"];
+    refused(incomplete.path(), ErrorKind::Checkpoint, &needles);
+    symlink("nowhere", incomplete.path().join("y.safetensors")).unwrap();
+    refused(incomplete.path(), ErrorKind::Checkpoint, &["a file of the index is a link to nothing"]);
+}
+
+#[test]
+fn one_ranks_shards_are_no_checkpoint() {
+    for metadata in [r#""DCP_SHARDING_INFO":"{}""#, r#""partitions":"{}""#] {
+        let entries = format!(r#""__metadata__":{{"format":"pt",{metadata}}},"w":{{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#);
+        let shard = dir(&[("shard-00001-model-00001-of-00001.safetensors", &file(&header(&entries), 8))]);
+        refused(shard.path(), ErrorKind::Checkpoint, &["one rank's shards", "not whole tensors", "shard-00001"]);
+        let one = shard.path().join("shard-00001-model-00001-of-00001.safetensors");
+        refused(&one, ErrorKind::Checkpoint, &["one rank's shards"]);
+    }
+    let plain = r#""__metadata__":{"format":"pt"},"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}"#;
+    assert!(Checkpoint::open(dir(&[("model.safetensors", &file(&header(plain), 8))]).path()).is_ok());
+}
+
+#[test]
+fn a_config_is_read_as_python_writes_it_and_its_facts_have_types() {
+    let with = |config: &str| dir(&[("model.safetensors", &two("w")), ("config.json", config.as_bytes())]);
+    let mamba = with(r#"{"model_type": "mamba2", "time_step_limit": [0.0, Infinity], "hidden_size": 8}"#);
+    let facts = Checkpoint::open(mamba.path()).unwrap().model().facts.clone();
+    assert_eq!((facts.model_type.as_deref(), facts.hidden_size), (Some("mamba2"), Some(8)));
+    refused(with("[]").path(), ErrorKind::Checkpoint, &["config.json", "expected an object", "found a list"]);
+    refused(with(r#"{"hidden_size": "x"}"#).path(), ErrorKind::Checkpoint, &["'hidden_size'", "a whole number", "found 'x'"]);
+    refused(with("{").path(), ErrorKind::Checkpoint, &["config.json", "not valid JSON"]);
+}
