@@ -240,3 +240,30 @@ fn reports_that_cannot_be_written() {
         assert!(!shards.join("shardwright.manifest.json").exists());
     }
 }
+
+/// A report and a lock take the place of an earlier one and of nothing else.
+#[test]
+fn reports_and_locks_are_not_written_over_other_files() {
+    let dir = model(&safetensors(r#"{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#, 8));
+    let config = fsdp2_config(dir.path(), &dir.path().join("model"), 1, None);
+    let (config, shards) = (config.to_str().unwrap(), dir.path().join("shards"));
+    let before = fs::read_to_string(config).unwrap();
+    for file in [config, dir.path().join("model/model.safetensors").to_str().unwrap()] {
+        let bytes = fs::read(file).unwrap();
+        check("report", &run(["load", config, "--world-size", "1", "--report", file]), IO, &[file, "is there already and is no report"]);
+        check("lock", &run(["resolve", config, "--lock", file]), IO, &[file, "is no lock"]);
+        assert_eq!(fs::read(file).unwrap(), bytes);
+    }
+    let manifest = shards.join("shardwright.manifest.json");
+    let save = ["load", config, "--world-size", "1", "--save", shards.to_str().unwrap()];
+    assert!(run(save).status.success());
+    let again = run(save.iter().chain(&["--overwrite", "--report", manifest.to_str().unwrap()]));
+    check("manifest", &again, IO, &["is no report"]);
+    assert!(run(["verify", shards.to_str().unwrap()]).status.success());
+    let (report, lock) = (dir.path().join("report.json"), dir.path().join("train.lock"));
+    for _ in 0..2 {
+        assert!(run(["load", config, "--world-size", "1", "--report", report.to_str().unwrap()]).status.success());
+        assert!(run(["resolve", config, "--lock", lock.to_str().unwrap()]).status.success());
+    }
+    assert_eq!(fs::read_to_string(config).unwrap(), before);
+}

@@ -15,7 +15,7 @@ use crate::{
     device::{self, Placed},
     exit::{Exit, Failure},
     input::{self, Input},
-    output::{check_writable, print, print_note, write_whole},
+    output::{Written, check_writable, print, print_note, write_whole},
     progress::Progress,
     render,
     save::Target,
@@ -34,7 +34,7 @@ pub fn run(args: &LoadArgs) -> Result<Exit, Failure> {
     let cancel = cancel_on_signal()?;
     let target = args.save.as_deref().map(|dir| Target::new(dir, args.overwrite, &plan, &input.checkpoint, &ranks)).transpose()?;
     // What can be known now should not be found out after an hour of loading.
-    args.report.as_deref().map(check_writable).transpose()?;
+    args.report.as_deref().map(|file| check_writable(file, Written::Report)).transpose()?;
     let devices = device::of(args.device, &input, &ranks)?;
     let devices = devices.map(|devices| (devices, device::options(&args.io, &input)));
     let loaded = load(&input, &plan, &ranks, devices.as_ref(), &cancel)?;
@@ -108,7 +108,7 @@ fn report(args: &LoadArgs, report: &Report<'_>) -> Result<(), Failure> {
         serde_json::to_string_pretty(report).map_err(|e| Failure::new(Exit::Io, format_args!("cannot render the report: {e}")))?;
     json.push('\n');
     if let Some(file) = &args.report {
-        write_whole(file, &json)?;
+        write_whole(file, &json, Written::Report)?;
     }
     if args.format == Format::Json { print(&json) } else { Ok(()) }
 }

@@ -2,13 +2,46 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Write},
+    io::{self, Read, Write},
     path::{Path, PathBuf},
 };
 
 use shardwright_core::text::harmless;
 
-use crate::exit::Failure;
+use crate::exit::{Exit, Failure};
+
+/// What a file begins with that a command may write anew. Anything else that lies there is somebody's.
+#[derive(Clone, Copy, Debug)]
+pub enum Written {
+    /// `load --report`.
+    Report,
+    /// `resolve --lock`.
+    Lock,
+}
+
+impl Written {
+    fn start(self) -> &'static str {
+        match self {
+            Self::Report => "{\n  \"strategy\":",
+            Self::Lock => "{\n  \"lock\":",
+        }
+    }
+
+    /// Refuses to replace what is no earlier one of its kind.
+    fn may_replace(self, file: &Path) -> Result<(), Failure> {
+        let mut start = vec![0; self.start().len()];
+        let read = File::open(file).and_then(|f| f.take(start.len() as u64).read(&mut start));
+        let same = match read {
+            Ok(0) => true,
+            Ok(_) => start == self.start().as_bytes(),
+            Err(e) => return if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(Failure::output(file.display(), &e)) },
+        };
+        let kind = format!("{self:?}").to_lowercase();
+        let refused =
+            || Failure::new(Exit::Io, format_args!("{} is there already and is no {kind}: nothing is written over it", file.display()));
+        if same { Ok(()) } else { Err(refused()) }
+    }
+}
 
 /// Prints to standard output, JSON or a table, made harmless to a terminal. A reader that went away is no failure: it has seen enough.
 pub fn print(text: &str) -> Result<(), Failure> {
@@ -24,8 +57,11 @@ pub fn print_note(text: &str) {
     drop(writeln!(io::stderr(), "{}", harmless(text.trim_end())));
 }
 
-/// Refuses early what [`write_whole`] would refuse: a directory, or a place where no file can be made.
-pub fn check_writable(file: &Path) -> Result<(), Failure> {
+/// Refuses early what [`write_whole`] would refuse: a directory, a place where no file can be made, another's file.
+pub fn check_writable(file: &Path, what: Written) -> Result<(), Failure> {
+    if fs::metadata(file).is_ok_and(|m| m.is_file()) {
+        what.may_replace(file)?;
+    }
     let made = match fs::metadata(file) {
         Ok(meta) if meta.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
         Ok(meta) if !meta.is_file() => Ok(()),
@@ -42,11 +78,12 @@ fn temporary(file: &Path) -> PathBuf {
 
 /// Writes a file whole or not at all: under a temporary name beside it, then renamed. What is no regular file, such as a pipe or
 /// `/dev/stdout`, is written straight.
-pub fn write_whole(file: &Path, text: &str) -> Result<(), Failure> {
+pub fn write_whole(file: &Path, text: &str, what: Written) -> Result<(), Failure> {
     let failed = |e: io::Error| Failure::output(file.display(), &e);
     if fs::metadata(file).is_ok_and(|m| !m.is_file()) {
         return fs::write(file, text).map_err(failed);
     }
+    what.may_replace(file)?;
     let temporary = temporary(file);
     let written = File::create(&temporary)
         .and_then(|mut f| f.write_all(text.as_bytes()).and_then(|()| f.sync_all()))

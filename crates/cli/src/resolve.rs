@@ -18,7 +18,7 @@ use shardwright_engine::{EngineError, ErrorKind, World, WorldFlags, setup};
 use crate::{
     args::{ResolveArgs, ResolveFormat},
     exit::{Exit, Failure},
-    output::{print, write_whole},
+    output::{Written, print, write_whole},
     render,
     table::{self, Align},
     yaml,
@@ -72,7 +72,7 @@ fn one(args: &ResolveArgs, config: &Path, several: bool, outcome: &Outcome, docu
         let text = resolved.explain(key).map_err(|d| Failure { exit: Exit::Usage, ..render::failure(&[d], &[]) })?;
         print(&text)?;
     } else if let Some(lock) = &args.lock {
-        write_whole(&lock_file(lock, config, several, true)?, &pretty(&resolved.lock())?)?;
+        write_whole(&lock_file(lock, config, several, true)?, &pretty(&resolved.lock())?, Written::Lock)?;
     } else if let Some(lock) = &args.check {
         return check(&lock_file(lock, config, several, false)?, config, resolved);
     } else if args.format != ResolveFormat::Json {
