@@ -47,8 +47,8 @@ const LAUNCHERS: [Launcher; 3] = [
 ];
 
 impl World {
-    /// The world as the flags and the environment tell it. A set rank variable means a distributed run; a world size without a rank is
-    /// used only to complete `--rank`.
+    /// The world as the flags and the environment tell it. A set rank variable means a distributed run; of a world size
+    /// without a rank this process stands for all ranks.
     ///
     /// # Errors
     /// [`ErrorKind::World`]: a value that is no number, a rank without a size, a rank beyond the size, a size of 0, two launchers that
@@ -57,11 +57,9 @@ impl World {
         let world = match from_launchers(&env)? {
             Some(launched) => agree(launched, flags)?,
             None => {
-                let size = match (flags.rank, flags.world_size) {
-                    (Some(_), None) => number(&env, "WORLD_SIZE")?,
-                    (_, size) => size,
-                };
-                Self { rank: flags.rank, size, local_rank: None, local_size: None, origin: describe_flags(flags) }
+                let told = if flags.world_size.is_none() { number(&env, "WORLD_SIZE")? } else { None };
+                let origin = told.map_or_else(|| describe_flags(flags), |size| format!("{}, WORLD_SIZE={size}", describe_flags(flags)));
+                Self { rank: flags.rank, size: flags.world_size.or(told), local_rank: None, local_size: None, origin }
             }
         };
         world.checked()
@@ -87,6 +85,10 @@ impl World {
             (_, Some(size)) if self.local_size.is_some_and(|local| local == 0 || local > size) => {
                 let local = self.local_size.unwrap_or(0);
                 wrong(format!("{local} processes of this machine are told, expected 1 to the world size of {size} ({})", self.origin))
+            }
+            (_, size) if self.local_rank.zip(self.local_size.or(size)).is_some_and(|(rank, size)| rank >= size) => {
+                let (rank, size) = (self.local_rank.unwrap_or(0), self.local_size.or(size).unwrap_or(0));
+                wrong(format!("local rank {rank} is not below the {size} processes that this machine can have ({})", self.origin))
             }
             _ => Ok(self),
         }
@@ -225,7 +227,7 @@ mod tests {
 
     #[test]
     fn contradictions_name_both_sides() {
-        let cases: [Case<'_>; 7] = [
+        let cases: [Case<'_>; 10] = [
             (NONE, &[("RANK", "1"), ("WORLD_SIZE", "4"), ("SLURM_PROCID", "2"), ("SLURM_NTASKS", "4")], ["RANK=1", "SLURM_PROCID=2"]),
             (WorldFlags { rank: Some(0), world_size: None }, &[("RANK", "1"), ("WORLD_SIZE", "4")], ["--rank 0", "RANK=1"]),
             (WorldFlags { rank: None, world_size: Some(2) }, &[("RANK", "1"), ("WORLD_SIZE", "4")], ["--world-size 2", "WORLD_SIZE=4"]),
@@ -233,11 +235,20 @@ mod tests {
             (NONE, &[("RANK", "4"), ("WORLD_SIZE", "4")], ["rank 4", "size of 4"]),
             (NONE, &[("RANK", "one"), ("WORLD_SIZE", "4")], ["RANK is 'one'", "number"]),
             (WorldFlags { rank: None, world_size: Some(0) }, &[], ["world size is 0", "--world-size 0"]),
+            (NONE, &[("WORLD_SIZE", "abc")], ["WORLD_SIZE is 'abc'", "number"]),
+            (NONE, &[("RANK", "1"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "7")], ["local rank 7", "the 4 processes"]),
+            (
+                NONE,
+                &[("RANK", "1"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "2"), ("LOCAL_WORLD_SIZE", "2")],
+                ["local rank 2", "the 2 processes"],
+            ),
         ];
         for (flags, vars, needles) in cases {
             let message = detect(flags, vars).unwrap_err();
             assert!(needles.iter().all(|n| message.contains(n)), "{message}");
         }
+        assert_eq!(detect(NONE, &[("WORLD_SIZE", "4")]), Ok((None, Some(4))));
+        assert_eq!(detect(WorldFlags { rank: None, world_size: Some(2) }, &[("WORLD_SIZE", "abc")]), Ok((None, Some(2))));
     }
 
     #[test]
