@@ -267,3 +267,11 @@ fn reports_and_locks_are_not_written_over_other_files() {
     }
     assert_eq!(fs::read_to_string(config).unwrap(), before);
 }
+
+#[test]
+fn a_batch_of_more_samples_than_can_be_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = write(dir.path(), "train.yaml", "micro_batch_size: 9223372036854775807\ndist_config: {name: fsdp2}\n");
+    let output = shardwright().arg("resolve").arg(&config).env("WORLD_SIZE", "4").output().unwrap();
+    check("batch", &output, 3, &["train.yaml:1:19", "dp_size 4 times micro_batch_size", "more samples than 64 bits count"]);
+}

@@ -157,3 +157,21 @@ fn a_signal_stops_a_load_with_its_own_exit_code() {
     assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
     assert!(stderr(&output).contains("cancelled"), "{}", stderr(&output));
 }
+
+/// A flag that is out of range is a fault of the command line, told by the flag's name.
+#[test]
+fn flags_out_of_range_are_refused_by_name() {
+    for (flag, value, needle) in [
+        ("--threads", "0", "1..=1024"),
+        ("--threads", "-1", "-1"),
+        ("--queue-depth", "1025", "1..=1024"),
+        ("--block-size", "4095", "expected 4096 to 268435456 bytes"),
+        ("--ring-size", "0", "expected 65536 bytes or more"),
+        ("--rank", "-1", "-1"),
+    ] {
+        let output = run(["load", "examples/fsdp2.yaml", flag, value]);
+        let text = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        assert!(text.contains(&format!("'{flag} ")) && text.contains(needle), "{text}");
+    }
+}

@@ -5,7 +5,7 @@ mod support;
 use std::{fs, os::unix::fs::symlink, path::Path};
 
 use serde_json::Value;
-use support::{checkpoint, fsdp2_config, json, read_json, redacted, root, run, shardwright, stderr, zero3_config};
+use support::{checkpoint, fsdp2_config, json, read_json, redacted, root, run, shardwright, stderr, write, zero3_config};
 
 /// A report without what may differ between two runs.
 fn settled(mut report: Value) -> Value {
@@ -160,4 +160,45 @@ fn a_float_tensor_with_a_buffers_name_is_warned_of_until_the_config_names_it() {
     assert!(stderr(&unnamed).contains("'gate.e_score_correction_bias' is taken for a parameter"), "{}", stderr(&unnamed));
     assert!(!stderr(&named).contains("e_score_correction_bias"), "{}", stderr(&named));
     assert_ne!(json(&unnamed)["units"], json(&named)["units"]);
+}
+
+#[test]
+fn what_a_load_does_not_follow_is_warned_of() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = fsdp2_config(dir.path(), &checkpoint("tiny-qwen3-bf16"), 1, None);
+    let odd = [
+        "dist_config.dcp_path=dcp",
+        "resume_from_checkpoint=last",
+        "shardwright.buffers=[\"*.nrom\"]",
+        "shardwright.units=[\"model.layrs.0\"]",
+    ];
+    let output = run(["load", config.to_str().unwrap(), "--world-size", "2"].iter().chain(&odd));
+    assert!(output.status.success(), "{}", stderr(&output));
+    for needle in [
+        "[not-read]: dist_config.dcp_path",
+        "[not-read]: resume_from_checkpoint",
+        "shardwright.buffers: '*.nrom' matches no float tensor",
+        "shardwright.units: 'model.layrs.0' matches no module of the model; did you mean 'model.layers.0'?",
+    ] {
+        assert!(stderr(&output).contains(needle), "{needle} is not in: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn a_config_that_decides_too_little_or_names_no_model_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let accelerate = write(dir.path(), "acc.yaml", "distributed_type: FSDP\nfsdp_config: {fsdp_version: 2}\n");
+    let output = run(["load", accelerate.to_str().unwrap(), "--world-size", "2"]);
+    assert_eq!(output.status.code(), Some(3));
+    assert!(stderr(&output).contains("acc.yaml: the config names no model; add model=DIR"), "{}", stderr(&output));
+    fs::copy(root().join("examples/ds_zero3.json"), dir.path().join("ds_zero3.json")).unwrap();
+    let text = fs::read_to_string(root().join("examples/zero3.yaml")).unwrap().replace("tiny-qwen3", ".");
+    fs::copy(checkpoint("odd-shapes").join("model-00001-of-00002.safetensors"), dir.path().join("model.safetensors")).unwrap();
+    let output = run(["load", write(dir.path(), "zero3.yaml", &text).to_str().unwrap(), "--world-size", "2"]);
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    for key in ["reduce_bucket_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold"] {
+        let needle = format!("error[not-decided]: deepspeed.zero_optimization.{key} is not decided: it needs hidden_size");
+        assert!(stderr(&output).contains(&needle), "{needle} is not in: {}", stderr(&output));
+    }
+    assert!(stderr(&output).contains("ds_zero3.json:14:"), "{}", stderr(&output));
 }

@@ -1,9 +1,9 @@
 //! The command line: what can be said, and the help that teaches it. What it means is decided elsewhere.
 
-use std::path::PathBuf;
+use std::{ops::RangeInclusive, path::PathBuf};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use shardwright_config::ByteSize;
+use clap::{Args, Parser, Subcommand, ValueEnum, builder::TypedValueParser};
+use shardwright_config::{ByteSize, IoSettings};
 use shardwright_engine::device::DeviceRequest;
 
 /// Load a checkpoint so that every rank reads exactly its own shard, as FSDP2 or ZeRO-3 would place it.
@@ -90,13 +90,13 @@ pub struct LoadArgs {
 #[command(next_help_heading = "Reading")]
 pub struct IoArgs {
     /// Threads that read and cast [default: the cores, shared among the ranks of this machine].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = within(IoSettings::THREADS))]
     pub threads: Option<u32>,
     /// Reads announced ahead of each thread, which keeps a cold disk busy.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = within(IoSettings::QUEUE_DEPTH))]
     pub queue_depth: Option<u32>,
     /// Bytes read and cast in one go, such as 512KiB.
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", value_parser = |text: &str| parse_size(text, &IoSettings::BLOCK_SIZE))]
     pub block_size: Option<ByteSize>,
     /// Bypass the page cache (O_DIRECT) where the file system can.
     #[arg(long, conflicts_with = "mmap")]
@@ -111,7 +111,7 @@ pub struct IoArgs {
     #[arg(long)]
     pub drop_cache: bool,
     /// On the way to a GPU: page-locked host memory of this process at most [default: 256MiB].
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", value_parser = |text: &str| parse_size(text, &IoSettings::RING_SIZE))]
     pub ring_size: Option<ByteSize>,
     /// On the way to a GPU: whether a cast to a smaller dtype happens on the host, so that less crosses the bus, or on the device
     /// [default: host].
@@ -134,18 +134,29 @@ pub enum NarrowOn {
     Device,
 }
 
-fn parse_size(text: &str) -> Result<ByteSize, String> {
-    ByteSize::parse(text).ok_or_else(|| "expected a number of bytes, or one with KiB, MiB or GiB".to_owned())
+fn parse_size(text: &str, range: &RangeInclusive<u64>) -> Result<ByteSize, String> {
+    let size = ByteSize::parse(text).ok_or_else(|| "expected a number of bytes, or one with KiB, MiB or GiB".to_owned())?;
+    let (least, most) = (range.start(), range.end());
+    match range.contains(&size.0) {
+        true => Ok(size),
+        false if *most == u64::MAX => Err(format!("expected {least} bytes or more")),
+        false => Err(format!("expected {least} to {most} bytes")),
+    }
+}
+
+fn within(range: RangeInclusive<u64>) -> impl TypedValueParser<Value = u32> {
+    let (least, most) = (i64::try_from(*range.start()).unwrap_or(0), i64::try_from(*range.end()).unwrap_or(i64::MAX));
+    clap::value_parser!(u32).range(least..=most)
 }
 
 /// Who this process is.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct WorldArgs {
     /// Number of ranks [default: the launcher's, else 1].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub world_size: Option<u32>,
     /// Load this rank alone, from 0 [default: the launcher's, else all].
-    #[arg(long, value_name = "R")]
+    #[arg(long, value_name = "R", allow_negative_numbers = true)]
     pub rank: Option<u32>,
 }
 
@@ -177,7 +188,7 @@ pub struct ResolveArgs {
     #[arg(value_name = "CONFIG|KEY=VALUE", required = true)]
     pub configs: Vec<String>,
     /// Number of ranks [default: the launcher's, else 1].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub world_size: Option<u32>,
     /// What to print on standard output.
     #[arg(long, value_enum, default_value_t = ResolveFormat::Table)]

@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
-use shardwright_config::{IoSettings, LikelyBuffers, Resolved};
+use shardwright_config::{IoSettings, Resolved};
 use shardwright_core::{diagnostic::Source, registry::Registry, text::shown};
 use shardwright_engine::{Checkpoint, IoOptions, ReadMethod, World, WorldFlags, setup, world::set_process_world};
 
 use crate::{
     args::{IoArgs, WorldArgs},
-    exit::{Exit, Failure},
+    exit::Failure,
     output::print_note,
     render,
 };
@@ -36,11 +36,12 @@ pub fn read(config: &Path, overrides: &[String], world: WorldArgs, io: &IoArgs) 
     for warning in checkpoint.warnings() {
         print_note(&format!("warning: {}", shown(warning)));
     }
-    for likely in LikelyBuffers::of(checkpoint.model(), &resolved.buffers) {
-        print_note(&format!("warning: {likely}"));
+    for odd in resolved.lint(checkpoint.model()) {
+        print_note(&format!("warning: {odd}"));
     }
-    if let Some(open) = resolved.unresolved.first() {
-        return Err(Failure::new(Exit::Config, format_args!("{} is not decided: it needs {}", open.pointer, open.needs)));
+    let undecided = resolved.undecided();
+    if !undecided.is_empty() {
+        return Err(render::failure(&undecided, &outcome.sources));
     }
     let io = io_options(io, &resolved.io, &world);
     Ok(Input { resolved, sources: outcome.sources, checkpoint, world, io })

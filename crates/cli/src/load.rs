@@ -113,11 +113,11 @@ fn report(args: &LoadArgs, report: &Report<'_>) -> Result<(), Failure> {
     if args.format == Format::Json { print(&json) } else { Ok(()) }
 }
 
-/// SIGINT and SIGTERM stop the work; a second one ends the process at once.
+/// SIGINT, SIGTERM and SIGHUP, of a terminal that is gone, stop the work; a second one ends the process at once.
 pub fn cancel_on_signal() -> Result<CancelToken, Failure> {
-    use signal_hook::consts::{SIGINT, SIGTERM};
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     let flag = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
         signal_hook::flag::register_conditional_shutdown(signal, Exit::Interrupted as i32, Arc::clone(&flag))
             .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&flag)))
             .map_err(|e| Failure::new(Exit::Io, format_args!("cannot watch for signals: {e}")))?;

@@ -151,7 +151,10 @@ fn sequence(values: &Values, training: &Training, model: Option<&ModelFacts>, fo
 
 fn divisible(training: &Training, found: &mut Vec<Diagnostic>) {
     let (dp, micro) = (training.dp_size.value, training.micro_batch_size.value);
-    let step = u64::from(dp).saturating_mul(micro).max(1);
+    let Some(step) = u64::from(dp).checked_mul(micro).map(|step| step.max(1)) else {
+        let message = format!("dp_size {dp} times micro_batch_size {micro}: the batch has more samples than 64 bits count");
+        return found.push(error("batch-not-divisible", message, training.micro_batch_size.location()));
+    };
     if let Some(global) = training.global_batch_size.value.filter(|g| !g.is_multiple_of(step)) {
         let message =
             format!("global_batch_size is {global}, expected a multiple of dp_size {dp} times micro_batch_size {micro}, which is {step}");
@@ -162,7 +165,7 @@ fn divisible(training: &Training, found: &mut Vec<Diagnostic>) {
 }
 
 fn lints(draft: &Draft, training: &Training, found: &mut Vec<Diagnostic>) {
-    let replicates = !draft.sections.contains_key("dist_config");
+    let replicates = draft.root.get("dist_config").is_none_or(Node::is_null);
     let llamafactory = draft.original.is_none();
     if let Some(lr) = draft.sections.get("optim_config").and_then(|s| s.body.get("lr")) {
         let message = "optim_config.lr is overridden by learning_rate";

@@ -88,6 +88,12 @@ impl Draft {
             let flat = resolved::unpack(&draft.root);
             draft.document = Some(std::mem::replace(&mut draft.root, flat));
         }
+        if let Some(key) = DEEPSPEED.iter().find_map(|key| draft.root.entries().iter().find(|e| e.key == *key)) {
+            let message = format!("this is a DeepSpeed config, as '{}' shows, not the YAML of a training", key.key);
+            let help = "name it there: dist_config: {name: deepspeed, config_file: THIS FILE}";
+            draft.diagnostics.push(Diagnostic::error("config-is-deepspeeds", message).at(key.at.clone()).help(help));
+            draft.root = Node::map(Vec::new(), draft.root.at);
+        }
         if accelerate::is_dialect(&draft.root) {
             draft.dialect = Dialect::Accelerate;
             let flat = accelerate::translate(&draft.root, &mut draft.diagnostics);
@@ -184,6 +190,9 @@ fn without(mut section: Section, errors: &[Diagnostic]) -> Section {
     }
     section
 }
+
+/// Keys at the top of DeepSpeed's configs and of no YAML.
+const DEEPSPEED: [&str; 3] = ["zero_optimization", "train_micro_batch_size_per_gpu", "train_batch_size"];
 
 /// LLaMA-Factory's default.
 pub(super) const DEFAULT_MODEL: &str = "Qwen/Qwen3-4B-Instruct-2507";

@@ -7,12 +7,12 @@
 #![forbid(unsafe_code)]
 
 mod accelerate;
-mod buffers;
 mod checks;
 pub mod codes;
 mod draft;
 mod elsewhere;
 mod keys;
+mod lint;
 pub mod output;
 mod overrides;
 pub mod reference;
@@ -23,7 +23,6 @@ mod sections;
 mod settings;
 
 pub use self::{
-    buffers::LikelyBuffers,
     draft::{Draft, Input},
     resolve::{Outcome, Resolved, Supplied},
     settings::{ByteSize, IoSettings, Place, Settings},

@@ -77,6 +77,17 @@ pub struct Resolved {
     pub document: Document,
 }
 
+impl Resolved {
+    /// What a load cannot do without and nothing at hand decides.
+    pub fn undecided(&self) -> Vec<Diagnostic> {
+        let error = |open: &Unresolved| {
+            let name = open.pointer.trim_start_matches('/').replace('/', ".");
+            Diagnostic::error("not-decided", format!("{name} is not decided: it needs {}", open.needs)).at(open.at.clone())
+        };
+        self.unresolved.iter().map(error).collect()
+    }
+}
+
 impl Outcome {
     /// True where an error was found.
     pub fn has_errors(&self) -> bool {

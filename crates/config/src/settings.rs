@@ -179,9 +179,11 @@ impl<'de> Deserialize<'de> for Stored {
         if text == "checkpoint" || text == "auto" {
             return Ok(Self(StorageDtype::Checkpoint));
         }
-        DType::from_spelling(&text)
-            .filter(|d| d.is_float())
-            .map(|d| Self(StorageDtype::Fixed(d)))
-            .ok_or_else(|| D::Error::custom(format!("expected checkpoint, float32, bfloat16 or float16, found '{}'", short(&text))))
+        DType::from_spelling(&text).filter(|d| d.is_float()).map(|d| Self(StorageDtype::Fixed(d))).ok_or_else(|| {
+            D::Error::custom(format!(
+                "expected checkpoint or a float dtype such as float32, bfloat16, float16 or float8_e4m3fn, found '{}'",
+                short(&text)
+            ))
+        })
     }
 }

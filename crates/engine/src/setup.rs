@@ -41,7 +41,12 @@ pub fn resolve(path: &Path, overrides: &[String], world: &World, registry: &Regi
     let env = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect();
     let draft = Draft::parse(&Input { config, overrides: overrides.to_vec(), env }, registry);
     let bases = bases(path);
-    let model = ModelDir::find(&draft.model(), &bases, &HubEnv::from_process());
+    let model = match draft.model() {
+        none if none.is_empty() => {
+            Err(EngineError::new(ErrorKind::Config, "the config names no model; add model=DIR to the command line").file(path))
+        }
+        name => ModelDir::find(&name, &bases, &HubEnv::from_process()),
+    };
     let supplied = Supplied {
         files: draft.files().into_iter().map(|name| (name.clone(), named_file(&name, &bases))).collect(),
         model: model.as_ref().ok().filter(|m| m.config_text.is_some()).map(ModelDir::facts).transpose()?,

@@ -100,8 +100,25 @@ impl Resolver<'_> {
             let message = format!("shardwright.storage_dtype {wanted} has no effect: {rule} keeps {}", precision.summary.storage);
             found.push(("storage_dtype", message.replace('"', "")));
         }
+        self.not_read(draft);
         let warnings = found.into_iter().map(|(key, message)| Diagnostic::warning("setting-ignored", message).at(at(key)));
         self.diagnostics.extend(warnings);
+    }
+
+    /// Keys by which training starts from other weights than a load gives.
+    fn not_read(&mut self, draft: &Draft) {
+        const KEYS: [(&[&str], &str); 3] = [
+            (&["dist_config", "dcp_path"], "it is not read here: shards are those of the model's own files"),
+            (&["resume_from_checkpoint"], "it is not read here: shards are those of the model's own files"),
+            (&["quant_config"], "nothing is quantized here: shards are those of the model's own tensors"),
+        ];
+        for (path, message) in KEYS {
+            let given = draft.root.find(path).filter(|n| !n.is_null() && n.as_str() != Some(""));
+            if let Some(node) = given {
+                let message = format!("{}: {message}", path.join("."));
+                self.diagnostics.push(Diagnostic::warning("not-read", message).at(node.at.clone()));
+            }
+        }
     }
 
     pub(super) fn precision(
