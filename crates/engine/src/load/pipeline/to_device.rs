@@ -112,7 +112,6 @@ impl Drop for Target {
 /// A worker's way to the devices.
 #[derive(Debug)]
 pub(super) struct Lane {
-    target: Arc<Target>,
     slots: Vec<Slot>,
     /// The slot at hand, and what it holds.
     at: usize,
@@ -121,6 +120,8 @@ pub(super) struct Lane {
     staging: Staging,
     /// Of the block at hand: where each run lies in its slot.
     places: Vec<usize>,
+    /// Dropped last, for it takes the slots' memory back.
+    target: Arc<Target>,
 }
 
 /// What a slot holds: where its data end, and how many bytes and runs of blocks these are.
@@ -167,7 +168,7 @@ impl Piece {
 impl Lane {
     pub(super) fn new(target: &Arc<Target>, staging: Staging) -> Result<Self> {
         let slots = (0..SLOTS).map(|_| Slot::new(target)).collect::<Result<Vec<_>>>()?;
-        Ok(Self { target: Arc::clone(target), slots, at: 0, filled: Filled::default(), staging, places: Vec::new() })
+        Ok(Self { slots, at: 0, filled: Filled::default(), staging, places: Vec::new(), target: Arc::clone(target) })
     }
 
     /// Brings one block from the file onto its way, or as far as a slot that more blocks will share. Answers with the bytes read.
