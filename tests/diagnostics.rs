@@ -24,7 +24,8 @@ fn codes() -> BTreeMap<&'static str, Code> {
 fn page() -> String {
     let mut page = String::from(
         "<!-- Generated from the `codes` modules: UPDATE_DOCS=1 cargo test --test diagnostics -->\n\n# Diagnostics\n\n\
-         Every finding about a config has a code, which does not change from version to version. With errors the program exits with 3;\n\
+         Every finding about a config has a code, which does not change from version to version. With errors the program exits with 3\n\
+         (`explain-unknown-key`, a fault of the command line, with 2);\n\
          warnings stop nothing. Each is printed with the line that it is about, in YAML and in JSON alike.\n",
     );
     for (severity, title) in [(Severity::Error, "Errors"), (Severity::Warning, "Warnings")] {

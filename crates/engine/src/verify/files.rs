@@ -34,8 +34,11 @@ impl Verifier<'_> {
             .map_err(cannot)?;
         names.sort_unstable();
         for name in names.into_iter().filter(|n| known.binary_search(&n.as_str()).is_err()) {
-            if is_rank_file(&name) || name.ends_with(SHARD_SUFFIX) {
-                found.problem(mismatch(&self.dir.join(name), "it is not in the manifest, and readers would take it for a shard"));
+            let shard = name.ends_with(SHARD_SUFFIX);
+            if is_rank_file(&name) || shard {
+                let what =
+                    if shard { "it is not in the manifest, and readers would take it for a shard" } else { "it is not in the manifest" };
+                found.problem(mismatch(&self.dir.join(&name), what));
             } else if !name.starts_with(TEMPORARY_PREFIX) {
                 found.strangers.push(name);
             }
