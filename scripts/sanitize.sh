@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs tests under a sanitizer on nightly: scripts/sanitize.sh [address|thread] [CRATE…]
-#   address (the default)  out-of-bounds, use after free and leaks, in the crates that have unsafe code
+#   address (the default)  out-of-bounds, use after free and leaks, in the crates that have unsafe code, and on the way to a device
+#                          that is none (tests/gpu)
 #   thread                 data races, in the engine's own tests, with a std that is instrumented too (an uninstrumented one reports false races)
 # (miri knows neither these SIMD instructions nor pread, so it is no substitute.)
 set -euo pipefail
@@ -24,8 +25,11 @@ export RUSTFLAGS="-Zsanitizer=$kind ${RUSTFLAGS:-}"
 
 case $kind in
 address)
-    [ ${#crates[@]} -gt 0 ] || crates=(shardwright-precision shardwright-engine)
     export ASAN_OPTIONS="detect_leaks=1:${ASAN_OPTIONS:-}"
+    if [ ${#crates[@]} -eq 0 ]; then
+        crates=(shardwright-precision shardwright-engine)
+        cargo +nightly test -p shardwright --test gpu "${common[@]}"
+    fi
     exec cargo +nightly test "${crates[@]/#/-p}" --lib --tests "${common[@]}"
     ;;
 thread)
