@@ -267,27 +267,35 @@ impl ModelDir {
                 .file(&self.dir)
                 .tensor(&pair[0].0.name));
         }
-        let warnings = index.map_or_else(|| Ok(Vec::new()), |index| check_index(&index, &files, &tensors))?;
-        let facts = self.facts()?;
+        let mut warnings = index.map_or_else(|| Ok(Vec::new()), |index| check_index(&index, &files, &tensors))?;
+        let config = self.config()?;
+        if let Some((key, expected, found)) = config.as_ref().and_then(config::wrong_type) {
+            let path = self.dir.join(find::CONFIG);
+            warnings.push(format!("{}: '{key}' is not used: expected {expected}, found {found}", path.display()));
+        }
+        let facts = config.map_or_else(ModelFacts::default, |config| ModelFacts::from_config(&config));
         let (metas, locations) = tensors.into_iter().unzip();
         let model = ModelMeta::new(metas, facts)
             .map_err(|name| EngineError::new(ErrorKind::Checkpoint, "the tensor occurs twice").file(&self.dir).tensor(name))?;
         Ok(Checkpoint { dir: self.dir, files, model, locations, config_text: self.config_text, warnings })
     }
 
-    /// What `config.json` says.
+    /// What `config.json` says. A fact of an unexpected type counts as absent; [`Checkpoint::warnings`] names it.
     ///
     /// # Errors
-    /// [`ErrorKind::Checkpoint`] where it is not JSON.
+    /// [`ErrorKind::Checkpoint`] where it is no JSON object.
     pub fn facts(&self) -> Result<ModelFacts> {
-        let Some(text) = &self.config_text else { return Ok(ModelFacts::default()) };
+        Ok(self.config()?.map_or_else(ModelFacts::default, |config| ModelFacts::from_config(&config)))
+    }
+
+    fn config(&self) -> Result<Option<serde_json::Value>> {
+        let Some(text) = &self.config_text else { return Ok(None) };
         let error = |what: String| EngineError::new(ErrorKind::Checkpoint, what).file(self.dir.join(find::CONFIG));
-        let value: serde_json::Value =
-            serde_json::from_str(&config::without_constants(text)).map_err(|e| error(format!("not valid JSON: {e}")))?;
-        if let Some((key, expected, found)) = config::wrong_type(&value) {
-            return Err(error(format!("'{key}' is of the wrong type")).expected(expected).found(found));
+        let value = serde_json::from_str(&config::without_constants(text)).map_err(|e| error(format!("not valid JSON: {e}")))?;
+        match config::kind(&value) {
+            kind if kind == "an object" => Ok(Some(value)),
+            other => Err(error("no model's config".into()).expected("an object").found(other)),
         }
-        Ok(ModelFacts::from_config(&value))
     }
 }
 

@@ -38,7 +38,7 @@ fn string_end(text: &str) -> usize {
 }
 
 /// The first fact of the wrong type: its key, what was expected, what was found. Absent and `null` are no facts.
-pub(super) fn wrong_type(config: &Value) -> Option<(String, &'static str, Cow<'static, str>)> {
+pub(super) fn wrong_type(config: &Value) -> Option<(&'static str, &'static str, Cow<'static, str>)> {
     type Check = fn(&Value) -> bool;
     const FACTS: [(&str, &str, Check); 11] = [
         ("architectures", "a list of names", |v| v.as_array().is_some_and(|a| a.iter().all(Value::is_string))),
@@ -53,16 +53,14 @@ pub(super) fn wrong_type(config: &Value) -> Option<(String, &'static str, Cow<'s
         ("torch_dtype", "a dtype's name", |v| v.is_string() || v.is_object()),
         ("text_config", "an object", Value::is_object),
     ];
-    if !config.is_object() {
-        return Some(("config.json".into(), "an object", kind(config)));
-    }
     FACTS.into_iter().find_map(|(key, expected, check)| {
         let value = config.get(key).filter(|v| !v.is_null())?;
-        (!check(value)).then(|| (key.into(), expected, kind(value)))
+        (!check(value)).then(|| (key, expected, kind(value)))
     })
 }
 
-fn kind(value: &Value) -> Cow<'static, str> {
+/// What a value is, in a word or as it is written.
+pub(super) fn kind(value: &Value) -> Cow<'static, str> {
     match value {
         Value::Object(_) => "an object".into(),
         Value::Array(_) => "a list".into(),
@@ -90,7 +88,6 @@ mod tests {
     fn a_fact_of_the_wrong_type_is_told() {
         assert_eq!(wrong_type(&json!({"hidden_size": 8, "model_type": null, "else": []})), None);
         let told = |config| wrong_type(&config).map(|(key, _, found)| format!("{key} {found}")).unwrap();
-        assert_eq!(told(json!([1])), "config.json a list");
         assert_eq!(told(json!({"hidden_size": "x"})), "hidden_size 'x'");
         assert_eq!(told(json!({"num_hidden_layers": -1})), "num_hidden_layers -1");
         assert_eq!(told(json!({"architectures": "x"})), "architectures 'x'");
