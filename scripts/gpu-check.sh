@@ -19,8 +19,10 @@ row() {
     from=$(wc -l <"$log")
     if "$@" 2>&1 | tee -a "$log"; then result=passed; else result="FAILED ($*)"; fi
     local skipped
-    skipped=$(tail -n "+$((from + 1))" "$log" | grep -o 'skipped: .*' | sort -u | tr '\n' ';')
-    [ -n "$skipped" ] && [ "$result" = passed ] && result="passed in part; ${skipped%;}"
+    # By reason; the log has the names.
+    skipped=$(tail -n "+$((from + 1))" "$log" | sed -n 's/.*skipped: \([^:]*\): \(.*\)/\2\t\1/p' | sort -u |
+        awk -F '\t' '{ n[$1]++; name[$1] = $2 } END { for (why in n) printf "%s skipped: %s; ", (n[why] > 1 ? n[why] " tests" : name[why]), why }')
+    [ -n "$skipped" ] && [ "$result" = passed ] && result="passed in part; ${skipped%; }"
     rows+=("| $name | ${result//|//} |")
 }
 
