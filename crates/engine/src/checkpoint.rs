@@ -19,6 +19,7 @@ use std::{
 use shardwright_core::{ModelFacts, ModelMeta, TensorMeta};
 
 pub use self::find::{HubEnv, ModelDir};
+use self::header::Kept;
 pub use self::header::parse_header;
 pub use self::index::parse_index;
 use crate::error::{EngineError, ErrorKind, Result};
@@ -173,8 +174,10 @@ fn open_file(dir: &ModelDir, name: &str) -> Result<OpenedFile> {
     let path = dir.resolve(name)?;
     let (file, meta) = open_regular(&path)?;
     let stamp = Stamp::of(&meta);
-    let header::Header { data_start, entries, of_a_save } = header::read(&file, &path, stamp.size)?;
-    if of_a_save {
+    let header::Header { data_start, entries, kept } = header::read(&file, &path, stamp.size)?;
+    // torch's writer, and ours, call a rank's file so.
+    let of_a_rank = || name.rsplit('/').next().is_some_and(|name| name.starts_with("shard-"));
+    if kept == Kept::Parts || kept == Kept::AtTheStart && of_a_rank() {
         let what = "it holds one rank's shards, as a save for one world leaves them, not whole tensors";
         return Err(EngineError::new(ErrorKind::Checkpoint, what).file(path));
     }

@@ -1,7 +1,7 @@
 //! The strict reader of a safetensors header: 8 bytes of length, JSON, and the proof that the tensors tile the data exactly.
 //! It trusts nothing: lengths are capped, arithmetic is checked, duplicate names are found.
 
-use std::{borrow::Cow, fmt, fs::File, os::unix::fs::FileExt, path::Path};
+use std::{borrow::Cow, collections::BTreeMap, fmt, fs::File, os::unix::fs::FileExt, path::Path};
 
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use shardwright_core::{DType, model::numel};
@@ -35,12 +35,39 @@ pub(super) struct Header {
     pub(super) data_start: u64,
     /// The tensors, sorted by offset.
     pub(super) entries: Vec<Entry>,
-    /// Whether the tensors are one rank's parts: a save of ours or of `torch.distributed.checkpoint` says so in its metadata.
-    pub(super) of_a_save: bool,
+    /// Whose tensors these are.
+    pub(super) kept: Kept,
 }
 
-/// Metadata that say of a file's tensors that they are parts.
-const OF_A_SAVE: [&str; 2] = ["DCP_SHARDING_INFO", "partitions"];
+/// What a file's metadata say of its tensors' places. `torch.distributed.checkpoint` writes them for whole tensors too.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Kept {
+    /// Nothing: they are whole.
+    #[default]
+    Whole,
+    /// All begin where their tensors begin: whole, or rank 0's parts, as the file's name says.
+    AtTheStart,
+    /// Parts.
+    Parts,
+}
+
+/// The value of `DCP_SHARDING_INFO`, by tensor.
+#[derive(serde::Deserialize)]
+struct Place {
+    saved_offsets: Vec<u64>,
+}
+
+impl Kept {
+    fn told_by(key: &str, value: &str) -> Self {
+        let elsewhere = |places: BTreeMap<Cow<'_, str>, Place>| places.values().any(|p| p.saved_offsets.iter().any(|&o| o != 0));
+        match key {
+            "partitions" => Self::Parts, // ours
+            "DCP_SHARDING_INFO" if serde_json::from_str(value).is_ok_and(elsewhere) => Self::Parts,
+            "DCP_SHARDING_INFO" => Self::AtTheStart,
+            _ => Self::Whole,
+        }
+    }
+}
 
 /// Reads the header of a file of `size` bytes.
 pub(super) fn read(file: &File, path: &Path, size: u64) -> Result<Header> {
@@ -71,8 +98,8 @@ pub(super) fn read(file: &File, path: &Path, size: u64) -> Result<Header> {
     }
     let mut text = vec![0; usize::try_from(length).map_err(|_| error("the header is too long"))?];
     read(&mut text, 8)?;
-    let (entries, of_a_save) = parse(&text, size - 8 - length).map_err(|e| e.file(path))?;
-    Ok(Header { data_start: 8 + length, entries, of_a_save })
+    let (entries, kept) = parse(&text, size - 8 - length).map_err(|e| e.file(path))?;
+    Ok(Header { data_start: 8 + length, entries, kept })
 }
 
 /// What stands in place of a file that was never fetched. As a length these bytes are beyond any header.
@@ -92,8 +119,8 @@ pub fn parse_header(text: &[u8], data: u64) -> Result<Vec<Entry>> {
     parse(text, data).map(|(entries, _)| entries)
 }
 
-fn parse(text: &[u8], data: u64) -> Result<(Vec<Entry>, bool)> {
-    let mut found = Found { entries: Vec::new(), tensor: None, of_a_save: false };
+fn parse(text: &[u8], data: u64) -> Result<(Vec<Entry>, Kept)> {
+    let mut found = Found { entries: Vec::new(), tensor: None, kept: Kept::Whole };
     let mut json = serde_json::Deserializer::from_slice(text);
     let parsed = HeaderSeed(&mut found).deserialize(&mut json).and_then(|()| json.end());
     if let Err(cause) = parsed {
@@ -107,7 +134,7 @@ fn parse(text: &[u8], data: u64) -> Result<(Vec<Entry>, bool)> {
     check_names(&entries)?;
     entries.sort_unstable_by(|a, b| (a.start, a.end, &a.name).cmp(&(b.start, b.end, &b.name)));
     check_tiling(&entries, data)?;
-    Ok((entries, found.of_a_save))
+    Ok((entries, found.kept))
 }
 
 fn check_names(entries: &[Entry]) -> Result<()> {
@@ -158,7 +185,7 @@ fn check_tiling(entries: &[Entry], data: u64) -> Result<()> {
 struct Found {
     entries: Vec<Entry>,
     tensor: Option<String>,
-    of_a_save: bool,
+    kept: Kept,
 }
 
 struct HeaderSeed<'a>(&'a mut Found);
@@ -185,7 +212,7 @@ impl<'de> Visitor<'de> for HeaderSeed<'_> {
                 if std::mem::replace(&mut metadata, true) {
                     return Err(A::Error::custom("__metadata__ occurs twice"));
                 }
-                map.next_value_seed(MetadataSeed(&mut self.0.of_a_save))?;
+                map.next_value_seed(MetadataSeed(&mut self.0.kept))?;
                 continue;
             }
             self.0.tensor = Some(name);
@@ -197,8 +224,8 @@ impl<'de> Visitor<'de> for HeaderSeed<'_> {
     }
 }
 
-/// `__metadata__`: strings only, thrown away but for whether they tell of a save.
-struct MetadataSeed<'a>(&'a mut bool);
+/// `__metadata__`: strings only, thrown away but for what they tell of places.
+struct MetadataSeed<'a>(&'a mut Kept);
 
 impl<'de> DeserializeSeed<'de> for MetadataSeed<'_> {
     type Value = ();
@@ -216,30 +243,32 @@ impl<'de> Visitor<'de> for MetadataSeed<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        while let Some(key) = map.next_key::<Cow<'de, str>>()? {
-            *self.0 |= OF_A_SAVE.contains(&&*key);
-            map.next_value::<StringOnly>()?;
+        while let Some((key, value)) = map.next_entry::<Cow<'de, str>, Text<'de>>()? {
+            *self.0 = (*self.0).max(Kept::told_by(&key, &value.0));
         }
         Ok(())
     }
 }
 
-/// A string that nobody wants.
-struct StringOnly;
+/// A string, and nothing else.
+struct Text<'a>(Cow<'a, str>);
 
-impl<'de> serde::Deserialize<'de> for StringOnly {
+impl<'de> serde::Deserialize<'de> for Text<'de> {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        struct Text;
-        impl Visitor<'_> for Text {
-            type Value = StringOnly;
+        struct String;
+        impl<'de> Visitor<'de> for String {
+            type Value = Text<'de>;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a string in __metadata__")
             }
-            fn visit_str<E>(self, _: &str) -> Result<StringOnly, E> {
-                Ok(StringOnly)
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Text<'de>, E> {
+                Ok(Text(Cow::Borrowed(text)))
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Text<'de>, E> {
+                Ok(Text(Cow::Owned(text.to_owned())))
             }
         }
-        d.deserialize_str(Text)
+        d.deserialize_str(String)
     }
 }
 

@@ -290,17 +290,27 @@ fn files_that_are_missing_or_of_another_kind_are_told() {
     refused(incomplete.path(), ErrorKind::Checkpoint, &["a file of the index is a link to nothing"]);
 }
 
+/// `torch.distributed.checkpoint` tells the places of whole tensors too, in files of another name.
 #[test]
 fn one_ranks_shards_are_no_checkpoint() {
-    for metadata in [r#""DCP_SHARDING_INFO":"{}""#, r#""partitions":"{}""#] {
-        let entries = format!(r#""__metadata__":{{"format":"pt",{metadata}}},"w":{{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#);
-        let shard = dir(&[("shard-00001-model-00001-of-00001.safetensors", &file(&header(&entries), 8))]);
-        refused(shard.path(), ErrorKind::Checkpoint, &["one rank's shards", "not whole tensors", "shard-00001"]);
-        let one = shard.path().join("shard-00001-model-00001-of-00001.safetensors");
-        refused(&one, ErrorKind::Checkpoint, &["one rank's shards"]);
+    const SHARD: &str = "shard-00001-model-00001-of-00001.safetensors";
+    let elsewhere = r#""DCP_SHARDING_INFO":"{\"w\":{\"saved_offsets\":[2]}}""#;
+    let at_the_start = r#""DCP_SHARDING_INFO":"{\"w\":{\"saved_offsets\":[0]}}""#;
+    let with = |name: &str, metadata: &str| {
+        let entries = format!(r#""__metadata__":{{"format":"pt"{metadata}}},"w":{{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#);
+        dir(&[(name, &file(&header(&entries), 8))])
+    };
+    let partition = "partition-00001-of-00002.safetensors";
+    for (name, metadata) in
+        [(SHARD, at_the_start), (SHARD, elsewhere), ("model.safetensors", elsewhere), (partition, r#""partitions":"{}""#)]
+    {
+        let shard = with(name, &format!(",{metadata}"));
+        refused(shard.path(), ErrorKind::Checkpoint, &["one rank's shards", "not whole tensors", name]);
+        refused(&shard.path().join(name), ErrorKind::Checkpoint, &["one rank's shards"]);
     }
-    let plain = r#""__metadata__":{"format":"pt"},"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}"#;
-    assert!(Checkpoint::open(dir(&[("model.safetensors", &file(&header(plain), 8))]).path()).is_ok());
+    for (name, metadata) in [("model-00001-of-00001.safetensors", format!(",{at_the_start}")), (SHARD, String::new())] {
+        assert!(Checkpoint::open(with(name, &metadata).path()).is_ok(), "{name} {metadata}");
+    }
 }
 
 #[test]
