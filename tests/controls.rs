@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt,
+    os::unix::{fs::PermissionsExt, process::CommandExt},
     path::Path,
     process::Stdio,
     time::{Duration, Instant},
@@ -137,25 +137,42 @@ fn wait_for_bytes(process: u32, bytes: u64) {
     while read() < bytes && started.elapsed() < Duration::from_secs(60) {
         std::thread::yield_now();
     }
+    assert!(read() >= bytes, "the load did not come so far");
 }
 
-/// The signal is sent once the load is well under way, by the operating system's count of what it read.
+/// Signals are sent once the load is well under way, by the operating system's count of what it read. A terminal that goes hangs up twice;
+/// under nohup nothing hears of it.
 #[test]
 fn a_signal_stops_a_load_with_its_own_exit_code() {
     let dir = tempfile::tempdir().unwrap();
     let model = dir.path().join("model");
     Qwen3::B1_7.write_sparse(&model).unwrap();
     let config = fsdp2_config(dir.path(), &model, 1, Some("checkpoint"));
-    let mut command = shardwright();
-    command.args(["load", config.to_str().unwrap(), "--world-size", "8", "--rank", "1", "--threads", "1", "--block-size", "4096"]);
-    command.args(["--direct", "--queue-depth", "1"]); // nothing faster than a page at a time
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    wait_for_bytes(child.id(), 4 << 20);
-    // SAFETY: a signal to our own child, which was not waited for yet.
-    unsafe { libc::kill(i32::try_from(child.id()).unwrap(), libc::SIGINT) };
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
-    assert!(stderr(&output).contains("cancelled"), "{}", stderr(&output));
+    for (nohup, signals) in [(false, &[libc::SIGINT][..]), (false, &[libc::SIGHUP, libc::SIGHUP]), (true, &[libc::SIGHUP, libc::SIGINT])] {
+        let mut command = shardwright();
+        command.args(["load", config.to_str().unwrap(), "--world-size", "8", "--rank", "1", "--threads", "1", "--block-size", "4096"]);
+        command.args(["--direct", "--queue-depth", "1"]); // nothing faster than a page at a time
+        let hangup = if nohup { libc::SIG_IGN } else { libc::SIG_DFL };
+        // SAFETY: `signal` may be called between fork and exec.
+        unsafe {
+            command.pre_exec(move || {
+                libc::signal(libc::SIGHUP, hangup);
+                Ok(())
+            })
+        };
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let id = i32::try_from(child.id()).unwrap();
+        for (i, &signal) in signals.iter().enumerate() {
+            if i == 0 || nohup {
+                wait_for_bytes(child.id(), (4 << 20) * (i as u64 + 1));
+            }
+            // SAFETY: a signal to our own child, which was not waited for yet.
+            unsafe { libc::kill(id, signal) };
+        }
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(130), "{signals:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains("cancelled"), "{signals:?}: {}", stderr(&output));
+    }
 }
 
 /// A flag that is out of range is a fault of the command line, told by the flag's name.

@@ -1,16 +1,18 @@
 //! Standard output and the files that commands write for people and programs. Shards are the engine's.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
-    io::{self, Read, Write},
+    io::{self, BufReader, Write},
     path::{Path, PathBuf},
 };
 
+use serde::de::IgnoredAny;
 use shardwright_core::text::harmless;
 
 use crate::exit::{Exit, Failure};
 
-/// What a file begins with that a command may write anew. Anything else that lies there is somebody's.
+/// A file that a command may write anew. Anything else that lies there is somebody's.
 #[derive(Clone, Copy, Debug)]
 pub enum Written {
     /// `load --report`.
@@ -20,26 +22,28 @@ pub enum Written {
 }
 
 impl Written {
-    fn start(self) -> &'static str {
+    /// Keys that an earlier one has, however somebody has formatted it since, and no other file.
+    fn keys(self) -> &'static [&'static str] {
         match self {
-            Self::Report => "{\n  \"strategy\":",
-            Self::Lock => "{\n  \"lock\":",
+            Self::Report => &["strategy", "totals"],
+            Self::Lock => &["lock", "values"],
         }
     }
 
     /// Refuses to replace what is no earlier one of its kind.
     fn may_replace(self, file: &Path) -> Result<(), Failure> {
-        let mut start = vec![0; self.start().len()];
-        let read = File::open(file).and_then(|f| f.take(start.len() as u64).read(&mut start));
-        let same = match read {
-            Ok(0) => true,
-            Ok(_) => start == self.start().as_bytes(),
-            Err(e) => return if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(Failure::output(file.display(), &e)) },
+        let open = match File::open(file) {
+            Ok(open) => open,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(e) => return Err(Failure::output(file.display(), &e)),
         };
+        let is_empty = open.metadata().is_ok_and(|m| m.len() == 0);
+        let found: Result<BTreeMap<String, IgnoredAny>, _> = serde_json::from_reader(BufReader::new(open));
+        if is_empty || found.is_ok_and(|found| self.keys().iter().all(|key| found.contains_key(*key))) {
+            return Ok(());
+        }
         let kind = format!("{self:?}").to_lowercase();
-        let refused =
-            || Failure::new(Exit::Io, format_args!("{} is there already and is no {kind}: nothing is written over it", file.display()));
-        if same { Ok(()) } else { Err(refused()) }
+        Err(Failure::new(Exit::Io, format_args!("{} is there already and is no {kind}: nothing is written over it", file.display())))
     }
 }
 

@@ -7,7 +7,7 @@ use shardwright_core::{
     diagnostic::{Diagnostic, ENVIRONMENT, Location, Severity, Source},
     registry::{ErasedConfig, Registry},
     strategy_config::Dialect,
-    tree::{Node, Value, yaml},
+    tree::{Entry, Node, Value, yaml},
 };
 
 use crate::{
@@ -71,6 +71,12 @@ impl Draft {
             diagnostics.push(Diagnostic::error("config-type", message).at(root.at.clone()));
             root = Node::map(Vec::new(), root.at);
         }
+        if let Some(key) = deepspeeds_own(&root) {
+            let message = format!("this is a DeepSpeed config, as '{}' shows, not the YAML of a training", key.key);
+            let help = "name it there: dist_config: {name: deepspeed, config_file: THIS FILE}";
+            diagnostics.push(Diagnostic::error("config-is-deepspeeds", message).at(key.at.clone()).help(help));
+            root = Node::map(Vec::new(), root.at);
+        }
         overrides::apply(&mut root, &sources[1], &mut diagnostics);
         let mut draft = Self {
             sources,
@@ -87,12 +93,6 @@ impl Draft {
             overrides::settle(&mut draft.root);
             let flat = resolved::unpack(&draft.root);
             draft.document = Some(std::mem::replace(&mut draft.root, flat));
-        }
-        if let Some(key) = DEEPSPEED.iter().find_map(|key| draft.root.entries().iter().find(|e| e.key == *key)) {
-            let message = format!("this is a DeepSpeed config, as '{}' shows, not the YAML of a training", key.key);
-            let help = "name it there: dist_config: {name: deepspeed, config_file: THIS FILE}";
-            draft.diagnostics.push(Diagnostic::error("config-is-deepspeeds", message).at(key.at.clone()).help(help));
-            draft.root = Node::map(Vec::new(), draft.root.at);
         }
         if accelerate::is_dialect(&draft.root) {
             draft.dialect = Dialect::Accelerate;
@@ -191,8 +191,13 @@ fn without(mut section: Section, errors: &[Diagnostic]) -> Section {
     section
 }
 
-/// Keys at the top of DeepSpeed's configs and of no YAML.
-const DEEPSPEED: [&str; 3] = ["zero_optimization", "train_micro_batch_size_per_gpu", "train_batch_size"];
+/// The key by which a file is a DeepSpeed config and no YAML of a training.
+fn deepspeeds_own(root: &Node) -> Option<&Entry> {
+    const KEYS: [&str; 3] = ["zero_optimization", "train_micro_batch_size_per_gpu", "train_batch_size"];
+    const TRAININGS: [&str; 4] = ["model", "dist_config", "train_dataset", "output_dir"];
+    let find = |key: &str| root.entries().iter().find(|e| e.key == key);
+    if TRAININGS.iter().any(|key| find(key).is_some()) { None } else { KEYS.iter().find_map(|key| find(key)) }
+}
 
 /// LLaMA-Factory's default.
 pub(super) const DEFAULT_MODEL: &str = "Qwen/Qwen3-4B-Instruct-2507";

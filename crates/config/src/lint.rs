@@ -38,7 +38,8 @@ impl Resolved {
         let floats: BTreeSet<&str> = model.tensors.iter().filter(|t| t.dtype.is_float()).map(|t| t.name.as_str()).collect();
         found.extend(unmatched("buffers", "float tensor", &self.buffers, &floats));
         if !self.units.is_empty() {
-            let modules = floats.iter().flat_map(|name| name.match_indices('.').map(|(dot, _)| &name[..dot])).collect();
+            let mut modules: BTreeSet<_> = floats.iter().flat_map(|name| name.match_indices('.').map(|(dot, _)| &name[..dot])).collect();
+            modules.extend(["lm_head", "embed_out"]); // modules all the same where their weights are tied and so not in the checkpoint
             found.extend(unmatched("units", "module", &self.units, &modules));
         }
         found

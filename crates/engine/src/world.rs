@@ -108,11 +108,18 @@ fn from_launchers(env: &impl Fn(&str) -> Option<String>) -> Result<Option<World>
     let mut chosen: Option<World> = None;
     for launcher in &LAUNCHERS {
         let [rank, size, local_rank, local_size] = launcher.variables;
+        if launcher.name == "srun" && in_batch_script(env) {
+            continue;
+        }
         let Some(r) = number(env, rank)? else { continue };
         let s = number(env, size)?;
         let shown = s.map_or_else(|| "unset".to_owned(), |s| s.to_string());
         let origin = format!("{}: {rank}={r}, {size}={shown}", launcher.name);
-        let locals = if local_size.is_empty() { slurm_tasks(env)? } else { number(env, local_size)? };
+        let locals = match local_size {
+            "" => slurm_tasks(env)?,
+            "LOCAL_WORLD_SIZE" => number(env, local_size)?.map_or_else(|| number(env, "LOCAL_SIZE"), |n| Ok(Some(n)))?, // DeepSpeed's
+            _ => number(env, local_size)?,
+        };
         let said = World { rank: Some(r), size: s, local_rank: number(env, local_rank)?, local_size: locals, origin };
         match &chosen {
             None => chosen = Some(said),
@@ -121,6 +128,12 @@ fn from_launchers(env: &impl Fn(&str) -> Option<String>) -> Result<Option<World>
         }
     }
     Ok(chosen)
+}
+
+/// True in a batch script, which is the task 0 of a job and no rank: Slurm tells its tasks, and them alone, the step that they are of.
+fn in_batch_script(env: &impl Fn(&str) -> Option<String>) -> bool {
+    let set = |name: &&str| env(name).is_some();
+    set(&"SLURM_JOB_ID") && !["SLURM_STEP_ID", "SLURM_STEPID", "SLURM_STEP_NODELIST"].iter().any(set)
 }
 
 /// Slurm's tasks on this node: of the list of all nodes, such as `8(x2),4`, the one of this node's number.
@@ -248,6 +261,16 @@ mod tests {
             assert!(needles.iter().all(|n| message.contains(n)), "{message}");
         }
         assert_eq!(detect(NONE, &[("WORLD_SIZE", "4")]), Ok((None, Some(4))));
+        // A batch script, what it starts, and a step.
+        let script = [("SLURM_JOB_ID", "7"), ("SLURM_PROCID", "0"), ("SLURM_NTASKS", "2")];
+        assert_eq!(detect(NONE, &script), Ok((None, None)));
+        let mpirun = [("OMPI_COMM_WORLD_RANK", "1"), ("OMPI_COMM_WORLD_SIZE", "2")];
+        assert_eq!(detect(NONE, &[&script[..], &mpirun].concat()), Ok((Some(1), Some(2))));
+        let deepspeed = [("RANK", "3"), ("LOCAL_RANK", "3"), ("WORLD_SIZE", "8"), ("LOCAL_SIZE", "8")];
+        assert_eq!(detect(NONE, &[&script[..], &deepspeed].concat()), Ok((Some(3), Some(8))));
+        assert_eq!(detect(NONE, &[&script[..], &[("SLURM_STEP_ID", "0")]].concat()), Ok((Some(0), Some(2))));
+        let one_a_node = [("SLURM_JOB_ID", "7"), ("SLURM_STEP_ID", "0"), ("SLURM_PROCID", "0"), ("SLURM_NTASKS", "1")];
+        assert_eq!(detect(NONE, &[&one_a_node[..], &deepspeed].concat()), Ok((Some(3), Some(8))));
         assert_eq!(detect(WorldFlags { rank: None, world_size: Some(2) }, &[("WORLD_SIZE", "abc")]), Ok((None, Some(2))));
     }
 

@@ -75,14 +75,15 @@ impl ModelDir {
     }
 }
 
-/// The first file that is missing from a numbered set, `NAME-00002-of-00005.safetensors`. Numbers start at 1, or at 0.
+/// The first file that is missing from a numbered set, `NAME-00002-of-00005.safetensors`. Numbers start at 1, or at 0, and have the five
+/// digits or more of Hugging Face's: `step-5-of-10` is no part.
 fn missing(names: &[String]) -> Option<String> {
     let mut sets: BTreeMap<(&str, &str), Vec<(u64, usize)>> = BTreeMap::new();
     for name in names {
         let stem = name.strip_suffix(".safetensors")?;
         let Some((rest, total)) = stem.rsplit_once("-of-") else { continue };
         let Some((prefix, number)) = rest.rsplit_once('-') else { continue };
-        let digits = |text: &str| !text.is_empty() && text.len() <= 9 && text.bytes().all(|b| b.is_ascii_digit());
+        let digits = |text: &str| (5..=9).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit());
         if digits(number) && digits(total) {
             sets.entry((prefix, total)).or_default().push((number.parse().ok()?, number.len()));
         }
@@ -106,10 +107,10 @@ mod tests {
         let gap = |names: &[&str]| missing(&names.iter().map(|n| format!("{n}.safetensors")).collect::<Vec<_>>());
         assert_eq!(gap(&["model-00001-of-00002", "model-00002-of-00002"]), None);
         assert_eq!(gap(&["model-00000-of-00002", "model-00001-of-00002"]), None);
-        assert_eq!(gap(&["a", "model-1-of-x", "x-of-3", "-of-"]), None);
+        assert_eq!(gap(&["a", "model-1-of-x", "x-of-3", "-of-", "model-step-5-of-10"]), None);
         assert_eq!(gap(&["model-00001-of-00003", "model-00003-of-00003"]).unwrap(), "model-00002-of-00003.safetensors");
         assert_eq!(gap(&["model-00002-of-00002"]).unwrap(), "model-00001-of-00002.safetensors");
-        assert_eq!(gap(&["a-1-of-1", "b-1-of-2"]).unwrap(), "b-2-of-2.safetensors");
+        assert_eq!(gap(&["a-00001-of-00001", "b-00001-of-00002"]).unwrap(), "b-00002-of-00002.safetensors");
         assert_eq!(gap(&["model-00001-of-999999999"]).unwrap(), "model-00002-of-999999999.safetensors");
     }
 }

@@ -57,11 +57,18 @@ struct Place {
     saved_offsets: Vec<u64>,
 }
 
+/// The value of our own `partitions`, by tensor, as far as it says that it is ours.
+#[derive(serde::Deserialize)]
+struct Partition {
+    #[serde(rename = "shape")]
+    _shape: Vec<u64>,
+}
+
 impl Kept {
     fn told_by(key: &str, value: &str) -> Self {
         let elsewhere = |places: BTreeMap<Cow<'_, str>, Place>| places.values().any(|p| p.saved_offsets.iter().any(|&o| o != 0));
         match key {
-            "partitions" => Self::Parts, // ours
+            "partitions" if serde_json::from_str::<BTreeMap<Cow<'_, str>, Partition>>(value).is_ok() => Self::Parts,
             "DCP_SHARDING_INFO" if serde_json::from_str(value).is_ok_and(elsewhere) => Self::Parts,
             "DCP_SHARDING_INFO" => Self::AtTheStart,
             _ => Self::Whole,
