@@ -99,6 +99,21 @@ fn launchers_say_which_rank_this_is() {
 
 /// A hub id is found in the local cache, whose snapshots are links into its blobs.
 #[test]
+fn a_resolution_says_who_told_the_worlds_size() {
+    let from = |flags: &[&str], variables: &[(&str, &str)]| {
+        let mut command = shardwright();
+        command.args(["resolve", "examples/fsdp2.yaml"]).current_dir(root()).args(flags).envs(variables.iter().copied());
+        let text = String::from_utf8(command.output().unwrap().stdout).unwrap();
+        let line = text.lines().find(|l| l.starts_with("mesh.world_size")).unwrap().to_owned();
+        line.split_whitespace().skip(1).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(from(&["--world-size", "4"], &[]), "4 command line");
+    assert_eq!(from(&[], &[("WORLD_SIZE", "4")]), "4 environment");
+    assert_eq!(from(&[], &[("RANK", "1"), ("WORLD_SIZE", "4")]), "4 environment");
+    assert_eq!(from(&[], &[]), "1 default");
+}
+
+#[test]
 fn a_hub_id_is_found_in_the_cache() {
     let dir = tempfile::tempdir().unwrap();
     let repo = dir.path().join("hub/models--acme--tiny");

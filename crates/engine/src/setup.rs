@@ -51,7 +51,7 @@ pub fn resolve(path: &Path, overrides: &[String], world: &World, registry: &Regi
         files: draft.files().into_iter().map(|name| (name.clone(), named_file(&name, &bases))).collect(),
         model: model.as_ref().ok().filter(|m| m.config_text.is_some()).map(ModelDir::facts).transpose()?,
         world_size: world.size,
-        world_size_is_flag: world.rank.is_none(),
+        world_size_is_flag: world.size_is_flag,
     };
     Ok(Setup { outcome: draft.resolve(&supplied, registry), model })
 }

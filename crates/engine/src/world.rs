@@ -13,6 +13,8 @@ pub struct World {
     pub rank: Option<u32>,
     /// Number of ranks; `None` where nobody says.
     pub size: Option<u32>,
+    /// Whether `--world-size` said so, and not the environment.
+    pub size_is_flag: bool,
     /// Rank among the processes of this machine.
     pub local_rank: Option<u32>,
     /// Processes on this machine.
@@ -59,7 +61,8 @@ impl World {
             None => {
                 let told = if flags.world_size.is_none() { number(&env, "WORLD_SIZE")? } else { None };
                 let origin = told.map_or_else(|| describe_flags(flags), |size| format!("{}, WORLD_SIZE={size}", describe_flags(flags)));
-                Self { rank: flags.rank, size: flags.world_size.or(told), local_rank: None, local_size: None, origin }
+                let (size, size_is_flag) = (flags.world_size.or(told), flags.world_size.is_some());
+                Self { rank: flags.rank, size, size_is_flag, local_rank: None, local_size: None, origin }
             }
         };
         world.checked()
@@ -120,7 +123,7 @@ fn from_launchers(env: &impl Fn(&str) -> Option<String>) -> Result<Option<World>
             "LOCAL_WORLD_SIZE" => number(env, local_size)?.map_or_else(|| number(env, "LOCAL_SIZE"), |n| Ok(Some(n)))?, // DeepSpeed's
             _ => number(env, local_size)?,
         };
-        let said = World { rank: Some(r), size: s, local_rank: number(env, local_rank)?, local_size: locals, origin };
+        let said = World { rank: Some(r), size: s, size_is_flag: false, local_rank: number(env, local_rank)?, local_size: locals, origin };
         match &chosen {
             None => chosen = Some(said),
             Some(first) if (first.rank, first.size) == (said.rank, said.size) || nested(first, &said, env) => {}
@@ -164,6 +167,7 @@ fn agree(mut launched: World, flags: WorldFlags) -> Result<World> {
     if flags.rank.is_some_and(|r| Some(r) != launched.rank) || flags.world_size.is_some_and(|s| launched.size.is_some_and(|l| l != s)) {
         return Err(disagree(&describe_flags(flags), &launched.origin));
     }
+    launched.size_is_flag = launched.size.is_none() && flags.world_size.is_some();
     launched.size = launched.size.or(flags.world_size);
     Ok(launched)
 }
