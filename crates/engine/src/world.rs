@@ -307,7 +307,14 @@ mod tests {
 
     #[test]
     fn a_world_is_set_once() {
-        let world = |rank| World { rank: Some(rank), size: Some(4), local_rank: None, local_size: None, origin: format!("--rank {rank}") };
+        let world = |rank| World {
+            rank: Some(rank),
+            size: Some(4),
+            size_is_flag: true,
+            local_rank: None,
+            local_size: None,
+            origin: format!("--rank {rank}"),
+        };
         let cell = WorldCell::default();
         assert_eq!(cell.set(world(1)).unwrap().rank, Some(1));
         assert!(cell.set(world(1)).is_ok());

@@ -57,8 +57,8 @@ impl Verifier<'_> {
         let shapes = |name: &str| originals.get(name).map(|o| o.stored.shape.as_slice());
         let gathered = match gather(shards.iter().map(|path| Safetensors::open(path, ErrorKind::Mismatch)), shapes)? {
             Ok(gathered) => gathered,
-            Err(what) => {
-                found.problem(mismatch(&self.dir, what));
+            Err(wrong) => {
+                wrong.into_iter().for_each(|what| found.problem(mismatch(&self.dir, what)));
                 return Ok(());
             }
         };

@@ -49,14 +49,12 @@ pub(super) struct Gathered {
 pub(super) fn gather<'a>(
     files: impl Iterator<Item = EngineResult<Safetensors>>,
     shapes: impl Fn(&str) -> Option<&'a [u64]>,
-) -> EngineResult<Result<BTreeMap<String, Gathered>, String>> {
-    let mut gathered = BTreeMap::new();
+) -> EngineResult<Result<BTreeMap<String, Gathered>, Vec<String>>> {
+    let (mut gathered, mut wrong) = (BTreeMap::new(), Vec::new());
     for (index, file) in files.enumerate() {
-        if let Err(what) = gather_file(&mut gathered, index, &file?, &shapes) {
-            return Ok(Err(what));
-        }
+        gather_file(&mut gathered, index, &file?, &shapes, &mut wrong);
     }
-    Ok(Ok(gathered))
+    Ok(if wrong.is_empty() { Ok(gathered) } else { Err(wrong) })
 }
 
 fn gather_file<'a>(
@@ -64,21 +62,29 @@ fn gather_file<'a>(
     index: usize,
     file: &Safetensors,
     shapes: impl Fn(&str) -> Option<&'a [u64]>,
-) -> Result<(), String> {
-    let parts = header::parts(&file.metadata).map_err(|what| format!("rank {index}: {what}"))?;
+    wrong: &mut Vec<String>,
+) {
+    let parts = match header::parts(&file.metadata) {
+        Ok(parts) => parts,
+        Err(what) => return wrong.push(format!("rank {index}: {what}")),
+    };
     for stored in &file.tensors {
-        let wrong = |what: &str| format!("tensor '{}': rank {index}: {what}", stored.name);
-        let shape = shapes(&stored.name).ok_or_else(|| wrong("the model has no such tensor"))?;
-        let part = parts.get(&stored.name).ok_or_else(|| wrong("its place is not told"))?;
-        let (runs, padding) = place(shape, &stored.shape, part).ok_or_else(|| wrong("its place is outside of the tensor"))?;
-        let all = gathered.entry(stored.name.clone()).or_default();
-        if all.dtype.is_some_and(|d| d != stored.dtype) {
-            return Err(wrong("it has another dtype than on lower ranks"));
+        let mut gather = || {
+            let shape = shapes(&stored.name).ok_or("the model has no such tensor")?;
+            let part = parts.get(&stored.name).ok_or("its place is not told")?;
+            let (runs, padding) = place(shape, &stored.shape, part).ok_or("its place is outside of the tensor")?;
+            let all = gathered.entry(stored.name.clone()).or_default();
+            if all.dtype.is_some_and(|d| d != stored.dtype) {
+                return Err("it has another dtype than on lower ranks");
+            }
+            all.dtype = Some(stored.dtype);
+            all.chunks.push(Chunk { file: index, start: stored.start, runs, padding });
+            Ok(())
+        };
+        if let Err(what) = gather() {
+            wrong.push(format!("tensor '{}': rank {index}: {what}", stored.name));
         }
-        all.dtype = Some(stored.dtype);
-        all.chunks.push(Chunk { file: index, start: stored.start, runs, padding });
     }
-    Ok(())
 }
 
 /// The runs of a part of a tensor; `None` where it does not lie inside, or is cut along more than one dim.
