@@ -1,8 +1,8 @@
-//! Loads to a device, timed by CUDA events, as a ratio to a pinned copy of the bytes that must cross, in the same run. Files are hot; ring and
-//! kernels are those of an earlier load, but in the rows that say "first", which pin and compile too, as a process's only load does.
+//! Loads to a device, timed by CUDA events, as a ratio to a pinned copy of the bytes that must cross, in the same run. Files are hot; ring
+//! and kernels are those of an earlier load, but in the rows that say "first", which pin and compile too, as a process's only load does.
 //!
-//! `cargo bench --bench gpu`; BENCH_MIB sets the source bytes (4096, less on a small card), BENCH_DIR where the file goes, PYTHON the interpreter whose torch is
-//! compared. Without a device it says so by name.
+//! `cargo bench --bench gpu`; BENCH_MIB sets the source bytes (4096, less on a small card), BENCH_DIR where the file goes, PYTHON the
+//! interpreter whose torch is compared. Without a device it says so by name.
 
 #[path = "../tests/gpu/cases.rs"]
 #[expect(dead_code, reason = "the bench uses a part of the tests' cases")]
@@ -22,7 +22,7 @@ use shardwright::{
     core::{DType, Mesh, Placement, ShardPlan},
     engine::{
         Checkpoint, IoOptions, Loader,
-        device::{DeviceOptions, Devices, Narrow, probe},
+        device::{DeviceOptions, Devices, Narrow, kernel_module, probe},
     },
 };
 
@@ -30,8 +30,6 @@ const ROUNDS: usize = 5;
 const MIB: u64 = 1 << 20;
 /// The share of a pinned copy that is asked for.
 const ASKED: f64 = 0.85;
-/// The kernels as they are shipped.
-const PTX: &str = include_str!("../crates/engine/src/device/kernels/cast.ptx");
 
 fn main() -> Result<(), Box<dyn Error>> {
     let driver = match probe() {
@@ -204,11 +202,7 @@ impl Clock {
         let (a, b) = (from.bits() / 8, to.bits() / 8);
         let count = u32::try_from(256 * MIB / a / TILE)?;
         let entry = format!("cast_{}_{}", name(from), name(to));
-        // Its module alone, as the engine loads it.
-        let head = PTX.split("\t// .globl").next().unwrap_or_default();
-        let body = PTX.split("\t// .globl").find(|part| part.contains(&format!(".entry {entry}("))).ok_or("no such kernel")?;
-        let body = body.split_once('\n').map_or("", |(_name, body)| body);
-        let (ptx, entry) = (CString::new(format!("{head}\n{body}"))?, CString::new(entry)?);
+        let (ptx, entry) = (CString::new(kernel_module(&entry).ok_or("no such kernel")?)?, CString::new(entry)?);
         // SAFETY: the tiles lie inside both buffers, which are given back, as the tiles are, after the last launch has been waited for; the
         // parameters are the kernel's two addresses.
         unsafe {

@@ -1,14 +1,13 @@
 //! What is odd about a checkpoint under a config: float tensors that are likely buffers, though nothing in a checkpoint says so, and globs
 //! that match nothing.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use shardwright_core::{Globs, ModelMeta, TensorMeta, suggest::nearest, text::shown};
+use shardwright_core::{Globs, ModelMeta, suggest::nearest, text::shown};
 
 use crate::Resolved;
 
-/// What transformers calls the float buffers that it writes into checkpoints, in models of the most kinds first. Read off the models of
-/// transformers 5.24; names that as many models give to parameters (`positional_embedding`) are left out.
+/// What transformers calls the float buffers that it writes into checkpoints. Read off the models of transformers 5.24; names that as many models give to parameters (`positional_embedding`) are left out.
 const USUAL: [&str; 18] = [
     "inv_freq",
     "e_score_correction_bias",
@@ -35,10 +34,12 @@ impl Resolved {
     #[must_use]
     pub fn lint(&self, model: &ModelMeta) -> Vec<String> {
         let mut found = likely_buffers(model, &self.buffers);
-        let floats: BTreeSet<&str> = model.tensors.iter().filter(|t| t.dtype.is_float()).map(|t| t.name.as_str()).collect();
-        found.extend(unmatched("buffers", "float tensor", &self.buffers, &floats));
+        let floats = || model.tensors.iter().filter(|t| t.dtype.is_float()).map(|t| t.name.as_str());
+        if !self.buffers.is_empty() {
+            found.extend(unmatched("buffers", "float tensor", &self.buffers, &floats().collect()));
+        }
         if !self.units.is_empty() {
-            let mut modules: BTreeSet<_> = floats.iter().flat_map(|name| name.match_indices('.').map(|(dot, _)| &name[..dot])).collect();
+            let mut modules: BTreeSet<_> = floats().flat_map(|name| name.match_indices('.').map(|(dot, _)| &name[..dot])).collect();
             modules.extend(["lm_head", "embed_out"]); // modules all the same where their weights are tied and so not in the checkpoint
             found.extend(unmatched("units", "module", &self.units, &modules));
         }
@@ -48,20 +49,25 @@ impl Resolved {
 
 /// Float tensors by the last part of their names, except what the user calls buffers anyway.
 fn likely_buffers(model: &ModelMeta, buffers: &Globs) -> Vec<String> {
-    let parameters = || model.tensors.iter().filter(|t| t.dtype.is_float() && !buffers.matches(&t.name));
-    let named = |name: &'static str| {
-        let mut all = parameters().filter(move |t: &&TensorMeta| t.name.rsplit('.').next() == Some(name));
-        let (first, more) = (shown(&all.next()?.name).into_owned(), all.count());
-        let taken = match more {
-            0 => format!("'{first}' is taken for a parameter"),
-            _ => format!("'{first}' and {more} more '{name}' are taken for parameters"),
+    let mut found: BTreeMap<&str, (&str, usize)> = BTreeMap::new(); // by last part: the first name, and how many there are
+    for tensor in &model.tensors {
+        let last = tensor.name.rsplit('.').next().unwrap_or_default();
+        if USUAL.contains(&last) && tensor.dtype.is_float() && !buffers.matches(&tensor.name) {
+            found.entry(last).or_insert((&tensor.name, 0)).1 += 1;
+        }
+    }
+    let say = |(name, (first, count)): (&str, (&str, usize))| {
+        let first = shown(first);
+        let taken = match count {
+            1 => format!("'{first}' is taken for a parameter"),
+            _ => format!("'{first}' and {} more '{name}' are taken for parameters", count - 1),
         };
-        Some(format!(
+        format!(
             "{taken}; transformers has float buffers of that name, which are whole on every rank and never cast: if your model does too, set \
              shardwright: {{buffers: [\"*{name}\"]}}"
-        ))
+        )
     };
-    USUAL.into_iter().filter_map(named).collect()
+    found.into_iter().map(say).collect()
 }
 
 fn unmatched(key: &str, what: &str, globs: &Globs, names: &BTreeSet<&str>) -> Vec<String> {

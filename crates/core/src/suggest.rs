@@ -1,18 +1,27 @@
 //! The nearest known word to a mistyped one.
 
+/// Characters of a word at most: what is longer was not typed, and comparing takes the product of both lengths.
+const LONGEST: usize = 256;
+
 /// The candidate nearest to `word`, if one is near enough to be meant.
 pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let word = word.to_lowercase();
-    candidates
-        .into_iter()
-        .map(|c| (strsim::damerau_levenshtein(&word, &c.to_lowercase()), c))
-        .filter(|(distance, c)| {
-            let shorter = word.chars().count().min(c.chars().count());
-            // Of one letter, another letter is no misspelling.
-            *distance <= 1 + shorter / 4 && (*distance < shorter || *distance == 0)
-        })
-        .min()
-        .map(|(_, c)| c)
+    let length = word.chars().count();
+    if length > LONGEST {
+        return None;
+    }
+    let near = |c: &'a str| {
+        let other = c.chars().count();
+        let shorter = length.min(other);
+        let most = 1 + shorter / 4;
+        if length.abs_diff(other) > most {
+            return None; // it takes so many insertions alone
+        }
+        let distance = strsim::damerau_levenshtein(&word, &c.to_lowercase());
+        // Of one letter, another letter is no misspelling.
+        (distance <= most && (distance < shorter || distance == 0)).then_some((distance, c))
+    };
+    candidates.into_iter().filter_map(near).min().map(|(_, c)| c)
 }
 
 #[cfg(test)]
@@ -26,5 +35,13 @@ mod tests {
         assert_eq!(nearest("a", ["r"]), None);
         assert_eq!(nearest("R", ["r"]), Some("r"));
         assert_eq!(nearest("banana", ["fsdp2", "zero3"]), None);
+    }
+
+    /// Compared letter by letter, these would take days and terabytes.
+    #[test]
+    fn what_nobody_typed_is_not_compared() {
+        let (long, longer) = ("z".repeat(1 << 20), "z".repeat((1 << 20) + 1));
+        assert_eq!(nearest(&long, [longer.as_str(), "z"]), None);
+        assert_eq!(nearest("zero3", [long.as_str(), "zero2"]), Some("zero2"));
     }
 }

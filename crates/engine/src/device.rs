@@ -14,6 +14,8 @@ mod shards;
 
 use std::sync::Arc;
 
+#[doc(hidden)]
+pub use self::kernels::module as kernel_module;
 pub use self::{
     choose::{DeviceChoice, DeviceRequest, choose},
     driver::{DeviceInfo, Driver, probe},

@@ -90,6 +90,7 @@ fn missing(names: &[String]) -> Option<String> {
     }
     sets.into_iter().find_map(|((prefix, total), mut found)| {
         found.sort_unstable();
+        found.dedup_by_key(|f| f.0);
         let first = u64::from(found[0].0 != 0);
         let count: u64 = total.parse().ok()?;
         let gap =

@@ -1,9 +1,12 @@
 //! The strict reader of a safetensors header: 8 bytes of length, JSON, and the proof that the tensors tile the data exactly.
 //! It trusts nothing: lengths are capped, arithmetic is checked, duplicate names are found.
 
-use std::{borrow::Cow, collections::BTreeMap, fmt, fs::File, os::unix::fs::FileExt, path::Path};
+use std::{borrow::Cow, fmt, fs::File, marker::PhantomData, os::unix::fs::FileExt, path::Path};
 
-use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::{
+    Deserialize,
+    de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor},
+};
 use shardwright_core::{DType, model::numel};
 
 use crate::{
@@ -52,13 +55,13 @@ pub(super) enum Kept {
 }
 
 /// The value of `DCP_SHARDING_INFO`, by tensor.
-#[derive(serde::Deserialize)]
+#[derive(Deserialize)]
 struct Place {
     saved_offsets: Vec<u64>,
 }
 
 /// The value of our own `partitions`, by tensor, as far as it says that it is ours.
-#[derive(serde::Deserialize)]
+#[derive(Deserialize)]
 struct Partition {
     #[serde(rename = "shape")]
     _shape: Vec<u64>,
@@ -66,14 +69,33 @@ struct Partition {
 
 impl Kept {
     fn told_by(key: &str, value: &str) -> Self {
-        let elsewhere = |places: BTreeMap<Cow<'_, str>, Place>| places.values().any(|p| p.saved_offsets.iter().any(|&o| o != 0));
+        let mut elsewhere = false;
         match key {
-            "partitions" if serde_json::from_str::<BTreeMap<Cow<'_, str>, Partition>>(value).is_ok() => Self::Parts,
-            "DCP_SHARDING_INFO" if serde_json::from_str(value).is_ok_and(elsewhere) => Self::Parts,
+            "partitions" if each(value, |_: Partition| ()) => Self::Parts,
+            "DCP_SHARDING_INFO" if each(value, |p: Place| elsewhere |= p.saved_offsets.iter().any(|&o| o != 0)) && elsewhere => Self::Parts,
             "DCP_SHARDING_INFO" => Self::AtTheStart,
             _ => Self::Whole,
         }
     }
+}
+
+/// Shows every value of a JSON object to `f`, one at a time: a text may be as long as a header. False where it is none of such values.
+fn each<T: for<'de> Deserialize<'de>>(text: &str, f: impl FnMut(T)) -> bool {
+    struct Each<F, T>(F, PhantomData<T>);
+    impl<'de, F: FnMut(T), T: Deserialize<'de>> Visitor<'de> for Each<F, T> {
+        type Value = ();
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
+        }
+        fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
+            while let Some((_, value)) = map.next_entry::<IgnoredAny, T>()? {
+                self.0(value);
+            }
+            Ok(())
+        }
+    }
+    let mut json = serde_json::Deserializer::from_str(text);
+    json.deserialize_map(Each(f, PhantomData)).and_then(|()| json.end()).is_ok()
 }
 
 /// Reads the header of a file of `size` bytes.
@@ -260,7 +282,7 @@ impl<'de> Visitor<'de> for MetadataSeed<'_> {
 /// A string, and nothing else.
 struct Text<'a>(Cow<'a, str>);
 
-impl<'de> serde::Deserialize<'de> for Text<'de> {
+impl<'de> Deserialize<'de> for Text<'de> {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         struct String;
         impl<'de> Visitor<'de> for String {

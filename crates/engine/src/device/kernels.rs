@@ -58,8 +58,8 @@ impl Tile {
     }
 }
 
-/// The text of a module with that kernel alone: the driver compiles what is needed and no more.
-pub(crate) fn module(name: &str) -> Option<String> {
+/// The text of a module with that kernel alone: the driver compiles what is needed and no more. For the bench, too.
+pub fn module(name: &str) -> Option<String> {
     let entry = format!(".visible .entry {name}(");
     let first = PTX.find("\t// .globl")?;
     let start = PTX.find(&entry)?;

@@ -1,4 +1,4 @@
-//! The ring's memory, kept from one load to the next: to pin it takes as long as to bring hundreds of times its bytes to a device.
+//! The ring's memory, kept from one load to the next: it is pinned once, not for each.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -55,13 +55,8 @@ impl Verifier<'_> {
             .collect();
         let shards: Vec<PathBuf> = self.manifest.ranks.iter().map(|rank| self.dir.join(&rank.shard.name)).collect();
         let shapes = |name: &str| originals.get(name).map(|o| o.stored.shape.as_slice());
-        let gathered = match gather(shards.iter().map(|path| Safetensors::open(path, ErrorKind::Mismatch)), shapes)? {
-            Ok(gathered) => gathered,
-            Err(wrong) => {
-                wrong.into_iter().for_each(|what| found.problem(mismatch(&self.dir, what)));
-                return Ok(());
-            }
-        };
+        let files = shards.iter().map(|path| Safetensors::open(path, ErrorKind::Mismatch));
+        let Some(gathered) = gather(files, shapes, |what| found.problem(mismatch(&self.dir, what)))? else { return Ok(()) };
         let originals: Vec<Original<'_>> = originals.into_values().collect();
         let compared = parallel::map(&originals, |original| self.compare_tensor(*original, &shards, &gathered))?;
         compared.into_iter().for_each(|tensor| found.add(tensor));

@@ -45,16 +45,21 @@ pub(super) struct Gathered {
 }
 
 /// Every tensor of the shard files that come, one at a time and in the order of the ranks, by name; `shapes` gives the whole tensors'
-/// shapes. In it, what is wrong with them: a tensor that is nobody's, or a chunk that does not fit it.
+/// shapes. `None` where something is wrong with them, such as a tensor that is nobody's or a chunk that does not fit: `wrong` hears of each.
 pub(super) fn gather<'a>(
     files: impl Iterator<Item = EngineResult<Safetensors>>,
     shapes: impl Fn(&str) -> Option<&'a [u64]>,
-) -> EngineResult<Result<BTreeMap<String, Gathered>, Vec<String>>> {
-    let (mut gathered, mut wrong) = (BTreeMap::new(), Vec::new());
+    mut wrong: impl FnMut(String),
+) -> EngineResult<Option<BTreeMap<String, Gathered>>> {
+    let (mut gathered, mut is_whole) = (BTreeMap::new(), true);
+    let mut told = |what| {
+        is_whole = false;
+        wrong(what);
+    };
     for (index, file) in files.enumerate() {
-        gather_file(&mut gathered, index, &file?, &shapes, &mut wrong);
+        gather_file(&mut gathered, index, &file?, &shapes, &mut told);
     }
-    Ok(if wrong.is_empty() { Ok(gathered) } else { Err(wrong) })
+    Ok(is_whole.then_some(gathered))
 }
 
 fn gather_file<'a>(
@@ -62,11 +67,11 @@ fn gather_file<'a>(
     index: usize,
     file: &Safetensors,
     shapes: impl Fn(&str) -> Option<&'a [u64]>,
-    wrong: &mut Vec<String>,
+    wrong: &mut impl FnMut(String),
 ) {
     let parts = match header::parts(&file.metadata) {
         Ok(parts) => parts,
-        Err(what) => return wrong.push(format!("rank {index}: {what}")),
+        Err(what) => return wrong(format!("rank {index}: {what}")),
     };
     for stored in &file.tensors {
         let mut gather = || {
@@ -82,7 +87,7 @@ fn gather_file<'a>(
             Ok(())
         };
         if let Err(what) = gather() {
-            wrong.push(format!("tensor '{}': rank {index}: {what}", stored.name));
+            wrong(format!("tensor '{}': rank {index}: {what}", stored.name));
         }
     }
 }
