@@ -71,7 +71,12 @@ pub fn choose(
     let driver = match probe() {
         Ok(driver) => driver,
         Err(why) if request == DeviceRequest::Auto => return Ok(DeviceChoice { ordinals: None, reason: why }),
-        Err(why) => return Err(EngineError::new(ErrorKind::Device, format!("device {request} was asked for, but {why}"))),
+        Err(why) => {
+            return Err(EngineError::new(
+                ErrorKind::Device,
+                format!("device {request} was asked for, but {why}; 'auto' goes on without one"),
+            ));
+        }
     };
     let count = u32::try_from(driver.devices.len()).unwrap_or(u32::MAX);
     let visible = |n: u32| if n == 1 { "1 visible device".to_owned() } else { format!("{n} visible devices") };
@@ -164,7 +169,7 @@ mod tests {
         assert_eq!((auto.ordinals, auto.reason.as_str()), (None, "there is no CUDA driver"));
         let error = choose(DeviceRequest::Cuda(None), none, None, &[0]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Device);
-        assert_eq!(error.to_string(), "device cuda was asked for, but there is no CUDA driver");
+        assert_eq!(error.to_string(), "device cuda was asked for, but there is no CUDA driver; 'auto' goes on without one");
         let error = choose(DeviceRequest::Cuda(Some(2)), || driver(2), None, &[0]).unwrap_err();
         assert!(error.to_string().contains("no device 2") && error.to_string().contains("below 2"), "{error}");
     }
