@@ -1,0 +1,1 @@
+"""shardwright for Python."""
