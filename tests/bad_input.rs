@@ -167,6 +167,44 @@ fn pipes_in_the_place_of_files() {
     }
 }
 
+/// Where a report or a lock is to be written too: opening a pipe would wait for a reader.
+#[test]
+fn pipes_in_the_place_of_outputs() {
+    let dir = model(&safetensors(r#"{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#, 8));
+    let pipe = dir.path().join("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let config = dir.path().join("train.yaml");
+    for path in [pipe.as_path(), Path::new("/dev/null")] {
+        let name = path.to_str().unwrap();
+        let needles = [name, "not a regular file", "--format json"];
+        check("--report", &load(dir.path(), &["--report", name]), IO, &needles);
+        check("--lock", &run(["resolve", config.to_str().unwrap(), "--lock", name]), IO, &needles);
+    }
+}
+
+/// Paths are bytes: one that is not UTF-8 is as good as another.
+#[test]
+fn paths_that_are_not_utf8() {
+    use std::os::unix::ffi::OsStrExt as _;
+    let dir = model(&safetensors(r#"{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#, 8));
+    let odd = dir.path().join(std::ffi::OsStr::from_bytes(b"caf\xe9"));
+    fs::rename(dir.path().join("model"), &odd).unwrap();
+    let inspected = run(["inspect".as_ref(), odd.as_os_str()]);
+    assert!(inspected.status.success(), "{}", stderr(&inspected));
+    fs::create_dir(dir.path().join("model")).unwrap();
+    fs::copy(odd.join("model.safetensors"), dir.path().join("model/model.safetensors")).unwrap();
+    let shards = dir.path().join(std::ffi::OsStr::from_bytes(b"shards\xff"));
+    let config = fsdp2_config(dir.path(), &dir.path().join("model"), 1, None);
+    let saved = run(["load".as_ref(), config.as_os_str(), "--save".as_ref(), shards.as_os_str()]);
+    assert!(saved.status.success(), "{}", stderr(&saved));
+    let verified = run(["verify".as_ref(), shards.as_os_str(), "--against".as_ref(), odd.as_os_str()]);
+    assert!(verified.status.success(), "{}", stderr(&verified));
+    let text = String::from_utf8(verified.stdout).unwrap();
+    assert!(text.contains("on 1 rank, 1 tensor\n"), "{text}");
+    check("inspect ''", &run(["inspect", ""]), 2, &["MODEL is empty"]);
+    check("--against ''", &run(["verify".as_ref(), shards.as_os_str(), "--against".as_ref(), "".as_ref()]), 2, &["--against is empty"]);
+}
+
 /// Nobody's names steer the terminal: not in errors, not in tables, not in JSON, which keeps its meaning.
 #[test]
 fn names_that_would_steer_a_terminal() {

@@ -3,7 +3,7 @@
 use std::{
     fs,
     os::unix::{fs::PermissionsExt, process::CommandExt},
-    path::Path,
+    path::{Path, PathBuf},
     process::Stdio,
     time::{Duration, Instant},
 };
@@ -173,6 +173,126 @@ fn a_signal_stops_a_load_with_its_own_exit_code() {
         assert_eq!(output.status.code(), Some(130), "{signals:?}: {}", stderr(&output));
         assert!(stderr(&output).contains("cancelled"), "{signals:?}: {}", stderr(&output));
     }
+}
+
+/// A checkpoint of many files, so that headers are read on threads where there are any, and its config.
+fn many_files(dir: &Path) -> (PathBuf, PathBuf) {
+    let model = dir.join("model");
+    let tensors: Vec<_> =
+        (0..40).map(|i| shardwright_core::TensorMeta::new(format!("w{i:02}"), shardwright_core::DType::BF16, [64u64, 64])).collect();
+    write_checkpoint(&model, &tensors, 8192, Content::Sparse).unwrap();
+    assert!(fs::read_dir(&model).unwrap().count() > 32);
+    let config = fsdp2_config(dir, &model, 1, Some("checkpoint"));
+    (model, config)
+}
+
+/// A shell that sets a limit, then becomes the program; so does every process that runs under one.
+fn limited(limit: &str, args: &[&std::ffi::OsStr]) -> std::process::Command {
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", &format!("{limit} && exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_shardwright")]).args(args);
+    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("RUST_BACKTRACE", "1");
+    command
+}
+
+/// `pids.max` and `RLIMIT_NPROC` refuse threads to whoever is not root: every command goes on with those it has.
+#[test]
+fn no_command_needs_more_threads_than_there_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, config) = many_files(dir.path());
+    let shards = dir.path().join("out/shards");
+    fs::create_dir(dir.path().join("out")).unwrap();
+    let program = dir.path().join("shardwright");
+    fs::copy(env!("CARGO_BIN_EXE_shardwright"), &program).unwrap();
+    for (path, mode) in [(dir.path(), 0o755), (&model, 0o755), (config.as_path(), 0o644), (&dir.path().join("out"), 0o777)] {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let run = |processes: libc::rlim_t, args: &[&std::ffi::OsStr]| {
+        let run = || {
+            let mut command = std::process::Command::new(&program);
+            command.args(args).env_clear().current_dir(dir.path());
+            // SAFETY: geteuid only asks.
+            let root = unsafe { libc::geteuid() } == 0;
+            // For a user of its own, so many threads; for the user who runs the tests, fewer than run already.
+            let most = libc::rlimit { rlim_cur: processes, rlim_max: processes };
+            // SAFETY: both are only system calls, which may be made between fork and exec.
+            unsafe {
+                command.pre_exec(move || {
+                    if root && libc::setuid(61_000 + libc::uid_t::try_from(std::process::id() % 4000).unwrap_or(0)) != 0 {
+                        return Err(std::io::Error::last_os_error());
+                    }
+                    match libc::setrlimit(libc::RLIMIT_NPROC, &raw const most) {
+                        0 => Ok(()),
+                        _ => Err(std::io::Error::last_os_error()),
+                    }
+                })
+            };
+            command.output()
+        };
+        // A copy that another thread's fork still holds open for writing is busy.
+        (0..100).find_map(|_| run().map_err(|_| std::thread::sleep(Duration::from_millis(20))).ok()).unwrap()
+    };
+    let ok = |what: &str, args: &[&std::ffi::OsStr]| {
+        let output = run(1, args);
+        assert_eq!(output.status.code(), Some(0), "{what}: {}", stderr(&output));
+    };
+    ok("inspect", &["inspect".as_ref(), model.as_ref()]);
+    // The loader needs one beside the main thread; with that one everything goes on.
+    let load = ["load".as_ref(), config.as_os_str(), "--world-size".as_ref(), "4".as_ref(), "--save".as_ref(), shards.as_os_str()];
+    let loaded = run(2, &load);
+    if loaded.status.code() != Some(0) {
+        assert!(loaded.status.code() == Some(6) && stderr(&loaded).contains("cannot start a thread"), "{}", stderr(&loaded));
+        let free = shardwright().args(load).output().unwrap();
+        assert!(free.status.success(), "{}", stderr(&free));
+        for entry in fs::read_dir(&shards).unwrap() {
+            fs::set_permissions(entry.unwrap().path(), fs::Permissions::from_mode(0o644)).unwrap();
+        }
+        fs::set_permissions(&shards, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    ok("verify", &["verify".as_ref(), shards.as_ref(), "--against".as_ref(), model.as_ref()]);
+}
+
+/// Beyond `ulimit -f` a write fails, is reported with exit code 6, and nothing is left.
+#[test]
+fn a_file_size_limit_is_a_failed_write() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = fsdp2_config(dir.path(), &checkpoint("tiny-qwen3-bf16"), 1, None);
+    let (shards, report) = (dir.path().join("shards"), dir.path().join("report.json"));
+    for (flag, path) in [("--save", &shards), ("--report", &report)] {
+        let output = limited("ulimit -f 8", &["load".as_ref(), config.as_os_str(), flag.as_ref(), path.as_os_str()]).output().unwrap();
+        assert_eq!(output.status.code(), Some(6), "{flag}: {:?} {}", output.status, stderr(&output));
+        assert!(stderr(&output).contains("File too large"), "{flag}: {}", stderr(&output));
+    }
+    let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left, ["train.yaml"], "nothing is left behind");
+}
+
+/// However little address space there is, every command ends, and with a documented exit code or the allocator's abort; none hangs.
+#[test]
+fn a_tight_address_space_ends_every_command() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, config) = many_files(dir.path());
+    let shards = dir.path().join("shards");
+    let saved = shardwright().args(["load".as_ref(), config.as_os_str(), "--save".as_ref(), shards.as_os_str()]).output().unwrap();
+    assert!(saved.status.success(), "{}", stderr(&saved));
+    let mut done = 0;
+    for kilobytes in [12_000, 16_000, 20_000, 24_000, 32_000, 64_000, 1_000_000] {
+        let limit = format!("ulimit -v {kilobytes}");
+        for args in [&["verify".as_ref(), shards.as_os_str()][..], &["inspect".as_ref(), model.as_os_str()]] {
+            let mut child = limited(&limit, args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+            let started = Instant::now();
+            let status = loop {
+                if let Some(status) = child.try_wait().unwrap() {
+                    break status;
+                }
+                assert!(started.elapsed() < Duration::from_secs(60), "{args:?} hangs under {limit}");
+                std::thread::sleep(Duration::from_millis(5));
+            };
+            let told = std::io::read_to_string(child.stderr.take().unwrap()).unwrap();
+            assert!(!told.contains("panicked"), "{args:?} under {limit}: {status} {told}");
+            done += usize::from(status.success());
+        }
+    }
+    assert!(done >= 2, "a gigabyte is enough for both");
 }
 
 /// A flag that is out of range is a fault of the command line, told by the flag's name.

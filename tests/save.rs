@@ -159,6 +159,47 @@ fn a_save_is_replaced_only_when_asked() {
     ends(&run(["load", "x.yaml", "--overwrite"]), 2, &["--save"]);
 }
 
+/// A copy of the model on every node: `cp` without `-p` changes the times, and no rank may take the other for one of another source.
+#[test]
+fn ranks_that_read_copies_of_one_model_complete_each_other() {
+    let dir = TempDir::new().unwrap();
+    let model = checkpoint("tiny-qwen3-bf16");
+    let shards = dir.path().join("shards");
+    let copy = |name: &str, seconds: u64| {
+        let node = dir.path().join(name);
+        fs::create_dir_all(node.join("model")).unwrap();
+        for (file, bytes) in contents(&model) {
+            fs::write(node.join("model").join(&file), bytes).unwrap();
+            let time = std::time::UNIX_EPOCH + Duration::from_secs(seconds);
+            fs::File::options().append(true).open(node.join("model").join(file)).unwrap().set_modified(time).unwrap();
+        }
+        fsdp2_config(&node, &node.join("model"), 1, None)
+    };
+    let (one, two) = (copy("one", 1_000_000), copy("two", 2_000_000));
+    good(&save(&one, 2, &shards, &["--rank", "0"]));
+    let last = save(&two, 2, &shards, &["--rank", "1"]);
+    good(&last);
+    assert!(String::from_utf8_lossy(&last.stdout).contains("the directory is complete"), "{last:?}");
+    good(&verify(&shards, Some(&model)));
+}
+
+/// Ranks of one job whose models really differ: the second is refused, says what differs, and deletes nothing, whatever is asked.
+#[test]
+fn ranks_that_read_different_models_do_not_delete_each_others_shards() {
+    let dir = TempDir::new().unwrap();
+    let shards = dir.path().join("shards");
+    let (_, [old, new]) = old_and_new(dir.path());
+    good(&save(&old, 2, &shards, &["--rank", "0"]));
+    let before = contents(&shards);
+    for more in [&["--rank", "1"][..], &["--rank", "1", "--overwrite"]] {
+        let refused = save(&new, 2, &shards, more);
+        ends(&refused, 6, &["shard-00001-", "'model.safetensors' has other tensor data", "every rank", "remove the directory"]);
+        assert!(!stderr(&refused).contains("--overwrite"), "{}", stderr(&refused));
+        assert!(contents(&shards) == before);
+    }
+    good(&save(&new, 2, &shards, &["--overwrite"]));
+}
+
 #[test]
 fn verify_tells_what_differs() {
     let dir = TempDir::new().unwrap();
@@ -363,7 +404,13 @@ fn killed_processes_of_one_save_never_leave_a_mix_that_passes() {
         for child in &mut children {
             child.wait().unwrap();
         }
-        state(&shards, sources);
+        // Ranks do not replace an unfinished save of another source: that is for a person, or for one process that saves every rank.
+        if state(&shards, sources).is_none() && round % 3 == 2 {
+            fs::remove_dir_all(&shards).unwrap();
+        }
+    }
+    if state(&shards, sources).is_none() {
+        fs::remove_dir_all(&shards).unwrap();
     }
     start(&configs[1]).into_iter().for_each(|mut child| assert!(child.wait().unwrap().success()));
     assert_eq!(state(&shards, sources), Some(1));

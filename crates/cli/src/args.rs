@@ -1,6 +1,6 @@
 //! The command line: what can be said, and the help that teaches it. What it means is decided elsewhere.
 
-use std::{ops::RangeInclusive, path::PathBuf};
+use std::{ffi::OsString, ops::RangeInclusive, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::TypedValueParser};
 use shardwright_config::{ByteSize, IoSettings};
@@ -223,7 +223,7 @@ pub struct VerifyArgs {
     pub dir: PathBuf,
     /// The checkpoint that was loaded: a directory, a file, or a hub id in the local cache.
     #[arg(long, value_name = "MODEL")]
-    pub against: Option<String>,
+    pub against: Option<OsString>,
     /// What to print on standard output.
     #[arg(long, value_enum, default_value_t = Format::Table)]
     pub format: Format,
@@ -240,7 +240,7 @@ Examples:
   shardwright inspect model-00001-of-00005.safetensors")]
 pub struct InspectArgs {
     /// A directory, a safetensors file, or a hub id in the local Hugging Face cache.
-    pub model: String,
+    pub model: OsString,
     /// What to print on standard output.
     #[arg(long, value_enum, default_value_t = Format::Table)]
     pub format: Format,

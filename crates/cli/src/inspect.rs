@@ -13,7 +13,7 @@ use crate::{
 
 /// Runs the command.
 pub fn run(args: &InspectArgs) -> Result<Exit, Failure> {
-    let checkpoint = find(&args.model)?;
+    let checkpoint = find("MODEL", &args.model)?;
     for warning in checkpoint.warnings() {
         print_note(&format!("warning: {warning}"));
     }

@@ -25,8 +25,16 @@ use clap::Parser;
 
 use crate::args::{Cli, Command};
 
+/// A write beyond `ulimit -f` sends SIGXFSZ, whose default ends the process on the spot. With a handler the write fails instead, and is
+/// reported and cleaned up after as any other.
+fn report_file_size_limits() {
+    // Where it cannot be caught, the default stays.
+    drop(signal_hook::flag::register(libc::SIGXFSZ, std::sync::Arc::default()));
+}
+
 /// Runs the program with this process's arguments. A binary with its own strategies calls this after naming their crates.
 pub fn main() -> ExitCode {
+    report_file_size_limits();
     let done = match Cli::parse().command {
         Command::Load(args) => load::run(&args),
         Command::Resolve(args) => resolve::run(&args),

@@ -61,17 +61,24 @@ pub fn print_note(text: &str) {
     drop(writeln!(io::stderr(), "{}", harmless(text.trim_end())));
 }
 
-/// Refuses early what [`write_whole`] would refuse: a directory, a place where no file can be made, another's file.
+/// Refuses early what [`write_whole`] would refuse: a directory, a pipe, a place where no file can be made, another's file.
 pub fn check_writable(file: &Path, what: Written) -> Result<(), Failure> {
-    if fs::metadata(file).is_ok_and(|m| m.is_file()) {
-        what.may_replace(file)?;
-    }
-    let made = match fs::metadata(file) {
-        Ok(meta) if meta.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
-        Ok(meta) if !meta.is_file() => Ok(()),
-        _ => File::create(temporary(file)).and_then(|_| fs::remove_file(temporary(file))),
-    };
+    check_regular(file)?;
+    what.may_replace(file)?;
+    let made = File::create(temporary(file)).and_then(|_| fs::remove_file(temporary(file)));
     made.map_err(|e| Failure::output(file.display(), &e))
+}
+
+/// Refuses what is there and is not a regular file: opening a pipe would wait for a reader, and a device keeps nothing.
+fn check_regular(file: &Path) -> Result<(), Failure> {
+    match fs::metadata(file) {
+        Ok(meta) if meta.is_dir() => Err(Failure::output(file.display(), &io::ErrorKind::IsADirectory.into())),
+        Ok(meta) if !meta.is_file() => {
+            let what = "not a regular file; --format json prints to standard output";
+            Err(Failure::new(Exit::Io, format_args!("cannot write {}: {what}", file.display())))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn temporary(file: &Path) -> PathBuf {
@@ -80,13 +87,10 @@ fn temporary(file: &Path) -> PathBuf {
     file.with_file_name(name)
 }
 
-/// Writes a file whole or not at all: under a temporary name beside it, then renamed. What is no regular file, such as a pipe or
-/// `/dev/stdout`, is written straight.
+/// Writes a file whole or not at all: under a temporary name beside it, then renamed. Only a regular file is replaced.
 pub fn write_whole(file: &Path, text: &str, what: Written) -> Result<(), Failure> {
     let failed = |e: io::Error| Failure::output(file.display(), &e);
-    if fs::metadata(file).is_ok_and(|m| !m.is_file()) {
-        return fs::write(file, text).map_err(failed);
-    }
+    check_regular(file)?;
     what.may_replace(file)?;
     let temporary = temporary(file);
     let written = File::create(&temporary)

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use shardwright_core::{DType, ShardPlan, TensorKind};
 use shardwright_engine::{load::RankStats, report::Totals};
 
-use crate::table::{Align, bytes, render};
+use crate::table::{Align, bytes, count, render};
 
 /// More ranks than this are summed up after the first few; the report has them all.
 const MOST_ROWS: usize = 64;
@@ -44,14 +44,13 @@ fn headline(plan: &ShardPlan) -> String {
         let names: BTreeSet<&str> = parameters.clone().map(|t| of(&t.precision).torch_name()).collect();
         if names.is_empty() { "none".to_owned() } else { names.into_iter().collect::<Vec<_>>().join(" and ") }
     };
-    let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
     format!(
         "{} on {} ({}): {} in {}\nstorage {}, compute {}, reduce {}",
         plan.strategy,
-        count(plan.mesh.world_size() as usize, "rank"),
+        count(u64::from(plan.mesh.world_size()), "rank"),
         axes.join(" × "),
-        count(plan.tensors.len(), "tensor"),
-        count(plan.units.len(), "unit"),
+        count(plan.tensors.len() as u64, "tensor"),
+        count(plan.units.len() as u64, "unit"),
         dtypes(|p| p.storage),
         dtypes(|p| p.compute),
         dtypes(|p| p.reduce),

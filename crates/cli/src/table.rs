@@ -19,6 +19,11 @@ pub fn bytes(n: u64) -> String {
     }
 }
 
+/// `1 rank`, `8 ranks`.
+pub fn count(n: u64, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
 /// How a column is aligned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Align {

@@ -1,6 +1,6 @@
 //! `shardwright verify`: files against the manifest, elements against the source, and what to say of both.
 
-use std::fmt::Write as _;
+use std::{ffi::OsStr, fmt::Write as _};
 
 use serde_json::json;
 use shardwright_core::text::shown;
@@ -15,14 +15,14 @@ use crate::{
     exit::{Exit, Failure},
     load::cancel_on_signal,
     output::{print, print_note},
-    table::bytes,
+    table::{bytes, count},
 };
 
 /// Runs the command.
 pub fn run(args: &VerifyArgs) -> Result<Exit, Failure> {
     let cancel = cancel_on_signal()?;
     let mut verifier = Verifier::open(&args.dir)?;
-    let source = args.against.as_deref().map(find).transpose()?;
+    let source = args.against.as_deref().map(|model| find("--against", model)).transpose()?;
     if let Some(checkpoint) = &source {
         verifier = verifier.against(checkpoint);
     }
@@ -35,9 +35,13 @@ pub fn run(args: &VerifyArgs) -> Result<Exit, Failure> {
     Ok(told)
 }
 
-/// A directory, a file, or a hub id, as a config's `model`.
-pub fn find(model: &str) -> Result<Checkpoint, Failure> {
-    Ok(Checkpoint::find(model, &[] as &[&str], &HubEnv::from_process())?)
+/// A directory, a file, or a hub id, as a config's `model`; what is not UTF-8 can only be a path.
+pub fn find(argument: &str, model: &OsStr) -> Result<Checkpoint, Failure> {
+    match model.to_str() {
+        Some("") => Err(Failure::new(Exit::Usage, format_args!("{argument} is empty, expected a directory, a file, or a hub id"))),
+        Some(model) => Ok(Checkpoint::find(model, &[] as &[&str], &HubEnv::from_process())?),
+        None => Ok(Checkpoint::open(model.as_ref())?),
+    }
 }
 
 fn tell(args: &VerifyArgs, verifier: &Verifier<'_>, found: Verified) -> Result<Exit, Failure> {
@@ -64,17 +68,17 @@ fn tell(args: &VerifyArgs, verifier: &Verifier<'_>, found: Verified) -> Result<E
 fn summary(args: &VerifyArgs, verifier: &Verifier<'_>, found: &Verified) -> String {
     let manifest = verifier.manifest();
     let mut text = format!(
-        "{}: {} on {} ranks, {} tensors\n{} files with {} are as their manifest says\n",
+        "{}: {} on {}, {}\n{} with {} as their manifest says\n",
         args.dir.display(),
         shown(&manifest.strategy),
-        manifest.world_size,
-        manifest.plan.tensors.len(),
-        found.files,
+        count(u64::from(manifest.world_size), "rank"),
+        count(manifest.plan.tensors.len() as u64, "tensor"),
+        count(found.files, "file"),
         bytes(found.bytes),
     );
     // Writing to a string cannot fail.
     let _ = match &args.against {
-        Some(model) => writeln!(text, "{} elements are those of {model}, after the cast", found.elements),
+        Some(model) => writeln!(text, "{} elements are those of {}, after the cast", found.elements, model.display()),
         None => writeln!(text, "their elements were not compared with the source: --against MODEL does"),
     };
     text

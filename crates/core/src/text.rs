@@ -9,7 +9,9 @@ const MOST: usize = 1000;
 
 /// True for characters that a terminal acts upon instead of showing them, or that change how their neighbours are shown.
 pub fn steers(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+    c.is_control()
+        || matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}')
+        || matches!(c, '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
 fn escape(text: &str, keep: impl Fn(char) -> bool) -> Cow<'_, str> {
@@ -22,7 +24,8 @@ fn escape(text: &str, keep: impl Fn(char) -> bool) -> Cow<'_, str> {
         match c {
             '\n' if steers(c) => out.push_str("\\n"),
             '\t' if steers(c) => out.push_str("\\t"),
-            c if steers(c) => out.push_str(&format!("\\u{:04x}", u32::from(c))),
+            // In UTF-16, as JSON has it.
+            c if steers(c) => c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| out.push_str(&format!("\\u{unit:04x}"))),
             c => out.push(c),
         }
     }
@@ -65,6 +68,7 @@ mod tests {
         assert_eq!(shown("\u{1b}[31mred\u{7}\0\r\n\t\u{7f}"), "\\u001b[31mred\\u0007\\u0000\\u000d\\n\\t\\u007f");
         assert_eq!(shown("\u{9b}31m \u{202e}evil\u{2066}\u{2028}"), "\\u009b31m \\u202eevil\\u2066\\u2028");
         assert_eq!(shown("née 名 🜚"), "née 名 🜚");
+        assert_eq!(shown("soft\u{ad}hyphen \u{e0041}\u{e007f}"), "soft\\u00adhyphen \\udb40\\udc41\\udb40\\udc7f", "invisible characters");
     }
 
     #[test]

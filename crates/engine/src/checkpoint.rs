@@ -186,7 +186,7 @@ fn open_file(dir: &ModelDir, name: &str) -> Result<OpenedFile> {
 }
 
 /// Opens a file that must be one: a pipe would be waited for without end, so nothing is waited for before the file is known to be none.
-fn open_regular(path: &Path) -> Result<(File, Metadata)> {
+pub(crate) fn open_regular(path: &Path) -> Result<(File, Metadata)> {
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(|e| cannot_open(path, e))?;
     let meta = file.metadata().map_err(|e| EngineError::io("cannot look at the file", path, e))?;
     if !meta.is_file() {
@@ -218,19 +218,7 @@ fn cannot_open(path: &Path, error: io::Error) -> EngineError {
 /// Reads all headers, on as many threads as pay.
 fn open_files(dir: &ModelDir, names: &[String]) -> Result<Vec<OpenedFile>> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(names.len() / 8).clamp(1, 8);
-    let chunk = names.len().div_ceil(threads).max(1);
-    let open_chunk = |names: &[String]| names.iter().map(|n| open_file(dir, n)).collect::<Result<Vec<_>>>();
-    if threads == 1 {
-        return open_chunk(names);
-    }
-    std::thread::scope(|scope| {
-        let workers: Vec<_> = names.chunks(chunk).map(|part| scope.spawn(move || open_chunk(part))).collect();
-        let mut all = Vec::with_capacity(names.len());
-        for worker in workers {
-            all.extend(worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
-        }
-        Ok(all)
-    })
+    crate::parallel::map_on(threads, names, |name| open_file(dir, name))
 }
 
 impl ModelDir {

@@ -1,18 +1,34 @@
-//! The same work on many items, on a few threads: results in the items' order, the first failure stops the rest. The load pipeline has
-//! its own queue; this serves saving and verifying, whose items are files and tensors.
+//! Runs the same work over many items on a few threads: results in the items' order, the first failure stops the rest. Where the system
+//! grants fewer threads than asked for, or none, the threads there are do the work. The load pipeline has a queue of its own; this serves
+//! headers, saves, verification and reports, whose items are files, ranks and tensors.
 
-use std::sync::{
-    Mutex, PoisonError,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
 };
 
-/// As many threads as there are cores, but no more than items, and at most 8: beyond, the disk decides.
+/// Most threads: beyond, the disk decides.
+const MOST: usize = 8;
+
+/// One thread per core, but no more than items, and at most [`MOST`].
 fn threads(items: usize) -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from).min(items).clamp(1, 8)
+    thread::available_parallelism().map_or(1, usize::from).min(items).clamp(1, MOST)
 }
 
-/// Works on every item. Of several failures the one of the lowest item that failed is given.
+/// Works on every item. Of several failures, returns that of the lowest item that failed.
 pub(crate) fn map<T: Sync, R: Send, E: Send>(items: &[T], work: impl Fn(&T) -> Result<R, E> + Sync) -> Result<Vec<R>, E> {
+    map_on(threads(items.len()), items, work)
+}
+
+/// [`map`] on at most that many threads, this one included.
+pub(crate) fn map_on<T: Sync, R: Send, E: Send>(
+    threads: usize,
+    items: &[T],
+    work: impl Fn(&T) -> Result<R, E> + Sync,
+) -> Result<Vec<R>, E> {
     let next = AtomicUsize::new(0);
     let done: Mutex<Vec<(usize, Result<R, E>)>> = Mutex::new(Vec::with_capacity(items.len()));
     let run = || {
@@ -24,10 +40,14 @@ pub(crate) fn map<T: Sync, R: Send, E: Send>(items: &[T], work: impl Fn(&T) -> R
             done.lock().unwrap_or_else(PoisonError::into_inner).push((at, result));
         }
     };
-    match threads(items.len()) {
-        1 => run(),
-        threads => std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(run)))),
-    }
+    thread::scope(|scope| {
+        for _ in 1..threads {
+            if thread::Builder::new().spawn_scoped(scope, run).is_err() {
+                break; // the threads there are do the work
+            }
+        }
+        run();
+    });
     let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
     done.sort_by_key(|(at, _)| *at);
     done.into_iter().map(|(_, result)| result).collect()

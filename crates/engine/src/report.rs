@@ -1,7 +1,5 @@
 //! What a load put where, as data for programs: the JSON of `--report`. Times and memory aside, the same input gives the same bytes.
 
-use std::thread;
-
 use serde::Serialize;
 use shardwright_core::{
     DType, Region, ShardPlan, TensorKind, TensorPlan, Unit,
@@ -11,6 +9,7 @@ use shardwright_core::{
 use crate::{
     digest::sha256,
     load::{LoadStats, Loaded, RankShards, RankStats, TensorView},
+    parallel,
 };
 
 /// Everything about a load.
@@ -169,15 +168,18 @@ impl<'a> Report<'a> {
     }
 }
 
-/// Describes the ranks; digests take a while, so every core takes some ranks.
+/// Describes the ranks; digests take a while, so the cores share the ranks.
 fn ranks<'a>(plan: &'a ShardPlan, loaded: &'a [RankShards<'_>], digest: bool) -> Vec<RankReport<'a>> {
-    let threads = if digest { thread::available_parallelism().map_or(1, usize::from) } else { 1 };
-    let share = loaded.len().div_ceil(threads).max(1);
-    thread::scope(|scope| {
-        let parts: Vec<_> =
-            loaded.chunks(share).map(|part| scope.spawn(move || part.iter().map(|r| rank(plan, r, digest)).collect::<Vec<_>>())).collect();
-        parts.into_iter().flat_map(|part| part.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
-    })
+    let describe = |shards: &'a RankShards<'_>| rank(plan, shards, digest);
+    if !digest {
+        return loaded.iter().map(describe).collect();
+    }
+    let ranks: Vec<&'a RankShards<'_>> = loaded.iter().collect();
+    let described = parallel::map(&ranks, |shards| Ok::<_, std::convert::Infallible>(describe(shards)));
+    match described {
+        Ok(described) => described,
+        Err(never) => match never {},
+    }
 }
 
 fn rank<'a>(plan: &'a ShardPlan, shards: &'a RankShards<'_>, digest: bool) -> RankReport<'a> {

@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// The version of what is written here; another is refused.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The manifest of a whole saved directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,12 +111,31 @@ pub struct RankManifest {
     pub rank: u32,
     /// Number of ranks.
     pub world_size: u32,
-    /// What the ranks of one save agree on: a digest of the plan and of what identifies the source's files.
+    /// What the ranks of one save agree on: a digest of the next two.
     pub save: Sha256,
+    /// Digest of the plan.
+    pub plan: Sha256,
+    /// What identifies the source's files, on this machine and on any other that has a copy.
+    pub source: Vec<SourceFile>,
     /// The rank's tensors.
     pub shard: FileDigest,
     /// Each of them, in the order of the file: its valid bytes in row-major order, padding left out.
     pub tensors: Vec<TensorDigest>,
+}
+
+/// What a copy of a checkpoint's file keeps, and what it takes little reading to know.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct SourceFile {
+    /// Its name in the checkpoint.
+    pub name: String,
+    /// Size.
+    pub bytes: u64,
+    /// SHA-256 of its header.
+    pub header: Sha256,
+    /// SHA-256 of a few bytes in the middle of each of its tensors, or of some of very many.
+    pub samples: Sha256,
 }
 
 /// The digest of one rank's part of one tensor.

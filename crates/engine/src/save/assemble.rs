@@ -3,7 +3,6 @@
 use std::{
     fs::{self, File},
     io,
-    path::PathBuf,
 };
 
 use super::{
@@ -35,7 +34,7 @@ impl Saver<'_> {
 
     fn completion(&self, stage: &Stage) -> Result<Completion> {
         let source = self.source_digests()?;
-        let copy = |(name, from): (String, PathBuf)| copied::copy(stage, &from, &name, &|_| self.watch(0));
+        let copy = |file: copied::CopiedFile| copied::copy(stage, &file, &|bytes| self.watch(bytes));
         let copied = copied::find(self.checkpoint)?.into_iter().map(copy).collect::<Result<_>>()?;
         Ok(Completion { source, copied })
     }
@@ -64,7 +63,7 @@ impl Saver<'_> {
     fn saved_rank(&self, rank: u32, identity: &SaveIdentity) -> Option<RankFiles> {
         let (told, manifest) = RankManifest::read(&self.dir, self.format, rank, self.plan.mesh.world_size()).ok()?;
         let there = fs::metadata(self.dir.join(&told.shard.name)).is_ok_and(|m| m.is_file() && m.len() == told.shard.bytes);
-        (told.save == identity.0 && there).then_some(RankFiles { rank, shard: told.shard, manifest })
+        (told.save == identity.save && there).then_some(RankFiles { rank, shard: told.shard, manifest })
     }
 
     /// Reads the source once more, whole, for the digests of its files; they must still be those that were loaded.

@@ -20,7 +20,8 @@ impl Saver<'_> {
     pub(super) fn commit(&self, stage: &Stage, identity: &SaveIdentity, staged: Vec<StagedRank>) -> Result<Saved> {
         let early = self.complete_early(stage, identity, &staged)?;
         let _locked = self.lock()?;
-        self.refuse(identity)?; // another save may have come between
+        let ranks: Vec<u32> = staged.iter().map(|rank| rank.files.rank).collect();
+        self.refuse(identity, &ranks)?; // another save may have come between
         self.watch(0)?;
         let world_size = self.plan.mesh.world_size();
         remove(&self.dir.join(MANIFEST))?;

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Read as _},
+    io::{self, BufRead as _, BufReader, Read as _},
     path::{Path, PathBuf},
 };
 
@@ -11,10 +11,13 @@ use super::{
     staged::{Stage, Staged, Watch},
 };
 use crate::{
-    checkpoint::Checkpoint,
-    error::{EngineError, Result},
+    checkpoint::{Checkpoint, open_regular},
+    error::{EngineError, ErrorKind, Result},
     manifest::FileDigest,
 };
+
+/// Bytes read at once.
+const BLOCK: usize = 1 << 16;
 
 /// True for the names of config and tokenizer files, as transformers knows them.
 fn is_copied(name: &str) -> bool {
@@ -36,36 +39,77 @@ fn is_copied(name: &str) -> bool {
         || name.ends_with(".tiktoken")
 }
 
-/// The files of a checkpoint's directory that are copied along, sorted by name, with their paths.
-pub(super) fn find(checkpoint: &Checkpoint) -> Result<Vec<(String, PathBuf)>> {
-    let names = list(checkpoint.dir()).map_err(|e| EngineError::io("cannot list the model's directory", checkpoint.dir(), e))?;
-    let regular = |name: &String| is_copied(name) && fs::metadata(checkpoint.dir().join(name)).is_ok_and(|m| m.is_file());
-    names.into_iter().filter(regular).map(|name| checkpoint.side_file(&name).map(|path| (name, path))).collect()
+/// A file to copy along.
+#[derive(Clone, Debug)]
+pub(super) struct CopiedFile {
+    pub(super) name: String,
+    pub(super) path: PathBuf,
+    pub(super) bytes: u64,
 }
 
-/// True where `copy` is there and is not a copy of `original`.
-pub(super) fn differs(original: &Path, copy: &Path) -> io::Result<bool> {
+/// The files of a checkpoint's directory that are copied along, sorted by name. One that is not a regular file is refused: a copy without
+/// it would lack, say, its tokenizer.
+pub(super) fn find(checkpoint: &Checkpoint) -> Result<Vec<CopiedFile>> {
+    let names = list(checkpoint.dir()).map_err(|e| EngineError::io("cannot list the model's directory", checkpoint.dir(), e))?;
+    let file = |name: String| {
+        let path = checkpoint.side_file(&name)?;
+        let meta = fs::metadata(&path).map_err(|e| EngineError::io("cannot look at the file", &path, e))?;
+        if !meta.is_file() {
+            let what = "not a regular file, which a save would copy along; remove or replace it";
+            return Err(EngineError::new(ErrorKind::Checkpoint, what).file(path));
+        }
+        Ok(CopiedFile { name, path, bytes: meta.len() })
+    };
+    names.into_iter().filter(|name| is_copied(name)).map(file).collect()
+}
+
+/// True where something is at `copy` that is not a copy of `original`.
+pub(super) fn differs(original: &CopiedFile, copy: &Path) -> io::Result<bool> {
     let there = match fs::metadata(copy) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
         other => other?,
     };
-    Ok(there.len() != fs::metadata(original)?.len() || fs::read(copy)? != fs::read(original)?)
+    if !there.is_file() || there.len() != original.bytes {
+        return Ok(true);
+    }
+    let open = |path: &Path| File::open(path).map(|file| BufReader::with_capacity(BLOCK, file.take(original.bytes)));
+    let (mut ours, mut theirs) = (open(&original.path)?, open(copy)?);
+    loop {
+        let (a, b) = (ours.fill_buf()?, theirs.fill_buf()?);
+        let n = a.len().min(b.len());
+        if n == 0 {
+            return Ok(a.len() != b.len());
+        }
+        if a[..n] != b[..n] {
+            return Ok(true);
+        }
+        ours.consume(n);
+        theirs.consume(n);
+    }
 }
 
-/// Stages a copy of `from` of that name.
-pub(super) fn copy(stage: &Stage, from: &Path, name: &str, watch: Watch<'_>) -> Result<(Staged, FileDigest)> {
-    let cannot = |e| EngineError::io("cannot read the file to copy", from, e);
-    let mut source = File::open(from).map_err(cannot)?;
-    let mut file = stage.file(name)?;
-    let mut block = vec![0; 1 << 16];
+/// Stages a copy.
+pub(super) fn copy(stage: &Stage, from: &CopiedFile, watch: Watch<'_>) -> Result<(Staged, FileDigest)> {
+    let cannot = |e| EngineError::io("cannot read the file to copy", &from.path, e);
+    let (source, _) = open_regular(&from.path)?;
+    let mut source = source.take(from.bytes + 1); // it may grow meanwhile
+    let mut file = stage.file(&from.name)?;
+    let (mut block, mut copied) = (vec![0; BLOCK], 0);
     loop {
         match source.read(&mut block).map_err(cannot)? {
             0 => break,
-            n => file.write(&block[..n], watch)?,
+            n => {
+                file.write(&block[..n], watch)?;
+                copied += n as u64;
+            }
         }
     }
+    if copied != from.bytes {
+        let error = EngineError::new(ErrorKind::Checkpoint, "the file's size changed while it was being copied").file(&from.path);
+        return Err(error.expected(format_args!("{} bytes", from.bytes)).found(copied));
+    }
     let (staged, digest) = file.sync()?;
-    Ok((staged, FileDigest::new(name, digest)))
+    Ok((staged, FileDigest::new(&from.name, digest)))
 }
 
 #[cfg(test)]

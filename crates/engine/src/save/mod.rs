@@ -18,6 +18,7 @@ mod staged;
 use std::{
     fs,
     path::{Path, PathBuf},
+    sync::OnceLock,
 };
 
 use shardwright_core::ShardPlan;
@@ -44,6 +45,7 @@ pub struct Saver<'a> {
     overwrite: bool,
     progress: &'a (dyn Fn(u64) + Sync),
     cancel: CancelToken,
+    identity: OnceLock<SaveIdentity>,
 }
 
 /// What a save wrote.
@@ -60,7 +62,16 @@ impl<'a> Saver<'a> {
     /// A saver of `plan`'s shards of `checkpoint` into `dir`, which is made if need be.
     pub fn new(plan: &'a ShardPlan, checkpoint: &'a Checkpoint, dir: impl Into<PathBuf>) -> Self {
         let format = Format::of(plan);
-        Self { plan, checkpoint, dir: dir.into(), format, overwrite: false, progress: &|_| {}, cancel: CancelToken::new() }
+        Self {
+            plan,
+            checkpoint,
+            dir: dir.into(),
+            format,
+            overwrite: false,
+            progress: &|_| {},
+            cancel: CancelToken::new(),
+            identity: OnceLock::new(),
+        }
     }
 
     /// Whether a save that is there already may be replaced.
@@ -90,7 +101,8 @@ impl<'a> Saver<'a> {
     /// As [`Saver::check`].
     pub fn bytes(&self, ranks: &[u32]) -> Result<u64> {
         let source = sum(self.checkpoint.files().iter().map(|f| f.stamp.size));
-        Ok(self.shard_bytes(ranks)?.saturating_add(source))
+        let copied = sum(copied::find(self.checkpoint)?.iter().map(|file| file.bytes));
+        Ok(self.shard_bytes(ranks)?.saturating_add(source).saturating_add(copied))
     }
 
     /// Bytes of the shards of these ranks, as they are written.
@@ -104,9 +116,9 @@ impl<'a> Saver<'a> {
     /// # Errors
     /// [`ErrorKind::Exists`] and [`ErrorKind::Io`].
     pub fn check(&self, ranks: &[u32]) -> Result<()> {
-        self.refuse(&self.identity()?)?;
-        copied::find(self.checkpoint)?;
-        refuse::check_space(&self.dir, self.shard_bytes(ranks)?)
+        self.refuse(self.identity()?, ranks)?;
+        let copied = sum(copied::find(self.checkpoint)?.iter().map(|file| file.bytes));
+        refuse::check_space(&self.dir, self.shard_bytes(ranks)?.saturating_add(copied))
     }
 
     /// Saves all ranks of a load: [`Saver::save`].
@@ -126,7 +138,7 @@ impl<'a> Saver<'a> {
     pub fn save(&self, ranks: &[&dyn RankBytes]) -> Result<Saved> {
         let identity = self.identity()?;
         let created = self.create_dir()?;
-        let saved = self.save_into(&identity, ranks);
+        let saved = self.save_into(identity, ranks);
         if saved.is_err() && created {
             let _ = fs::remove_dir(&self.dir); // if it is empty
         }
@@ -134,7 +146,7 @@ impl<'a> Saver<'a> {
     }
 
     fn save_into(&self, identity: &SaveIdentity, ranks: &[&dyn RankBytes]) -> Result<Saved> {
-        self.refuse(identity)?;
+        self.refuse(identity, &ranks.iter().map(|rank| rank.rank()).collect::<Vec<_>>())?;
         staged::remove_leftovers(&self.dir);
         let stage = staged::Stage::create(&self.dir)?;
         let staged = parallel::map(ranks, |rank| self.stage_rank(&stage, identity, *rank).map_err(|e| e.rank(rank.rank())))?;

@@ -63,7 +63,8 @@ impl Saver<'_> {
         let (shard, digest) = shard.sync()?;
         let shard_file = FileDigest::new(name, digest);
 
-        let told = RankManifest { shardwright: VERSION, rank: number, world_size, save: identity.0, shard: shard_file.clone(), tensors };
+        let SaveIdentity { save, plan, source } = identity.clone();
+        let told = RankManifest { shardwright: VERSION, rank: number, world_size, save, plan, source, shard: shard_file.clone(), tensors };
         let name = self.format.rank_manifest_name(number, world_size);
         let mut manifest = stage.file(&name)?;
         manifest.write(&seal(&told)?, &|_| Ok(()))?;

@@ -13,8 +13,11 @@ use crate::{
 };
 
 impl Saver<'_> {
-    /// Refuses a directory that this save may not write into.
-    pub(super) fn refuse(&self, identity: &SaveIdentity) -> Result<()> {
+    /// Refuses a directory that this save of `ranks` may not write into.
+    ///
+    /// An unfinished save of a world of this size may be that of this very job, whose other ranks read another copy of the model or another
+    /// config. Unless this process saves every rank, such files are never replaced: the ranks would delete each other's for ever.
+    pub(super) fn refuse(&self, identity: &SaveIdentity, ranks: &[u32]) -> Result<()> {
         let names = match list(&self.dir) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(e) if e.kind() == io::ErrorKind::NotADirectory => {
@@ -28,22 +31,42 @@ impl Saver<'_> {
                 "it holds '{foreign}', which readers of shards would take for one of them; save into another directory"
             ));
         }
+        let complete = names.iter().any(|n| n == MANIFEST);
+        if complete && !self.overwrite {
+            return exists("it holds a save already; --overwrite replaces it".into());
+        }
+        let every_rank = ranks.len() as u64 == u64::from(self.plan.mesh.world_size());
+        if !complete
+            && !every_rank
+            && let Some((name, difference)) = names.iter().find_map(|name| Some((name, self.conflict(name, identity)?)))
+        {
+            return exists(format!(
+                "it holds '{name}' of an unfinished save of as many ranks, which this one cannot join: {difference}. Let every rank read the \
+                 same model with the same config; or remove the directory, if that save is an old one"
+            ));
+        }
         if self.overwrite {
             return Ok(());
-        }
-        if names.iter().any(|n| n == MANIFEST) {
-            return exists("it holds a save already; --overwrite replaces it".into());
         }
         if let Some(other) = names.iter().find(|n| is_rank_file(n) && !self.belongs(n, identity)) {
             return exists(format!("it holds '{other}' of an unfinished save of another plan or source; --overwrite replaces it"));
         }
-        for (name, original) in copied::find(self.checkpoint)? {
-            let copy = self.dir.join(&name);
-            if copied::differs(&original, &copy).map_err(|e| EngineError::io("cannot read the file", &copy, e))? {
-                return exists(format!("it holds another '{name}' than the model's; --overwrite replaces it"));
+        for file in copied::find(self.checkpoint)? {
+            let copy = self.dir.join(&file.name);
+            if copied::differs(&file, &copy).map_err(|e| EngineError::io("cannot read the file", &copy, e))? {
+                return exists(format!("it holds another '{}' than the model's; --overwrite replaces it", file.name));
             }
         }
         Ok(())
+    }
+
+    /// How this save differs from the one whose rank's manifest that is, where both are of as many ranks.
+    fn conflict(&self, name: &str, identity: &SaveIdentity) -> Option<String> {
+        if !is_rank_file(name) || !name.ends_with(RANK_MANIFEST_SUFFIX) {
+            return None;
+        }
+        let other = RankManifest::peek(&self.dir.join(name))?;
+        (other.world_size == self.plan.mesh.world_size() && other.save != identity.save).then(|| identity.difference(&other))
     }
 
     /// True for a rank's file of this very save.
@@ -60,7 +83,7 @@ impl Saver<'_> {
     }
 
     fn manifest_belongs(&self, rank: u32, identity: &SaveIdentity) -> bool {
-        RankManifest::read(&self.dir, self.format, rank, self.plan.mesh.world_size()).is_ok_and(|(m, _)| m.save == identity.0)
+        RankManifest::read(&self.dir, self.format, rank, self.plan.mesh.world_size()).is_ok_and(|(m, _)| m.save == identity.save)
     }
 }
 

@@ -1,39 +1,117 @@
-//! What a save is a save of: the plan and the source's files, as one digest that its ranks agree on.
+//! What a save is a save of: the plan, and what identifies the source's files on every machine that has a copy of them.
+
+use std::{io, os::unix::fs::FileExt as _};
 
 use serde_json::json;
+use shardwright_core::ShardPlan;
 
-use super::Saver;
+use super::{Format, Saver};
 use crate::{
-    checkpoint::CheckpointFile,
-    digest::{Sha256, sha256},
+    checkpoint::{Checkpoint, open_regular},
+    digest::{Hasher, Sha256, sha256},
     error::{EngineError, ErrorKind, Result},
-    manifest::VERSION,
+    manifest::{RankManifest, SourceFile, VERSION},
 };
 
-/// Equal for two saves whose files may stand side by side: same plan, same source.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct SaveIdentity(pub(super) Sha256);
+/// Tensors whose bytes are sampled, spread evenly over a checkpoint that has more.
+const MOST_SAMPLES: usize = 1024;
+/// Bytes sampled in the middle of a tensor.
+const SAMPLE: u64 = 64;
+/// The header is digested in blocks of this many bytes.
+const BLOCK: u64 = 1 << 16;
 
-impl Saver<'_> {
-    pub(super) fn identity(&self) -> Result<SaveIdentity> {
-        let files = self.checkpoint.files().iter().map(|f| json!([f.name, f.stamp.size, content(f)])).collect::<Vec<_>>();
-        let agreed = serde_json::to_vec(&json!([VERSION, self.format, self.plan, files]));
-        let agreed = agreed.map_err(|e| EngineError::new(ErrorKind::Plan, format!("cannot write the plan: {e}")))?;
-        Ok(SaveIdentity(sha256(&agreed)))
+/// Equal for two saves whose files may stand side by side: same plan, same source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct SaveIdentity {
+    /// Digest of the other two.
+    pub(super) save: Sha256,
+    pub(super) plan: Sha256,
+    pub(super) source: Vec<SourceFile>,
+}
+
+impl SaveIdentity {
+    fn new(of: &ShardPlan, checkpoint: &Checkpoint) -> Result<Self> {
+        let cannot = |e| EngineError::new(ErrorKind::Plan, format!("cannot write the plan: {e}"));
+        let mut digest = Hasher::default();
+        serde_json::to_writer(&mut digest, of).map_err(cannot)?;
+        let (plan, source) = (digest.finish(), source_files(checkpoint)?);
+        let agreed = serde_json::to_vec(&json!([VERSION, Format::of(of), plan, source])).map_err(cannot)?;
+        Ok(Self { save: sha256(&agreed), plan, source })
+    }
+
+    /// What a rank's manifest has otherwise, in words.
+    pub(super) fn difference(&self, other: &RankManifest) -> String {
+        if other.plan != self.plan {
+            return "its plan is another: config, world size or strategy differ".into();
+        }
+        let of = |files: &[SourceFile], name: &str| files.iter().find(|f| f.name == name).cloned();
+        for ours in &self.source {
+            let name = &ours.name;
+            let Some(theirs) = of(&other.source, name) else { return format!("its source has no file '{name}', this one's has") };
+            if theirs.bytes != ours.bytes {
+                return format!("its source's '{name}' has {} bytes, this one's {}", theirs.bytes, ours.bytes);
+            }
+            if theirs.header != ours.header {
+                return format!("its source's '{name}' has another header than this one's");
+            }
+            if theirs.samples != ours.samples {
+                return format!("its source's '{name}' has other tensor data than this one's, under the same header");
+            }
+        }
+        match other.source.iter().find(|f| of(&self.source, &f.name).is_none()) {
+            Some(more) => format!("its source has a file '{}', this one's has not", more.name),
+            None => "it was written by another version of shardwright".into(),
+        }
     }
 }
 
-/// What stands for a file's content without reading it: the digest that the Hugging Face cache names its blobs by (equal on every machine),
-/// else the time of its last change.
-fn content(file: &CheckpointFile) -> serde_json::Value {
-    let blob = || {
-        let real = file.path.canonicalize().ok()?;
-        let blobs = real.parent()?.file_name()? == "blobs" && file.path.file_name() != real.file_name();
-        let name = real.file_name()?.to_str()?;
-        (blobs && name.parse::<Sha256>().is_ok()).then(|| name.to_owned())
-    };
-    match blob() {
-        Some(digest) => json!(digest),
-        None => json!([file.stamp.mtime.0, file.stamp.mtime.1]),
+impl Saver<'_> {
+    /// Computed once: the files must not change during a load and its save.
+    pub(super) fn identity(&self) -> Result<&SaveIdentity> {
+        if let Some(known) = self.identity.get() {
+            return Ok(known);
+        }
+        let identity = SaveIdentity::new(self.plan, self.checkpoint)?;
+        Ok(self.identity.get_or_init(|| identity))
     }
+}
+
+/// Size, digest of the header, and digest of a few bytes of many tensors: what a copy of the file keeps, unlike the time of its last change.
+fn source_files(checkpoint: &Checkpoint) -> Result<Vec<SourceFile>> {
+    let mut tensors: Vec<Vec<usize>> = vec![Vec::new(); checkpoint.files().len()];
+    let count = checkpoint.model().tensors.len();
+    for tensor in (0..count).step_by(count.div_ceil(MOST_SAMPLES).max(1)) {
+        tensors[checkpoint.location(tensor).file].push(tensor);
+    }
+    let identify = |(index, tensors): (usize, Vec<usize>)| {
+        let file = &checkpoint.files()[index];
+        let (open, _) = open_regular(&file.path)?;
+        let digests = header_digest(&open, file.data_start).and_then(|header| {
+            let mut samples = Hasher::default();
+            for place in tensors.into_iter().map(|tensor| checkpoint.location(tensor)) {
+                let mut bytes = [0; SAMPLE as usize];
+                let wanted = SAMPLE.min(place.bytes);
+                let part = &mut bytes[..usize::try_from(wanted).unwrap_or(0)];
+                open.read_exact_at(part, place.offset + (place.bytes - wanted) / 2)?;
+                samples.update(part);
+            }
+            Ok((header, samples.finish()))
+        });
+        checkpoint.check_unchanged(index)?;
+        let (header, samples) = digests.map_err(|e| EngineError::io("cannot read the file", &file.path, e))?;
+        Ok(SourceFile { name: file.name.clone(), bytes: file.stamp.size, header, samples })
+    };
+    tensors.into_iter().enumerate().map(identify).collect()
+}
+
+fn header_digest(file: &std::fs::File, length: u64) -> io::Result<Sha256> {
+    let (mut hasher, mut at) = (Hasher::default(), 0);
+    let mut block = vec![0; usize::try_from(length.min(BLOCK)).unwrap_or(0)];
+    while at < length {
+        let part = &mut block[..usize::try_from((length - at).min(BLOCK)).unwrap_or(0)];
+        file.read_exact_at(part, at)?;
+        hasher.update(part);
+        at += part.len() as u64;
+    }
+    Ok(hasher.finish())
 }

@@ -197,11 +197,59 @@ fn an_unfinished_save_of_something_else_is_not_joined() {
     refused(
         case.save(&case.saver(), [1]),
         ErrorKind::Exists,
-        &["shard-00001-model-00001-of-00001.manifest.json", "another plan or source"],
+        &["shard-00001-model-00001-of-00001.manifest.json", "unfinished", "'model-00000.safetensors' has other tensor data"],
     );
-    assert_eq!(case.save(&case.saver().overwrite(true), [1]).unwrap().missing, [0, 2]);
-    assert_eq!(case.save(&case.saver(), [0, 2]).unwrap().missing, Vec::<u32>::new());
+    let before = contents(&case.out);
+    let needles = ["shard-00001-model-00001-of-00001.manifest.json", "other tensor data", "remove the directory"];
+    refused(case.save(&case.saver().overwrite(true), [1]), ErrorKind::Exists, &needles);
+    assert_eq!(contents(&case.out), before, "another rank's shards are not deleted");
+    refused(case.save(&case.saver(), 0..3), ErrorKind::Exists, &["--overwrite"]);
+    case.save(&case.saver().overwrite(true), 0..3).unwrap();
     case.verified();
+}
+
+/// An unfinished save of a world of another size cannot be of ranks of this job.
+#[test]
+fn an_unfinished_save_of_another_world_size_is_replaced_when_asked() {
+    let mut case = case(Cut::Rows, 1, 3);
+    case.save(&case.saver(), [0]).unwrap();
+    case.plan = plan(case.checkpoint.model(), Cut::Rows, 1, 2);
+    refused(case.save(&case.saver(), [0]), ErrorKind::Exists, &["another plan or source", "--overwrite"]);
+    assert_eq!(case.save(&case.saver().overwrite(true), [0]).unwrap().missing, [1]);
+    assert_eq!(case.save(&case.saver().overwrite(true), [1]).unwrap().missing, Vec::<u32>::new());
+    case.verified();
+}
+
+#[test]
+fn a_copied_file_that_is_not_regular_is_refused() {
+    let case = case(Cut::Rows, 1, 2);
+    let pipe = case.checkpoint.dir().join("vocab.txt");
+    let path = std::ffi::CString::new(pipe.to_str().unwrap()).unwrap();
+    // SAFETY: the path ends with a NUL and outlives the call.
+    assert_eq!(unsafe { libc::mkfifo(path.as_ptr(), 0o600) }, 0);
+    refused(case.saver().check(&[0]), ErrorKind::Checkpoint, &["vocab.txt: not a regular file"]);
+    refused(case.save_all(), ErrorKind::Checkpoint, &["vocab.txt: not a regular file"]);
+    assert!(!case.out.exists(), "nothing was written");
+    fs::remove_file(&pipe).unwrap();
+    fs::create_dir_all(&case.out).unwrap();
+    fs::remove_file(case.checkpoint.dir().join("tokenizer.json")).unwrap();
+    fs::write(case.checkpoint.dir().join("tokenizer.json"), "").unwrap();
+    let path = std::ffi::CString::new(case.out.join("tokenizer.json").to_str().unwrap()).unwrap();
+    // SAFETY: as above.
+    assert_eq!(unsafe { libc::mkfifo(path.as_ptr(), 0o600) }, 0);
+    refused(case.save_all(), ErrorKind::Exists, &["another 'tokenizer.json'"]);
+}
+
+/// A file of holes, so that nothing has to be written for it.
+#[test]
+fn copied_files_count_for_the_space_that_is_needed() {
+    let case = case(Cut::Rows, 1, 2);
+    let file = fs::File::create(case.checkpoint.dir().join("vocab.json")).unwrap();
+    if file.set_len(1 << 43).is_err() {
+        return; // a file system of small files
+    }
+    refused(case.saver().check(&[0, 1]), ErrorKind::Io, &["not enough space", "expected 879609"]);
+    assert!(case.saver().bytes(&[0, 1]).unwrap() > 1 << 43);
 }
 
 /// A rank of another source is never completed into a mix, even where one process after another overwrites.
@@ -275,31 +323,30 @@ fn a_source_that_changed_since_is_not_digested_as_if_it_had_not() {
     assert!(!case.out.exists());
 }
 
-/// A link in the cache is known by its blob's digest, so that nodes with caches of their own agree.
+/// A copy on every node, by `cp` or by each node's own hub cache: known by what copies keep.
 #[test]
-fn hub_files_are_known_by_their_digest_and_others_by_their_time() {
+fn copies_of_a_model_are_one_source_and_another_model_is_named() {
     let dir = TempDir::new().unwrap();
+    let identity = |dir: &Path| {
+        let checkpoint = Checkpoint::open(dir).unwrap();
+        let plan = plan(checkpoint.model(), Cut::Rows, 1, 2);
+        Saver::new(&plan, &checkpoint, "out").identity().unwrap().clone()
+    };
+    let plain = dir.path().join("plain");
+    write_model(&plain, 0);
+    let before = identity(&plain);
+    fs::File::options().append(true).open(plain.join("model-00000.safetensors")).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
+    assert_eq!(identity(&plain), before, "the time of the last change");
     let repo = dir.path().join("models--a--b");
     let (blobs, snapshot) = (repo.join("blobs"), repo.join("snapshots/1"));
     write_model(&blobs, 0);
     fs::create_dir_all(&snapshot).unwrap();
-    for number in 0..2 {
+    for number in 0..2u8 {
         let (name, digest) = (format!("model-0000{number}.safetensors"), crate::digest::sha256(&[number]).to_string());
         fs::rename(blobs.join(&name), blobs.join(&digest)).unwrap();
         std::os::unix::fs::symlink(format!("../../blobs/{digest}"), snapshot.join(name)).unwrap();
     }
-    let identity = |dir: &Path| {
-        let checkpoint = Checkpoint::open(dir).unwrap();
-        let plan = plan(checkpoint.model(), Cut::Rows, 1, 2);
-        Saver::new(&plan, &checkpoint, "out").identity().unwrap()
-    };
-    let touch = |path: &Path| fs::File::options().append(true).open(path).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
-    let before = identity(&snapshot);
-    touch(&snapshot.join("model-00000.safetensors"));
-    assert_eq!(identity(&snapshot), before);
-    let plain = dir.path().join("plain");
-    write_model(&plain, 0);
-    let before = identity(&plain);
-    touch(&plain.join("model-00000.safetensors"));
-    assert_ne!(identity(&plain), before);
+    assert_eq!(identity(&snapshot), before, "a copy in the hub's cache");
+    write_model(&plain, 1);
+    assert_ne!(identity(&plain), before, "other values under the same headers");
 }

@@ -175,7 +175,7 @@ fn what_is_no_complete_save_is_refused() {
 fn a_forged_manifest_is_refused() {
     type Change = fn(&mut serde_json::Value);
     let cases: [(Change, &str); 12] = [
-        (|m| m["shardwright"] = 2.into(), "version 2, expected 1"),
+        (|m| m["shardwright"] = 3.into(), "version 3, expected 2"),
         (|m| m["ranks"][0]["shard"]["name"] = "../model/model-00000.safetensors".into(), "expected rank 0, 'shard-00001-"),
         (|m| m["ranks"][1]["rank"] = 0.into(), "expected rank 1"),
         (|m| m["copied"][0]["name"] = "../model/config.json".into(), "no name for one"),
