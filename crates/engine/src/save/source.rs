@@ -16,7 +16,7 @@ use crate::{
 /// Tensors whose bytes are sampled, spread evenly over a checkpoint that has more.
 const MOST_SAMPLES: usize = 1024;
 /// Bytes sampled in the middle of a tensor.
-const SAMPLE: u64 = 64;
+const SAMPLE: usize = 64;
 /// The header is digested in blocks of this many bytes.
 const BLOCK: u64 = 1 << 16;
 
@@ -89,8 +89,8 @@ fn source_files(checkpoint: &Checkpoint) -> Result<Vec<SourceFile>> {
         let digests = header_digest(&open, file.data_start).and_then(|header| {
             let mut samples = Hasher::default();
             for place in tensors.into_iter().map(|tensor| checkpoint.location(tensor)) {
-                let mut bytes = [0; SAMPLE as usize];
-                let wanted = SAMPLE.min(place.bytes);
+                let mut bytes = [0; SAMPLE];
+                let wanted = place.bytes.min(SAMPLE as u64);
                 let part = &mut bytes[..usize::try_from(wanted).unwrap_or(0)];
                 open.read_exact_at(part, place.offset + (place.bytes - wanted) / 2)?;
                 samples.update(part);
