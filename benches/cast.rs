@@ -11,8 +11,8 @@ use std::{
 };
 
 use criterion::{BenchmarkGroup, Criterion, Throughput, measurement::WallTime};
+use shardwright_cast::{Caster, SimdLevel, caster, caster_at};
 use shardwright_core::DType;
-use shardwright_precision::cast::{Caster, SimdLevel, caster, caster_at};
 
 /// What loads cast, then the rest of the family once each way.
 const PAIRS: [(DType, DType); 10] = [

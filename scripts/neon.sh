@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.."
 
 target=aarch64-unknown-linux-musl
 if [ "$(uname -m)" = aarch64 ]; then
-    exec cargo test -p shardwright-precision
+    exec cargo test -p shardwright-cast
 fi
 for tool in qemu-aarch64 rustup; do
     if ! command -v "$tool" >/dev/null; then
@@ -18,4 +18,4 @@ if ! rustup target list --installed | grep -qx "$target"; then
     exit 0
 fi
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER=rust-lld CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_RUNNER=qemu-aarch64
-exec cargo test -p shardwright-precision --target "$target" "$@"
+exec cargo test -p shardwright-cast --target "$target" "$@"

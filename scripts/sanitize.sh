@@ -27,7 +27,7 @@ case $kind in
 address)
     export ASAN_OPTIONS="detect_leaks=1:${ASAN_OPTIONS:-}"
     if [ ${#crates[@]} -eq 0 ]; then
-        crates=(shardwright-precision shardwright-engine)
+        crates=(shardwright-cast shardwright-engine)
         cargo +nightly test -p shardwright --test gpu "${common[@]}"
     fi
     exec cargo +nightly test "${crates[@]/#/-p}" --lib --tests "${common[@]}"

@@ -3,6 +3,7 @@
 //! This crate is the facade: it links the built-in strategies and precision policies, and gives every part of the workspace one name. A
 //! binary with a strategy of its own is two lines: `use acme_strategy as _;` and `shardwright::main()`.
 
+pub use shardwright_cast as cast;
 pub use shardwright_cli::main;
 pub use shardwright_config as config;
 pub use shardwright_core as core;

@@ -9,7 +9,7 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-use shardwright_precision::cast::Caster;
+use shardwright_cast::Caster;
 
 const BLOCK: usize = 512 << 10;
 const TASK: usize = 8 << 20;

@@ -3,9 +3,9 @@
 use std::{fs::File, ops::Range, path::Path, time::Instant};
 
 use serde_json::{Value, json};
+use shardwright_cast::caster;
 use shardwright_core::{DType, Mesh, PlanInput, Precision, PrecisionPolicy, ShardPlan, TensorMeta, plan_checked};
 use shardwright_engine::{Checkpoint, IoOptions, Loader, ReadMethod, memory::process_memory};
-use shardwright_precision::cast::caster;
 
 use crate::bare;
 

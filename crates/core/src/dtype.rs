@@ -1,5 +1,5 @@
 //! Element types: their sizes, their names in safetensors and in torch, and which pairs can be cast.
-//! The casts themselves live in `shardwright-precision`.
+//! The casts themselves are in `shardwright-cast`.
 
 use std::fmt;
 

@@ -1,8 +1,7 @@
-//! Precision: what a run's settings mean for each tensor's dtypes, and the casts that carry it out.
+//! Precision: what a run's settings mean for each tensor's dtypes. The casts that carry it out are in `shardwright-cast`.
 //!
-//! Pure: no file, no environment, no thread. See `cast` for the kernels.
+//! Pure: no file, no environment, no thread.
 
-pub mod cast;
 pub mod codes;
 pub mod policies;
 pub mod rules;

@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use shardwright_precision::cast;
+use shardwright_cast as cast;
 
 use super::machine::{FileSystem, Machine};
 use crate::{

@@ -146,7 +146,7 @@ fn random_checkpoint(plan: &ShardPlan, random: &mut Random) -> (TempDir, Vec<Vec
 fn expected(tensor: &TensorPlan, data: &[u8], rank: u32) -> Vec<u8> {
     let to = tensor.precision.storage;
     let mut whole = vec![0; usize::try_from(to.bytes(tensor.numel()).unwrap()).unwrap()];
-    shardwright_precision::cast::cast(tensor.source, to, data, &mut whole).unwrap();
+    shardwright_cast::cast(tensor.source, to, data, &mut whole).unwrap();
     let size = to.bits() / 8;
     let run = |r: std::ops::Range<u64>| usize::try_from(r.start * size).unwrap()..usize::try_from(r.end * size).unwrap();
     tensor.region(rank).runs(&tensor.shape).flat_map(|r| whole[run(r)].to_vec()).collect()

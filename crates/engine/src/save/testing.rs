@@ -4,8 +4,8 @@
 use std::{fs, path::Path};
 
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
+use shardwright_cast::cast;
 use shardwright_core::{DType, Mesh, ModelMeta, Placement, PlanInput, Precision, PrecisionPolicy, ShardPlan, TensorMeta};
-use shardwright_precision::cast::cast;
 
 use super::RankBytes;
 use crate::checkpoint::Checkpoint;

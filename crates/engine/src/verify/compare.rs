@@ -5,8 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use shardwright_cast::{SimdLevel, cast_at};
 use shardwright_core::DType;
-use shardwright_precision::cast::{SimdLevel, cast_at};
 
 use super::{
     Verified, Verifier, element,

@@ -1,7 +1,7 @@
 //! Single elements: are two of them equal, and how do they look in a message.
 
+use shardwright_cast::cast;
 use shardwright_core::DType;
-use shardwright_precision::cast::cast;
 
 /// Bytes of one comparable element; sub-byte dtypes, which are never cut or cast, are compared by the byte.
 pub(super) fn size(dtype: DType) -> usize {

@@ -3,7 +3,7 @@
 
 mod ptx;
 
-#[path = "../../../precision/tests/cast/inputs.rs"]
+#[path = "../../../cast/tests/cast/inputs.rs"]
 mod inputs;
 
 use std::{
@@ -14,8 +14,8 @@ use std::{
 };
 
 use sha2::{Digest, Sha256};
+use shardwright_cast::{SimdLevel, caster_at};
 use shardwright_core::DType;
-use shardwright_precision::cast::{SimdLevel, caster_at};
 
 const DTYPES: [DType; 6] = [DType::F64, DType::F32, DType::F16, DType::BF16, DType::F8E4M3, DType::F8E5M2];
 const GUARD: [u8; 32] = [0xA5; 32];

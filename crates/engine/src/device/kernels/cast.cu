@@ -1,4 +1,4 @@
-// The casts of crates/precision/src/cast/scalar.rs on a GPU, bit for bit, and a copy, each over a list of tiles.
+// The casts of crates/cast/src/scalar.rs on a GPU, bit for bit, and a copy, each over a list of tiles.
 //
 // Integer arithmetic, and float additions, multiplications and conversions that IEEE 754 fixes to the bit (never fused, no flushing): a
 // host compiler gives the same bits, so tests/kernels compiles this very file and compares it with the reference. cast.ptx beside it is

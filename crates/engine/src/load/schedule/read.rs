@@ -1,7 +1,7 @@
 //! One tensor as it is read: rows of the file, and the part of each row that a rank holds.
 
+use shardwright_cast::{Caster, caster};
 use shardwright_core::{DType, Layout, TensorPlan};
-use shardwright_precision::cast::{Caster, caster};
 
 use crate::error::{EngineError, ErrorKind, Result};
 

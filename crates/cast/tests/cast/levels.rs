@@ -3,8 +3,8 @@
 use std::mem::MaybeUninit;
 
 use proptest::prelude::*;
+use shardwright_cast::{CastError, SimdLevel, cast, caster, caster_at, level};
 use shardwright_core::DType;
-use shardwright_precision::cast::{CastError, SimdLevel, cast, caster, caster_at, level};
 
 use crate::{DTYPES, cast_at, inputs::inputs, pairs, size};
 

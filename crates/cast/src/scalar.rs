@@ -49,7 +49,7 @@ fn split(x: u32) -> (u32, u32) {
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "the results have 8 bits")]
-pub(super) fn e4m3_from_f32(x: u32) -> u8 {
+pub(crate) fn e4m3_from_f32(x: u32) -> u8 {
     let (sign, magnitude) = split(x);
     // Beyond 448, infinity included, torch saturates.
     let bits = if magnitude > EXP_ALL { 0x7f } else { Small::<3, 7>::round(magnitude).min(0x7e) };
@@ -57,36 +57,36 @@ pub(super) fn e4m3_from_f32(x: u32) -> u8 {
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "the results have 8 bits")]
-pub(super) fn e5m2_from_f32(x: u32) -> u8 {
+pub(crate) fn e5m2_from_f32(x: u32) -> u8 {
     let (sign, magnitude) = split(x);
     let bits = if magnitude > EXP_ALL { 0x7f } else { Small::<2, 15>::round(magnitude).min(0x7c) };
     ((sign >> 24) | bits) as u8
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "the results have 16 bits")]
-pub(super) fn f16_from_f32(x: u32) -> u16 {
+pub(crate) fn f16_from_f32(x: u32) -> u16 {
     let (sign, magnitude) = split(x);
     let bits = if magnitude > EXP_ALL { 0x7e00 | (magnitude >> 13) & 0x03ff } else { Small::<10, 15>::round(magnitude).min(0x7c00) };
     ((sign >> 16) | bits) as u16
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "the results have 16 bits")]
-pub(super) fn bf16_from_f32(x: u32) -> u16 {
+pub(crate) fn bf16_from_f32(x: u32) -> u16 {
     let nan = x & 0x7fff_ffff > EXP_ALL;
     (if nan { (x | QUIET) >> 16 } else { x.wrapping_add(0x7fff + ((x >> 16) & 1)) >> 16 }) as u16
 }
 
-pub(super) fn f32_from_e4m3(x: u8) -> u32 {
+pub(crate) fn f32_from_e4m3(x: u8) -> u32 {
     let magnitude = u32::from(x & 0x7f);
     let bits = if magnitude == 0x7f { 0x7ff0_0000 } else { Small::<3, 7>::widen(magnitude) };
     (u32::from(x & 0x80) << 24) | bits
 }
 
-pub(super) fn f32_from_e5m2(x: u8) -> u32 {
+pub(crate) fn f32_from_e5m2(x: u8) -> u32 {
     f32_from_f16(u16::from(x) << 8)
 }
 
-pub(super) fn f32_from_f16(x: u16) -> u32 {
+pub(crate) fn f32_from_f16(x: u16) -> u32 {
     let magnitude = u32::from(x & 0x7fff);
     let bits = match magnitude {
         0x7c00 => EXP_ALL,
@@ -96,12 +96,12 @@ pub(super) fn f32_from_f16(x: u16) -> u32 {
     (u32::from(x & 0x8000) << 16) | bits
 }
 
-pub(super) fn f32_from_bf16(x: u16) -> u32 {
+pub(crate) fn f32_from_bf16(x: u16) -> u32 {
     u32::from(x) << 16
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "float64 is meant to be rounded, and its upper half to be cut out")]
-pub(super) fn f32_from_f64(x: u64) -> u32 {
+pub(crate) fn f32_from_f64(x: u64) -> u32 {
     let value = f64::from_bits(x);
     if value.is_nan() {
         // Spelt out: Rust leaves the payload of a NaN that goes through `as` open.
@@ -110,7 +110,7 @@ pub(super) fn f32_from_f64(x: u64) -> u32 {
     (value as f32).to_bits()
 }
 
-pub(super) fn f64_from_f32(x: u32) -> u64 {
+pub(crate) fn f64_from_f32(x: u32) -> u64 {
     let value = f32::from_bits(x);
     if value.is_nan() {
         let (sign, magnitude) = split(x);

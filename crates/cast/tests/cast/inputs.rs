@@ -1,7 +1,7 @@
 //! The inputs of the torch table, made as `data/torch_casts.py` makes them.
 
+use shardwright_cast::SimdLevel;
 use shardwright_core::DType;
-use shardwright_precision::cast::SimdLevel;
 
 /// All inputs of an 8- or 16-bit dtype; of float32 and float64 those around every boundary of a smaller dtype, and pseudo-random ones.
 pub(crate) fn inputs(dtype: DType) -> Vec<u8> {

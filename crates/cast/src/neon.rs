@@ -2,13 +2,12 @@
 
 use std::{arch::aarch64::*, mem::MaybeUninit};
 
-use super::{
-    Caster,
+use crate::{
     fp8::{E4M3_NAN, Fp8, INFINITY, MAGNITUDE, QUIET},
-    kernel::{Element, Isa, run},
+    kernel::{Caster, Element, Isa, run},
 };
 
-pub(super) struct Neon;
+pub(crate) struct Neon;
 
 #[inline(always)]
 unsafe fn store_fp8(v: float32x4_t, fp8: &Fp8, dst: *mut u8) {

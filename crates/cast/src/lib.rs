@@ -1,6 +1,6 @@
 //! Bit-exact casts between the six float dtypes of checkpoints: what can be cast, at which SIMD level, and the calls to do it.
 //!
-//! The meaning of a cast is in `scalar`; `kernel` loops over it or over a SIMD level's own loads and stores. Every cast goes through
+//! The meaning of a cast is in `scalar`; `kernel` loops over it or over a SIMD level's own loads and stores; `select` picks. Every cast goes through
 //! float32, as torch's do: float64 to a 16-bit dtype rounds twice. No dtype is decided here.
 
 #[cfg(target_arch = "x86_64")]
@@ -14,18 +14,13 @@ mod level;
 #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
 mod neon;
 mod scalar;
+mod select;
 
 use std::mem::MaybeUninit;
 
 use shardwright_core::DType;
 
-pub use level::SimdLevel;
-
-/// Casts all elements of the first slice into the second, which it fills; both may have any alignment.
-///
-/// # Panics
-/// Where the slices do not hold the same whole number of elements.
-pub type Caster = fn(src: &[u8], dst: &mut [MaybeUninit<u8>]);
+pub use self::{kernel::Caster, level::SimdLevel};
 
 /// Why [`cast`] refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -69,7 +64,7 @@ pub fn caster_at(level: SimdLevel, from: DType, to: DType) -> Option<Caster> {
     if from == to {
         return from.bits().is_multiple_of(8).then_some(copy as Caster);
     }
-    level.is_available().then(|| kernel::select(level, from, to)).flatten()
+    level.is_available().then(|| select::select(level, from, to)).flatten()
 }
 
 /// Casts once, checking sizes instead of panicking.

@@ -2,13 +2,12 @@
 
 use std::arch::x86_64::*;
 
-use super::{
-    Caster,
+use crate::{
     fp8::{E4M3_NAN, Fp8, INFINITY, MAGNITUDE, QUIET},
-    kernel::{Element, Isa, run},
+    kernel::{Caster, Element, Isa, run},
 };
 
-pub(super) struct Avx2;
+pub(crate) struct Avx2;
 
 impl Avx2 {
     #[inline(always)]

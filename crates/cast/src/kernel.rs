@@ -1,12 +1,16 @@
 //! The loop of every cast, generic over the instruction set and the two dtypes: load a vector as float32, store it as another dtype.
 //!
-//! What a load or a store does is an instruction set's business; which instruction set may run is [`super::caster_at`]'s.
+//! What a load or a store does is an instruction set's business; which instruction set may run is [`crate::caster_at`]'s.
 
 use std::{mem::MaybeUninit, ptr};
 
-use shardwright_core::DType;
+use crate::scalar;
 
-use super::{Caster, SimdLevel, scalar};
+/// Casts all elements of the first slice into the second, which it fills; both may have any alignment.
+///
+/// # Panics
+/// Where the slices do not hold the same whole number of elements.
+pub type Caster = fn(src: &[u8], dst: &mut [MaybeUninit<u8>]);
 
 /// Elements that the widest vector holds, and bytes that as many of the largest dtype take.
 const MAX_LANES: usize = 16;
@@ -17,7 +21,7 @@ const MAX_BYTES: usize = MAX_LANES * 8;
 /// # Safety
 /// Loads read, and stores write, exactly `LANES` elements of their dtype from the pointer on; stores write every byte of them.
 /// Calling any of these needs a CPU with the instruction set, and that many bytes behind the pointer.
-pub(super) unsafe trait Isa {
+pub(crate) unsafe trait Isa {
     type Vector: Copy;
     const LANES: usize;
 
@@ -40,7 +44,7 @@ pub(super) unsafe trait Isa {
 }
 
 /// A dtype, as a type: picks its load and its store out of an instruction set.
-pub(super) trait Element {
+pub(crate) trait Element {
     const SIZE: usize;
     unsafe fn load<I: Isa>(src: *const u8) -> I::Vector;
     unsafe fn store<I: Isa>(v: I::Vector, dst: *mut u8);
@@ -48,7 +52,7 @@ pub(super) trait Element {
 
 macro_rules! elements {
     ($($name:ident $size:literal $load:ident $store:ident,)*) => {$(
-        struct $name;
+        pub(crate) struct $name;
         impl Element for $name {
             const SIZE: usize = $size;
             #[inline(always)]
@@ -74,47 +78,6 @@ elements! {
     E5m2 1 load_e5m2 store_e5m2,
 }
 
-/// The cast at `level`, which the caller has found this CPU to have.
-pub(super) fn select(level: SimdLevel, from: DType, to: DType) -> Option<Caster> {
-    match level {
-        SimdLevel::Scalar => select_from::<Scalar>(from, to),
-        #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
-        SimdLevel::Neon => select_from::<super::neon::Neon>(from, to),
-        #[cfg(target_arch = "x86_64")]
-        SimdLevel::Avx2 => select_from::<super::avx2::Avx2>(from, to),
-        #[cfg(target_arch = "x86_64")]
-        SimdLevel::Avx512 => select_from::<super::avx512::Avx512<false>>(from, to),
-        #[cfg(target_arch = "x86_64")]
-        SimdLevel::Avx512Bf16 => select_from::<super::avx512::Avx512<true>>(from, to),
-        // The levels of other machines.
-        _ => None,
-    }
-}
-
-fn select_from<I: Isa>(from: DType, to: DType) -> Option<Caster> {
-    match from {
-        DType::F64 => select_to::<I, F64>(to),
-        DType::F32 => select_to::<I, F32>(to),
-        DType::F16 => select_to::<I, F16>(to),
-        DType::BF16 => select_to::<I, Bf16>(to),
-        DType::F8E4M3 => select_to::<I, E4m3>(to),
-        DType::F8E5M2 => select_to::<I, E5m2>(to),
-        _ => None,
-    }
-}
-
-fn select_to<I: Isa, A: Element>(to: DType) -> Option<Caster> {
-    Some(match to {
-        DType::F64 => I::caster::<A, F64>(),
-        DType::F32 => I::caster::<A, F32>(),
-        DType::F16 => I::caster::<A, F16>(),
-        DType::BF16 => I::caster::<A, Bf16>(),
-        DType::F8E4M3 => I::caster::<A, E4m3>(),
-        DType::F8E5M2 => I::caster::<A, E5m2>(),
-        _ => return None,
-    })
-}
-
 /// Casts `src` into `dst`: whole vectors, then the rest by way of the stack.
 ///
 /// # Safety
@@ -123,7 +86,7 @@ fn select_to<I: Isa, A: Element>(to: DType) -> Option<Caster> {
 /// # Panics
 /// Where the slices do not hold the same whole number of elements.
 #[inline(always)]
-pub(super) unsafe fn run<I: Isa, A: Element, B: Element>(src: &[u8], dst: &mut [MaybeUninit<u8>]) {
+pub(crate) unsafe fn run<I: Isa, A: Element, B: Element>(src: &[u8], dst: &mut [MaybeUninit<u8>]) {
     let count = src.len() / A::SIZE;
     assert!(src.len() == count * A::SIZE && dst.len() == count * B::SIZE, "buffers of unequal length");
     let (mut from, mut to) = (src.as_ptr(), dst.as_mut_ptr().cast::<u8>());
@@ -148,7 +111,7 @@ pub(super) unsafe fn run<I: Isa, A: Element, B: Element>(src: &[u8], dst: &mut [
 }
 
 /// One element at a time, by the reference.
-struct Scalar;
+pub(crate) struct Scalar;
 
 macro_rules! scalar {
     ($($load:ident $store:ident $bits:ty, $widen:expr, $narrow:expr;)*) => {

@@ -5,14 +5,13 @@
 
 use std::{arch::x86_64::*, mem::MaybeUninit};
 
-use super::{
-    Caster,
+use crate::{
     fp8::{E4M3_NAN, Fp8, INFINITY, MAGNITUDE, QUIET},
-    kernel::{Element, Isa, run},
+    kernel::{Caster, Element, Isa, run},
 };
 
 /// AVX-512; `BF16` where the CPU has the bfloat16 instruction.
-pub(super) struct Avx512<const BF16: bool>;
+pub(crate) struct Avx512<const BF16: bool>;
 
 #[inline(always)]
 unsafe fn store_fp8(v: __m512, fp8: &Fp8, dst: *mut u8) {

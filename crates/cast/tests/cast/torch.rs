@@ -1,8 +1,8 @@
 //! The reference equals torch, digest by digest.
 
 use sha2::{Digest, Sha256};
+use shardwright_cast::SimdLevel;
 use shardwright_core::DType;
-use shardwright_precision::cast::SimdLevel;
 
 use crate::{cast_at, inputs::inputs, pairs, size};
 

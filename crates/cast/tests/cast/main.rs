@@ -4,8 +4,8 @@ mod inputs;
 mod levels;
 mod torch;
 
+use shardwright_cast::{SimdLevel, caster_at};
 use shardwright_core::DType;
-use shardwright_precision::cast::{SimdLevel, caster_at};
 
 /// The dtypes with casts between them.
 const DTYPES: [DType; 6] = [DType::F64, DType::F32, DType::F16, DType::BF16, DType::F8E4M3, DType::F8E5M2];
