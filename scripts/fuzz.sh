@@ -16,7 +16,7 @@ if [ ${#missing[@]} -gt 0 ]; then
 fi
 
 targets=("$@")
-[ ${#targets[@]} -gt 0 ] || targets=(header index yaml deepspeed plan)
+[ ${#targets[@]} -gt 0 ] || targets=(header index yaml deepspeed plan zip pickle)
 # Short stacks and a small quarantine: each input allocates much, and what is freed is not used long after.
 export ASAN_OPTIONS="malloc_context_size=4:quarantine_size_mb=16:${ASAN_OPTIONS:-}"
 status=0

@@ -8,6 +8,7 @@ pub use shardwright_cli::main;
 pub use shardwright_config as config;
 pub use shardwright_core as core;
 pub use shardwright_engine as engine;
+pub use shardwright_formats as formats;
 pub use shardwright_fsdp2 as fsdp2;
 pub use shardwright_precision as precision;
 pub use shardwright_zero3 as zero3;

@@ -144,4 +144,4 @@ macro_rules! hostile {
     )*};
 }
 
-hostile! { header index yaml deepspeed plan }
+hostile! { header index yaml deepspeed plan zip pickle }

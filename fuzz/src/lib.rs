@@ -14,6 +14,13 @@ use shardwright::{
         tree::{json, yaml},
     },
     engine::checkpoint::{parse_header, parse_index},
+    formats::{
+        dcp,
+        deepspeed::{ModelStates, OptimStates},
+        pickle::Pickle,
+        torch_file::TorchFile,
+        zip as archive,
+    },
     fsdp2::Fsdp2,
     zero3::Zero3,
 };
@@ -105,6 +112,41 @@ pub fn deepspeed(data: &[u8]) -> bool {
     let draft = || draft(&Source::new("fuzz.yaml", YAML));
     let resolved = resolve(draft(), &Supplied { files: files.clone(), model: Some(facts), world_size: Some(4), world_size_is_flag: false });
     resolve(draft(), &Supplied { files, ..Supplied::default() }) || resolved
+}
+
+/// A zip: every member lies in it, and so does every tensor of a file of `torch.save`, whatever is read of it.
+pub fn zip(data: &[u8]) -> bool {
+    let Ok(members) = archive::members(data) else { return false };
+    for member in &members {
+        if let Ok(start) = archive::payload(data, member) {
+            assert!(start + member.size <= data.len() as u64, "'{}' leaves the archive", member.name);
+        }
+        drop(archive::content(data, member, 1 << 20));
+    }
+    let Ok(file) = TorchFile::open(data) else { return false };
+    if let Ok(states) = ModelStates::read(&file, &data.to_vec()) {
+        for tensor in states.module.iter().chain(&states.frozen).map(|(_, tensor)| tensor) {
+            assert!(tensor.offset + tensor.span <= data.len() as u64);
+        }
+    }
+    if let Ok(states) = OptimStates::read(&file, &data.to_vec()) {
+        for flat in &states.flat {
+            assert!(flat.fp32.offset + flat.fp32.span <= data.len() as u64);
+        }
+    }
+    true
+}
+
+/// A pickle: read without being run, and what walks its values ends.
+pub fn pickle(data: &[u8]) -> bool {
+    if let Ok(metadata) = dcp::Metadata::parse(data) {
+        for chunk in metadata.tensors.iter().flat_map(|t| &t.chunks) {
+            assert!(!chunk.place.file.starts_with('/') && chunk.place.file.split('/').all(|part| part != ".."));
+        }
+    }
+    let Ok(pickle) = Pickle::parse(data) else { return false };
+    drop(pickle.plain(pickle.root()));
+    true
 }
 
 /// A plan: what the check proves can be walked for any rank; what it cannot prove it refuses.

@@ -1,0 +1,268 @@
+//! `.metadata` of torch's distributed checkpoints: which tensors there are, in which chunks, and where each chunk's file of `torch.save` lies
+//! inside the `.distcp` files.
+
+use std::collections::BTreeMap;
+
+use shardwright_core::{DType, model::numel};
+
+use crate::{
+    FormatError, Result,
+    build::Value,
+    globals::Global,
+    pickle::{Id, Node, Pickle, Plain},
+};
+
+/// Bytes that `.metadata` may have.
+pub const MAX_METADATA: u64 = 512 << 20;
+
+/// What a directory holds.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Metadata {
+    /// The tensors, sorted by name.
+    pub tensors: Vec<Tensor>,
+    /// The plain values, sorted by name.
+    pub values: Vec<(String, Place)>,
+    /// Where each name stands in the nested state dict, such as `["state", "a.weight", "exp_avg"]`.
+    pub paths: BTreeMap<String, Path>,
+}
+
+/// Keys of nested mappings, outermost first: what torch calls planner data.
+pub type Path = Vec<Plain>;
+
+/// One tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tensor {
+    /// Its fully qualified name.
+    pub name: String,
+    /// Element type.
+    pub dtype: DType,
+    /// Global shape.
+    pub shape: Vec<u64>,
+    /// Boxes that tile it.
+    pub chunks: Vec<Chunk>,
+}
+
+/// A box of a tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chunk {
+    /// First index in each dim.
+    pub offsets: Vec<u64>,
+    /// Size in each dim.
+    pub sizes: Vec<u64>,
+    /// Where it lies.
+    pub place: Place,
+}
+
+/// An item of a `.distcp` file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The file's name in the directory.
+    pub file: String,
+    /// First byte.
+    pub offset: u64,
+    /// Bytes.
+    pub length: u64,
+}
+
+impl Metadata {
+    /// Reads `.metadata`.
+    ///
+    /// # Errors
+    /// What is malformed, or missing.
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        let pickle = Pickle::parse(bytes)?;
+        let reader = Reader { pickle: &pickle };
+        let root = reader.object(pickle.root(), Global::Metadata)?;
+        let places = reader.places(reader.field(root, "storage_data")?)?;
+        let state = reader.field(root, "state_dict_metadata")?;
+        let (mut tensors, mut values) = (Vec::new(), Vec::new());
+        for (name, entry) in reader.entries(state)? {
+            let name = pickle.str(*name).ok_or_else(|| error("a name that is not a string"))?;
+            if let Node::Call { global: Global::BytesMetadata, .. } = pickle.node(*entry) {
+                let place = places.get(&(name, None)).ok_or_else(|| error(format_args!("no place for value '{name}'")))?;
+                values.push((name.to_owned(), place.clone()));
+            } else {
+                tensors.push(reader.tensor(name, *entry, &places).map_err(|e| e.within(format_args!("tensor '{name}'")))?);
+            }
+        }
+        tensors.sort_by(|a, b| a.name.cmp(&b.name));
+        values.sort_by(|a, b| a.0.cmp(&b.0));
+        if let Some(twice) = tensors.windows(2).find(|w| w[0].name == w[1].name) {
+            return Err(error(format_args!("tensor '{}' twice", twice[0].name)));
+        }
+        let planner = pickle.get(root, "planner_data").and_then(|id| pickle.dict(id)).unwrap_or_default();
+        let path = |(name, path): &(Id, Id)| match pickle.plain(*path) {
+            Ok(Plain::Tuple(path) | Plain::List(path)) => Some((pickle.str(*name)?.to_owned(), path)),
+            _ => None,
+        };
+        Ok(Self { tensors, values, paths: planner.iter().filter_map(path).collect() })
+    }
+}
+
+fn error(what: impl std::fmt::Display) -> FormatError {
+    FormatError::new(format_args!("not metadata of torch's distributed checkpoints: it has {what}"))
+}
+
+type Places<'a> = BTreeMap<(&'a str, Option<Vec<u64>>), Place>;
+
+struct Reader<'a> {
+    pickle: &'a Pickle,
+}
+
+impl<'a> Reader<'a> {
+    /// The state of an object of that class.
+    fn object(&self, id: Id, global: Global) -> Result<Id> {
+        self.pickle.call(id, global).and_then(|(_, state)| state).ok_or_else(|| error(format_args!("no {global:?} where one belongs")))
+    }
+
+    fn field(&self, state: Id, name: &str) -> Result<Id> {
+        self.pickle.get(state, name).ok_or_else(|| error(format_args!("no '{name}'")))
+    }
+
+    fn entries(&self, id: Id) -> Result<&'a [(Id, Id)]> {
+        self.pickle.dict(id).ok_or_else(|| error("something else than a mapping"))
+    }
+
+    fn shape(&self, id: Id) -> Result<Vec<u64>> {
+        self.pickle.shape(id).ok_or_else(|| error("a size that is not one"))
+    }
+
+    fn places(&self, data: Id) -> Result<Places<'a>> {
+        let mut places = BTreeMap::new();
+        for (index, info) in self.entries(data)? {
+            let index = self.object(*index, Global::MetadataIndex)?;
+            let name = self.pickle.str(self.field(index, "fqn")?).ok_or_else(|| error("a name that is not a string"))?;
+            let offsets = match self.pickle.get(index, "offset").map(|id| (id, self.pickle.node(id))) {
+                None | Some((_, Node::None)) => None,
+                Some((id, _)) => Some(self.shape(id)?),
+            };
+            let info = self.object(*info, Global::StorageInfo)?;
+            let number = |key| {
+                let number = self.pickle.int(self.field(info, key)?).and_then(|n| u64::try_from(n).ok());
+                number.ok_or_else(|| error(format_args!("'{key}' that is not a size")))
+            };
+            let file = self.pickle.str(self.field(info, "relative_path")?).ok_or_else(|| error("a file name that is not a string"))?;
+            if file.is_empty() || file.starts_with('/') || file.split('/').any(|part| part == ".." || part.is_empty()) {
+                return Err(error(format_args!("a file outside the directory: '{file}'")));
+            }
+            if let Some(transforms) = self.pickle.get(info, "transform_descriptors")
+                && *self.pickle.node(transforms) != Node::None
+                && self.pickle.items(transforms).is_none_or(|items| !items.is_empty())
+            {
+                return Err(FormatError::new(format_args!(
+                    "'{name}' is stored through a transform, such as compression, which is not read"
+                )));
+            }
+            places.insert((name, offsets), Place { file: file.to_owned(), offset: number("offset")?, length: number("length")? });
+        }
+        Ok(places)
+    }
+
+    fn tensor(&self, name: &'a str, entry: Id, places: &Places<'a>) -> Result<Tensor> {
+        let state = self.object(entry, Global::TensorMetadata)?;
+        let properties = self.object(self.field(state, "properties")?, Global::TensorProperties)?;
+        let dtype = self.pickle.items(properties).and_then(|items| items.first()).map(|id| self.pickle.node(*id));
+        let Some(Node::Global(Global::DType(dtype))) = dtype else { return Err(error("no dtype")) };
+        let shape = self.shape(self.field(state, "size")?)?;
+        let chunks = self.pickle.items(self.field(state, "chunks")?).ok_or_else(|| error("chunks that are not a list"))?;
+        let chunk = |id: &Id| {
+            let chunk = self.object(*id, Global::Chunk)?;
+            let (offsets, sizes) = (self.shape(self.field(chunk, "offsets")?)?, self.shape(self.field(chunk, "sizes")?)?);
+            let inside = |((offset, size), dim): ((&u64, &u64), &u64)| offset.checked_add(*size).is_some_and(|end| end <= *dim);
+            if offsets.len() != shape.len() || sizes.len() != shape.len() || !offsets.iter().zip(&sizes).zip(&shape).all(inside) {
+                return Err(error(format_args!("a chunk {sizes:?} at {offsets:?} outside of {shape:?}")));
+            }
+            if numel(&sizes) == Some(0) {
+                return Ok(None); // torch writes a rank's empty shard as well
+            }
+            let place =
+                places.get(&(name, Some(offsets.clone()))).ok_or_else(|| error(format_args!("no place for the chunk at {offsets:?}")))?;
+            Ok(Some(Chunk { offsets, sizes, place: place.clone() }))
+        };
+        let chunks = chunks.iter().map(chunk).filter_map(Result::transpose).collect::<Result<_>>()?;
+        Ok(Tensor { name: name.to_owned(), dtype: *dtype, shape, chunks })
+    }
+}
+
+const METADATA: &str = "torch.distributed.checkpoint.metadata";
+
+/// The pickle of `.metadata` for that content; a name without a path stands at the top.
+pub fn write(metadata: &Metadata) -> Vec<u8> {
+    let path = |name: &str| metadata.paths.get(name).cloned().unwrap_or_else(|| vec![Plain::Str(name.to_owned())]);
+    let class = |name| Value::global(METADATA, name);
+    let info = |place: &Place| {
+        let fields =
+            [("relative_path", Value::str(&place.file)), ("offset", Value::size(place.offset)), ("length", Value::size(place.length))];
+        Value::global("torch.distributed.checkpoint.filesystem", "_StorageInfo").object(Some(&Value::fields(fields)))
+    };
+    let (mut state, mut storage) = (Vec::new(), Vec::new());
+    for Tensor { name, dtype, shape, chunks } in &metadata.tensors {
+        let layout = Value::global("torch.serialization", "_get_layout").call([Value::str("torch.strided")]);
+        let memory = class("_MEM_FORMAT_ENCODING").call([Value::int(0)]);
+        let properties = Value::tuple([Value::dtype(*dtype), layout, Value::bool(false), memory, Value::bool(false)]);
+        let chunk = |c: &Chunk| {
+            let fields = [("offsets", Value::shape(&c.offsets)), ("sizes", Value::shape(&c.sizes))];
+            class("ChunkStorageMetadata").object(Some(&Value::fields(fields)))
+        };
+        let fields = [
+            ("properties", class("TensorProperties").object(Some(&properties))),
+            ("size", Value::shape(shape)),
+            ("chunks", Value::list(chunks.iter().map(chunk))),
+        ];
+        state.push((Value::str(name), class("TensorStorageMetadata").object(Some(&Value::fields(fields)))));
+        for (number, chunk) in chunks.iter().enumerate() {
+            let fields = [("fqn", Value::str(name)), ("offset", Value::shape(&chunk.offsets)), ("index", Value::size(number as u64))];
+            storage.push((class("MetadataIndex").object(Some(&Value::fields(fields))), info(&chunk.place)));
+        }
+    }
+    for (name, place) in &metadata.values {
+        state.push((Value::str(name), class("BytesStorageMetadata").object(None)));
+        storage.push((class("MetadataIndex").object(Some(&Value::fields([("fqn", Value::str(name))]))), info(place)));
+    }
+    let names = metadata.tensors.iter().map(|t| &t.name).chain(metadata.values.iter().map(|v| &v.0));
+    let planner = names.map(|name| (Value::str(name), Value::tuple(path(name).iter().map(Value::plain))));
+    let fields = [
+        ("state_dict_metadata", Value::dict(state)),
+        ("planner_data", Value::dict(planner)),
+        ("storage_data", Value::dict(storage)),
+        ("storage_meta", Value::none()),
+        ("version", Value::str("1.0.0")),
+    ];
+    class("Metadata").object(Some(&Value::fields(fields))).pickle()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Metadata {
+        let place = |offset| Place { file: "__0_0.distcp".into(), offset, length: 100 };
+        let chunk = |row, rows, at| Chunk { offsets: vec![row, 0], sizes: vec![rows, 3], place: place(at) };
+        let tensor = Tensor { name: "a".into(), dtype: DType::BF16, shape: vec![5, 3], chunks: vec![chunk(0, 3, 0), chunk(3, 2, 100)] };
+        let paths = [("a", vec!["a"]), ("lr", vec!["groups", "lr"])];
+        let paths = paths.map(|(name, path)| (name.to_owned(), path.into_iter().map(|key| Plain::Str(key.into())).collect()));
+        Metadata { tensors: vec![tensor], values: vec![("lr".into(), place(200))], paths: paths.into() }
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        assert_eq!(Metadata::parse(&write(&sample())).unwrap(), sample());
+    }
+
+    #[test]
+    fn a_chunk_outside_its_tensor_is_refused() {
+        let mut metadata = sample();
+        metadata.tensors[0].chunks[1].sizes[0] = 3;
+        let error = Metadata::parse(&write(&metadata)).unwrap_err().to_string();
+        assert!(error.contains("tensor 'a'") && error.contains("outside of [5, 3]"), "{error}");
+    }
+
+    #[test]
+    fn a_file_outside_the_directory_is_refused() {
+        for file in ["../x", "/etc/passwd", "a//b", ""] {
+            let mut metadata = sample();
+            metadata.values[0].1.file = file.into();
+            assert!(Metadata::parse(&write(&metadata)).unwrap_err().to_string().contains("outside the directory"));
+        }
+    }
+}
