@@ -1,19 +1,17 @@
 """torchrun --nproc-per-node N read_with_torch.py SHARDS=MODEL ...
 
 Proof that torch reads what `shardwright load --save SHARDS` kept of the checkpoint MODEL: for each pair, a model is built on the meta
-device, sharded over N ranks with fully_shard, filled by torch.distributed.checkpoint through HuggingFaceStorageReader, gathered, and
-compared bit for bit with MODEL's own tensors cast by torch. N is another world size than the one that was saved. Runs on CPU with gloo.
+device, sharded over N ranks with fully_shard, filled by the lines that docs/save-format.md prints, gathered, and compared bit for bit with
+MODEL's own tensors cast by torch. N is another world size than the one that was saved. Runs on CPU with gloo.
 
 The model is transformers' own class where config.json, which was copied along, names a causal one; else a tree of modules with the
 tensors' names.
 """
-import importlib.util, json, pathlib, sys
+import importlib.util, json, pathlib, re, sys
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from safetensors import safe_open
-from torch.distributed.checkpoint import HuggingFaceStorageReader
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -68,6 +66,14 @@ def build(shards, plan):
     return model.to_empty(device="cpu")
 
 
+def snippet():
+    """The Python of docs/save-format.md, as it is printed there."""
+    text = (pathlib.Path(__file__).parents[2] / "docs/save-format.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert "HuggingFaceStorageReader(\"DIR\")" in code
+    return code
+
+
 def bits(tensor):
     return tensor.contiguous().reshape(-1).view(torch.uint8)
 
@@ -77,20 +83,24 @@ def check(shards, model):
     plan = manifest["plan"]["tensors"]
     assert manifest["world_size"] != dist.get_world_size(), f"{shards} was saved for this very world size"
     sharded = build(shards, plan)
-    state = {name: value for name, value in sharded.state_dict().items() if name in {t["name"] for t in plan}}
-    assert set(state) == {t["name"] for t in plan}, f"the model lacks {sorted({t['name'] for t in plan} - set(state))}"
-    for value in state.values():
+    for value in sharded.state_dict().values():
         local = value.to_local() if isinstance(value, DTensor) else value
         local.fill_(1 if local.dtype == torch.bool else 77)  # nothing passes that was not read
-    dcp.load(state, storage_reader=HuggingFaceStorageReader(str(shards)))
+    scope = {"model": sharded}
+    exec(snippet().replace('"DIR"', repr(str(shards))), scope)
+    state, aliases = scope["state"], manifest["aliases"]
+    tensors = {t["name"] for t in plan}
+    assert set(state) == tensors | set(aliases), f"model and shards differ in {sorted(set(state) ^ (tensors | set(aliases)))}"
     source = originals(model)
+    assert set(source) == tensors, "tensors were left out"
+    source.update({alias: source[name] for alias, name in aliases.items()})
+    plan = [*plan, *({**next(t for t in plan if t["name"] == name), "name": alias} for alias, name in aliases.items())]
     for name, value in sorted(state.items()):
         full = value.full_tensor() if isinstance(value, DTensor) else value
         expected = source[name].to(full.dtype)
         planned = next(t for t in plan if t["name"] == name)["precision"]["storage"]
         assert full.dtype == getattr(torch, planned), f"{name} is {full.dtype}, planned {planned}"
         assert full.shape == expected.shape and torch.equal(bits(full), bits(expected)), f"{shards}: {name} differs from the checkpoint"
-    assert set(source) == set(state), "tensors were left out"
     if dist.get_rank() == 0:
         sizes = " x ".join(str(n) for n in manifest["mesh"].values())
         kinds = "+".join(sorted({t["precision"]["storage"] for t in plan}))

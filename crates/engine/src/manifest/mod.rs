@@ -10,16 +10,22 @@ use std::{
     path::Path,
 };
 
-use serde::{Deserialize, Serialize};
-use shardwright_core::{DType, ModelFacts, ModelMeta, ShardPlan, TensorMeta};
+use serde::{
+    Deserialize, Serialize,
+    de::{DeserializeOwned, IgnoredAny},
+};
+use shardwright_core::{DType, ModelFacts, ModelMeta, Name, ShardPlan, TensorMeta};
 
 pub(crate) use self::sealed::seal;
+#[cfg(test)]
+pub(crate) use self::sealed::sealed;
 use crate::{
-    digest::{Sha256, sha256},
+    digest::Sha256,
     error::{EngineError, ErrorKind, Result},
     save::{
         Format, MANIFEST,
         names::{TEMPORARY_PREFIX, is_rank_file},
+        tied::{self, Alias},
     },
 };
 
@@ -30,7 +36,7 @@ pub const VERSION: u32 = 2;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
-pub struct Manifest {
+pub struct Manifest<P = ShardPlan> {
     /// [`VERSION`].
     pub shardwright: u32,
     /// How the shards are kept.
@@ -49,8 +55,11 @@ pub struct Manifest {
     pub copied: Vec<FileDigest>,
     /// The files of each rank, rank 0 first.
     pub ranks: Vec<RankFiles>,
+    /// Second names of tensors, under which the shards have them once more.
+    #[serde(default)]
+    pub aliases: BTreeMap<String, String>,
     /// Where every tensor lies.
-    pub plan: ShardPlan,
+    pub plan: P,
 }
 
 /// How many tensors of a plan have these dtypes.
@@ -104,7 +113,7 @@ pub struct RankFiles {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
-pub struct RankManifest {
+pub struct RankManifest<T = Vec<TensorDigest>> {
     /// [`VERSION`].
     pub shardwright: u32,
     /// From 0.
@@ -120,7 +129,7 @@ pub struct RankManifest {
     /// The rank's tensors.
     pub shard: FileDigest,
     /// Each of them, in the order of the file: its valid bytes in row-major order, padding left out.
-    pub tensors: Vec<TensorDigest>,
+    pub tensors: T,
 }
 
 /// What a copy of a checkpoint's file keeps, and what it takes little reading to know.
@@ -144,7 +153,7 @@ pub struct SourceFile {
 #[non_exhaustive]
 pub struct TensorDigest {
     /// Its name.
-    pub name: String,
+    pub name: Name,
     /// Of its valid bytes in row-major order.
     pub sha256: Sha256,
 }
@@ -161,28 +170,18 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// A manifest that says of its plan what there is to say.
-    pub(crate) fn new(plan: &ShardPlan, source: Vec<FileDigest>, copied: Vec<FileDigest>, ranks: Vec<RankFiles>) -> Self {
-        Self {
-            shardwright: VERSION,
-            format: Format::of(plan),
-            strategy: plan.strategy.clone(),
-            world_size: plan.mesh.world_size(),
-            mesh: plan.mesh.axes().iter().map(|a| (a.name.clone(), a.size)).collect(),
-            precision: count_precisions(plan),
-            source,
-            copied,
-            ranks,
-            plan: plan.clone(),
-        }
+    /// The second names of tensors, as [`entries`](crate::save::entries::entries) takes them.
+    pub(crate) fn plan_aliases(&self) -> Result<Vec<Alias>, String> {
+        tied::of_plan(&self.plan, self.aliases.iter().map(|(alias, tensor)| (alias.as_str(), tensor.as_str())))
     }
 
     fn check(&self) -> Result<(), String> {
         check_version(self.shardwright)?;
         check_plan(&self.plan)?;
-        let told = Self::new(&self.plan, Vec::new(), Vec::new(), Vec::new());
-        let told = Self { source: self.source.clone(), copied: self.copied.clone(), ranks: self.ranks.clone(), ..told };
-        if *self != told {
+        let aliases = self.plan_aliases().map_err(|what| format!("its aliases do not hold: {what}"))?;
+        let stated = (&self.format, &self.strategy, &self.world_size, &self.mesh, &self.precision);
+        let planned = Manifest::new(&self.plan, &aliases, Vec::new(), Vec::new(), Vec::new());
+        if stated != (&planned.format, &planned.strategy, &planned.world_size, &planned.mesh, &planned.precision) {
             return Err("its format, strategy, world size, mesh or precision is not that of its plan".into());
         }
         if self.ranks.len() as u64 != u64::from(self.world_size) {
@@ -200,7 +199,36 @@ impl Manifest {
     }
 }
 
-impl RankManifest {
+impl<'a> Manifest<&'a ShardPlan> {
+    /// A manifest that says of its plan what there is to say.
+    pub(crate) fn new(
+        plan: &'a ShardPlan,
+        aliases: &[Alias],
+        source: Vec<FileDigest>,
+        copied: Vec<FileDigest>,
+        ranks: Vec<RankFiles>,
+    ) -> Self {
+        let alias = |alias: &Alias| (alias.name.to_string(), plan.tensors[alias.tensor].name.to_string());
+        Self {
+            shardwright: VERSION,
+            format: Format::of(plan),
+            strategy: plan.strategy.clone(),
+            world_size: plan.mesh.world_size(),
+            mesh: plan.mesh.axes().iter().map(|a| (a.name.clone(), a.size)).collect(),
+            precision: count_precisions(plan),
+            source,
+            copied,
+            ranks,
+            aliases: aliases.iter().map(alias).collect(),
+            plan,
+        }
+    }
+}
+
+/// What a rank's manifest says before its tensors, which are many.
+pub(crate) type RankHead = RankManifest<IgnoredAny>;
+
+impl<T: DeserializeOwned> RankManifest<T> {
     /// What a rank's manifest says, whatever that is; `None` where it is not one.
     pub(crate) fn peek(path: &Path) -> Option<Self> {
         sealed::read(path).ok().map(|(manifest, _)| manifest)
@@ -210,7 +238,7 @@ impl RankManifest {
     pub(crate) fn read(dir: &Path, format: Format, rank: u32, world_size: u32) -> Result<(Self, FileDigest)> {
         let name = format.rank_manifest_name(rank, world_size);
         let path = dir.join(&name);
-        let (manifest, text): (Self, _) = sealed::read(&path)?;
+        let (manifest, digest): (Self, _) = sealed::read(&path)?;
         let wrong = |what: String| EngineError::new(ErrorKind::Checkpoint, what).file(&path);
         check_version(manifest.shardwright).map_err(wrong)?;
         let shard = format.shard_name(rank, world_size);
@@ -218,7 +246,6 @@ impl RankManifest {
             let told = format!("rank {} of {} and '{}'", manifest.rank, manifest.world_size, manifest.shard.name);
             return Err(wrong(format!("it tells of {told}, expected rank {rank} of {world_size} and '{shard}'")));
         }
-        let digest = (sha256(&text), text.len() as u64);
         Ok((manifest, FileDigest::new(name, digest)))
     }
 }

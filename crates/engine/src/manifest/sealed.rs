@@ -10,7 +10,7 @@ use std::{
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
-    digest::{Sha256, sha256},
+    digest::{Hasher, Sha256, sha256},
     error::{EngineError, ErrorKind, Result},
 };
 
@@ -20,35 +20,84 @@ const SEAL: &[u8] = b",\n  \"sha256\": \"";
 const END: &[u8] = b"\"\n}\n";
 const HEX: usize = 64;
 
-/// The sealed text of a struct.
-pub(crate) fn seal(value: &impl Serialize) -> Result<Vec<u8>> {
-    let mut text = Vec::new();
-    let mut serializer = serde_json::Serializer::with_formatter(&mut text, Lines::default());
-    value.serialize(&mut serializer).map_err(|e| EngineError::new(ErrorKind::Plan, format!("cannot write the manifest: {e}")))?;
-    text.truncate(text.len().saturating_sub(2)); // the final "\n}"
-    let digest = sha256(&text);
-    text.extend_from_slice(SEAL);
-    text.extend_from_slice(digest.to_string().as_bytes());
-    text.extend_from_slice(END);
-    Ok(text)
+/// Bytes of a sealed text that are held before they are passed on.
+const BLOCK: usize = 1 << 16;
+/// How the text of a struct ends before it is sealed.
+const CLOSE: &[u8] = b"\n}";
+
+/// Passes the sealed text of a struct on in blocks; it is never held whole.
+pub(crate) fn seal(value: &impl Serialize, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    let mut sealing = Sealing { sink, held: Vec::with_capacity(2 * BLOCK), digest: Hasher::default(), failed: None };
+    let written = value.serialize(&mut serde_json::Serializer::with_formatter(&mut sealing, Lines::default()));
+    match (written, sealing.failed.take()) {
+        (Err(_), Some(failed)) => return Err(failed),
+        (Err(e), None) => return Err(EngineError::new(ErrorKind::Plan, format!("cannot write the manifest: {e}"))),
+        (Ok(()), _) => {}
+    }
+    let body = sealing.held.len().saturating_sub(CLOSE.len());
+    sealing.digest.update(&sealing.held[..body]);
+    (sealing.sink)(&sealing.held[..body])?;
+    (sealing.sink)(&[SEAL, sealing.digest.finish().to_string().as_bytes(), END].concat())
 }
 
-/// The struct in a sealed text, once the seal holds.
-fn unseal<T: DeserializeOwned>(text: &[u8]) -> Result<T, String> {
+/// The sealed text, whole.
+#[cfg(test)]
+pub(crate) fn sealed(value: &impl Serialize) -> Vec<u8> {
+    let mut text = Vec::new();
+    let append = &mut |bytes: &[u8]| {
+        text.extend_from_slice(bytes);
+        Ok(())
+    };
+    seal(value, append).unwrap();
+    text
+}
+
+/// Digests what is written and passes it on, but for the last bytes, which the seal replaces.
+struct Sealing<'a> {
+    sink: &'a mut dyn FnMut(&[u8]) -> Result<()>,
+    held: Vec<u8>,
+    digest: Hasher,
+    failed: Option<EngineError>,
+}
+
+impl io::Write for Sealing<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.held.extend_from_slice(bytes);
+        if self.held.len() > BLOCK {
+            let ready = self.held.len() - CLOSE.len();
+            self.digest.update(&self.held[..ready]);
+            if let Err(e) = (self.sink)(&self.held[..ready]) {
+                self.failed = Some(e);
+                return Err(io::Error::other("the manifest cannot be written"));
+            }
+            self.held.drain(..ready);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The struct in a sealed text, once the seal holds; the text's seal is lost.
+fn unseal<T: DeserializeOwned>(text: &mut [u8]) -> Result<T, String> {
     let torn = "it is torn or garbled: it does not end with its own sha256";
     let before = text.strip_suffix(END).ok_or(torn)?;
     let (before, digest) = before.split_at_checked(before.len().saturating_sub(HEX)).ok_or(torn)?;
     let body = before.strip_suffix(SEAL).ok_or(torn)?;
-    let told: Sha256 = std::str::from_utf8(digest).ok().and_then(|d| d.parse().ok()).ok_or(torn)?;
+    let stated: Sha256 = std::str::from_utf8(digest).ok().and_then(|d| d.parse().ok()).ok_or(torn)?;
     let found = sha256(body);
-    if told != found {
-        return Err(format!("it was altered: its sha256 is {found}, and it says {told}"));
+    if stated != found {
+        return Err(format!("it was altered: its sha256 is {found}, and it says {stated}"));
     }
-    serde_json::from_slice(&[body, b"\n}"].concat()).map_err(|e| format!("it is not what was expected: {e}"))
+    let body = body.len();
+    text[body..body + CLOSE.len()].copy_from_slice(CLOSE);
+    serde_json::from_slice(&text[..body + CLOSE.len()]).map_err(|e| format!("it is not what was expected: {e}"))
 }
 
-/// Reads a sealed file; the text comes along.
-pub(super) fn read<T: DeserializeOwned>(path: &Path) -> Result<(T, Vec<u8>)> {
+/// Reads a sealed file; its digest and size come along.
+pub(super) fn read<T: DeserializeOwned>(path: &Path) -> Result<(T, (Sha256, u64))> {
     let wrong = |what: String| EngineError::new(ErrorKind::Checkpoint, what).file(path);
     let cannot = |e: io::Error| match e.kind() {
         io::ErrorKind::NotFound => wrong("it is missing".into()),
@@ -58,12 +107,13 @@ pub(super) fn read<T: DeserializeOwned>(path: &Path) -> Result<(T, Vec<u8>)> {
     if !meta.is_file() {
         return Err(wrong("it is no regular file".into()));
     }
-    let mut text = Vec::new();
+    let mut text = Vec::with_capacity(usize::try_from(meta.len().min(MAX_BYTES)).unwrap_or(0) + 1);
     File::open(path).and_then(|f| f.take(MAX_BYTES + 1).read_to_end(&mut text)).map_err(cannot)?;
     if text.len() as u64 > MAX_BYTES {
         return Err(wrong(format!("it is larger than {MAX_BYTES} bytes, as no manifest is")));
     }
-    Ok((unseal(&text).map_err(wrong)?, text))
+    let digest = (sha256(&text), text.len() as u64);
+    Ok((unseal(&mut text).map_err(wrong)?, digest))
 }
 
 /// Pretty for the outer levels, compact below.
@@ -135,23 +185,43 @@ mod tests {
         rows: Vec<Vec<Vec<Vec<u32>>>>,
     }
 
+    fn unseal<T: DeserializeOwned>(text: &[u8]) -> Result<T, String> {
+        super::unseal(&mut text.to_vec())
+    }
+
     fn told() -> Told {
         Told { name: "é\"".into(), rows: vec![vec![vec![vec![1, 2], vec![]]], vec![]] }
     }
 
     #[test]
     fn a_sealed_text_is_json_and_leads_back() {
-        let text = seal(&told()).unwrap();
+        let text = sealed(&told());
         assert_eq!(unseal::<Told>(&text), Ok(told()));
         let json: serde_json::Value = serde_json::from_slice(&text).unwrap();
         assert_eq!(json["rows"][0][0][0][1], 2);
         assert!(String::from_utf8(text).unwrap().contains("[[1, 2], []]"));
     }
 
+    #[test]
+    fn a_text_of_many_blocks_is_sealed_as_one() {
+        let rows = vec![vec![vec![(0..10_000).collect::<Vec<u32>>(); 3]; 3]; 2];
+        let told = Told { name: "long".into(), rows };
+        let text = sealed(&told);
+        assert!(text.len() > 5 * BLOCK);
+        assert_eq!(unseal::<Told>(&text), Ok(told));
+        let mut calls = 0;
+        let full = &mut |_: &[u8]| {
+            calls += 1;
+            Err(EngineError::new(ErrorKind::Io, "the disk is full"))
+        };
+        assert_eq!(seal(&self::told(), full).unwrap_err().kind(), ErrorKind::Io);
+        assert_eq!(calls, 1);
+    }
+
     /// Whatever byte is changed or cut off, the text is refused.
     #[test]
     fn every_change_breaks_the_seal() {
-        let text = seal(&told()).unwrap();
+        let text = sealed(&told());
         for at in 0..text.len() {
             assert!(unseal::<Told>(&text[..at]).is_err(), "cut to {at}");
             for bit in 0..8 {

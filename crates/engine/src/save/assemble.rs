@@ -14,7 +14,7 @@ use super::{
 use crate::{
     digest::sha256_stream,
     error::{EngineError, Result},
-    manifest::{FileDigest, Manifest, RankFiles, RankManifest, seal},
+    manifest::{FileDigest, Manifest, RankFiles, RankHead, seal},
 };
 
 /// What a complete directory needs beside its shards: digests of the source's files, and staged copies of config and tokenizer.
@@ -54,14 +54,17 @@ impl Saver<'_> {
         let Completion { source, copied } = early.map_or_else(|| self.completion(stage), Ok)?;
         let copied = copied.into_iter().map(|(staged, told)| staged.rename().map(|()| told)).collect::<Result<_>>()?;
         sync_dir(&self.dir)?;
-        stage.write_whole(MANIFEST, &seal(&Manifest::new(self.plan, source, copied, ranks))?)?;
+        let mut file = stage.file(MANIFEST)?;
+        let manifest = Manifest::new(self.plan, &self.plan_aliases()?, source, copied, ranks);
+        seal(&manifest, &mut |bytes| file.write(bytes, &|_| Ok(())))?;
+        file.sync()?.0.rename()?;
         sync_dir(&self.dir)?;
         Ok(missing)
     }
 
     /// The files of a rank that this save, or another process of it, has written.
     fn saved_rank(&self, rank: u32, identity: &SaveIdentity) -> Option<RankFiles> {
-        let (told, manifest) = RankManifest::read(&self.dir, self.format, rank, self.plan.mesh.world_size()).ok()?;
+        let (told, manifest) = RankHead::read(&self.dir, self.format, rank, self.plan.mesh.world_size()).ok()?;
         let there = fs::metadata(self.dir.join(&told.shard.name)).is_ok_and(|m| m.is_file() && m.len() == told.shard.bytes);
         (told.save == identity.save && there).then_some(RankFiles { rank, shard: told.shard, manifest })
     }

@@ -4,12 +4,16 @@
 //! torch's own deduplicated saves.
 
 use serde::{Deserialize, Serialize};
-use shardwright_core::{DType, Region, ShardPlan, TensorPlan};
+use shardwright_core::{DType, Name, Region, ShardPlan, TensorPlan};
+
+use super::tied::Alias;
 
 /// One tensor in one rank's file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Its index in the plan.
+    /// Its name in the file: the tensor's, or a second one.
+    pub name: Name,
+    /// The tensor's index in the plan.
     pub tensor: usize,
     /// Its element type.
     pub dtype: DType,
@@ -38,21 +42,24 @@ pub enum Part {
     },
 }
 
-/// The entries of `rank`'s file in the order of its bytes: wide dtypes first, so that each is aligned, then by name.
+/// The entries of `rank`'s file in the order of its bytes: wide dtypes first, so that each is aligned, then by name. A tensor is there once
+/// more under each alias.
 ///
 /// # Errors
 /// The name of a tensor whose size overflows.
-pub fn entries(plan: &ShardPlan, rank: u32) -> Result<Vec<Entry>, String> {
+pub fn entries(plan: &ShardPlan, aliases: &[Alias], rank: u32) -> Result<Vec<Entry>, String> {
     let mut entries = Vec::new();
-    for (index, tensor) in plan.tensors.iter().enumerate() {
+    let names = plan.tensors.iter().enumerate().map(|(index, tensor)| (&tensor.name, index));
+    for (name, index) in names.chain(aliases.iter().map(|alias| (&alias.name, alias.tensor))) {
+        let tensor = &plan.tensors[index];
         if let Some((shape, part)) = part(tensor, rank) {
             let dtype = tensor.precision.storage;
             let bytes = shardwright_core::model::numel(&shape).and_then(|n| dtype.bytes(n));
             let bytes = bytes.ok_or_else(|| format!("tensor '{}': the size of {dtype} {shape:?} overflows", tensor.name))?;
-            entries.push(Entry { tensor: index, dtype, shape, bytes, part });
+            entries.push(Entry { name: name.clone(), tensor: index, dtype, shape, bytes, part });
         }
     }
-    entries.sort_by(|a, b| b.dtype.bits().cmp(&a.dtype.bits()).then(a.tensor.cmp(&b.tensor)));
+    entries.sort_by(|a, b| b.dtype.bits().cmp(&a.dtype.bits()).then_with(|| a.name.cmp(&b.name)));
     Ok(entries)
 }
 
@@ -105,7 +112,7 @@ mod tests {
             Part::SavedOffsets(offsets) => (offsets[0], entry.shape[0]),
             Part::Flat { start, valid, .. } => (start, valid),
         };
-        (0..plan.mesh.world_size()).map(|rank| entries(plan, rank).unwrap().into_iter().map(of).collect()).collect()
+        (0..plan.mesh.world_size()).map(|rank| entries(plan, &[], rank).unwrap().into_iter().map(of).collect()).collect()
     }
 
     /// torch 2.15's writer, ran: one entry for all empty shards, its offset at the global size.
@@ -138,7 +145,7 @@ mod tests {
     fn a_flat_part_has_its_padding() {
         let axis = GroupAxis { stride: 1, size: 8 };
         let plan = plan(&[9], axis, Layout::Flat { partition: 2 }, 8);
-        let of = |rank| entries(&plan, rank).unwrap().remove(0);
+        let of = |rank| entries(&plan, &[], rank).unwrap().remove(0);
         assert_eq!((of(4).shape, of(4).part), (vec![2], Part::Flat { start: 8, valid: 1, padding: 1 }));
         assert_eq!((of(7).shape, of(7).part), (vec![2], Part::Flat { start: 9, valid: 0, padding: 2 }));
     }

@@ -1,17 +1,18 @@
 //! The header of a rank's safetensors file, proven by the `safetensors` crate before a byte of it is written.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
-use safetensors::tensor::{Dtype, Metadata, TensorInfo};
-use serde::{Serialize, Serializer, ser::SerializeMap as _};
-use serde_json::{Value, json};
-use shardwright_core::{DType, ShardPlan};
+use safetensors::tensor::{Dtype, Metadata};
+use serde::{Deserialize, Serialize, Serializer, ser::SerializeMap as _};
+use shardwright_core::{DType, ShardPlan, TensorKind, TensorPlan};
 
 use super::{
     entries::{Entry, Part},
     names::Format,
 };
 
+/// Bytes of the header's length, before the header.
+const LENGTH: usize = 8;
 /// What `safetensors` and torch refuse beyond.
 const MAX_HEADER: usize = 100_000_000;
 
@@ -20,74 +21,115 @@ const MAX_HEADER: usize = 100_000_000;
 /// # Errors
 /// A dtype that safetensors has no name for, or a header that is too large.
 pub fn header(plan: &ShardPlan, rank: u32, entries: &[Entry]) -> Result<Vec<u8>, String> {
-    let (mut offset, mut tensors) = (0usize, Vec::with_capacity(entries.len()));
+    let mut end = 0u64;
     for entry in entries {
-        let name = plan.tensors[entry.tensor].name.as_str();
-        let size = |n: &u64| usize::try_from(*n).map_err(|_| format!("tensor '{name}': {n} is beyond this machine"));
-        let end = offset.checked_add(size(&entry.bytes)?).ok_or("the file's size overflows")?;
-        let shape = entry.shape.iter().map(size).collect::<Result<_, _>>()?;
-        tensors.push((name, TensorInfo { dtype: dtype(entry.dtype)?, shape, data_offsets: (offset, end) }));
-        offset = end;
+        dtype(entry.dtype)?;
+        end = end.checked_add(entry.bytes).ok_or("the file's size overflows")?;
     }
-    let metadata = match Format::of(plan) {
-        Format::TorchDcp => torch_metadata(plan, entries),
-        Format::Flat => flat_metadata(plan, rank, entries),
-    };
-    let mut json = serde_json::to_vec(&Header { metadata, tensors }).map_err(|e| e.to_string())?;
-    serde_json::from_slice::<Metadata>(&json).map_err(|e| format!("the safetensors crate refuses the header: {e}"))?;
-    json.resize(json.len().next_multiple_of(8), b' ');
-    if json.len() > MAX_HEADER {
-        return Err(format!("a header of {} bytes is beyond the {MAX_HEADER} that safetensors reads", json.len()));
+    let mut bytes = vec![0; LENGTH];
+    serde_json::to_writer(&mut bytes, &Header { metadata: metadata(plan, rank, entries)?, entries }).map_err(|e| e.to_string())?;
+    serde_json::from_slice::<Metadata>(&bytes[LENGTH..]).map_err(|e| format!("the safetensors crate refuses the header: {e}"))?;
+    bytes.resize(bytes.len().next_multiple_of(8), b' ');
+    let length = bytes.len() - LENGTH;
+    if length > MAX_HEADER {
+        return Err(format!("a header of {length} bytes is beyond the {MAX_HEADER} that safetensors reads"));
     }
-    Ok([&(json.len() as u64).to_le_bytes()[..], &json].concat())
+    bytes[..LENGTH].copy_from_slice(&(length as u64).to_le_bytes());
+    Ok(bytes)
 }
 
-/// As [`Metadata`] serialises, but with its strings in a fixed order.
+/// As [`Metadata`] serialises, but with its strings in a fixed order, and without a copy of the entries.
 struct Header<'a> {
     metadata: BTreeMap<&'static str, String>,
-    tensors: Vec<(&'a str, TensorInfo)>,
+    entries: &'a [Entry],
 }
 
 impl Serialize for Header<'_> {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        let mut map = s.serialize_map(Some(self.tensors.len() + 1))?;
+        #[derive(Serialize)]
+        struct Info<'a> {
+            dtype: &'static str,
+            shape: &'a [u64],
+            data_offsets: [u64; 2],
+        }
+        let mut map = s.serialize_map(Some(self.entries.len() + 1))?;
         map.serialize_entry("__metadata__", &self.metadata)?;
-        self.tensors.iter().try_for_each(|(name, info)| map.serialize_entry(name, info))?;
+        let mut start = 0;
+        for entry in self.entries {
+            let end = start + entry.bytes;
+            let info = Info { dtype: entry.dtype.safetensors_name(), shape: &entry.shape, data_offsets: [start, end] };
+            map.serialize_entry(entry.name.as_str(), &info)?;
+            start = end;
+        }
         map.end()
     }
 }
 
-/// What torch 2.15's `_write_files_from_queue` puts there.
-fn torch_metadata(plan: &ShardPlan, entries: &[Entry]) -> BTreeMap<&'static str, String> {
-    let sharding = entries.iter().map(|e| (plan.tensors[e.tensor].name.to_string(), json!(e.part)));
-    BTreeMap::from([
-        ("DCP_SHARDING_INFO", Value::Object(sharding.collect()).to_string()),
-        ("DCP_VERSION", "1.0".to_owned()),
-        ("format", "pt".to_owned()),
-    ])
+/// The metadata's strings: for torch's format what torch 2.15's `_write_files_from_queue` puts there.
+fn metadata(plan: &ShardPlan, rank: u32, entries: &[Entry]) -> Result<BTreeMap<&'static str, String>, String> {
+    let parts = |flat| serde_json::to_string(&Parts { plan, entries, flat }).map_err(|e| e.to_string());
+    Ok(match Format::of(plan) {
+        Format::TorchDcp => {
+            BTreeMap::from([("DCP_SHARDING_INFO", parts(false)?), ("DCP_VERSION", "1.0".to_owned()), ("format", "pt".to_owned())])
+        }
+        Format::Flat => BTreeMap::from([
+            ("format", "pt".to_owned()),
+            ("partitions", parts(true)?),
+            ("rank", rank.to_string()),
+            ("strategy", plan.strategy.clone()),
+            ("world_size", plan.mesh.world_size().to_string()),
+        ]),
+    })
 }
 
-fn flat_metadata(plan: &ShardPlan, rank: u32, entries: &[Entry]) -> BTreeMap<&'static str, String> {
-    let tensor = |entry: &Entry| {
-        let tensor = &plan.tensors[entry.tensor];
-        let mut told = json!({ "kind": tensor.kind, "shape": tensor.shape, "numel": tensor.numel(), "dtype": entry.dtype });
-        match &entry.part {
-            Part::Flat { start, valid, padding } => {
-                told["start"] = json!(start);
-                told["valid"] = json!(valid);
-                told["padding"] = json!(padding);
+/// What a file of flat partitions tells of a tensor.
+#[derive(Serialize)]
+struct Partition<'a> {
+    kind: TensorKind,
+    shape: &'a [u64],
+    numel: u64,
+    dtype: DType,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    start: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    valid: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    padding: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    saved_offsets: Option<&'a [u64]>,
+}
+
+impl<'a> Partition<'a> {
+    fn new(tensor: &'a TensorPlan, entry: &'a Entry) -> Self {
+        let (kind, shape, numel, dtype) = (tensor.kind, tensor.shape.as_slice(), tensor.numel(), entry.dtype);
+        let (flat, saved_offsets) = match &entry.part {
+            &Part::Flat { start, valid, padding } => (Some((start, valid, padding)), None),
+            Part::SavedOffsets(offsets) => (None, Some(offsets.as_slice())),
+        };
+        let [start, valid, padding] = [flat.map(|f| f.0), flat.map(|f| f.1), flat.map(|f| f.2)];
+        Self { kind, shape, numel, dtype, start, valid, padding, saved_offsets }
+    }
+}
+
+/// Each entry's part of the whole tensor, by name; of flat partitions with what else is to know of the tensor.
+struct Parts<'a> {
+    plan: &'a ShardPlan,
+    entries: &'a [Entry],
+    flat: bool,
+}
+
+impl Serialize for Parts<'_> {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        let mut map = s.serialize_map(Some(self.entries.len()))?;
+        for entry in self.entries {
+            if self.flat {
+                map.serialize_entry(entry.name.as_str(), &Partition::new(&self.plan.tensors[entry.tensor], entry))?;
+            } else {
+                map.serialize_entry(entry.name.as_str(), &entry.part)?;
             }
-            Part::SavedOffsets(offsets) => told["saved_offsets"] = json!(offsets),
         }
-        (tensor.name.to_string(), told)
-    };
-    BTreeMap::from([
-        ("format", "pt".to_owned()),
-        ("partitions", Value::Object(entries.iter().map(tensor).collect()).to_string()),
-        ("rank", rank.to_string()),
-        ("strategy", plan.strategy.clone()),
-        ("world_size", plan.mesh.world_size().to_string()),
-    ])
+        map.end()
+    }
 }
 
 fn dtype(dtype: DType) -> Result<Dtype, String> {
@@ -104,25 +146,33 @@ pub(crate) fn dtype_of(dtype: Dtype) -> Option<DType> {
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn parts(metadata: &Metadata) -> Result<BTreeMap<String, Part>, String> {
-    let strings = metadata.metadata().as_ref().ok_or("its header has no metadata")?;
+pub fn parts(metadata: &HashMap<String, String>) -> Result<BTreeMap<String, Part>, String> {
     let (key, text) = ["DCP_SHARDING_INFO", "partitions"]
         .into_iter()
-        .find_map(|key| Some((key, strings.get(key)?)))
+        .find_map(|key| Some((key, metadata.get(key)?)))
         .ok_or("its metadata tells neither DCP_SHARDING_INFO nor partitions")?;
-    let told: BTreeMap<String, Value> = serde_json::from_str(text).map_err(|e| format!("its {key} is not what was expected: {e}"))?;
-    told.into_iter()
-        .map(|(name, value)| match part_of(&value) {
-            Some(part) => Ok((name, part)),
-            None => Err(format!("its {key} does not tell which part of tensor '{name}' it holds")),
-        })
-        .collect()
+    let parts: BTreeMap<String, AnyPart> = serde_json::from_str(text).map_err(|e| format!("its {key} is not what was expected: {e}"))?;
+    let part = |(name, part): (String, AnyPart)| match part.known() {
+        Some(part) => Ok((name, part)),
+        None => Err(format!("its {key} does not tell which part of tensor '{name}' it holds")),
+    };
+    parts.into_iter().map(part).collect()
 }
 
-fn part_of(value: &Value) -> Option<Part> {
-    let number = |key: &str| value.get(key)?.as_u64();
-    match value.get("saved_offsets") {
-        Some(offsets) => offsets.as_array()?.iter().map(Value::as_u64).collect::<Option<_>>().map(Part::SavedOffsets),
-        None => Some(Part::Flat { start: number("start")?, valid: number("valid")?, padding: number("padding")? }),
+/// A part as a file tells it; whatever else is told is ignored.
+#[derive(Deserialize)]
+struct AnyPart {
+    saved_offsets: Option<Vec<u64>>,
+    start: Option<u64>,
+    valid: Option<u64>,
+    padding: Option<u64>,
+}
+
+impl AnyPart {
+    fn known(self) -> Option<Part> {
+        match self.saved_offsets {
+            Some(offsets) => Some(Part::SavedOffsets(offsets)),
+            None => Some(Part::Flat { start: self.start?, valid: self.valid?, padding: self.padding? }),
+        }
     }
 }

@@ -14,14 +14,15 @@ mod rank;
 mod refuse;
 mod source;
 mod staged;
+pub mod tied;
 
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::OnceLock,
+    sync::{Mutex, OnceLock},
 };
 
-use shardwright_core::ShardPlan;
+use shardwright_core::{Name, ShardPlan};
 
 use self::source::SaveIdentity;
 pub use self::{
@@ -45,6 +46,7 @@ pub struct Saver<'a> {
     overwrite: bool,
     progress: &'a (dyn Fn(u64) + Sync),
     cancel: CancelToken,
+    aliases: Vec<(Name, Name)>,
     identity: OnceLock<SaveIdentity>,
 }
 
@@ -70,6 +72,7 @@ impl<'a> Saver<'a> {
             overwrite: false,
             progress: &|_| {},
             cancel: CancelToken::new(),
+            aliases: tied::aliases(checkpoint.model()),
             identity: OnceLock::new(),
         }
     }
@@ -78,6 +81,13 @@ impl<'a> Saver<'a> {
     #[must_use]
     pub fn overwrite(mut self, overwrite: bool) -> Self {
         self.overwrite = overwrite;
+        self
+    }
+
+    /// Pairs of a second name and the tensor that the model has under it too, instead of what `config.json` tells of tied embeddings.
+    #[must_use]
+    pub fn aliases(mut self, aliases: Vec<(Name, Name)>) -> Self {
+        self.aliases = aliases;
         self
     }
 
@@ -149,12 +159,20 @@ impl<'a> Saver<'a> {
         self.refuse(identity, &ranks.iter().map(|rank| rank.rank()).collect::<Vec<_>>())?;
         staged::remove_leftovers(&self.dir);
         let stage = staged::Stage::create(&self.dir)?;
-        let staged = parallel::map(ranks, |rank| self.stage_rank(&stage, identity, *rank).map_err(|e| e.rank(rank.rank())))?;
+        let headers = Mutex::new(());
+        let staged = parallel::map(ranks, |rank| self.stage_rank(&stage, identity, &headers, *rank).map_err(|e| e.rank(rank.rank())))?;
         self.commit(&stage, identity, staged)
     }
 
     fn entries(&self, rank: u32) -> Result<Vec<entries::Entry>> {
-        entries::entries(self.plan, rank).map_err(|what| EngineError::new(ErrorKind::Plan, what).rank(rank))
+        entries::entries(self.plan, &self.plan_aliases()?, rank).map_err(|what| EngineError::new(ErrorKind::Plan, what).rank(rank))
+    }
+
+    /// Tied weights are stored under each name in torch's format: its readers look for all of them. Nobody looks in flat partitions.
+    fn plan_aliases(&self) -> Result<Vec<tied::Alias>> {
+        let pairs = self.aliases.iter().filter(|_| self.format == Format::TorchDcp);
+        let aliases = tied::of_plan(self.plan, pairs.map(|(alias, tensor)| (alias.as_str(), tensor.as_str())));
+        aliases.map_err(|what| EngineError::new(ErrorKind::Plan, what))
     }
 
     /// Before and after every block.

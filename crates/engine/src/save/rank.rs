@@ -1,5 +1,7 @@
 //! One rank's two files, staged: its tensors, then the manifest that tells of them.
 
+use std::sync::{Mutex, PoisonError};
+
 use super::{
     Saver,
     entries::{Entry, Part},
@@ -42,23 +44,32 @@ pub(super) struct StagedRank {
 }
 
 impl Saver<'_> {
-    pub(super) fn stage_rank(&self, stage: &Stage, identity: &SaveIdentity, rank: &dyn RankBytes) -> Result<StagedRank> {
+    /// Headers are made one at a time, with `headers` locked: ranks share little but the disk, and a header takes memory for every tensor.
+    pub(super) fn stage_rank(
+        &self,
+        stage: &Stage,
+        identity: &SaveIdentity,
+        headers: &Mutex<()>,
+        rank: &dyn RankBytes,
+    ) -> Result<StagedRank> {
         let (number, world_size) = (rank.rank(), self.plan.mesh.world_size());
-        let entries = self.entries(number)?;
-        let header = header::header(self.plan, number, &entries).map_err(|what| EngineError::new(ErrorKind::Plan, what))?;
         let watch = |bytes| self.watch(bytes);
         self.watch(0)?;
-
+        let entries = self.entries(number)?;
         let name = self.format.shard_name(number, world_size);
         let mut shard = stage.file(&name)?;
-        shard.write(&header, &|_| Ok(()))?;
+        {
+            let _alone = headers.lock().unwrap_or_else(PoisonError::into_inner);
+            let header = header::header(self.plan, number, &entries).map_err(|what| EngineError::new(ErrorKind::Plan, what))?;
+            shard.write(&header, &|_| Ok(()))?;
+        }
         let mut tensors = Vec::with_capacity(entries.len());
         for entry in &entries {
-            let name = &self.plan.tensors[entry.tensor].name;
+            let name = &entry.name;
             let valid = self.valid_bytes(rank, entry)?;
             shard.write(valid, &watch).map_err(|e| e.tensor(name))?;
             write_zeros(&mut shard, entry.bytes - valid.len() as u64).map_err(|e| e.tensor(name))?;
-            tensors.push(TensorDigest { name: name.to_string(), sha256: sha256(valid) });
+            tensors.push(TensorDigest { name: name.clone(), sha256: sha256(valid) });
         }
         let (shard, digest) = shard.sync()?;
         let shard_file = FileDigest::new(name, digest);
@@ -67,7 +78,7 @@ impl Saver<'_> {
         let told = RankManifest { shardwright: VERSION, rank: number, world_size, save, plan, source, shard: shard_file.clone(), tensors };
         let name = self.format.rank_manifest_name(number, world_size);
         let mut manifest = stage.file(&name)?;
-        manifest.write(&seal(&told)?, &|_| Ok(()))?;
+        seal(&told, &mut |bytes| manifest.write(bytes, &|_| Ok(())))?;
         let (manifest, digest) = manifest.sync()?;
         let manifest_file = FileDigest::new(name, digest);
         Ok(StagedRank { files: RankFiles { rank: number, shard: shard_file, manifest: manifest_file }, shard, manifest })

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     error::{EngineError, ErrorKind, Result},
-    manifest::RankManifest,
+    manifest::RankHead,
 };
 
 impl Saver<'_> {
@@ -65,7 +65,7 @@ impl Saver<'_> {
         if !is_rank_file(name) || !name.ends_with(RANK_MANIFEST_SUFFIX) {
             return None;
         }
-        let other = RankManifest::peek(&self.dir.join(name))?;
+        let other = RankHead::peek(&self.dir.join(name))?;
         (other.world_size == self.plan.mesh.world_size() && other.save != identity.save).then(|| identity.difference(&other))
     }
 
@@ -83,7 +83,7 @@ impl Saver<'_> {
     }
 
     fn manifest_belongs(&self, rank: u32, identity: &SaveIdentity) -> bool {
-        RankManifest::read(&self.dir, self.format, rank, self.plan.mesh.world_size()).is_ok_and(|(m, _)| m.save == identity.save)
+        RankHead::read(&self.dir, self.format, rank, self.plan.mesh.world_size()).is_ok_and(|(m, _)| m.save == identity.save)
     }
 }
 

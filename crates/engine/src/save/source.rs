@@ -3,14 +3,14 @@
 use std::{io, os::unix::fs::FileExt as _};
 
 use serde_json::json;
-use shardwright_core::ShardPlan;
+use shardwright_core::{Name, ShardPlan};
 
 use super::{Format, Saver};
 use crate::{
     checkpoint::{Checkpoint, open_regular},
     digest::{Hasher, Sha256, sha256},
     error::{EngineError, ErrorKind, Result},
-    manifest::{RankManifest, SourceFile, VERSION},
+    manifest::{RankHead, SourceFile, VERSION},
 };
 
 /// Tensors whose bytes are sampled, spread evenly over a checkpoint that has more.
@@ -30,17 +30,17 @@ pub(super) struct SaveIdentity {
 }
 
 impl SaveIdentity {
-    fn new(of: &ShardPlan, checkpoint: &Checkpoint) -> Result<Self> {
+    fn new(of: &ShardPlan, aliases: &[(Name, Name)], checkpoint: &Checkpoint) -> Result<Self> {
         let cannot = |e| EngineError::new(ErrorKind::Plan, format!("cannot write the plan: {e}"));
         let mut digest = Hasher::default();
         serde_json::to_writer(&mut digest, of).map_err(cannot)?;
         let (plan, source) = (digest.finish(), source_files(checkpoint)?);
-        let agreed = serde_json::to_vec(&json!([VERSION, Format::of(of), plan, source])).map_err(cannot)?;
+        let agreed = serde_json::to_vec(&json!([VERSION, Format::of(of), plan, source, aliases])).map_err(cannot)?;
         Ok(Self { save: sha256(&agreed), plan, source })
     }
 
     /// What a rank's manifest has otherwise, in words.
-    pub(super) fn difference(&self, other: &RankManifest) -> String {
+    pub(super) fn difference(&self, other: &RankHead) -> String {
         if other.plan != self.plan {
             return "its plan is another: config, world size or strategy differ".into();
         }
@@ -71,7 +71,7 @@ impl Saver<'_> {
         if let Some(known) = self.identity.get() {
             return Ok(known);
         }
-        let identity = SaveIdentity::new(self.plan, self.checkpoint)?;
+        let identity = SaveIdentity::new(self.plan, &self.aliases, self.checkpoint)?;
         Ok(self.identity.get_or_init(|| identity))
     }
 }

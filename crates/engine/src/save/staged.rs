@@ -58,13 +58,6 @@ impl Stage {
         let file = File::create_new(&temporary).map_err(|e| EngineError::io("cannot create the file", &target, e))?;
         Ok(StagedFile { file, temporary, target, hasher: Hasher::default(), bytes: 0 })
     }
-
-    /// Writes a small file whole, and gives it its name.
-    pub(super) fn write_whole(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        let mut file = self.file(name)?;
-        file.write(bytes, &|_| Ok(()))?;
-        file.sync()?.0.rename()
-    }
 }
 
 impl Drop for Stage {

@@ -1,9 +1,6 @@
 //! Every element of every tensor: the source's bytes, cast by the scalar reference, against the shards' bytes, in blocks.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use shardwright_cast::{SimdLevel, cast_at};
 use shardwright_core::DType;
@@ -23,9 +20,10 @@ use crate::{
 /// Bytes of the source in memory at once, a thread.
 const WINDOW: u64 = 1 << 20;
 
-/// A whole tensor of the source.
+/// A whole tensor of the source, under its name or a second one.
 #[derive(Clone, Copy)]
 struct Original<'a> {
+    name: &'a str,
     path: &'a Path,
     stored: &'a StoredTensor,
 }
@@ -33,6 +31,7 @@ struct Original<'a> {
 /// One tensor's comparison: what it is of, and how.
 struct Comparison<'a> {
     verifier: &'a Verifier<'a>,
+    name: &'a str,
     stored: &'a StoredTensor,
     source: Reader<'a>,
     dtype: DType,
@@ -49,25 +48,37 @@ struct Differences {
 impl Verifier<'_> {
     pub(super) fn compare_all(&self, checkpoint: &Checkpoint, found: &mut Verified) -> Result<()> {
         let sources = checkpoint.files().iter().map(|f| Safetensors::open(&f.path, ErrorKind::Checkpoint)).collect::<Result<Vec<_>>>()?;
-        let originals: BTreeMap<&str, Original<'_>> = sources
+        let mut originals: Vec<Original<'_>> = sources
             .iter()
-            .flat_map(|file| file.tensors.iter().map(move |stored| (stored.name.as_str(), Original { path: &file.path, stored })))
+            .flat_map(|file| file.tensors.iter().map(move |stored| Original { name: &stored.name, path: &file.path, stored }))
             .collect();
+        originals.sort_by_key(|original| original.name);
+        let find = |originals: &[Original<'_>], name: &str| originals.binary_search_by_key(&name, |original| original.name).ok();
+        let tied = self.manifest.aliases.iter().filter_map(|(alias, name)| {
+            let original = originals[find(&originals, name)?];
+            find(&originals, alias).is_none().then_some(Original { name: alias, ..original })
+        });
+        let tied: Vec<Original<'_>> = tied.collect();
+        originals.extend(tied);
+        originals.sort_by_key(|original| original.name);
         let shards: Vec<PathBuf> = self.manifest.ranks.iter().map(|rank| self.dir.join(&rank.shard.name)).collect();
-        let shapes = |name: &str| originals.get(name).map(|o| o.stored.shape.as_slice());
+        let shape = |name: &str| find(&originals, name).map(|index| (index, originals[index].stored.shape.as_slice()));
         let files = shards.iter().map(|path| Safetensors::open(path, ErrorKind::Mismatch));
-        let Some(gathered) = gather(files, shapes, |what| found.problem(mismatch(&self.dir, what)))? else { return Ok(()) };
-        let originals: Vec<Original<'_>> = originals.into_values().collect();
-        let compared = parallel::map(&originals, |original| self.compare_tensor(*original, &shards, &gathered))?;
+        let Some(gathered) = gather(originals.len(), files, shape, |what| found.problem(mismatch(&self.dir, what)))? else {
+            return Ok(());
+        };
+        let compared = parallel::map(&originals.iter().zip(&gathered).collect::<Vec<_>>(), |(original, tensor)| {
+            self.compare_tensor(original, &shards, tensor)
+        })?;
         compared.into_iter().for_each(|tensor| found.add(tensor));
         (0..checkpoint.files().len()).try_for_each(|file| checkpoint.check_unchanged(file))
     }
 
-    fn compare_tensor(&self, original: Original<'_>, shards: &[PathBuf], gathered: &BTreeMap<String, Gathered>) -> Result<Verified> {
+    fn compare_tensor(&self, original: &Original<'_>, shards: &[PathBuf], tensor: &Gathered) -> Result<Verified> {
         let mut found = Verified::default();
         let stored = original.stored;
-        let wrong = |what: String| mismatch(&self.dir, what).tensor(&stored.name);
-        let Some((tensor, dtype)) = gathered.get(&stored.name).and_then(|t| Some((t, t.dtype?))) else {
+        let wrong = |what: String| mismatch(&self.dir, what).tensor(original.name);
+        let Some(dtype) = tensor.dtype else {
             found.problem(wrong("it is in no shard, but in the model".into()));
             return Ok(found);
         };
@@ -80,11 +91,11 @@ impl Verifier<'_> {
             found.problem(wrong(format!("there is no cast from {} to {dtype}", stored.dtype)));
             return Ok(found);
         }
-        let comparison = Comparison { verifier: self, stored, source: Reader::open(original.path)?, dtype };
+        let comparison = Comparison { verifier: self, name: original.name, stored, source: Reader::open(original.path)?, dtype };
         for chunk in &tensor.chunks {
             comparison.compare_chunk(&Reader::open(&shards[chunk.file])?, chunk, &mut found)?;
         }
-        found.elements = numel;
+        found.elements = if original.name == stored.name { numel } else { 0 }; // an alias's are the tensor's
         Ok(found)
     }
 }
@@ -104,7 +115,7 @@ impl Comparison<'_> {
             found.problem(self.describe(shard.path, chunk.file, differences.count, bytes.numel(), flat, &expected, &is));
         }
         if !self.is_zero(shard, offset, chunk.padding)? {
-            let problem = mismatch(shard.path, "its padding is not all zeros").tensor(&self.stored.name);
+            let problem = mismatch(shard.path, "its padding is not all zeros").tensor(self.name);
             found.problem(problem.rank(u32::try_from(chunk.file).unwrap_or(u32::MAX)));
         }
         Ok(())
@@ -130,7 +141,7 @@ impl Comparison<'_> {
         let source = self.read_source(block, from)?;
         let expected = if self.is_cast() {
             let mut cast = vec![0; numel * to];
-            let cannot = |e| mismatch(shard.path, format!("{e}")).tensor(&stored.name);
+            let cannot = |e| mismatch(shard.path, format!("{e}")).tensor(self.name);
             cast_at(SimdLevel::Scalar, stored.dtype, self.dtype, &source, &mut cast).map_err(cannot)?;
             cast
         } else {
@@ -188,7 +199,7 @@ impl Comparison<'_> {
         let at = element::indices(&stored.shape, flat);
         let cast = if self.is_cast() { format!(" after the cast from {} to {}", stored.dtype, self.dtype) } else { String::new() };
         mismatch(path, format!("{count} of its {of} elements are not the source's{cast}, the first at {at:?}"))
-            .tensor(&stored.name)
+            .tensor(self.name)
             .rank(u32::try_from(rank).unwrap_or(u32::MAX))
             .expected(element::show(self.dtype, expected))
             .found(element::show(self.dtype, is))

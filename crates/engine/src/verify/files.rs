@@ -5,13 +5,14 @@ use std::{
     fs::{self, File},
     io::{self, Read as _, Seek as _},
     path::Path,
+    sync::PoisonError,
 };
 
 use super::{Verified, Verifier, mismatch, shard::Safetensors};
 use crate::{
     digest::{Sha256, sha256_stream},
     error::{EngineError, ErrorKind, Result},
-    manifest::{FileDigest, RankFiles, RankManifest},
+    manifest::{FileDigest, RankFiles, RankHead, RankManifest},
     save::{
         MANIFEST, entries, header,
         names::{SHARD_SUFFIX, TEMPORARY_PREFIX, is_rank_file},
@@ -56,28 +57,45 @@ impl Verifier<'_> {
     pub(super) fn check_rank(&self, files: &RankFiles) -> Result<Verified> {
         let mut found = Verified::default();
         let rank = files.rank;
-        let told = match RankManifest::read(&self.dir, self.manifest.format, rank, self.manifest.world_size) {
-            Ok((told, digest)) if digest == files.manifest && told.shard == files.shard => Some(told),
+        let read = || RankHead::read(&self.dir, self.manifest.format, rank, self.manifest.world_size);
+        let as_stated = match self.alone(read) {
+            Ok((head, digest)) if digest == files.manifest && head.shard == files.shard => true,
             Ok(_) => {
                 found.problem(
                     mismatch(&self.dir.join(&files.manifest.name), "it is not the one that the directory's manifest tells of").rank(rank),
                 );
-                None
+                false
             }
             Err(e) if e.kind() == ErrorKind::Checkpoint => {
                 found.problem(EngineError::new(ErrorKind::Mismatch, e.to_string()).rank(rank));
-                None
+                false
             }
             Err(e) => return Err(e),
         };
         let whole = self.check_file(&files.shard, &mut found, true)?;
         let path = self.dir.join(&files.shard.name);
-        match told {
-            Some(told) if whole => self.check_header(&path, rank, &told, &mut found)?,
-            Some(told) if path.is_file() => self.name_altered(&path, &told, &mut found)?,
-            _ => {}
+        if as_stated && (whole || path.is_file()) {
+            self.alone(|| {
+                let (told, _) = RankManifest::read(&self.dir, self.manifest.format, rank, self.manifest.world_size)?;
+                match whole {
+                    true => self.check_header(&path, rank, &told, &mut found),
+                    false => self.name_altered(&path, &told, &mut found),
+                }
+            })?;
         }
         Ok(found)
+    }
+
+    /// One rank at a time.
+    fn alone<T>(&self, work: impl FnOnce() -> T) -> T {
+        let _alone = self.headers.lock().unwrap_or_else(PoisonError::into_inner);
+        work()
+    }
+
+    fn entries(&self, rank: u32) -> Result<Vec<entries::Entry>> {
+        let aliases = self.manifest.plan_aliases();
+        let entries = aliases.and_then(|aliases| entries::entries(&self.manifest.plan, &aliases, rank));
+        entries.map_err(|what| EngineError::new(ErrorKind::Plan, what).rank(rank))
     }
 
     /// Size and digest of one file; true where both are right.
@@ -125,8 +143,7 @@ impl Verifier<'_> {
             }
             other => other?,
         };
-        let plan = &self.manifest.plan;
-        let expected = entries::entries(plan, rank).map_err(|what| EngineError::new(ErrorKind::Plan, what).rank(rank))?;
+        let expected = self.entries(rank)?;
         let parts = header::parts(&file.metadata).unwrap_or_else(|what| {
             found.problem(mismatch(path, what).rank(rank));
             BTreeMap::new()
@@ -134,12 +151,12 @@ impl Verifier<'_> {
         // By name: the order of empty tensors, which all lie at one offset, is nobody's.
         let stored: BTreeMap<&str, _> = file.tensors.iter().map(|t| (t.name.as_str(), t)).collect();
         let matches = |entry: &entries::Entry| {
-            let name = plan.tensors[entry.tensor].name.as_str();
+            let name = entry.name.as_str();
             let same = |t: &&super::shard::StoredTensor| (t.dtype, &t.shape) == (entry.dtype, &entry.shape);
             stored.get(name).is_some_and(same) && parts.get(name) == Some(&entry.part)
         };
         let same = expected.len() == stored.len() && expected.iter().all(matches);
-        let digests = told.tensors.iter().map(|t| &t.name).eq(expected.iter().map(|e| &plan.tensors[e.tensor].name));
+        let digests = told.tensors.iter().map(|t| &t.name).eq(expected.iter().map(|e| &e.name));
         if !(same && digests) {
             found.problem(mismatch(path, "its header does not tell of the tensors that the plan gives this rank").rank(rank));
         }
@@ -149,8 +166,7 @@ impl Verifier<'_> {
     /// Names the tensors by which a file differs from what was written, as far as its header can still be read.
     fn name_altered(&self, path: &Path, told: &RankManifest, found: &mut Verified) -> Result<()> {
         let Ok(file) = Safetensors::open(path, ErrorKind::Mismatch) else { return Ok(()) };
-        let plan = &self.manifest.plan;
-        let entries = entries::entries(plan, told.rank).map_err(|what| EngineError::new(ErrorKind::Plan, what).rank(told.rank))?;
+        let entries = self.entries(told.rank)?;
         let told_of: BTreeMap<&str, _> =
             entries.iter().zip(&told.tensors).map(|(entry, digest)| (digest.name.as_str(), (entry, digest.sha256))).collect();
         for tensor in &file.tensors {

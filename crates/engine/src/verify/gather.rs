@@ -1,7 +1,5 @@
 //! Shards put together again by what they say of their own place: every tensor's chunks, and the proof that they tile it exactly once.
 
-use std::collections::BTreeMap;
-
 use shardwright_core::DType;
 
 use super::shard::Safetensors;
@@ -44,29 +42,31 @@ pub(super) struct Gathered {
     pub(super) chunks: Vec<Chunk>,
 }
 
-/// Every tensor of the shard files that come, one at a time and in the order of the ranks, by name; `shapes` gives the whole tensors'
-/// shapes. `None` where something is wrong with them, such as a tensor that is nobody's or a chunk that does not fit: `wrong` hears of each.
+/// What the shard files have of each of `count` tensors; files come one at a time, in the order of the ranks. `find` gives the index and the
+/// whole shape of a name. `None` where something is wrong with them, such as a tensor that is nobody's or a chunk that does not fit:
+/// `wrong` hears of each.
 pub(super) fn gather<'a>(
+    count: usize,
     files: impl Iterator<Item = EngineResult<Safetensors>>,
-    shapes: impl Fn(&str) -> Option<&'a [u64]>,
+    find: impl Fn(&str) -> Option<(usize, &'a [u64])>,
     mut wrong: impl FnMut(String),
-) -> EngineResult<Option<BTreeMap<String, Gathered>>> {
-    let (mut gathered, mut is_whole) = (BTreeMap::new(), true);
-    let mut told = |what| {
+) -> EngineResult<Option<Vec<Gathered>>> {
+    let (mut gathered, mut is_whole) = (vec![Gathered::default(); count], true);
+    let mut refuse = |what| {
         is_whole = false;
         wrong(what);
     };
     for (index, file) in files.enumerate() {
-        gather_file(&mut gathered, index, &file?, &shapes, &mut told);
+        gather_file(&mut gathered, index, &file?, &find, &mut refuse);
     }
     Ok(is_whole.then_some(gathered))
 }
 
 fn gather_file<'a>(
-    gathered: &mut BTreeMap<String, Gathered>,
+    gathered: &mut [Gathered],
     index: usize,
     file: &Safetensors,
-    shapes: impl Fn(&str) -> Option<&'a [u64]>,
+    find: impl Fn(&str) -> Option<(usize, &'a [u64])>,
     wrong: &mut impl FnMut(String),
 ) {
     let parts = match header::parts(&file.metadata) {
@@ -75,10 +75,10 @@ fn gather_file<'a>(
     };
     for stored in &file.tensors {
         let mut gather = || {
-            let shape = shapes(&stored.name).ok_or("the model has no such tensor")?;
+            let (tensor, shape) = find(&stored.name).ok_or("the model has no such tensor")?;
             let part = parts.get(&stored.name).ok_or("its place is not told")?;
             let (runs, padding) = place(shape, &stored.shape, part).ok_or("its place is outside of the tensor")?;
-            let all = gathered.entry(stored.name.clone()).or_default();
+            let all = &mut gathered[tensor];
             if all.dtype.is_some_and(|d| d != stored.dtype) {
                 return Err("it has another dtype than on lower ranks");
             }

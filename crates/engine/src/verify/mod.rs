@@ -10,13 +10,16 @@ mod files;
 mod gather;
 mod shard;
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Mutex,
+};
 
 use crate::{
     checkpoint::Checkpoint,
     error::{EngineError, ErrorKind, Result},
     load::CancelToken,
-    manifest::{Manifest, RankManifest},
+    manifest::{Manifest, RankHead},
     parallel,
     save::{MANIFEST, names},
 };
@@ -31,6 +34,8 @@ pub struct Verifier<'a> {
     against: Option<&'a Checkpoint>,
     progress: &'a (dyn Fn(u64) + Sync),
     cancel: CancelToken,
+    /// Locked while a rank's header is compared: that takes memory for every tensor, unlike taking digests, which takes the time.
+    headers: Mutex<()>,
 }
 
 /// What was found.
@@ -69,7 +74,7 @@ impl<'a> Verifier<'a> {
             return Err(EngineError::new(ErrorKind::Checkpoint, unfinished(&dir)).file(dir));
         }
         let manifest = Manifest::read(&dir)?;
-        Ok(Self { dir, manifest, against: None, progress: &|_| {}, cancel: CancelToken::new() })
+        Ok(Self { dir, manifest, against: None, progress: &|_| {}, cancel: CancelToken::new(), headers: Mutex::new(()) })
     }
 
     /// Compares every element with this checkpoint too.
@@ -159,7 +164,7 @@ fn unfinished(dir: &Path) -> String {
     let names: Vec<String> =
         std::fs::read_dir(dir).into_iter().flatten().flatten().filter_map(|e| e.file_name().into_string().ok()).collect();
     let manifests = names.iter().filter(|n| names::is_rank_file(n) && n.ends_with(names::RANK_MANIFEST_SUFFIX));
-    let told: Vec<RankManifest> = manifests.filter_map(|name| RankManifest::peek(&dir.join(name))).collect();
+    let told: Vec<RankHead> = manifests.filter_map(|name| RankHead::peek(&dir.join(name))).collect();
     let Some(first) = told.iter().min_by_key(|m| m.rank) else {
         return format!("it holds no save: {MANIFEST} is missing");
     };

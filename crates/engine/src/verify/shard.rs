@@ -2,6 +2,7 @@
 //! is held open between the two: there may be more ranks than a process may have open files.
 
 use std::{
+    collections::HashMap,
     fs::File,
     io,
     os::unix::fs::FileExt as _,
@@ -22,7 +23,7 @@ const MAX_HEADER: u64 = 100_000_000;
 #[derive(Debug)]
 pub(super) struct Safetensors {
     pub(super) path: PathBuf,
-    pub(super) metadata: Metadata,
+    pub(super) metadata: HashMap<String, String>,
     /// In the order of the bytes.
     pub(super) tensors: Vec<StoredTensor>,
 }
@@ -66,8 +67,9 @@ impl Safetensors {
         if end != size {
             return Err(wrong("its size is not what its header says".into()).expected(format_args!("{end} bytes")).found(size));
         }
+        drop(header);
         let tensors = stored(&metadata, start).map_err(wrong)?;
-        Ok(Self { path: path.to_owned(), metadata, tensors })
+        Ok(Self { path: path.to_owned(), metadata: metadata.metadata().clone().unwrap_or_default(), tensors })
     }
 }
 

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::{
     digest::sha256,
-    manifest::seal,
+    manifest::sealed,
     save::{
         RankBytes, Saver,
         testing::{Cut, load, plan, write_model},
@@ -51,7 +51,7 @@ impl Case {
         let mut value: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
         value.as_object_mut().unwrap().shift_remove("sha256");
         change(&mut value);
-        fs::write(path, seal(&value).unwrap()).unwrap();
+        fs::write(path, sealed(&value)).unwrap();
     }
 
     /// Changes a rank's shard, and all digests that tell of it, as only a forger does.
@@ -66,7 +66,7 @@ impl Case {
         let mut told: serde_json::Value = serde_json::from_slice(&fs::read(&manifest).unwrap()).unwrap();
         told.as_object_mut().unwrap().shift_remove("sha256");
         (told["shard"]["sha256"], told["shard"]["bytes"]) = (sha256(&bytes).to_string().into(), bytes.len().into());
-        let text = seal(&told).unwrap();
+        let text = sealed(&told);
         fs::write(&manifest, &text).unwrap();
         self.forge(|value| {
             value["ranks"][rank as usize]["shard"] = told["shard"].clone();
