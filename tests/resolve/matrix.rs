@@ -119,12 +119,11 @@ fn a_whole_document_under_deepspeed() {
   "gradient_accumulation_steps": "auto",
   "gradient_clipping": "auto",
   "zero_allow_untested_optimizer": true,
-  "optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": "auto"}},
   "fp16": {"enabled": "auto", "loss_scale": 0},
   "bf16": {"enabled": "auto"},
   "zero_optimization": {
     "stage": 3, "overlap_comm": false, "sub_group_size": 1e9,
-    "reduce_bucket_size": "auto", "prefetch_bucket_size": "auto", "stage3_param_persistence_threshold": "auto",
+    "reduce_bucket_size": "auto", "stage3_prefetch_bucket_size": "auto", "stage3_param_persistence_threshold": "auto",
     "offload_optimizer": {"device": "cpu", "pin_memory": false}
   }
 }"#;

@@ -227,11 +227,6 @@ fn lints() {
             "deepspeed-persistence",
         ),
         (
-            "dist_config: {name: deepspeed, config_file: ds.json}\n",
-            r#"{"zero_optimization": {"stage": 3, "sub_group_size": "auto"}}"#,
-            "deepspeed-auto-default",
-        ),
-        (
             "dist_config: {name: deepspeed, config_file: ds.json}\ninit_config: {name: init_on_rank0}\n",
             r#"{"zero_optimization": {"stage": 3}}"#,
             "init-under-deepspeed",

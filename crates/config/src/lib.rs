@@ -25,5 +25,5 @@ mod settings;
 pub use self::{
     draft::{Draft, Input},
     resolve::{Outcome, Resolved, Supplied},
-    settings::{ByteSize, IoSettings, Place, Settings},
+    settings::{ByteSize, DeepSpeedVersion, Engines, IoSettings, Place, Settings},
 };

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
-use shardwright_core::{DType, Globs, strategy_config::StorageDtype, text::short};
+use shardwright_core::{DType, Globs, strategy_config::{DeepSpeed, StorageDtype}, text::short};
 
 /// The section `shardwright`, its `precision` taken out.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -27,6 +27,65 @@ pub struct Settings {
     pub device: Option<String>,
     /// How files are read.
     pub io: IoSettings,
+    /// Versions of the engines that the answer is for.
+    pub engines: Engines,
+}
+
+/// Versions of the engines that the answer is for; null for the one that is known best.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct Engines {
+    /// DeepSpeed: `"0.18"` (read off 0.18.9) or `"0.19"` (0.19.8), which null means.
+    pub deepspeed: Option<DeepSpeedVersion>,
+}
+
+/// A version of DeepSpeed as the YAML spells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeepSpeedVersion(pub DeepSpeed);
+
+impl JsonSchema for DeepSpeedVersion {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "DeepSpeedVersion".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({ "anyOf": [{ "type": "string", "pattern": "^0\\.1[89](\\.[0-9]+)?$" }, { "enum": [0.18, 0.19] }] })
+    }
+}
+
+impl Serialize for DeepSpeedVersion {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(match self.0 {
+            DeepSpeed::V0_18 => "0.18",
+            DeepSpeed::V0_19 => "0.19",
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for DeepSpeedVersion {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl serde::de::Visitor<'_> for Visitor {
+            type Value = DeepSpeed;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("\"0.18\" or \"0.19\"")
+            }
+            fn visit_f64<E: serde::de::Error>(self, v: f64) -> Result<DeepSpeed, E> {
+                self.visit_str(&v.to_string())
+            }
+            fn visit_str<E: serde::de::Error>(self, v: &str) -> Result<DeepSpeed, E> {
+                let mut parts = v.splitn(3, '.');
+                let patch = |p: Option<&str>| p.is_none_or(|p| !p.is_empty() && p.bytes().all(|b| b.is_ascii_digit()));
+                match (parts.next(), parts.next(), parts.next()) {
+                    (Some("0"), Some("18"), rest) if patch(rest) => Ok(DeepSpeed::V0_18),
+                    (Some("0"), Some("19"), rest) if patch(rest) => Ok(DeepSpeed::V0_19),
+                    _ => Err(E::invalid_value(serde::de::Unexpected::Str(v), &self)),
+                }
+            }
+        }
+        d.deserialize_any(Visitor).map(Self)
+    }
 }
 
 /// How files are read; null leaves each to the engine.
@@ -146,7 +205,10 @@ impl JsonSchema for ByteSize {
     }
 
     fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-        schemars::json_schema!({ "type": ["integer", "string"], "description": "bytes: 4194304, or 4MiB" })
+        schemars::json_schema!({
+            "anyOf": [{ "type": "integer", "minimum": 0 }, { "type": "string", "pattern": "^\\s*[0-9]+\\s*([bB]|[kKmMgG]([iI][bB])?)?\\s*$" }],
+            "description": "bytes: 4194304, or 4MiB"
+        })
     }
 }
 

@@ -276,6 +276,8 @@ pub struct Training {
     pub learning_rate: Sourced<Option<f64>>,
     /// `shardwright.zero3_fp16`: DeepSpeed's fp16 although LLaMA-Factory refuses it.
     pub zero3_fp16: Sourced<bool>,
+    /// `shardwright.engines.deepspeed`: the version that the answer is for.
+    pub deepspeed: Sourced<DeepSpeed>,
 }
 
 impl Default for Training {
@@ -296,6 +298,7 @@ impl Default for Training {
             max_grad_norm: Sourced::default(Some(1.0)),
             learning_rate: Sourced::default(Some(1e-4)),
             zero3_fp16: Sourced::default(false),
+            deepspeed: Sourced::default(DeepSpeed::V0_19),
         }
     }
 }
@@ -315,6 +318,26 @@ pub enum Dialect {
     LlamaFactory,
     /// What `accelerate config` writes.
     Accelerate,
+}
+
+/// A version of DeepSpeed whose configs are known, in order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum DeepSpeed {
+    /// 0.18, as 0.18.9 has it.
+    V0_18,
+    /// 0.19, as 0.19.8 has it.
+    #[default]
+    V0_19,
+}
+
+impl DeepSpeed {
+    /// The release that was read.
+    pub fn release(self) -> &'static str {
+        match self {
+            Self::V0_18 => "0.18.9",
+            Self::V0_19 => "0.19.8",
+        }
+    }
 }
 
 /// `init_config`: where the model is before it is sharded.

@@ -48,7 +48,7 @@ impl StrategyConfig for DeepSpeedConfig {
             let message = format!("expected a mapping of keys to values, found {}", root.describe());
             return Err(Diagnostic::error("deepspeed-type", message).at(root.at));
         }
-        decide::build(&root, cx)
+        decide::build(&root, decide::ConfigIs::File, cx)
     }
 }
 
@@ -102,7 +102,7 @@ impl StrategyConfig for Zero3Config {
         for entry in other.iter().flat_map(Node::entries) {
             root.set(&entry.key, entry.at.clone(), entry.value.clone());
         }
-        let mut built = decide::build(&root, cx)?;
+        let mut built = decide::build(&root, decide::ConfigIs::Inline, cx)?;
         built.shown = true;
         Ok(built)
     }

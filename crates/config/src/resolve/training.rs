@@ -46,6 +46,8 @@ impl Resolver<'_> {
         training.global_batch_size = values.uint("global_batch_size");
         training.max_grad_norm = only(values.float("max_grad_norm"));
         training.learning_rate = only(values.float("learning_rate"));
+        let deepspeed = settings.engines.deepspeed.map_or_else(Default::default, |version| version.0);
+        training.deepspeed = Sourced { value: deepspeed, origin: setting("engines") };
         training.zero3_fp16 = Sourced { value: settings.zero3_fp16, origin: setting("zero3_fp16") };
         training.world_size = world;
         training

@@ -29,6 +29,11 @@ pub fn parse(source: &Source, findings: &mut Vec<Diagnostic>) -> Result<Node, Di
         return Err(reader.expected("the end of the file"));
     }
     findings.append(&mut reader.twice);
+    if at > 0 {
+        let message = "the file begins with a byte order mark, which Hugging Face's and LLaMA-Factory's strict JSON reader refuses";
+        let help = "save it as UTF-8 without a byte order mark (BOM)";
+        findings.push(Diagnostic::error("json-bom", message).at(source.at(0..at)).help(help));
+    }
     if let Some(comment) = reader.comment {
         let message = "DeepSpeed reads comments (hjson), but Hugging Face and LLaMA-Factory read this file as strict JSON and fail here";
         findings.push(Diagnostic::warning("json-comment", message).at(comment).help("say it in a \"_comment\" key"));

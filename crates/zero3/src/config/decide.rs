@@ -7,7 +7,7 @@ use shardwright_core::{
     document::{Document, Origin},
     mesh::MP_REPLICATE,
     replicate::Replicate,
-    strategy_config::{BuildContext, Built, Dialect, Mixed, Unresolved},
+    strategy_config::{BuildContext, Built, DeepSpeed, Dialect, Mixed, Unresolved},
     suggest::nearest,
     tree::{Node, Value},
 };
@@ -18,16 +18,29 @@ use shardwright_precision::{
 
 use super::{
     batch::{self, BatchError},
-    keys::{BF16, DEPRECATED, FP16, PASSED, TOP, ZERO},
+    keys::{BF16, DEPRECATED, FP16, PASSED, REMOVED, STRICT, TOP, ZERO},
     lints,
     read::{self, Reader},
 };
 use crate::Zero3;
 
+/// Where a DeepSpeed config stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ConfigIs {
+    /// In a file of its own, which the engines read.
+    File,
+    /// In the YAML.
+    Inline,
+}
+
 /// Builds the strategy that a DeepSpeed config describes. `root` is all of it.
-pub(super) fn build(root: &Node, cx: &mut BuildContext<'_>) -> Result<Built, Diagnostic> {
+pub(super) fn build(root: &Node, file: ConfigIs, cx: &mut BuildContext<'_>) -> Result<Built, Diagnostic> {
     let mut document = Document::default();
     top_level(root, cx);
+    layouts_of_others(root, cx);
+    if file == ConfigIs::File && cx.training.dialect == Dialect::LlamaFactory {
+        no_optimizer(root, cx);
+    }
     batches(root, &mut document, cx);
     clipping(root, &mut document, cx);
     let zero = zero_section(root, cx).unwrap_or_else(|missing| {
@@ -38,6 +51,7 @@ pub(super) fn build(root: &Node, cx: &mut BuildContext<'_>) -> Result<Built, Dia
         document: &mut document,
         diagnostics: &mut cx.diagnostics,
         hidden: cx.model.and_then(|m| m.hidden_size),
+        version: cx.training.deepspeed.value,
         unresolved: Vec::new(),
     };
     reader.table(Some(&zero), ZERO, &["zero_optimization"]);
@@ -61,7 +75,7 @@ pub(super) fn build(root: &Node, cx: &mut BuildContext<'_>) -> Result<Built, Dia
     if stage == 3 && cx.mesh.size_of(MP_REPLICATE) > 1 {
         let message = "mp_replicate_size has no effect under DeepSpeed, which partitions over all ranks";
         cx.diagnostics
-            .push(Diagnostic::warning("deepspeed-mesh", message).at(zero.at.clone()).help("use zero_optimization.mics_shard_size"));
+            .push(Diagnostic::warning("deepspeed-mesh", message).at(zero.at.clone()).help("leave it out, or use dist_config.name: fsdp2"));
     }
     let mut built = match stage {
         3 => Built::new(zero3(&document, &zero, cx)),
@@ -76,14 +90,68 @@ pub(super) fn build(root: &Node, cx: &mut BuildContext<'_>) -> Result<Built, Dia
 }
 
 fn top_level(root: &Node, cx: &mut BuildContext<'_>) {
+    let version = cx.training.deepspeed.value;
     let known = || TOP.iter().chain(PASSED).copied();
     for entry in root.entries().iter().filter(|e| known().all(|k| k != e.key)) {
+        if let Some((key, today)) = REMOVED.iter().find(|(key, _)| *key == entry.key) {
+            if version >= DeepSpeed::V0_19 {
+                cx.diagnostics.push(read::removed(key, entry.at.clone(), today));
+            }
+            continue;
+        }
         let message = format!("DeepSpeed has no key '{}'; it is passed through and has no effect", entry.key);
         let mut diagnostic = Diagnostic::warning("deepspeed-unknown-top-level", message).at(entry.at.clone());
         if let Some(near) = nearest(&entry.key, known()) {
             diagnostic = diagnostic.help(format!("did you mean '{near}'?"));
         }
         cx.diagnostics.push(diagnostic);
+    }
+    for (name, keys) in STRICT {
+        let Some(section) = root.get(name) else { continue };
+        // Sections that differ between versions are read as today's only by today's.
+        if version < DeepSpeed::V0_19 && ["compile", "tensor_parallel"].contains(name) {
+            continue;
+        }
+        let mut nowhere = Document::default();
+        let mut reader =
+            Reader { document: &mut nowhere, diagnostics: &mut cx.diagnostics, hidden: None, version, unresolved: Vec::new() };
+        reader.strict(section, keys, &[name]);
+    }
+    for (key, allowed) in [("gradient_allreduce_op", &["mean", "sum"][..]), ("seq_parallel_communication_data_type", &["fp32", "fp16", "bf16"])] {
+        let Some(node) = root.get(key).filter(|n| n.as_str() != Some("auto") && !(n.is_null() && key.starts_with("seq"))) else { continue };
+        if node.as_str().is_none_or(|text| !allowed.contains(&&*text.to_lowercase())) {
+            let message = format!("{key}: expected {}, found {}", allowed.join(" or "), node.describe());
+            cx.diagnostics.push(Diagnostic::error("deepspeed-type", message).at(node.at.clone()));
+        }
+    }
+}
+
+/// Sections by which DeepSpeed lays tensors out in a way that is not known here.
+fn layouts_of_others(root: &Node, cx: &mut BuildContext<'_>) {
+    let ranks = |path: &[&str]| root.find(path).filter(|n| read::integer(n).is_some_and(|ranks| ranks > 1));
+    if let Some(node) = ranks(&["tensor_parallel", "autotp_size"]) {
+        let message = format!(
+            "tensor_parallel.autotp_size is {}: DeepSpeed cuts linear layers over that many ranks; only data-parallel sharding is laid out",
+            node.describe()
+        );
+        let help = "leave the section tensor_parallel out, or set autotp_size to 1";
+        cx.diagnostics.push(Diagnostic::error("deepspeed-tensor-parallel", message).at(node.at.clone()).help(help));
+    }
+    if let Some(node) = root.find(&["expert_parallel", "enabled"]).filter(|n| read::boolean(n) == Some(true)) {
+        let message = "expert_parallel: DeepSpeed deals experts out over ranks; only data-parallel sharding is laid out";
+        cx.diagnostics.push(Diagnostic::error("deepspeed-expert-parallel", message).at(node.at.clone()).help("set enabled to false"));
+    }
+}
+
+/// LLaMA-Factory hands its own optimizer and scheduler over, and accelerate refuses a second one.
+fn no_optimizer(root: &Node, cx: &mut BuildContext<'_>) {
+    for (key, instead) in [("optimizer", "optim_config"), ("scheduler", "lr_scheduler_config")] {
+        let Some(entry) = root.entries().iter().find(|e| e.key == key) else { continue };
+        let message = format!(
+            "the section {key} does not go with LLaMA-Factory, which makes its own: accelerate refuses one in the config and one in the code"
+        );
+        let help = format!("leave {key} out; {instead} and learning_rate of the YAML decide");
+        cx.diagnostics.push(Diagnostic::error("deepspeed-optimizer", message).at(entry.at.clone()).help(help));
     }
 }
 
@@ -356,7 +424,13 @@ fn precision(root: &Node, document: &mut Document, cx: &mut BuildContext<'_>) ->
         [("bf16", bf16, BF16, enabled(shardwright_core::DType::BF16)), ("fp16", fp16, FP16, enabled(shardwright_core::DType::F16))];
     for (name, node, keys, on) in values {
         let rest = node.map(|n| n.without("enabled"));
-        let mut reader = Reader { document, diagnostics: &mut cx.diagnostics, hidden: None, unresolved: Vec::new() };
+        let mut reader = Reader {
+            document,
+            diagnostics: &mut cx.diagnostics,
+            hidden: None,
+            version: cx.training.deepspeed.value,
+            unresolved: Vec::new(),
+        };
         reader.table(rest.as_ref(), keys, &[name]);
         let written = node.and_then(|n| n.get("enabled")).filter(|n| read::boolean(n) == Some(on)).map(|n| Origin::Written(n.at.clone()));
         let asked = node.and_then(|n| n.get("enabled")).map(|n| n.at.clone());
@@ -419,6 +493,10 @@ fn disagreement(bf16: Option<&Node>, fp16: Option<&Node>, case: &rules::Case, cx
 /// What DeepSpeed reads and this project does not, as it is; an "auto" in it is filled or reported.
 fn passed(root: &Node, document: &mut Document, cx: &mut BuildContext<'_>) {
     for entry in root.entries().iter().filter(|e| !TOP.contains(&e.key.as_str())) {
+        // Removed keys have been told already.
+        if REMOVED.iter().any(|(key, _)| *key == entry.key) && cx.training.deepspeed.value >= DeepSpeed::V0_19 {
+            continue;
+        }
         pass(&["deepspeed", &entry.key], &entry.value, document, cx);
     }
 }
@@ -434,19 +512,29 @@ fn pass(path: &[&str], node: &Node, document: &mut Document, cx: &mut BuildConte
     if node.as_str() != Some("auto") {
         return document.set(path, node.to_json(), Origin::Written(node.at.clone()));
     }
-    let learning_rate = cx.training.learning_rate.value;
-    match (&path[1..], learning_rate) {
-        (["optimizer", "params", "lr"] | ["scheduler", "params", "warmup_max_lr"], Some(lr)) => {
-            document.set(path, lr, Origin::rule("auto: learning_rate of the YAML", ["/training/learning_rate"]).asked_at(node.at.clone()));
+    let by_accelerate = cx.training.dialect == Dialect::Accelerate;
+    let asked = |rule: &str| Origin::rule(rule, [] as [&str; 0]).asked_at(node.at.clone());
+    match &path[1..] {
+        // accelerate sets these whatever is written.
+        ["steps_per_print"] => document.set(path, Json::Null, asked("accelerate sets it to infinity")),
+        ["zero_allow_untested_optimizer"] if !by_accelerate => document.set(path, true, asked("accelerate sets it to true")),
+        ["scheduler", "params", "warmup_min_lr"] if by_accelerate => {
+            document.set(path, 0, asked("auto: 0, as accelerate fills it"));
         }
-        (["scheduler", "params", "warmup_min_lr"], _) => {
-            document.set(path, 0, Origin::rule("auto: 0, as accelerate fills it", [] as [&str; 0]).asked_at(node.at.clone()));
+        ["optimizer", "params", "lr" | "weight_decay"] | ["scheduler", "params", "warmup_max_lr" | "warmup_num_steps" | "total_num_steps"]
+            if by_accelerate =>
+        {
+            document.set(path, Json::Null, asked("auto: the script's DummyOptim or DummyScheduler decides when training starts"));
+        }
+        ["optimizer", "params", "betas" | "eps"] if by_accelerate => {
+            let message = format!("{}: the Trainer of transformers fills this auto; accelerate by itself refuses it", path[1..].join("."));
+            let help = "write the value that is meant, unless the script is a Trainer's";
+            cx.diagnostics.push(Diagnostic::warning("deepspeed-auto-trainer", message).at(node.at.clone()).help(help));
+            document.set(path, Json::Null, asked("auto: transformers' Trainer decides when training starts"));
         }
         _ => {
-            let message = format!("{}: nothing fills this auto, and DeepSpeed would read the word itself or drop it", path[1..].join("."));
-            cx.diagnostics
-                .push(Diagnostic::warning("deepspeed-auto-left", message).at(node.at.clone()).help("write the value that is meant"));
-            document.set(path, Json::Null, Origin::rule("auto: nothing fills it", [] as [&str; 0]).asked_at(node.at.clone()));
+            cx.diagnostics.push(read::auto_left(&path[1..], node));
+            document.set(path, Json::Null, asked("auto: nothing fills it"));
         }
     }
 }

@@ -3,8 +3,9 @@
 
 use serde_json::Value as Json;
 use shardwright_core::{
-    diagnostic::Diagnostic,
+    diagnostic::{Diagnostic, Location},
     document::{Document, Origin, pointer},
+    strategy_config::DeepSpeed,
     suggest::nearest,
     tree::{Node, Value},
 };
@@ -17,6 +18,8 @@ pub(crate) struct Reader<'a> {
     pub(crate) diagnostics: &'a mut Vec<Diagnostic>,
     /// hidden_size, where it is known.
     pub(crate) hidden: Option<u64>,
+    /// The version of DeepSpeed whose keys are read.
+    pub(crate) version: DeepSpeed,
     /// Pointers of values that need hidden_size, with their place.
     pub(crate) unresolved: Vec<(String, Node)>,
 }
@@ -27,20 +30,19 @@ impl Reader<'_> {
         if let Some(section) = section {
             self.unknown(section, keys, path);
         }
-        for key in keys {
+        let version = self.version;
+        for key in keys.iter().filter(|k| k.is_in(version)) {
             let entry = section.and_then(|s| self.entry(s, key, path));
             let at: Vec<&str> = ["deepspeed"].iter().chain(path).copied().chain([key.name]).collect();
             match (key.kind, entry) {
                 (_, None) => self.default(key, &at),
-                (Kind::Table(_), Some(node)) if node.is_null() => self.default(key, &at),
-                (Kind::Table(keys), Some(node)) if node.is_map() => {
+                (Kind::Table(_), Some((_, node))) if node.is_null() => self.default(key, &at),
+                (Kind::Table(keys), Some((_, node))) if node.is_map() => {
                     let path: Vec<&str> = path.iter().copied().chain([key.name]).collect();
                     self.table(Some(&node), keys, &path);
                 }
-                (_, Some(node)) if node.as_str() == Some("auto") && !matches!(key.kind, Kind::Any | Kind::Text) => {
-                    self.auto(key, &at, &node);
-                }
-                (_, Some(node)) => match read(key, &node) {
+                (_, Some((name, node))) if node.as_str() == Some("auto") => self.auto(key, &name, &at, &node),
+                (_, Some((_, node))) => match read(key, &node) {
                     Ok(value) => self.document.set(&at, value, Origin::Written(node.at.clone())),
                     Err(expected) => {
                         let name = at[1..].join(".");
@@ -58,7 +60,7 @@ impl Reader<'_> {
     }
 
     fn default(&mut self, key: &Key, at: &[&str]) {
-        let value = serde_json::from_str(key.default).unwrap_or(Json::Null);
+        let value = serde_json::from_str(key.default_in(self.version)).unwrap_or(Json::Null);
         match (key.kind, &value) {
             (Kind::Table(keys), _) if key.name == "leaf_module" => {
                 for inner in keys {
@@ -71,7 +73,7 @@ impl Reader<'_> {
     }
 
     /// The value of a key under its name or its alias; both at once are an error, as one would silently win.
-    fn entry(&mut self, section: &Node, key: &Key, path: &[&str]) -> Option<Node> {
+    fn entry(&mut self, section: &Node, key: &Key, path: &[&str]) -> Option<(String, Node)> {
         let named = section.entry(key.name);
         let aliased = key.alias.and_then(|alias| section.entry(alias));
         if let (Some(named), Some(aliased)) = (named, aliased) {
@@ -79,36 +81,77 @@ impl Reader<'_> {
             self.diagnostics
                 .push(Diagnostic::error("deepspeed-alias", message).at(aliased.at.clone()).and(named.at.clone(), "the other one"));
         }
-        named.or(aliased).map(|e| e.value.clone())
+        named.or(aliased).map(|e| (e.key.clone(), e.value.clone()))
     }
 
     fn unknown(&mut self, section: &Node, keys: &[Key], path: &[&str]) {
-        let known = || keys.iter().flat_map(|k| [Some(k.name), k.alias].into_iter().flatten());
-        for entry in section.entries().iter().filter(|e| known().all(|k| k != e.key)) {
+        let known: Vec<&str> = keys.iter().flat_map(|k| [Some(k.name), k.alias].into_iter().flatten()).collect();
+        for entry in section.entries() {
+            if let Some(key) = keys.iter().find(|k| k.name == entry.key || k.alias == Some(&*entry.key)) {
+                let name = || format!("{}.{}", path.join("."), entry.key);
+                if key.until.is_some_and(|until| self.version >= until) {
+                    self.diagnostics.push(removed(&name(), entry.at.clone(), "leave it out"));
+                } else if self.version < key.since {
+                    let message = format!("DeepSpeed {} has no key '{}' and refuses it", self.version.release(), name());
+                    self.diagnostics.push(Diagnostic::error("deepspeed-newer-key", message).at(entry.at.clone()));
+                }
+                continue;
+            }
             let message = format!("unknown key '{}' in {}, which DeepSpeed refuses", entry.key, path.join("."));
             let mut diagnostic = Diagnostic::error("deepspeed-unknown-key", message).at(entry.at.clone());
-            if let Some(near) = nearest(&entry.key, known()) {
+            if let Some(near) = nearest(&entry.key, known.iter().copied()) {
                 diagnostic = diagnostic.help(format!("did you mean '{near}'?"));
             }
             self.diagnostics.push(diagnostic);
         }
     }
 
-    fn auto(&mut self, key: &Key, at: &[&str], node: &Node) {
+    /// Checks the keys and types of a section that is passed through.
+    pub(crate) fn strict(&mut self, section: &Node, keys: &[Key], path: &[&str]) {
+        if !section.is_map() {
+            let message = format!("{}: expected a mapping, found {}", path.join("."), section.describe());
+            return self.diagnostics.push(Diagnostic::error("deepspeed-type", message).at(section.at.clone()));
+        }
+        self.unknown(section, keys, path);
+        for key in keys {
+            let Some((name, node)) = self.entry(section, key, path) else { continue };
+            let path: Vec<&str> = path.iter().copied().chain([name.as_str()]).collect();
+            match key.kind {
+                Kind::Table(keys) => self.strict(&node, keys, &path),
+                _ if node.as_str() == Some("auto") => {} // told where it is passed on
+                _ => {
+                    if let Err(expected) = read(key, &node) {
+                        let message = format!("{}: expected {expected}, found {}", path.join("."), node.describe());
+                        self.diagnostics.push(Diagnostic::error("deepspeed-type", message).at(node.at.clone()));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Fills an "auto", which accelerate does for a key's full name only; `name` is how the key is written.
+    fn auto(&mut self, key: &Key, name: &str, at: &[&str], node: &Node) {
         const HIDDEN: &str = "/model/hidden_size";
         let by_hidden = |of: fn(u64) -> Option<u64>| self.hidden.and_then(of);
-        let (rule, value) = match key.auto {
+        let filled = if name == key.name { key.auto } else { Auto::Refused };
+        let (rule, value) = match filled {
             Auto::Square => ("hidden_size * hidden_size", by_hidden(|h| h.checked_mul(h))),
             Auto::NineTenths => ("int(0.9 * hidden_size * hidden_size)", by_hidden(nine_tenths)),
             Auto::TenTimes => ("10 * hidden_size", by_hidden(|h| h.checked_mul(10))),
-            Auto::False => {
-                return self.document.set(
-                    at,
-                    false,
-                    Origin::rule("auto: false, as accelerate fills it", [] as [&str; 0]).asked_at(node.at.clone()),
-                );
+            Auto::Value(text) => {
+                let value: Json = serde_json::from_str(text).unwrap_or(Json::Null);
+                let rule = format!("auto: {value}, as accelerate fills it");
+                return self.document.set(at, value, Origin::rule(rule, [] as [&str; 0]).asked_at(node.at.clone()));
             }
-            Auto::Default => return self.auto_default(key, at, node),
+            Auto::Refused => {
+                let path: Vec<&str> = at[1..at.len() - 1].iter().copied().chain([name]).collect();
+                let mut refused = auto_left(&path, node);
+                if name != key.name && key.auto != Auto::Refused {
+                    refused = refused.help(format!("write {}, which is filled, or the value that is meant", key.name));
+                }
+                self.diagnostics.push(refused);
+                return self.default(key, at);
+            }
         };
         match value {
             Some(value) => self.document.set(at, value, Origin::rule(format!("auto: {rule}"), [HIDDEN]).asked_at(node.at.clone())),
@@ -119,14 +162,19 @@ impl Reader<'_> {
             }
         }
     }
+}
 
-    fn auto_default(&mut self, key: &Key, at: &[&str], node: &Node) {
-        let value: Json = serde_json::from_str(key.default).unwrap_or(Json::Null);
-        let message = format!("{}: DeepSpeed drops this auto without a word and uses its default, {value}", at[1..].join("."));
-        self.diagnostics
-            .push(Diagnostic::warning("deepspeed-auto-default", message).at(node.at.clone()).help("write the value that is meant"));
-        self.document.set(at, value, Origin::rule("auto: DeepSpeed's default", [] as [&str; 0]).asked_at(node.at.clone()));
-    }
+/// An "auto" that accelerate has no value for: it raises an error when it hands the config to DeepSpeed.
+pub(crate) fn auto_left(path: &[&str], node: &Node) -> Diagnostic {
+    let message = format!("{}: nothing fills this auto, and accelerate refuses to start", path.join("."));
+    Diagnostic::error("deepspeed-auto-left", message).at(node.at.clone()).help("write the value that is meant, or leave the key out")
+}
+
+/// A key of an earlier DeepSpeed.
+pub(crate) fn removed(key: &str, at: Location, today: &str) -> Diagnostic {
+    let message = format!("DeepSpeed 0.19.8 refuses '{key}', which was removed in 0.19");
+    let help = format!("{today}; for a run with DeepSpeed 0.18, shardwright.engines: {{deepspeed: \"0.18\"}}");
+    Diagnostic::error("deepspeed-removed", message).at(at).help(help)
 }
 
 /// Python's `int(0.9 * h * h)`, in floats from left to right.
