@@ -58,7 +58,7 @@ const DEEPSPEED: &[&str] = &[
 /// Keys of `parallelism_config`, without their prefix.
 #[rustfmt::skip]
 const PARALLELISM: &[&str] = &[
-    "cp_comm_strategy", "cp_size", "dp_replicate_size", "dp_shard_size", "sp_attn_implementation", "sp_backend", "sp_seq_length",
+    "cp_backend", "cp_comm_strategy", "cp_size", "dp_replicate_size", "dp_shard_size", "sp_attn_implementation", "sp_backend", "sp_seq_length",
     "sp_seq_length_is_variable", "sp_size", "tp_size",
 ];
 
@@ -134,6 +134,8 @@ const WORDS: &[(&str, &str)] = &[
     ("reshard_after_forward", "fsdp_config.fsdp_reshard_after_forward"),
     ("offload_params", "fsdp_config.fsdp_offload_params"),
     ("gradient_clipping", "deepspeed_config.gradient_clipping"),
+    ("dist_config.wrap", "fsdp_config.fsdp_auto_wrap_policy"),
+    ("cp_size", "parallelism_config.parallelism_config_cp_size"),
     ("mp_replicate_size", "parallelism_config.parallelism_config_dp_replicate_size"),
     ("mp_shard_size", "parallelism_config.parallelism_config_dp_shard_size"),
     ("dist_config.name", "distributed_type"),
@@ -143,10 +145,19 @@ const WORDS: &[(&str, &str)] = &[
 
 /// Says what findings about the translation are about in the words of the file that was translated; `yaml` are the texts of that file and of
 /// the command line, and findings elsewhere are about other files, which have their own words.
-pub(super) fn in_users_words(found: &mut [Diagnostic], yaml: &[Source]) {
+pub(super) fn in_users_words(found: &mut [Diagnostic], original: Option<&Node>, yaml: &[Source]) {
+    let config = original.and_then(|root| root.get("fsdp_config"));
+    let bare = |text: String| {
+        let Some(config) = config else { return text };
+        config
+            .entries()
+            .iter()
+            .filter(|e| !e.key.starts_with("fsdp"))
+            .fold(text, |text, e| text.replace(&format!("fsdp_config.fsdp_{}", e.key), &format!("fsdp_config.{}", e.key)))
+    };
     for diagnostic in found.iter_mut().filter(|d| d.at.as_ref().is_none_or(|at| yaml.iter().any(|s| s.name == at.file))) {
-        diagnostic.message = in_words(&diagnostic.message).into();
-        diagnostic.help = diagnostic.help.take().map(|help| in_words(&help).into());
+        diagnostic.message = bare(in_words(&diagnostic.message)).into();
+        diagnostic.help = diagnostic.help.take().map(|help| bare(in_words(&help)).into());
     }
 }
 
@@ -185,16 +196,34 @@ fn copy_bool(from: &Node, key: &str, to: &mut Node, name: &str) {
     }
 }
 
+/// Why an unknown key of a section is no error.
+const PASSED_OVER: Option<&str> = Some("accelerate passes over it");
+
+/// `fsdp_config` with the prefix that accelerate adds where a key lacks it; the later of two spellings counts.
+fn prefixed(config: &Node) -> Node {
+    let mut out = Node::map(Vec::new(), config.at.clone());
+    for entry in config.entries() {
+        let key = if entry.key.starts_with("fsdp") { entry.key.clone() } else { format!("fsdp_{}", entry.key) };
+        out.set(&key, entry.at.clone(), entry.value.clone());
+    }
+    out
+}
+
 fn fsdp(root: &Node, at: &Location, flat: &mut Node, diagnostics: &mut Vec<Diagnostic>) {
     let nothing = Node::map(Vec::new(), at.clone());
-    let config = root.get("fsdp_config").filter(|n| n.is_map()).unwrap_or(&nothing);
+    let written = root.get("fsdp_config").filter(|n| n.is_map()).unwrap_or(&nothing);
+    let config = &prefixed(written);
     let mut dist = Node::map(Vec::new(), config.at.clone());
     dist.set("name", at.clone(), Node::text("fsdp2", at.clone()));
     copy_bool(config, "fsdp_reshard_after_forward", &mut dist, "reshard_after_forward");
     copy_bool(config, "fsdp_offload_params", &mut dist, "offload_params");
-    flat.set("dist_config", at.clone(), dist);
     let version = config.get("fsdp_version");
     let is_two = version.is_some_and(|v| matches!(v.value, Value::Int(2)) || v.as_str() == Some("2"));
+    if is_two {
+        let wrap = wrap(config, diagnostics);
+        dist.set("wrap", config.at.clone(), wrap);
+    }
+    flat.set("dist_config", at.clone(), dist);
     if !is_two {
         let found = version.map_or("nothing, which means 1".to_owned(), Node::describe);
         let message = format!("fsdp_version: expected 2, found {found}; FSDP version 1 lays tensors out otherwise and is not supported");
@@ -213,7 +242,10 @@ fn fsdp(root: &Node, at: &Location, flat: &mut Node, diagnostics: &mut Vec<Diagn
             diagnostics.push(Diagnostic::warning("accelerate-fsdp1-key", message).at(entry.at.clone()).help(*today));
         }
     }
-    unknown_keys(config, "fsdp_config", FSDP.iter().copied().chain(FSDP1.iter().map(|(key, _)| *key)), None, diagnostics);
+    let bare = |key: &&'static str| key.strip_prefix("fsdp_");
+    let known = FSDP.iter().copied().chain(FSDP1.iter().map(|(key, _)| *key));
+    let known: Vec<&str> = known.clone().chain(known.filter_map(|key| bare(&key))).collect();
+    unknown_keys(written, "fsdp_config", known.iter().copied(), PASSED_OVER, diagnostics);
     if config.get("fsdp_cpu_ram_efficient_loading").and_then(Node::as_bool) == Some(false) {
         let message = "fsdp_cpu_ram_efficient_loading false makes every rank hold the whole model before it is sharded";
         let place = config.get("fsdp_cpu_ram_efficient_loading").map(|n| n.at.clone());
@@ -221,11 +253,61 @@ fn fsdp(root: &Node, at: &Location, flat: &mut Node, diagnostics: &mut Vec<Diagn
     }
 }
 
+/// What accelerate wraps: `dist_config.wrap` of the translation. Source: `accelerate/utils/fsdp_utils.py`, `fsdp2_prepare_model`.
+fn wrap(config: &Node, diagnostics: &mut Vec<Diagnostic>) -> Node {
+    const POLICY: &str = "fsdp_auto_wrap_policy";
+    let node = config.get(POLICY).filter(|n| !n.is_null());
+    let at = node.map_or_else(|| config.at.clone(), |n| n.at.clone());
+    let mut wrap = Node::map(Vec::new(), at.clone());
+    let policy = node.map_or(Some("NO_WRAP".to_owned()), |n| n.as_str().map(str::to_uppercase));
+    let whole = |why: &str| {
+        let message = format!("{why}: no layer is wrapped, so that all layers are gathered at once and the whole model is on every rank");
+        let help = "set fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP";
+        Diagnostic::warning("accelerate-wrap", message).at(at.clone()).help(help)
+    };
+    let least = config.get("fsdp_min_num_params").and_then(Node::as_integer).unwrap_or(0);
+    let mut name = |name: &str| wrap.set("policy", at.clone(), Node::text(name, at.clone()));
+    match policy.as_deref() {
+        Some("TRANSFORMER_BASED_WRAP") => {
+            name("layers");
+            let classes = config.get("fsdp_transformer_layer_cls_to_wrap").filter(|n| !n.is_null());
+            if let Some(text) = classes.and_then(Node::as_str) {
+                let place = classes.map_or_else(|| at.clone(), |n| n.at.clone());
+                let names = text.split(',').map(|class| Node::text(class.trim(), place.clone())).collect();
+                wrap.set("classes", place.clone(), Node::new(Value::Seq(names), place));
+            }
+        }
+        Some("SIZE_BASED_WRAP") if least > 0 => {
+            name("size");
+            let place = config.get("fsdp_min_num_params").map_or_else(|| at.clone(), |n| n.at.clone());
+            wrap.set("min_num_params", place.clone(), Node::new(Value::Int(least), place));
+        }
+        Some("SIZE_BASED_WRAP") => {
+            name("none");
+            diagnostics.push(whole("SIZE_BASED_WRAP without fsdp_min_num_params is NO_WRAP"));
+        }
+        Some("NO_WRAP") => {
+            name("none");
+            let why =
+                if node.is_some() { "fsdp_auto_wrap_policy is NO_WRAP" } else { "fsdp_auto_wrap_policy is not given, which means NO_WRAP" };
+            diagnostics.push(whole(why));
+        }
+        _ => {
+            let found = node.map_or_else(String::new, Node::describe);
+            let message = format!("{POLICY}: expected TRANSFORMER_BASED_WRAP, SIZE_BASED_WRAP or NO_WRAP, found {found}");
+            diagnostics.push(Diagnostic::error("config-value", message).at(at.clone()));
+        }
+    }
+    wrap
+}
+
 fn deepspeed(root: &Node, at: &Location, flat: &mut Node, diagnostics: &mut Vec<Diagnostic>) {
     let nothing = Node::map(Vec::new(), at.clone());
     let config = root.get("deepspeed_config").filter(|n| n.is_map()).unwrap_or(&nothing);
-    unknown_keys(config, "deepspeed_config", DEEPSPEED.iter().copied(), None, diagnostics);
+    unknown_keys(config, "deepspeed_config", DEEPSPEED.iter().copied(), PASSED_OVER, diagnostics);
     let mut dist = Node::map(Vec::new(), config.at.clone());
+    // Whether the whole model is ever a matter of zero3_init_flag; a file says so itself.
+    let mut may_be_three = true;
     if let Some(file) = config.entry("deepspeed_config_file").filter(|e| e.value.as_str().is_some_and(|f| f != "none")) {
         let mixed = root.entry("mixed_precision").filter(|e| !e.value.is_null());
         for entry in NOT_BESIDE_A_FILE.iter().filter_map(|key| config.entry(key)).chain(mixed) {
@@ -237,12 +319,28 @@ fn deepspeed(root: &Node, at: &Location, flat: &mut Node, diagnostics: &mut Vec<
     } else {
         dist.set("name", at.clone(), Node::text("zero3", at.clone()));
         inline(config, &mut dist, diagnostics);
+        may_be_three = config.get("zero_stage").is_some_and(is_three);
     }
     flat.set("dist_config", at.clone(), dist);
-    if let Some(flag) = config.get("zero3_init_flag").filter(|n| n.as_bool() == Some(false)) {
+    if let Some(flag) = config.get("zero3_init_flag").filter(|n| may_be_three && boolean(n) == Some(false)) {
         let message = "zero3_init_flag false makes every rank build the whole model before it is partitioned";
-        diagnostics.push(Diagnostic::warning("init-holds-model", message).at(flag.at.clone()).help("set it to true under stage 3"));
+        diagnostics.push(Diagnostic::warning(INIT_FLAG, message).at(flag.at.clone()).help("set it to true under stage 3"));
     }
+}
+
+/// The code of a finding about `zero3_init_flag`, which only holds under stage 3.
+pub(super) const INIT_FLAG: &str = "init-holds-model";
+
+fn is_three(node: &Node) -> bool {
+    matches!(node.value, Value::Int(3)) || node.as_str() == Some("3")
+}
+
+fn boolean(node: &Node) -> Option<bool> {
+    node.as_bool().or_else(|| match node.as_str()?.to_lowercase().as_str() {
+        "true" => Some(true),
+        "false" => Some(false),
+        _ => None,
+    })
 }
 
 /// The DeepSpeed config that accelerate itself writes where the YAML names no file.
@@ -253,10 +351,15 @@ fn inline(config: &Node, dist: &mut Node, diagnostics: &mut Vec<Diagnostic>) {
         zero.set("stage", config.at.clone(), Node::new(Value::Int(2), config.at.clone()));
     }
     copy_bool(config, "zero3_save_16bit_model", &mut zero, "stage3_gather_16bit_weights_on_model_save");
-    if !zero.get("stage").is_some_and(|s| matches!(s.value, Value::Int(3)) || s.as_str() == Some("3")) {
+    let stage_three = zero.get("stage").is_some_and(is_three);
+    if !stage_three {
         zero = zero.without("stage3_gather_16bit_weights_on_model_save");
     }
     for part in ["optimizer", "param"] {
+        // Outside of stage 3 accelerate's own "none" for parameters is nobody's to hear of.
+        if part == "param" && !stage_three && config.get("offload_param_device").is_none_or(Node::is_null) {
+            continue;
+        }
         offload(part, config, &mut zero, diagnostics);
     }
     dist.set("zero_optimization", config.at.clone(), zero);
@@ -283,33 +386,57 @@ fn offload(part: &str, config: &Node, zero: &mut Node, diagnostics: &mut Vec<Dia
         let at = config.entry(&path).map_or_else(|| config.at.clone(), |e| e.value.at.clone());
         offload.set("nvme_path", at.clone(), Node::text("none", at));
     }
-    zero.set(&format!("offload_{part}"), config.at.clone(), offload);
+    let at = config.entry(&format!("offload_{part}_device")).map_or_else(|| config.at.clone(), |e| e.at.clone());
+    zero.set(&format!("offload_{part}"), at, offload);
 }
 
-/// HSDP: replicas and shards.
+/// HSDP, context and sequence parallelism: FSDP shards over `dp_shard` times `cp`, ZeRO over all ranks. Source:
+/// `accelerate/parallelism_config.py`.
 fn parallelism(root: &Node, flat: &mut Node, diagnostics: &mut Vec<Diagnostic>) {
     const PREFIX: &str = "parallelism_config_";
-    let Some(config) = root.get("parallelism_config").filter(|n| n.is_map()) else { return };
-    for entry in config.entries() {
-        let name = entry.key.strip_prefix(PREFIX).unwrap_or(&entry.key);
-        let is_one = matches!(entry.value.value, Value::Int(1) | Value::Null);
-        match name {
-            "dp_replicate_size" => copy(config, &entry.key, flat, "mp_replicate_size"),
-            "dp_shard_size" => copy(config, &entry.key, flat, "mp_shard_size"),
-            "tp_size" | "cp_size" | "sp_size" if !is_one => {
-                let message =
-                    format!("{}: expected 1, found {}; only data-parallel sharding is laid out", entry.key, entry.value.describe());
-                diagnostics.push(Diagnostic::error("accelerate-parallelism", message).at(entry.value.at.clone()));
-            }
-            known if PARALLELISM.contains(&known) => {}
-            _ => unknown_keys(
-                &Node::map(vec![entry.clone()], config.at.clone()),
-                "parallelism_config",
-                ["parallelism_config_dp_replicate_size", "parallelism_config_dp_shard_size"].into_iter(),
-                None,
-                diagnostics,
-            ),
+    let Some(config) = root.get("parallelism_config").filter(|n| n.is_map() && !n.entries().is_empty()) else { return };
+    let known: Vec<String> = PARALLELISM.iter().map(|name| format!("{PREFIX}{name}")).collect();
+    unknown_keys(config, "parallelism_config", known.iter().map(String::as_str), PASSED_OVER, diagnostics);
+    let mut found = Vec::new();
+    let mut refuse = |message: String, at: &Location| found.push(Diagnostic::error("accelerate-parallelism", message).at(at.clone()));
+    let mut size = |name: &str| -> (i128, Location) {
+        let Some(node) = config.get(&format!("{PREFIX}{name}")).filter(|n| !n.is_null()) else { return (1, config.at.clone()) };
+        let value = node.as_integer().map(i128::from).or_else(|| node.as_str()?.trim().parse().ok()).filter(|n| *n > 0);
+        if value.is_none() {
+            refuse(format!("{PREFIX}{name}: expected an integer of at least 1, found {}", node.describe()), &node.at);
         }
+        (value.unwrap_or(1), node.at.clone())
+    };
+    let [replicate, shard, tp, cp, sp] = ["dp_replicate_size", "dp_shard_size", "tp_size", "cp_size", "sp_size"].map(&mut size);
+    let is = |kind: &str| root.get("distributed_type").and_then(Node::as_str) == Some(kind);
+    if tp.0 > 1 {
+        refuse(format!("{PREFIX}tp_size: expected 1, found {}; only data-parallel sharding is laid out", tp.0), &tp.1);
+    } else if cp.0 > 1 && sp.0 > 1 {
+        refuse(format!("{PREFIX}cp_size is {} and {PREFIX}sp_size {}; accelerate takes one of the two", cp.0, sp.0), &cp.1);
+    } else if cp.0 > 1 && replicate.0 > 1 && shard.0 == 1 {
+        let message = format!("{PREFIX}cp_size {} does not go with {PREFIX}dp_replicate_size {} and dp_shard_size 1", cp.0, replicate.0);
+        refuse(message, &cp.1);
+    } else if is("FSDP") && sp.0 > 1 {
+        refuse(format!("{PREFIX}sp_size is {}: sequence parallelism is DeepSpeed's, and this is FSDP", sp.0), &sp.1);
+    } else if is("FSDP") && shard.0 == 1 && cp.0 == 1 {
+        let message =
+            format!("{PREFIX}dp_shard_size and {PREFIX}cp_size are both 1, which leaves FSDP nothing to shard over; accelerate refuses it");
+        refuse(message, &shard.1);
+    } else if is("DEEPSPEED") && cp.0 > 1 {
+        refuse(format!("{PREFIX}cp_size is {}: context parallelism is FSDP's; DeepSpeed has {PREFIX}sp_size", cp.0), &cp.1);
+    }
+    let is_sound = found.is_empty();
+    diagnostics.append(&mut found);
+    if !is_sound {
+        return;
+    }
+    let mut set = |name: &str, value: i128, at: &Location| flat.set(name, at.clone(), Node::new(Value::Int(value), at.clone()));
+    if is("FSDP") {
+        set("mp_replicate_size", replicate.0, &replicate.1);
+        set("mp_shard_size", shard.0.saturating_mul(cp.0), if cp.0 > 1 { &cp.1 } else { &shard.1 });
+        set("cp_size", cp.0, &cp.1);
+    } else if is("DEEPSPEED") && sp.0 > 1 {
+        set("cp_size", sp.0, &sp.1);
     }
 }
 

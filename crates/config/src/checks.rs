@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use shardwright_core::{
     ModelFacts,
     diagnostic::{COMMAND_LINE, Diagnostic, Location},
-    strategy_config::{Init, Mixed, Training, Tuning},
+    strategy_config::{Dialect, Init, Mixed, Training, Tuning},
     text::short,
     tree::{Entry, Node, from_node},
 };
@@ -137,7 +137,7 @@ fn batching(values: &Values, found: &mut Vec<Diagnostic>) {
 
 fn sequence(values: &Values, training: &Training, model: Option<&ModelFacts>, found: &mut Vec<Diagnostic>) {
     let cp = &training.cp_size;
-    if cp.value <= 1 {
+    if cp.value <= 1 || training.dialect != Dialect::LlamaFactory {
         return;
     }
     if values.text("flash_attn").value.as_deref() != Some("flash_attention_2") {

@@ -15,6 +15,7 @@ use crate::{
     keys::{self, EXTRA, KEYS},
     overrides, resolved,
     sections::{self, Section},
+    v0,
 };
 
 /// What a draft is made of.
@@ -75,6 +76,10 @@ impl Draft {
             let message = format!("this is a DeepSpeed config, as '{}' shows, not the YAML of a training", key.key);
             let help = "name it there: dist_config: {name: deepspeed, config_file: THIS FILE}";
             diagnostics.push(Diagnostic::error("config-is-deepspeeds", message).at(key.at.clone()).help(help));
+            root = Node::map(Vec::new(), root.at);
+        }
+        if let Some(older) = v0::recognised(&root) {
+            diagnostics.push(older);
             root = Node::map(Vec::new(), root.at);
         }
         overrides::apply(&mut root, &sources[1], &mut diagnostics);

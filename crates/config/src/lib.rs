@@ -21,6 +21,7 @@ mod resolved;
 pub mod schema;
 mod sections;
 mod settings;
+mod v0;
 
 pub use self::{
     draft::{Draft, Input},

@@ -120,7 +120,11 @@ impl Draft {
         let files = supplied.files.values().filter_map(|f| f.as_ref().ok().map(|source| &*source.name)).collect();
         elsewhere::Scope { dialect: self.dialect, strategy, registry, files }.tell(&mut diagnostics);
         if self.dialect == Dialect::Accelerate {
-            accelerate::in_users_words(&mut diagnostics, &sources[..2]);
+            let stage = resolved.as_ref().and_then(|r| r.document.get("/deepspeed/zero_optimization/stage")?.as_i64());
+            if stage.is_some_and(|stage| stage != 3) {
+                diagnostics.retain(|d| d.code != accelerate::INIT_FLAG);
+            }
+            accelerate::in_users_words(&mut diagnostics, self.original.as_ref(), &sources[..2]);
         }
         diagnostics.sort_by_key(|d| (d.severity, d.at.as_ref().map(|at| (at.file.clone(), at.span.start)), d.code));
         diagnostics.dedup();

@@ -5,7 +5,11 @@ use std::ops::RangeInclusive;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
-use shardwright_core::{DType, Globs, strategy_config::{DeepSpeed, StorageDtype}, text::short};
+use shardwright_core::{
+    DType, Globs,
+    strategy_config::{DeepSpeed, StorageDtype},
+    text::short,
+};
 
 /// The section `shardwright`, its `precision` taken out.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]

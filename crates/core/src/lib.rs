@@ -10,6 +10,7 @@ pub mod codes;
 pub mod diagnostic;
 pub mod document;
 pub mod dtype;
+mod facts;
 pub mod glob;
 pub mod mesh;
 pub mod model;

@@ -60,8 +60,8 @@ pub struct ModelFacts {
     pub architecture: Option<String>,
     /// `model_type`, such as `qwen3`.
     pub model_type: Option<String>,
-    /// The hidden size that transformers' "auto" uses: `hidden_size`, else the largest of `hidden_sizes`, else the same under
-    /// `text_config`.
+    /// The hidden size that transformers' "auto" uses: `hidden_size` by the name that the model's class gives it, else the largest of
+    /// `hidden_sizes`, else the same under `text_config`.
     pub hidden_size: Option<u64>,
     /// `num_hidden_layers`, `num_layers` or `n_layer`, here or under `text_config`.
     pub num_layers: Option<u64>,
@@ -78,15 +78,10 @@ impl ModelFacts {
         let text = &config["text_config"];
         let text_of = |v: &serde_json::Value| v.as_str().map(str::to_owned);
         let number = |key: &str| config[key].as_u64().or_else(|| text[key].as_u64());
-        let largest = |v: &serde_json::Value| v.as_array().and_then(|a| a.iter().filter_map(serde_json::Value::as_u64).max());
         Self {
             architecture: text_of(&config["architectures"][0]),
             model_type: text_of(&config["model_type"]),
-            hidden_size: config["hidden_size"]
-                .as_u64()
-                .or_else(|| largest(&config["hidden_sizes"]))
-                .or_else(|| text["hidden_size"].as_u64())
-                .or_else(|| largest(&text["hidden_sizes"])),
+            hidden_size: crate::facts::hidden_size(config),
             num_layers: number("num_hidden_layers").or_else(|| number("num_layers")).or_else(|| number("n_layer")),
             tie_word_embeddings: config["tie_word_embeddings"].as_bool(),
             dtype: [&config["dtype"], &config["torch_dtype"], &text["dtype"]]

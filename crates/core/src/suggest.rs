@@ -19,9 +19,10 @@ pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) ->
         }
         let distance = strsim::damerau_levenshtein(&word, &c.to_lowercase());
         // Of one letter, another letter is no misspelling.
-        (distance <= most && (distance < shorter || distance == 0)).then_some((distance, c))
+        // Of equally near ones, what the word is the beginning of was meant.
+        (distance <= most && (distance < shorter || distance == 0)).then(|| (distance, !c.to_lowercase().starts_with(&word), c))
     };
-    candidates.into_iter().filter_map(near).min().map(|(_, c)| c)
+    candidates.into_iter().filter_map(near).min().map(|(_, _, c)| c)
 }
 
 #[cfg(test)]

@@ -9,7 +9,11 @@ use shardwright_core::{
     strategy_config::{BuildContext, Built, StrategyConfig},
 };
 
-use crate::{Fsdp2, layout::NAME};
+use crate::{
+    Fsdp2,
+    layout::NAME,
+    wrap::{Wrap, unknown_classes},
+};
 
 /// PyTorch FSDP2.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -23,11 +27,19 @@ pub struct Fsdp2Config {
     pub pin_memory: bool,
     /// A distributed checkpoint that is loaded instead of the model's own files.
     pub dcp_path: Option<String>,
+    /// What accelerate wraps, where the YAML was accelerate's; null for what LLaMA-Factory wraps, which has no such key.
+    pub wrap: Option<Wrap>,
 }
 
 impl Default for Fsdp2Config {
     fn default() -> Self {
-        Self { reshard_after_forward: ReshardAfterForward(Reshard::ToShards), offload_params: false, pin_memory: true, dcp_path: None }
+        Self {
+            reshard_after_forward: ReshardAfterForward(Reshard::ToShards),
+            offload_params: false,
+            pin_memory: true,
+            dcp_path: None,
+            wrap: None,
+        }
     }
 }
 
@@ -89,8 +101,17 @@ impl StrategyConfig for Fsdp2Config {
             let message = "offload_params without pin_memory copies to and from the device synchronously";
             cx.diagnostics.push(Diagnostic::warning("offload-unpinned", message).at(cx.at("pin_memory")));
         }
+        let unknown = self.wrap.as_ref().map(unknown_classes).unwrap_or_default();
+        if !unknown.is_empty() {
+            let message = format!(
+                "the wrap policy names {}, and which modules are of that class is not known: their parameters are laid out with the rest",
+                unknown.join(", ")
+            );
+            let help = "name the modules under shardwright.units, such as 'model.layers.*.mlp'";
+            cx.diagnostics.push(Diagnostic::warning("accelerate-wrap", message).at(cx.at("wrap")).help(help));
+        }
         let offload = if self.offload_params { Offload::Cpu } else { Offload::None };
-        Ok(Built::new(Fsdp2 { reshard_after_forward: self.reshard_after_forward.0, offload }))
+        Ok(Built::new(Fsdp2 { reshard_after_forward: self.reshard_after_forward.0, offload, wrap: self.wrap }))
     }
 }
 

@@ -6,7 +6,10 @@ use shardwright_core::{
     strategy::units_by,
 };
 
-use crate::units::UnitRules;
+use crate::{
+    units::UnitRules,
+    wrap::{Wrap, Wrapped},
+};
 
 /// Dim-0 sharding over the mesh's `mp_shard` axis, replicated along `mp_replicate`.
 #[derive(Clone, Debug)]
@@ -15,11 +18,13 @@ pub struct Fsdp2 {
     pub reshard_after_forward: Reshard,
     /// Where shards are kept.
     pub offload: Offload,
+    /// What accelerate wraps; `None` for what LLaMA-Factory wraps.
+    pub wrap: Option<Wrap>,
 }
 
 impl Default for Fsdp2 {
     fn default() -> Self {
-        Self { reshard_after_forward: Reshard::ToShards, offload: Offload::None }
+        Self { reshard_after_forward: Reshard::ToShards, offload: Offload::None, wrap: None }
     }
 }
 
@@ -39,8 +44,17 @@ impl ShardStrategy for Fsdp2 {
             return Err(PlanError::Mesh(format!("reshard_after_forward is {k}, expected a divisor of the shard size {}", axis.size)));
         }
         let mut plan = input.plan_tensors(NAME, |tensor| place(tensor, axis))?;
-        let rules = UnitRules::for_model(input);
-        plan.units = units_by(&plan.tensors, self.reshard_after_forward, |t| rules.unit_of(&t.name));
+        // The user's own units come before every policy.
+        if let Some(wrap) = self.wrap.as_ref().filter(|_| input.units.is_empty()) {
+            let wrapped = Wrapped::new(wrap, input)?;
+            plan.units = units_by(&plan.tensors, self.reshard_after_forward, |t| wrapped.unit_of(&t.name));
+            for unit in &mut plan.units {
+                unit.reshard_after_forward = wrapped.reshard(&unit.name, self.reshard_after_forward);
+            }
+        } else {
+            let rules = UnitRules::for_model(input);
+            plan.units = units_by(&plan.tensors, self.reshard_after_forward, |t| rules.unit_of(&t.name));
+        }
         for tensor in plan.tensors.iter_mut().filter(|t| t.kind == shardwright_core::TensorKind::Parameter) {
             tensor.offload = self.offload;
         }

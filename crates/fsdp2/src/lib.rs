@@ -9,6 +9,7 @@ pub mod codes;
 pub mod config;
 pub mod layout;
 pub mod units;
+pub mod wrap;
 
 pub use config::Fsdp2Config;
 pub use layout::Fsdp2;

@@ -114,13 +114,18 @@ impl<'a> UnitRules<'a> {
         Self { blocks, embeddings: !ties_embeddings(facts), unwrapped }
     }
 
-    /// The module that claims the parameter; empty for the root.
-    pub fn unit_of<'n>(&self, parameter: &'n str) -> &'n str {
-        let block = match &self.blocks {
+    /// The block that has the parameter, if one has.
+    pub(crate) fn block_of<'n>(&self, parameter: &'n str) -> Option<&'n str> {
+        match &self.blocks {
             Blocks::Lists => list_element(parameter).filter(|element| !self.unwrapped.contains(element)),
             Blocks::Paths(paths) => deepest(parameter, |module| paths.iter().any(|path| ends_with_path(module, path))),
             Blocks::Globs(globs) => deepest(parameter, |module| globs.matches(module)),
-        };
+        }
+    }
+
+    /// The module that claims the parameter; empty for the root.
+    pub fn unit_of<'n>(&self, parameter: &'n str) -> &'n str {
+        let block = self.block_of(parameter);
         let embedding = || {
             let module = parameter.strip_suffix(".weight")?;
             let leaf = module.rsplit('.').next()?;
@@ -136,7 +141,7 @@ fn no_split(facts: &ModelFacts) -> &'static [&'static str] {
 }
 
 /// `getattr(model.config, "tie_word_embeddings", True)`, where an absent key means the class's default.
-fn ties_embeddings(facts: &ModelFacts) -> bool {
+pub(crate) fn ties_embeddings(facts: &ModelFacts) -> bool {
     facts.tie_word_embeddings.unwrap_or_else(|| facts.model_type.as_deref().is_none_or(|t| !UNTIED.contains(&t)))
 }
 

@@ -10,7 +10,7 @@ const PREFIX: &str = "parallelism_config_";
 pub(crate) fn schema(flat: &Json) -> Json {
     let table = |keys: &[&str], of: &dyn Fn(&str) -> Json| {
         let properties: Map<String, Json> = keys.iter().map(|key| ((*key).to_owned(), of(key))).collect();
-        json!({ "type": ["object", "null"], "properties": properties, "additionalProperties": false })
+        json!({ "type": ["object", "null"], "properties": properties, "additionalProperties": true })
     };
     // The wizard writes some booleans as strings.
     let boolean = || json!({ "enum": [true, false, "true", "false", "True", "False", null] });
@@ -24,6 +24,16 @@ pub(crate) fn schema(flat: &Json) -> Json {
     for (key, today) in FSDP1 {
         fsdp["properties"][*key] = json!({ "deprecated": true, "description": format!("of FSDP version 1; {today}") });
     }
+    // accelerate adds the prefix where a key of this section lacks it.
+    let bare: Vec<(String, Json)> = fsdp["properties"]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter_map(|(key, schema)| Some((key.strip_prefix("fsdp_")?.to_owned(), schema.clone())))
+        .collect();
+    for (key, schema) in bare {
+        fsdp["properties"][key] = schema;
+    }
     let deepspeed = table(DEEPSPEED, &|key| match key {
         "zero_stage" => json!({ "enum": [0, 1, 2, 3, "0", "1", "2", "3", null] }),
         "zero3_init_flag" | "zero3_save_16bit_model" => boolean(),
@@ -36,7 +46,8 @@ pub(crate) fn schema(flat: &Json) -> Json {
     let prefixed: Vec<&str> = prefixed.iter().map(String::as_str).collect();
     let parallelism = table(&prefixed, &|key| match key.trim_start_matches(PREFIX) {
         "dp_replicate_size" | "dp_shard_size" => count(),
-        "tp_size" | "cp_size" | "sp_size" => json!({ "enum": [1, null] }),
+        "cp_size" | "sp_size" => count(),
+        "tp_size" => json!({ "enum": [1, null] }),
         _ => json!({}),
     });
     let types: Vec<Json> = REPLICATED.iter().chain(&["FSDP", "DEEPSPEED"]).map(|t| json!(t)).chain([json!(false)]).collect();
@@ -58,6 +69,8 @@ pub(crate) fn schema(flat: &Json) -> Json {
     json!({
         "type": "object", "properties": properties, "required": ["distributed_type"], "additionalProperties": false,
         "if": { "properties": { "distributed_type": { "const": "FSDP" } }, "required": ["distributed_type"] },
-        "then": { "required": ["fsdp_config"], "properties": { "fsdp_config": { "required": ["fsdp_version"] } } },
+        "then": { "required": ["fsdp_config"], "properties": {
+            "fsdp_config": { "anyOf": [{ "required": ["fsdp_version"] }, { "required": ["version"] }] }
+        } },
     })
 }

@@ -113,11 +113,12 @@ fn top_level(root: &Node, cx: &mut BuildContext<'_>) {
             continue;
         }
         let mut nowhere = Document::default();
-        let mut reader =
-            Reader { document: &mut nowhere, diagnostics: &mut cx.diagnostics, hidden: None, version, unresolved: Vec::new() };
+        let mut reader = Reader { document: &mut nowhere, diagnostics: &mut cx.diagnostics, hidden: None, version, unresolved: Vec::new() };
         reader.strict(section, keys, &[name]);
     }
-    for (key, allowed) in [("gradient_allreduce_op", &["mean", "sum"][..]), ("seq_parallel_communication_data_type", &["fp32", "fp16", "bf16"])] {
+    for (key, allowed) in
+        [("gradient_allreduce_op", &["mean", "sum"][..]), ("seq_parallel_communication_data_type", &["fp32", "fp16", "bf16"])]
+    {
         let Some(node) = root.get(key).filter(|n| n.as_str() != Some("auto") && !(n.is_null() && key.starts_with("seq"))) else { continue };
         if node.as_str().is_none_or(|text| !allowed.contains(&&*text.to_lowercase())) {
             let message = format!("{key}: expected {}, found {}", allowed.join(" or "), node.describe());
@@ -237,7 +238,9 @@ fn batches(root: &Node, document: &mut Document, cx: &mut BuildContext<'_>) {
     let step = u64::from(training.dp_size.value).saturating_mul(yaml_micro).max(1);
     let yaml_accumulation =
         training.accumulation.value.unwrap_or_else(|| training.global_batch_size.value.map_or(1, |global| (global / step).max(1)));
-    let world = u64::from(training.world_size.value);
+    // Ranks that share a sequence share its samples.
+    let sharing = if training.dialect == Dialect::Accelerate { u64::from(training.cp_size.value).max(1) } else { 1 };
+    let world = u64::from(training.world_size.value) / sharing;
     let from_yaml = training.dialect == Dialect::LlamaFactory;
     for (key, yaml_key, value, at, yaml, written) in [
         (MICRO, "micro_batch_size", micro, &micro_at, yaml_micro, training.micro_batch_size.location()),
@@ -521,7 +524,8 @@ fn pass(path: &[&str], node: &Node, document: &mut Document, cx: &mut BuildConte
         ["scheduler", "params", "warmup_min_lr"] if by_accelerate => {
             document.set(path, 0, asked("auto: 0, as accelerate fills it"));
         }
-        ["optimizer", "params", "lr" | "weight_decay"] | ["scheduler", "params", "warmup_max_lr" | "warmup_num_steps" | "total_num_steps"]
+        ["optimizer", "params", "lr" | "weight_decay"]
+        | ["scheduler", "params", "warmup_max_lr" | "warmup_num_steps" | "total_num_steps"]
             if by_accelerate =>
         {
             document.set(path, Json::Null, asked("auto: the script's DummyOptim or DummyScheduler decides when training starts"));

@@ -81,7 +81,18 @@ pub enum Stages {
 }
 
 const fn key(name: &'static str, kind: Kind, default: &'static str, meaning: &'static str) -> Key {
-    Key { name, alias: None, kind, default, auto: Auto::Refused, since: DeepSpeed::V0_18, until: None, default_0_18: None, stages: Stages::All, meaning }
+    Key {
+        name,
+        alias: None,
+        kind,
+        default,
+        auto: Auto::Refused,
+        since: DeepSpeed::V0_18,
+        until: None,
+        default_0_18: None,
+        stages: Stages::All,
+        meaning,
+    }
 }
 
 impl Key {
