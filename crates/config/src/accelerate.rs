@@ -401,7 +401,7 @@ fn parallelism(root: &Node, flat: &mut Node, diagnostics: &mut Vec<Diagnostic>) 
     let mut refuse = |message: String, at: &Location| found.push(Diagnostic::error("accelerate-parallelism", message).at(at.clone()));
     let mut size = |name: &str| -> (i128, Location) {
         let Some(node) = config.get(&format!("{PREFIX}{name}")).filter(|n| !n.is_null()) else { return (1, config.at.clone()) };
-        let value = node.as_integer().map(i128::from).or_else(|| node.as_str()?.trim().parse().ok()).filter(|n| *n > 0);
+        let value = node.as_integer().or_else(|| node.as_str()?.trim().parse().ok()).filter(|n| *n > 0);
         if value.is_none() {
             refuse(format!("{PREFIX}{name}: expected an integer of at least 1, found {}", node.describe()), &node.at);
         }
