@@ -19,7 +19,7 @@ mod table;
 mod verify;
 mod yaml;
 
-use std::{io::Write, process::ExitCode};
+use std::{ffi::OsString, io::Write, process::ExitCode};
 
 use clap::Parser;
 
@@ -34,8 +34,24 @@ fn report_file_size_limits() {
 
 /// Runs the program with this process's arguments. A binary with its own strategies calls this after naming their crates.
 pub fn main() -> ExitCode {
+    ExitCode::from(run(Cli::parse()))
+}
+
+/// Runs the program with these arguments, the program's name first, and returns its exit code; for hosts in other languages.
+pub fn main_from<T: Into<OsString> + Clone>(arguments: impl IntoIterator<Item = T>) -> u8 {
+    match Cli::try_parse_from(arguments) {
+        Ok(cli) => run(cli),
+        Err(usage) => {
+            // Help and version are printed this way too; a closed standard stream leaves the exit code.
+            drop(usage.print());
+            u8::try_from(usage.exit_code()).unwrap_or(1)
+        }
+    }
+}
+
+fn run(cli: Cli) -> u8 {
     report_file_size_limits();
-    let done = match Cli::parse().command {
+    let done = match cli.command {
         Command::Load(args) => load::run(&args),
         Command::Resolve(args) => resolve::run(&args),
         Command::Verify(args) => verify::run(&args),
@@ -48,5 +64,5 @@ pub fn main() -> ExitCode {
         drop(writeln!(std::io::stderr(), "{}", failure.text));
         failure.exit
     });
-    exit.into()
+    exit as u8
 }

@@ -1,1 +1,55 @@
-"""shardwright for Python."""
+"""shardwright for Python: each rank's shards, straight into FSDP2 and ZeRO-3 models. Importing it does not import torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ._errors import (
+    CancelledError,
+    CheckpointError,
+    ConfigError,
+    DeviceError,
+    ExistsError,
+    IoError,
+    MismatchError,
+    OutOfMemoryError,
+    PlanError,
+    ShardwrightError,
+    UnsupportedError,
+    WorldError,
+)
+from ._native import VERSION as __version__
+from ._native import Checkpoint
+
+if TYPE_CHECKING:
+    from ._fill import LoadReport, fill
+
+__all__ = [
+    "CancelledError",
+    "Checkpoint",
+    "CheckpointError",
+    "ConfigError",
+    "DeviceError",
+    "ExistsError",
+    "IoError",
+    "LoadReport",
+    "MismatchError",
+    "OutOfMemoryError",
+    "PlanError",
+    "ShardwrightError",
+    "UnsupportedError",
+    "WorldError",
+    "__version__",
+    "fill",
+]
+
+_TORCH = {"fill": "_fill", "LoadReport": "_fill"}
+
+
+def __getattr__(name: str) -> Any:
+    """What needs torch is imported when it is first asked for."""
+    if name in _TORCH:
+        from importlib import import_module
+
+        return getattr(import_module(f".{_TORCH[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

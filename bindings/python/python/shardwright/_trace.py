@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
@@ -498,12 +499,16 @@ def identity(names: Iterable[str], tensors: Mapping[str, Sequence[int]]) -> Trac
     return Traced(found, [(n, n) for n in tensors if n not in known])
 
 
-def trace(model: Any, tensors: Mapping[str, Sequence[int]], conversions: Sequence[Any] | None = None) -> Traced:
+def trace(
+    model: Any, tensors: Mapping[str, Sequence[int]], conversions: Sequence[Any] | None = None, state: Mapping[str, Any] | None = None
+) -> Traced:
     """Traces the conversions of a transformers model over a checkpoint's tensors, given as shapes by name.
 
-    `conversions` replaces what transformers has for the model. A model of another kind takes tensors under their own names.
+    `conversions` replaces what transformers has for the model, `state` its `state_dict()`. A model of another kind takes tensors under their own
+    names.
     """
-    state = model.state_dict(keep_vars=True)
+    if state is None:
+        state = model.state_dict(keep_vars=True)
     if conversions is None:
         conversions = _mapping(model)
     if conversions is None:
@@ -554,7 +559,24 @@ def _mapping(model: Any) -> list[Any] | None:
         from transformers.conversion_mapping import get_model_conversion_mapping
     except ImportError:
         return None
-    return list(get_model_conversion_mapping(model))
+    with _own_classes(model):
+        return list(get_model_conversion_mapping(model))
+
+
+@contextmanager
+def _own_classes(model: Any) -> Iterator[None]:
+    """`fully_shard` gives each module a class of a new name, and transformers looks conversions up by the name of the class."""
+    changed = []
+    for module in model.modules():
+        cls = type(module)
+        if cls.__name__.startswith("FSDP") and len(cls.__bases__) == 2 and hasattr(module, "_get_fsdp_state"):
+            changed.append((module, cls))
+            module.__class__ = cls.__bases__[1]
+    try:
+        yield
+    finally:
+        for module, cls in changed:
+            module.__class__ = cls
 
 
 def _convert(converter: Any, name: str, inputs: dict[str, list[Any]], model: Any) -> dict[str, Any]:

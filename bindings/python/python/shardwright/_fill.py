@@ -1,0 +1,458 @@
+"""`shardwright.fill`: this rank's part of every parameter and persistent buffer, read into the model's own memory."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from . import _native
+from ._errors import ConfigError, PlanError, UnsupportedError
+from ._model import Part, Slot, check_writable, initialise, materialise, part, reshard, slots
+from ._trace import Recipe, Traced, trace
+
+logger = logging.getLogger("shardwright")
+
+STAGING_BYTES = 64 << 20
+"""Memory for values that cannot be written in place: on another device, not contiguous, or computed."""
+
+MOST_NAMED = 8
+
+
+@dataclass
+class LoadReport:
+    """What a fill did. `bytes_needed` are the source bytes of this rank's part, `bytes_read` what was read for them."""
+
+    filled: list[str] = field(default_factory=list)
+    initialised: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    mismatched: list[str] = field(default_factory=list)
+    tied: dict[str, str] = field(default_factory=dict)
+    computed: list[str] = field(default_factory=list)
+    casts: dict[str, int] = field(default_factory=dict)
+    bytes_read: int = 0
+    bytes_needed: int = 0
+    seconds: float = 0.0
+    conversions: list[Any] = field(default_factory=list, repr=False)
+
+    def __repr__(self) -> str:
+        rate = self.bytes_read / self.seconds / 1e9 if self.seconds else 0.0
+        parts = [f"{len(self.filled)} tensors filled, {self.bytes_read / 1e6:.1f} MB read in {self.seconds:.3f} s ({rate:.2f} GB/s)"]
+        for what in ("initialised", "kept", "missing", "unexpected", "mismatched", "computed"):
+            names = getattr(self, what)
+            if names:
+                parts.append(f"{what}: {_listed(names)}")
+        if self.tied:
+            parts.append(f"tied: {_listed([f'{a} = {b}' for a, b in self.tied.items()])}")
+        if self.casts:
+            parts.append("casts: " + ", ".join(f"{k} ({n})" for k, n in self.casts.items()))
+        return "LoadReport(" + "; ".join(parts) + ")"
+
+
+@dataclass
+class Options:
+    """How to fill; the keyword arguments of `fill`."""
+
+    device: torch.device | str | None = None
+    missing: Literal["error", "init", "keep"] = "error"
+    unexpected: Literal["error", "warn", "ignore"] = "warn"
+    mismatched: Literal["error", "init", "keep"] = "error"
+    conversions: Sequence[Any] | None = None
+    round_to: torch.dtype | Literal["auto"] | None = "auto"
+    seed: int = 0
+    threads: int | None = None
+    progress: bool | Callable[[int, int], None] = False
+    agree: bool = False
+
+    def check(self) -> None:
+        for name, allowed in {
+            "missing": ("error", "init", "keep"),
+            "unexpected": ("error", "warn", "ignore"),
+            "mismatched": ("error", "init", "keep"),
+        }.items():
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(allowed)}")
+
+
+def open_checkpoint(checkpoint: str | os.PathLike[str] | _native.Checkpoint) -> _native.Checkpoint:
+    """A checkpoint from a path, a hub id in the local cache, or one that is already open."""
+    if isinstance(checkpoint, _native.Checkpoint):
+        return checkpoint
+    opened = _native.Checkpoint.open(Path(checkpoint))
+    for warning in opened.warnings:
+        logger.warning("%s", warning)
+    return opened
+
+
+def fill(model: torch.nn.Module, checkpoint: str | os.PathLike[str] | _native.Checkpoint, **options: Any) -> LoadReport:
+    """Fills a model that `fully_shard` or `zero.Init` sharded, or a whole one, from a checkpoint: each rank reads its own bytes.
+
+    Tensors on meta are given memory first. The model decides names, shapes, dtypes and placements; weights are converted by the rules of the
+    installed transformers. No collective is called.
+
+    Args:
+        model: a module, wrapped in any way. Parameters may be on meta.
+        checkpoint: a directory of safetensors files, one such file, or a hub id in the local cache.
+        device: where tensors on meta are put; by default the device of the mesh, or the CPU.
+        missing: what becomes of parameters that the checkpoint lacks: "error", "init" (the model's own initialisation), or "keep".
+        unexpected: tensors that the model has no place for: "error", "warn" or "ignore".
+        mismatched: parameters whose shape in the checkpoint is another one: "error", "init" or "keep".
+        conversions: conversion objects in place of those that transformers has for the model.
+        round_to: a dtype that values are rounded through before they are cast to the parameter's. "auto" is the one of the model's config, which
+            gives what `from_pretrained(dtype="auto")` gives; None keeps the checkpoint's precision as far as the parameter's dtype can hold it.
+        seed: for "init"; the same on every rank.
+        threads: threads that read.
+        progress: True for a tqdm bar, or a callable that takes the bytes done and the bytes to do.
+        agree: one all-reduce at the end, so that a failure on one rank is an error on all.
+
+    Returns:
+        A `LoadReport`.
+
+    Raises:
+        CheckpointError: the checkpoint is missing or malformed.
+        PlanError: names or shapes do not fit.
+        UnsupportedError: a placement or a parameter that is not supported, by name.
+    """
+    chosen = Options(**options)
+    chosen.check()
+    if not chosen.agree:
+        return _fill(model, checkpoint, chosen)
+    failure: BaseException | None = None
+    report = LoadReport()
+    try:
+        report = _fill(model, checkpoint, chosen)
+    except BaseException as error:  # every rank must reach the all-reduce
+        failure = error
+    import torch.distributed as dist
+
+    failed = torch.tensor([failure is not None], dtype=torch.int32, device=_collective_device())
+    dist.all_reduce(failed)
+    if failure is not None:
+        raise failure
+    if int(failed.item()):
+        raise PlanError(f"{int(failed.item())} other rank(s) failed to fill the model; see their errors")
+    return report
+
+
+def _collective_device() -> torch.device:
+    import torch.distributed as dist
+
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+
+
+def _fill(model: torch.nn.Module, checkpoint: Any, options: Options) -> LoadReport:
+    started = time.perf_counter()
+    opened = open_checkpoint(checkpoint)
+    reshard(model)
+    kept, transient = slots(model)
+    report, jobs, new = resolve(model, opened, kept, options)
+    fresh = materialise(model, options.device)
+    if fresh:
+        # Buffers are other tensors now, and `_apply` may have replaced local tensors.
+        at = {s.names[0]: s for of in slots(model) for s in of}
+        for slot in [*(j[0] for j in jobs), *new, *transient]:
+            slot.tensor = at[slot.name].tensor
+    with torch.no_grad():
+        read(model, opened, jobs, report, options)
+        remake(model, new, transient, fresh, report, options)
+    for slot, _ in jobs:
+        slot.tensor._is_hf_initialized = True  # type: ignore[attr-defined]
+    report.seconds = time.perf_counter() - started
+    logger.info("%r", report)
+    return report
+
+
+def resolve(
+    model: torch.nn.Module, opened: _native.Checkpoint, kept: list[Slot], options: Options
+) -> tuple[LoadReport, list[tuple[Slot, Recipe]], list[Slot]]:
+    """Which slot is made how, and which are new. Depends on the model and the headers alone, so it is the same on every rank."""
+    tensors = {name: shape for name, _, shape in opened.tensors()}
+    state = {name: slot.tensor for slot in kept for name in slot.names}
+    traced = trace(model, tensors, options.conversions, state)
+    if traced.errors:
+        name, why = next(iter(traced.errors.items()))
+        raise PlanError(f"tensor '{name}': its conversion failed: {why}")
+    report = LoadReport(conversions=traced.conversions)
+    ties = _ties(model)
+    jobs, new = [], []
+    wrong: list[str] = []
+    for slot in kept:
+        names = sorted(slot.names, key=lambda n: n in ties)
+        found = next((n for n in names if n in traced.recipes), None)
+        if found is None:
+            # A tie that nobody has made yet: the alias has memory of its own and is filled alike.
+            found = next((ties[n] for n in names if ties.get(n) in traced.recipes), None)
+        recipe = traced.recipes.get(found) if found is not None else None
+        for alias in slot.names:
+            if found is not None and alias != found:
+                report.tied[alias] = found
+        if recipe is None:
+            (report.missing if not slot.buffer or slot.tensor.is_meta else report.kept).append(slot.name)
+            new.append(slot)
+        elif recipe.shape != slot.shape:
+            wrong.append(f"'{slot.name}': expected {slot.shape} as in the model, found {recipe.shape} in the checkpoint")
+            report.mismatched.append(slot.name)
+            new.append(slot)
+        else:
+            jobs.append((slot, recipe))
+            report.filled.append(slot.name)
+    _judge(model, report, traced, wrong, options)
+    new = [s for s in new if s.name not in report.kept]
+    return report, jobs, new
+
+
+def _judge(model: torch.nn.Module, report: LoadReport, traced: Traced, wrong: list[str], options: Options) -> None:
+    """Raises or warns where names and shapes do not fit."""
+    if wrong and options.mismatched == "error":
+        raise PlanError(f"shapes differ: {_listed(wrong)}; mismatched='init' initialises these parameters anew")
+    optional = [re.compile(p) for p in getattr(model, "_keys_to_ignore_on_load_missing", None) or ()]
+    needed = [n for n in report.missing if not any(p.search(n) for p in optional)]
+    if needed and options.missing == "error":
+        raise PlanError(
+            f"the checkpoint lacks {len(needed)} of the model's tensors: {_listed(needed)}; missing='init' initialises them, missing='keep' leaves them"
+        )
+    ignored = [re.compile(p) for p in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
+    report.unexpected = [n for n, name in traced.unexpected if not any(p.search(name) for p in ignored)]
+    if report.unexpected:
+        what = f"the model has no place for {len(report.unexpected)} tensors of the checkpoint: {_listed(report.unexpected)}"
+        if options.unexpected == "error":
+            raise PlanError(what)
+        if options.unexpected == "warn":
+            logger.warning("%s", what)
+
+
+def _ties(model: torch.nn.Module) -> dict[str, str]:
+    """Names that transformers ties to others, where it does."""
+    ties = getattr(model, "all_tied_weights_keys", None)
+    return dict(ties) if isinstance(ties, dict) else {}
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:MOST_NAMED]) + (f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else "")
+
+
+@dataclass
+class _Staged:
+    """A value that is read next to its place and then copied."""
+
+    buffer: torch.Tensor
+    target: torch.Tensor
+
+
+def read(model: torch.nn.Module, opened: _native.Checkpoint, jobs: Iterable[tuple[Slot, Recipe]], report: LoadReport, options: Options) -> None:
+    """Reads every slot's part into its memory."""
+    dtypes = {name: dtype for name, dtype, _ in opened.tensors()}
+    castable: dict[tuple[str, torch.dtype, str | None], bool] = {}
+    rounding = _rounding(model, options)
+    direct: list[Any] = []
+    later: list[tuple[Slot, Part, Recipe, str]] = []
+    computed: list[tuple[Slot, Part, Recipe]] = []
+    for slot, recipe in jobs:
+        where = part(slot)
+        check_writable(slot, where.local)
+        if recipe.group is not None:
+            computed.append((slot, where, recipe))
+            continue
+        sources = recipe.sources()
+        kinds = {dtypes[s] for s in sources}
+        if len(kinds) > 1:
+            raise UnsupportedError(f"tensor '{slot.name}': made of tensors of different dtypes: {', '.join(sorted(kinds))}")
+        local = where.local
+        kind = kinds.pop() if kinds else _name(local.dtype)
+        if kind != _name(local.dtype):
+            key = f"{kind} -> {_name(local.dtype)}"
+            report.casts[key] = report.casts.get(key, 0) + 1
+        _check_kind(slot, kind, local.dtype)
+        through = rounding(slot, kind)
+        known = (kind, local.dtype, through)
+        if known not in castable:
+            castable[known] = all(_native.casts(a, b) for a, b in _steps(kind, through, _name(local.dtype)))
+        if local.device.type == "cpu" and local.is_contiguous() and castable[known]:
+            direct.append(_item(slot, recipe, where, local, through))
+        else:
+            later.append((slot, where, recipe, kind))
+    bar = _Bar(options.progress)
+    try:
+        if direct:
+            _native_fill(opened, direct, report, options, bar)
+        _read_staged(opened, later, rounding, report, options, bar)
+        _compute(model, opened, computed, report, options)
+    finally:
+        bar.close()
+
+
+def _steps(kind: str, through: str | None, to: str) -> list[tuple[str, str]]:
+    return [(kind, to)] if through is None else [(kind, through), (through, to)]
+
+
+def _item(slot: Slot, recipe: Recipe, where: Part, memory: torch.Tensor, through: str | None, dtype: torch.dtype | None = None) -> Any:
+    assembly = recipe.source if recipe.source is not None else recipe.pieces
+    address, size = memory.data_ptr(), memory.numel() * memory.element_size()
+    return (slot.name, list(slot.shape), assembly, through, where.ranges, where.flat, address, size, _name(dtype or memory.dtype))
+
+
+def _native_fill(opened: _native.Checkpoint, items: list[Any], report: LoadReport, options: Options, bar: _Bar) -> None:
+    local = os.environ.get("LOCAL_WORLD_SIZE")
+    stats = _native.fill(
+        opened,
+        items,
+        threads=options.threads,
+        local_processes=int(local) if local and local.isdigit() else None,
+        progress=bar.report,
+    )
+    report.bytes_read += stats["bytes_read"]
+    report.bytes_needed += stats["bytes_needed"]
+
+
+def _read_staged(opened: _native.Checkpoint, later: list[Any], rounding: Any, report: LoadReport, options: Options, bar: _Bar) -> None:
+    """In batches of bounded size: read next to the place, then copy."""
+    while later:
+        items, staged, size = [], [], 0
+        while later and (not staged or size < STAGING_BYTES):
+            slot, where, recipe, kind = later.pop()
+            through, local = rounding(slot, kind), where.local
+            castable = all(_native.casts(a, b) for a, b in _steps(kind, through, _name(local.dtype)))
+            dtype = local.dtype if castable else getattr(torch, kind)
+            buffer = torch.empty(local.shape, dtype=dtype)
+            items.append(_item(slot, recipe, where, buffer, through if castable else None))
+            staged.append((buffer, local, None if castable or through is None else getattr(torch, through)))
+            size += buffer.numel() * buffer.element_size()
+        _native_fill(opened, items, report, options, bar)
+        for buffer, local, through in staged:
+            local.copy_(buffer if through is None else buffer.to(through))
+
+
+def _compute(model: torch.nn.Module, opened: _native.Checkpoint, computed: list[Any], report: LoadReport, options: Options) -> None:
+    """Parameters made by an op that computes: it runs in torch, on whole tensors, one group at a time."""
+    known = {name: (dtype, shape) for name, dtype, shape in opened.tensors()}
+    groups: dict[int, list[tuple[Slot, Part, Recipe]]] = {}
+    for slot, where, recipe in computed:
+        groups.setdefault(id(recipe.group), []).append((slot, where, recipe))
+
+    def whole(name: str) -> torch.Tensor:
+        dtype, shape = known[name]
+        tensor = torch.empty(shape, dtype=getattr(torch, dtype))
+        slot = Slot(tensor, [name])
+        _native_fill(opened, [_item(slot, Recipe(tuple(shape), source=name), part(slot), tensor, None)], report, options, _Bar(False))
+        return tensor
+
+    for members in groups.values():
+        group = members[0][2].group
+        assert group is not None
+        made = group.run(model, whole)
+        for slot, where, _ in members:
+            value = next((made[n] for n in slot.names if n in made), None)
+            if value is None or tuple(value.shape) != slot.shape:
+                found = "nothing" if value is None else str(tuple(value.shape))
+                raise PlanError(f"tensor '{slot.name}': its conversion ({group.why}) made {found}, expected {slot.shape}")
+            put(where, value)
+            report.computed.append(slot.name)
+
+
+def put(where: Part, whole: torch.Tensor) -> None:
+    """Copies this rank's part of a whole tensor to its place."""
+    value = where.of(whole)
+    if where.flat is None:
+        where.local.copy_(value)
+        return
+    where.local[: where.numel()].copy_(value)
+    where.local[where.numel() :].zero_()
+
+
+def remake(model: torch.nn.Module, new: list[Slot], transient: list[Slot], fresh: set[int], report: LoadReport, options: Options) -> None:
+    """Initialises what the checkpoint lacks, and buffers that are never saved and had no memory."""
+    lost = [s for s in transient if id(s.tensor) in fresh]
+    wanted = []
+    for slot in new:
+        how = options.mismatched if slot.name in report.mismatched else options.missing
+        # What had no memory holds whatever was there before; "keep" cannot mean that.
+        if how != "keep" or id(slot.tensor) in fresh:
+            wanted.append(slot)
+        else:
+            report.kept.append(slot.name)
+    targets = wanted + lost
+    if not targets:
+        return
+    parts = {id(s.tensor): part(s) for s in targets}
+    left = initialise(model, targets, options.seed, lambda slot, whole: put(parts[id(slot.tensor)], whole))
+    if left:
+        raise PlanError(
+            f"the model has no initialisation for {_listed(left)}, which had no memory and is not in the checkpoint; build the model with "
+            "accelerate.init_empty_weights(), which keeps buffers, or set missing='keep' and initialise before"
+        )
+    report.initialised += [s.name for s in wanted]
+
+
+def _rounding(model: torch.nn.Module, options: Options) -> Callable[[Slot, str], str | None]:
+    """The dtype that a slot's values are rounded through."""
+    to = options.round_to
+    if to is None:
+        return lambda slot, kind: None
+    if to == "auto":
+        to = getattr(getattr(model, "config", None), "dtype", None)
+    if not isinstance(to, torch.dtype):
+        return lambda slot, kind: None
+    plan: dict[str, Any] = {}
+    if hasattr(model, "_get_dtype_plan"):
+        plan = model._get_dtype_plan(to)
+    patterns = [(re.compile(p.replace("*", ".*")), d) for p, d in plan.items()]
+    name = _name(to)
+
+    def through(slot: Slot, kind: str) -> str | None:
+        if not getattr(torch, kind).is_floating_point:
+            return None
+        kept = next((d for p, d in patterns if any(p.search(n) for n in slot.names)), None)
+        dtype = _name(kept) if kept is not None else name
+        return None if dtype in (kind, _name(slot.tensor.dtype)) else dtype
+
+    return through
+
+
+def _check_kind(slot: Slot, kind: str, dtype: torch.dtype) -> None:
+    source = getattr(torch, kind, None)
+    if source is None:
+        raise UnsupportedError(f"tensor '{slot.name}': this torch has no dtype {kind}")
+    if (source.is_floating_point or source.is_complex) and not (dtype.is_floating_point or dtype.is_complex):
+        raise UnsupportedError(f"tensor '{slot.name}': {_name(dtype)} in the model, {kind} in the checkpoint; quantised parameters are not filled")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+class _Bar:
+    """Progress: a tqdm bar, a callable, or nothing."""
+
+    def __init__(self, wanted: bool | Callable[[int, int], None]) -> None:
+        self.bar: Any = None
+        self.call = wanted if callable(wanted) else None
+        self.done = 0
+        if wanted is True:
+            try:
+                from tqdm.auto import tqdm
+            except ImportError:
+                logger.info("progress: tqdm is not installed")
+            else:
+                self.bar = tqdm(unit="B", unit_scale=True, desc="shardwright")
+        self.report = self.update if self.bar is not None or self.call is not None else None
+
+    def update(self, done: int, total: int) -> None:
+        if self.call is not None:
+            self.call(done, total)
+        if self.bar is not None:
+            self.bar.total = total
+            self.bar.update(done - self.done)
+            self.done = done
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()

@@ -1,0 +1,221 @@
+"""DeepSpeed ZeRO-3: build without broadcasts, fill partitions in place, and give the masters the source's own precision."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import torch
+
+from . import _native
+from ._errors import ConfigError, PlanError, UnsupportedError
+from ._fill import LoadReport, Options, _Bar, _item, _native_fill, fill, open_checkpoint, resolve
+from ._model import Part, Slot, part, slots
+
+Model = TypeVar("Model", bound=torch.nn.Module)
+
+
+def _read_config(config: dict[str, Any] | str | os.PathLike[str]) -> dict[str, Any]:
+    if isinstance(config, dict):
+        return config
+    with open(config, encoding="utf-8") as file:
+        try:
+            found = json.load(file)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{os.fspath(config)}: not valid JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{os.fspath(config)}: expected an object, found {type(found).__name__}")
+    return found
+
+
+def _check_config(config: dict[str, Any]) -> None:
+    zero = config.get("zero_optimization") or {}
+    stage = zero.get("stage", 0)
+    if stage != 3:
+        raise ConfigError(f"zero_optimization.stage: expected 3, found {stage!r}; with lower stages the model is whole: use shardwright.fill")
+    if (zero.get("offload_param") or {}).get("device") == "nvme":
+        raise UnsupportedError("zero_optimization.offload_param.device 'nvme': partitions on NVMe are not filled; 'cpu' is supported")
+    if int(zero.get("zero_hpz_partition_size", 1) or 1) > 1:
+        raise UnsupportedError("zero_optimization.zero_hpz_partition_size: secondary partitions are not filled; set it to 1")
+    for key in ("zero_quantized_weights", "zero_quantized_nontrainable_weights"):
+        if zero.get(key):
+            raise UnsupportedError(f"zero_optimization.{key}: quantised partitions are not filled")
+    if zero.get("mics_shard_size", -1) not in (-1, None):
+        raise UnsupportedError("zero_optimization.mics_shard_size: MiCS has an Init of its own, which is not supported")
+
+
+@contextlib.contextmanager
+def zero_init(config: dict[str, Any] | str | os.PathLike[str], *, dtype: torch.dtype | None = None, group: Any = None) -> Iterator[None]:
+    """A context in which modules are built partitioned, as with `deepspeed.zero.Init`, without broadcasting values that will be filled.
+
+    RoPE frequencies keep their own dtype, and transformers initialises nothing and ties nothing; call `model.tie_weights()` afterwards.
+
+    Args:
+        config: a DeepSpeed config, or the path of one, with "zero_optimization.stage" 3.
+        dtype: of the parameters; by default what the config says of bf16 and fp16.
+        group: the data-parallel process group; by default all ranks.
+
+    Raises:
+        ConfigError: the stage is another one.
+        UnsupportedError: offloading to NVMe, hpZ, quantised weights, MiCS.
+    """
+    read = _read_config(config)
+    _check_config(read)
+    import deepspeed
+    import torch.distributed as dist
+
+    if not dist.is_initialized() or not deepspeed.comm.is_initialized():
+        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+
+    with contextlib.ExitStack() as stack:
+        # Entered before zero.Init, or RoPE's frequencies are made in the training dtype.
+        with contextlib.suppress(ImportError):
+            from transformers import initialization
+            from transformers.integrations.deepspeed import prevent_arange_dtype_change
+
+            stack.enter_context(initialization.no_init_weights())
+            if hasattr(initialization, "no_tie_weights"):
+                stack.enter_context(initialization.no_tie_weights())
+            stack.enter_context(prevent_arange_dtype_change())
+        stack.enter_context(quiet_init_class()(config_dict_or_path=read, dtype=dtype, data_parallel_group=group))
+        yield
+
+
+def quiet_init_class() -> Any:
+    """`deepspeed.zero.Init` without the broadcast of each parameter: its values are about to be filled."""
+    import deepspeed
+
+    class QuietInit(deepspeed.zero.Init):
+        def _zero_init_param(self, param: Any) -> None:
+            self._convert_to_deepspeed_param(param)
+            param.partition()
+
+    return QuietInit
+
+
+def build(
+    factory: Callable[[], Model],
+    checkpoint: str | os.PathLike[str] | _native.Checkpoint,
+    config: dict[str, Any] | str | os.PathLike[str],
+    *,
+    dtype: torch.dtype | None = None,
+    group: Any = None,
+    **options: Any,
+) -> Model:
+    """Builds a model under ZeRO-3 and fills its partitions; `factory` is called inside `zero_init`.
+
+    The options are those of `shardwright.fill`. The report is kept as `model.shardwright_report`.
+    """
+    # Opened first: a checkpoint that cannot be read fails before anything is built.
+    opened = open_checkpoint(checkpoint)
+    with zero_init(config, dtype=dtype, group=group):
+        model = factory()
+    keep_float32_buffers(model)
+    if hasattr(model, "tie_weights"):
+        model.tie_weights()
+    model.shardwright_report = fill_partitions(model, opened, **options)  # type: ignore[assignment]
+    return model
+
+
+def keep_float32_buffers(model: torch.nn.Module) -> None:
+    """Buffers that the model's class keeps in float32, such as a router's bias, which zero.Init made in the training dtype."""
+    if not hasattr(model, "_get_dtype_plan"):
+        return
+    import re
+
+    plan = model._get_dtype_plan(torch.bfloat16)
+    patterns = [(re.compile(p.replace("*", ".*")), d) for p, d in plan.items()]
+    for name, buffer in list(model.named_buffers()):
+        kept = next((d for p, d in patterns if p.search(name)), None)
+        if kept is not None and buffer.is_floating_point() and buffer.dtype != kept:
+            buffer.data = buffer.data.to(kept)
+
+
+def fill_partitions(
+    model: torch.nn.Module, checkpoint: str | os.PathLike[str] | _native.Checkpoint, **options: Any
+) -> LoadReport:
+    """Fills the partitions of a model that `zero_init` or `deepspeed.zero.Init` built, padding zeroed, with no collective.
+
+    Parameters that are gathered at the time, as the engine keeps small ones, are filled whole as well. Takes the options of `shardwright.fill`.
+    """
+    if not any(hasattr(p, "ds_tensor") for p in model.parameters()):
+        raise ConfigError("no parameter of the model is partitioned: build it in shardwright.deepspeed.zero_init(config)")
+    report = fill(model, checkpoint, **options)
+    gathered = [
+        s for s in slots(model)[0] if hasattr(s.tensor, "ds_tensor") and s.tensor.data.numel() == s.tensor.ds_numel and s.name in report.filled
+    ]
+    if gathered:
+        _fill_into(model, checkpoint, {id(s.tensor): s.tensor.data for s in gathered}, report, options)
+    return report
+
+
+def _fill_into(model: torch.nn.Module, checkpoint: Any, memory: dict[int, torch.Tensor], report: LoadReport, options: dict[str, Any]) -> None:
+    """Fills whole tensors that lie elsewhere than in their partitions."""
+    from ._fill import read
+
+    opened = open_checkpoint(checkpoint)
+    chosen = Options(**{**options, "unexpected": "ignore"})
+    _, jobs, _ = resolve(model, opened, slots(model)[0], chosen)
+    with torch.no_grad():
+        # A slot with a plain tensor is filled whole.
+        plain = [(Slot(memory[id(s.tensor)], s.names), r) for s, r in jobs if id(s.tensor) in memory]
+        read(model, opened, plain, report, chosen)
+
+
+def fill_masters(engine: Any, checkpoint: str | os.PathLike[str] | _native.Checkpoint, **options: Any) -> LoadReport:
+    """Sets the optimizer's fp32 masters from the checkpoint's own precision; DeepSpeed makes them from the rounded partitions.
+
+    Call it after `deepspeed.initialize`. No collective; the bf16 partitions stay as they are, which are the masters rounded.
+    """
+    from deepspeed.utils import safe_set_local_fp32_param
+
+    started = time.perf_counter()
+    model = getattr(engine, "module", engine)
+    opened = open_checkpoint(checkpoint)
+    chosen = Options(**{**options, "round_to": None, "unexpected": "ignore", "missing": "keep"})
+    chosen.check()
+    kept = [s for s in slots(model)[0] if hasattr(s.tensor, "ds_tensor")]
+    if not kept:
+        raise ConfigError("no parameter of the model is partitioned: fill_masters is for ZeRO-3 engines")
+    _, jobs, _ = resolve(model, opened, kept, chosen)
+    dtypes = {name: dtype for name, dtype, _ in opened.tensors()}
+    report = LoadReport()
+    bar = _Bar(chosen.progress)
+    batch: list[tuple[Slot, torch.Tensor, Any]] = []
+    size = 0
+    with torch.no_grad():
+        for slot, recipe in jobs:
+            if not slot.tensor.requires_grad:
+                continue
+            kinds = {dtypes[s] for s in recipe.sources()}
+            if recipe.group is not None or len(kinds) != 1 or not _native.casts(next(iter(kinds)), "float32"):
+                # Its masters are the partition's, in float32: what DeepSpeed has made already.
+                report.kept.append(slot.name)
+                continue
+            where = part(slot)
+            value = torch.empty(where.local.numel(), dtype=torch.float32)
+            batch.append((slot, value, _item(slot, recipe, Part(value, where.ranges, where.flat, where.padding), value, None)))
+            size += value.numel() * 4
+            if size >= 64 << 20:
+                _set_masters(opened, batch, report, chosen, bar, safe_set_local_fp32_param)
+                batch, size = [], 0
+        _set_masters(opened, batch, report, chosen, bar, safe_set_local_fp32_param)
+    bar.close()
+    report.seconds = time.perf_counter() - started
+    return report
+
+
+def _set_masters(opened: Any, batch: list[Any], report: LoadReport, options: Options, bar: _Bar, put: Any) -> None:
+    if not batch:
+        return
+    _native_fill(opened, [item for _, _, item in batch], report, options, bar)
+    for slot, value, _ in batch:
+        try:
+            put(slot.tensor, value.to(slot.tensor.ds_tensor.device))
+        except (AttributeError, KeyError, ValueError) as error:
+            raise PlanError(f"tensor '{slot.name}': DeepSpeed has no master for it: {error}; call fill_masters after deepspeed.initialize") from error
+        report.filled.append(slot.name)

@@ -1,0 +1,33 @@
+//! The extension module `shardwright._native`: arguments in, the library's work, results out. What a model needs is decided in Python, which
+//! bytes are read and how in `shardwright_engine`.
+
+mod checkpoint;
+mod errors;
+mod fill;
+mod wait;
+
+use pyo3::prelude::*;
+
+/// shardwright's engine.
+#[pymodule(gil_used = false)]
+mod _native {
+    use std::ffi::OsString;
+
+    use pyo3::prelude::*;
+
+    #[pymodule_export]
+    use super::{
+        checkpoint::Checkpoint,
+        fill::{casts, fill},
+    };
+
+    /// The version of the library.
+    #[pymodule_export]
+    const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+    /// Runs the command line and returns its exit code.
+    #[pyfunction]
+    fn main(py: Python<'_>, arguments: Vec<OsString>) -> u8 {
+        py.detach(|| shardwright_cli::main_from(arguments))
+    }
+}
