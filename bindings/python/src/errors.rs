@@ -1,10 +1,7 @@
 //! Errors of the engine as Python exceptions: a class for each kind, the text unchanged.
 
 use pyo3::{exceptions::PyRuntimeError, prelude::*, types::PyAny};
-use shardwright::{
-    core::PlanError,
-    engine::{EngineError, ErrorKind},
-};
+use shardwright::engine::{EngineError, ErrorKind};
 
 /// An exception of `shardwright._errors`, by class name.
 pub fn raise(class: &str, text: &str) -> PyErr {
@@ -30,10 +27,4 @@ pub fn engine(error: EngineError) -> PyErr {
         _ => "IoError",
     };
     raise(class, &error.to_string())
-}
-
-/// The exception for a plan that a strategy refuses.
-#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
-pub fn plan(error: PlanError) -> PyErr {
-    raise("PlanError", &error.to_string())
 }

@@ -4,6 +4,7 @@
 mod checkpoint;
 mod errors;
 mod fill;
+mod transfer;
 mod wait;
 
 use pyo3::prelude::*;

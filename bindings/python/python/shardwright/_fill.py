@@ -7,7 +7,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,6 +72,8 @@ class Options:
     threads: int | None = None
     progress: bool | Callable[[int, int], None] = False
     agree: bool = False
+    defer: bool = False
+    """For callers that initialise what is missing themselves."""
 
     def check(self) -> None:
         for name, allowed in {
@@ -81,6 +83,17 @@ class Options:
         }.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(allowed)}")
+
+
+def options_of(given: dict[str, Any]) -> Options:
+    """Checked options from keyword arguments."""
+    known = {f.name for f in fields(Options)} - {"defer"}
+    for name in given:
+        if name not in known:
+            raise TypeError(f"unknown option '{name}'; there are {', '.join(sorted(known))}")
+    options = Options(**given)
+    options.check()
+    return options
 
 
 def open_checkpoint(checkpoint: str | os.PathLike[str] | _native.Checkpoint) -> _native.Checkpoint:
@@ -122,8 +135,7 @@ def fill(model: torch.nn.Module, checkpoint: str | os.PathLike[str] | _native.Ch
         PlanError: names or shapes do not fit.
         UnsupportedError: a placement or a parameter that is not supported, by name.
     """
-    chosen = Options(**options)
-    chosen.check()
+    chosen = options_of(options)
     if not chosen.agree:
         return _fill(model, checkpoint, chosen)
     failure: BaseException | None = None
@@ -163,7 +175,8 @@ def _fill(model: torch.nn.Module, checkpoint: Any, options: Options) -> LoadRepo
             slot.tensor = at[slot.name].tensor
     with torch.no_grad():
         read(model, opened, jobs, report, options)
-        remake(model, new, transient, fresh, report, options)
+        if not options.defer:
+            remake(model, new, transient, fresh, report, options)
     for slot, _ in jobs:
         slot.tensor._is_hf_initialized = True  # type: ignore[attr-defined]
     report.seconds = time.perf_counter() - started

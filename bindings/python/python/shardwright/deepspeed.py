@@ -13,7 +13,7 @@ import torch
 
 from . import _native
 from ._errors import ConfigError, PlanError, UnsupportedError
-from ._fill import LoadReport, Options, _Bar, _item, _native_fill, fill, open_checkpoint, resolve
+from ._fill import LoadReport, Options, _Bar, _item, _native_fill, fill, open_checkpoint, options_of, resolve
 from ._model import Part, Slot, part, slots
 
 Model = TypeVar("Model", bound=torch.nn.Module)
@@ -158,7 +158,7 @@ def _fill_into(model: torch.nn.Module, checkpoint: Any, memory: dict[int, torch.
     from ._fill import read
 
     opened = open_checkpoint(checkpoint)
-    chosen = Options(**{**options, "unexpected": "ignore"})
+    chosen = options_of({**options, "unexpected": "ignore"})
     _, jobs, _ = resolve(model, opened, slots(model)[0], chosen)
     with torch.no_grad():
         # A slot with a plain tensor is filled whole.
@@ -169,15 +169,15 @@ def _fill_into(model: torch.nn.Module, checkpoint: Any, memory: dict[int, torch.
 def fill_masters(engine: Any, checkpoint: str | os.PathLike[str] | _native.Checkpoint, **options: Any) -> LoadReport:
     """Sets the optimizer's fp32 masters from the checkpoint's own precision; DeepSpeed makes them from the rounded partitions.
 
-    Call it after `deepspeed.initialize`. No collective; the bf16 partitions stay as they are, which are the masters rounded.
+    Call it after `deepspeed.initialize`. No collective; the bf16 partitions stay as they are, which are the masters rounded. Parameters whose
+    source has the dtype of the partition have exact masters already and are not read again (`kept`).
     """
     from deepspeed.utils import safe_set_local_fp32_param
 
     started = time.perf_counter()
     model = getattr(engine, "module", engine)
     opened = open_checkpoint(checkpoint)
-    chosen = Options(**{**options, "round_to": None, "unexpected": "ignore", "missing": "keep"})
-    chosen.check()
+    chosen = options_of({**options, "round_to": None, "unexpected": "ignore", "missing": "keep"})
     kept = [s for s in slots(model)[0] if hasattr(s.tensor, "ds_tensor")]
     if not kept:
         raise ConfigError("no parameter of the model is partitioned: fill_masters is for ZeRO-3 engines")
@@ -192,7 +192,8 @@ def fill_masters(engine: Any, checkpoint: str | os.PathLike[str] | _native.Check
             if not slot.tensor.requires_grad:
                 continue
             kinds = {dtypes[s] for s in recipe.sources()}
-            if recipe.group is not None or len(kinds) != 1 or not _native.casts(next(iter(kinds)), "float32"):
+            exact = kinds == {str(slot.tensor.ds_tensor.dtype).removeprefix("torch.")}
+            if exact or recipe.group is not None or len(kinds) != 1 or not _native.casts(next(iter(kinds)), "float32"):
                 # Its masters are the partition's, in float32: what DeepSpeed has made already.
                 report.kept.append(slot.name)
                 continue

@@ -1,0 +1,154 @@
+"""`from_pretrained` through shardwright: under ZeRO-3, and with `distributed_config=` (FSDP2), each rank reads its own bytes.
+
+    import shardwright.transformers
+    shardwright.transformers.enable()
+
+What shardwright does not do (quantised models, pickled checkpoints, `device_map`, tensor parallelism) goes the usual way, with a line in the log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from ._errors import ShardwrightError, UnsupportedError
+
+logger = logging.getLogger("shardwright")
+
+_originals: dict[str, Any] = {}
+_fallback = True
+
+
+def enable(*, fallback: bool = True) -> None:
+    """Lets `from_pretrained` load sharded models through shardwright; `fallback=False` raises where it would go the usual way."""
+    global _fallback
+    _fallback = fallback
+    if _originals:
+        return
+    from transformers import PreTrainedModel
+
+    _originals["load"] = PreTrainedModel.__dict__["_load_pretrained_model"]
+    _originals["context"] = PreTrainedModel.__dict__["get_init_context"]
+    PreTrainedModel._load_pretrained_model = staticmethod(_load)
+    PreTrainedModel.get_init_context = classmethod(_init_context)
+
+
+def disable() -> None:
+    """Puts transformers' own loading back."""
+    if not _originals:
+        return
+    from transformers import PreTrainedModel
+
+    PreTrainedModel._load_pretrained_model = _originals.pop("load")
+    PreTrainedModel.get_init_context = _originals.pop("context")
+
+
+@contextlib.contextmanager
+def patched(*, fallback: bool = True) -> Iterator[None]:
+    """`enable` for as long as the context lasts."""
+    before = bool(_originals)
+    enable(fallback=fallback)
+    try:
+        yield
+    finally:
+        if not before:
+            disable()
+
+
+def _init_context(cls: Any, *args: Any, **kwargs: Any) -> Any:
+    """zero.Init broadcasts memory that nobody has written yet (`no_init_weights` is on); without it nothing is lost."""
+    original = _originals["context"].__func__
+    from transformers.modeling_utils import is_deepspeed_zero3_enabled
+
+    if not is_deepspeed_zero3_enabled():
+        return original(cls, *args, **kwargs)
+    import deepspeed
+
+    from .deepspeed import quiet_init_class
+
+    init = deepspeed.zero.Init
+    deepspeed.zero.Init = quiet_init_class()
+    try:
+        return original(cls, *args, **kwargs)
+    finally:
+        deepspeed.zero.Init = init
+
+
+def _sharded(model: Any) -> str | None:
+    """How the model is sharded, if it is."""
+    from transformers.modeling_utils import is_deepspeed_zero3_enabled
+
+    if is_deepspeed_zero3_enabled() and any(hasattr(p, "ds_tensor") for p in model.parameters()):
+        return "ZeRO-3"
+    if any(hasattr(p, "placements") for p in model.parameters()):
+        return "FSDP2"
+    return None
+
+
+def _why_not(state_dict: Any, files: Any, config: Any) -> str | None:
+    """Why a load goes the usual way."""
+    if state_dict is not None:
+        return "a state dict was given"
+    if not files or not all(str(f).endswith(".safetensors") for f in files):
+        return "the checkpoint is not in safetensors format"
+    if len({os.path.dirname(f) for f in files}) != 1:
+        return "the checkpoint's files are in different directories"
+    if config.is_quantized:
+        return "the model is quantised"
+    return None
+
+
+def _load(model: Any, state_dict: Any, checkpoint_files: Any, load_config: Any, expected_keys: Any = None) -> Any:
+    """In place of `PreTrainedModel._load_pretrained_model`."""
+    original = _originals["load"].__func__
+    how = _sharded(model)
+    if how is None:
+        return original(model, state_dict, checkpoint_files, load_config, expected_keys)
+    why = _why_not(state_dict, checkpoint_files, load_config)
+    if why is None:
+        try:
+            return _ours(model, checkpoint_files, load_config)
+        except UnsupportedError as error:
+            why = str(error)
+        except ShardwrightError as error:
+            if not (_fallback and "shapes differ" in str(error)):
+                raise
+            # transformers has its own report, and `ignore_mismatched_sizes`.
+            why = str(error)
+    if not _fallback:
+        raise UnsupportedError(f"shardwright does not load this {how} model: {why}")
+    logger.warning("shardwright does not load this %s model, transformers does: %s", how, why)
+    return original(model, state_dict, checkpoint_files, load_config, expected_keys)
+
+
+def _ours(model: Any, files: Any, config: Any) -> Any:
+    from transformers.utils.loading_report import LoadStateDictInfo
+
+    from . import _native
+    from ._fill import Options, _fill
+
+    folder = os.path.dirname(files[0])
+    opened = _native.Checkpoint.open(folder if len(files) > 1 or _alone(folder) else files[0])
+    options = Options(missing="keep", unexpected="ignore", conversions=config.weight_mapping, round_to=None, defer=True)
+    report = _fill(model, opened, options)
+    names = set(model.state_dict())
+    tied = set(getattr(model, "all_tied_weights_keys", None) or {})
+    fields: dict[str, Any] = {
+        "missing_keys": set(report.missing) | (tied & names),
+        "unexpected_keys": set(report.unexpected),
+        "mismatched_keys": set(),
+        "conversion_errors": {},
+        "error_msgs": [],
+        "skipped_pp_keys": set(),
+    }
+    known = LoadStateDictInfo.__dataclass_fields__
+    model._weight_conversions = report.conversions
+    return LoadStateDictInfo(**{k: v for k, v in fields.items() if k in known}), None
+
+
+def _alone(folder: str) -> bool:
+    """Whether the directory's only safetensors file is the one to load."""
+    return sum(name.endswith(".safetensors") for name in os.listdir(folder)) == 1

@@ -1,0 +1,117 @@
+"""The extension's fill against torch: random moves, every kind of region, casts, padding; and what it refuses."""
+
+import random
+
+import pytest
+
+torch = pytest.importorskip("torch")
+from safetensors.torch import save_file  # noqa: E402
+
+import shardwright  # noqa: E402
+from shardwright import _native  # noqa: E402
+from shardwright._trace import Lazy, Opaque, pieces  # noqa: E402
+
+from test_trace import MOVES, sources  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fill")
+    save_file({n: t.float() for n, t in sources().items()}, folder / "model.safetensors")
+    return _native.Checkpoint.open(folder)
+
+
+def run(checkpoint, shape, assembly, ranges, flat, out, rounded=None, **options):
+    name = str(out.dtype).removeprefix("torch.")
+    item = ("p", list(shape), assembly, rounded, ranges, flat, out.data_ptr(), out.numel() * out.element_size(), name)
+    return _native.fill(checkpoint, [item], threads=2, **options)
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_any_region_of_any_moves_is_what_torch_has(checkpoint, seed):
+    r = random.Random(seed)
+    real = {n: t.float() for n, t in sources().items()}
+    lazy = {n: Lazy.leaf(n, t.shape) for n, t in real.items()}
+    start = r.choice([lambda s: torch.cat([s["a"], s["c"]], 1), lambda s: torch.stack([s["b"], s["a"]]), lambda s: s["d"]])
+    x, y = start(lazy), start(real)
+    for step in range(r.randrange(5)):
+        move, choices = r.choice(MOVES), r.random()
+        try:
+            z = move(x, random.Random(choices))
+        except Opaque:
+            break
+        x, y = z, move(y, random.Random(choices))
+    y = y.contiguous()
+    dtype = r.choice([torch.float32, torch.bfloat16])
+    if r.random() < 0.5:
+        first = r.randrange(y.numel() + 1)
+        end = r.randint(first, y.numel())
+        want, ranges, flat, padding = y.reshape(-1)[first:end].to(dtype), [(0, n) for n in y.shape], (first, end), r.randrange(4)
+    else:
+        ranges = []
+        want = y
+        for dim, n in enumerate(y.shape):
+            first = r.randrange(n + 1) if r.random() < 0.5 else 0
+            end = r.randint(first, n) if r.random() < 0.5 else n
+            ranges.append((first, end))
+            want = want.narrow(dim, first, end - first)
+        want, flat, padding = want.to(dtype).reshape(-1), None, 0
+    out = torch.full((want.numel() + padding,), 7, dtype=dtype)
+    stats = run(checkpoint, y.shape, pieces(x), ranges, flat, out, block_size=4096)
+    assert torch.equal(out[: want.numel()], want)
+    assert bool((out[want.numel() :] == 0).all())
+    assert stats["bytes_read"] == stats["bytes_needed"] == want.numel() * 4
+
+
+def test_values_are_rounded_on_their_way(tmp_path):
+    value = torch.randn(1000)
+    save_file({"w": value}, tmp_path / "model.safetensors")
+    out = torch.empty(1000)
+    run(_native.Checkpoint.open(tmp_path), (1000,), "w", [(0, 1000)], None, out, rounded="bfloat16")
+    assert torch.equal(out, value.bfloat16().float())
+
+
+@pytest.mark.parametrize(
+    ("assembly", "message"),
+    [
+        ("nothing", "no tensor 'nothing'"),
+        ([("a", 0, 0, [(10, 1, 1)])], "do not fill"),
+        ([("a", 0, 0, [(240, 1, 1)]), ("b", 0, 0, [(240, 1, 1)])], "beyond|do not fill|overlap"),
+        ([("a", 0, 0, [(120, 1, 1)]), ("b", 0, 60, [(120, 1, 1)])], "overlap"),
+        ([("a", 1, 0, [(240, 1, 1)])], "beyond"),
+        ([("a", 0, 0, [(2, 120, 60), (120, 1, 1)])], "overlap"),
+        ([("a", 0, 0, [(240, 2**63, 1)])], "beyond"),
+        ([("a", 2**64 - 1, 2**64 - 1, [])], "beyond"),
+        ([("a", 0, 0, [(0, 1, 1)])], "beyond"),
+    ],
+)
+def test_pieces_that_do_not_tile_are_refused(checkpoint, assembly, message):
+    out = torch.empty(6, 4, 10)
+    with pytest.raises(shardwright.PlanError, match=message):
+        run(checkpoint, (6, 4, 10), assembly, [(0, 6), (0, 4), (0, 10)], None, out)
+
+
+def test_memory_and_regions_are_checked(checkpoint):
+    whole = [(0, 6), (0, 4), (0, 10)]
+    with pytest.raises(shardwright.PlanError, match="too small"):
+        run(checkpoint, (6, 4, 10), "a", whole, None, torch.empty(239))
+    with pytest.raises(shardwright.PlanError, match="region"):
+        run(checkpoint, (6, 4, 10), "a", [(0, 7), (0, 4), (0, 10)], None, torch.empty(280))
+    with pytest.raises(shardwright.PlanError, match="region"):
+        run(checkpoint, (6, 4, 10), "a", whole, (10, 5), torch.empty(240))
+    with pytest.raises(shardwright.PlanError, match="cast"):
+        run(checkpoint, (6, 4, 10), "a", whole, None, torch.empty(240, dtype=torch.int8))
+
+
+def test_an_exception_in_a_callback_is_raised(checkpoint):
+    class Mine(Exception):
+        pass
+
+    def fail(done, total):
+        raise Mine
+
+    # The callback is called when there is news, which a small file may not have before it is read.
+    try:
+        run(checkpoint, (6, 4, 10), "a", [(0, 6), (0, 4), (0, 10)], None, torch.empty(240), progress=fail)
+    except Mine:
+        pass
