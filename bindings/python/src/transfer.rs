@@ -215,7 +215,10 @@ fn prove(checkpoint: &Checkpoint, item: &Item) -> Result<()> {
         Region::Flat(range) => range.start <= range.end && range.end <= whole,
     };
     if !fits {
-        return Err(item.refuse("its region is not inside its shape").expected(format_args!("{:?}", item.shape)).found(format_args!("{:?}", item.region)));
+        return Err(item
+            .refuse("its region is not inside its shape")
+            .expected(format_args!("{:?}", item.shape))
+            .found(format_args!("{:?}", item.region)));
     }
     let bytes = item.dtype.bytes(region_numel(item)).unwrap_or(u64::MAX);
     if bytes > item.bytes || item.bytes > 0 && item.address == 0 {
@@ -353,7 +356,8 @@ fn clip(piece: &Piece, range: &Range<u64>, out: &mut Vec<Piece>) {
     let first = range.start.saturating_sub(piece.to).div_ceil(t).min(n);
     let stop = range.end.saturating_sub(piece.to).checked_sub(inner).map_or(0, |room| room / t + 1).min(n);
     let at = |i: u64, loops: Vec<Loop>| Piece { source: piece.source, from: piece.from + i * s, to: piece.to + i * t, loops };
-    let touching = range.start.saturating_sub(piece.to + inner - 1).div_ceil(t).min(n)..range.end.saturating_sub(piece.to).div_ceil(t).min(n);
+    let touching =
+        range.start.saturating_sub(piece.to + inner - 1).div_ceil(t).min(n)..range.end.saturating_sub(piece.to).div_ceil(t).min(n);
     if first < stop {
         (touching.start..first).for_each(|i| clip(&at(i, rest.to_vec()), range, out));
         let mut loops = vec![(stop - first, s, t)];
