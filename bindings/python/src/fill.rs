@@ -6,7 +6,7 @@ use pyo3::{prelude::*, types::PyDict};
 use shardwright::{
     core::{DType, model::numel},
     engine::{Checkpoint as Engine, IoOptions, ReadMethod},
-    precision::cast,
+    cast,
 };
 
 use crate::{

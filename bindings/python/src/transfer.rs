@@ -18,7 +18,7 @@ use std::{
 use shardwright::{
     core::{DType, model::numel},
     engine::{CancelToken, Checkpoint, EngineError, ErrorKind, IoOptions},
-    precision::cast,
+    cast,
 };
 
 use crate::wait::Progress;
