@@ -112,8 +112,16 @@ impl ShardPlan {
 
 fn check_tensor(tensor: &TensorPlan, world_size: u32) -> Result<(), CheckError> {
     let wrong = |what: String| Err(CheckError::Tensor { tensor: tensor.name.clone(), what });
-    if tensor.kind == TensorKind::Buffer && (tensor.placement.layout != Layout::Replicated || tensor.precision.storage != tensor.source) {
-        return wrong("a buffer, but not whole on every rank in its own dtype".into());
+    if tensor.kind == TensorKind::Buffer && tensor.placement.layout != Layout::Replicated {
+        return wrong("a buffer, but not whole on every rank".into());
+    }
+    if let Some(rounded) = tensor.rounded
+        && !(tensor.source.casts_to(rounded) && rounded.casts_to(tensor.precision.storage))
+    {
+        return wrong(format!(
+            "rounded through {rounded}, to which there is no cast from {}, or none from it to {}",
+            tensor.source, tensor.precision.storage
+        ));
     }
     if !tensor.source.casts_to(tensor.precision.storage) {
         return wrong(format!("stored as {}, to which there is no cast from {}", tensor.precision.storage, tensor.source));

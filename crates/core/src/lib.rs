@@ -12,11 +12,13 @@ pub mod document;
 pub mod dtype;
 mod facts;
 pub mod glob;
+pub mod local;
 pub mod mesh;
 pub mod model;
 mod name;
 #[doc(hidden)]
 pub mod panics;
+pub mod piece;
 pub mod plan;
 pub mod precision;
 pub mod region;
@@ -36,8 +38,9 @@ pub use crate::{
     dtype::DType,
     glob::Globs,
     mesh::{GroupAxis, Mesh},
-    model::{ModelFacts, ModelMeta, TensorKind, TensorMeta},
+    model::{ModelFacts, ModelMeta, Modules, TensorKind, TensorMeta},
     name::Name,
+    piece::{Assembly, Loop, Model, Piece},
     plan::{Offload, Reshard, ShardPlan, TensorPlan, Unit},
     precision::{Precision, PrecisionPolicy},
     region::{Layout, Padding, Placement, Region},

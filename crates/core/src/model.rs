@@ -1,5 +1,7 @@
 //! What is known of a model before any of its data is read: tensor metadata and the facts of `config.json`.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{dtype::DType, name::Name, steps};
@@ -13,12 +15,21 @@ pub struct TensorMeta {
     pub dtype: DType,
     /// Global shape, in elements, outermost dim first; empty for a 0-d tensor.
     pub shape: Vec<u64>,
+    /// What the model's class says it is; `None` where that is not known, and its dtype decides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<TensorKind>,
+    /// The class keeps it in float32 under every engine.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keep_fp32: bool,
+    /// The class makes it in float32, so that it is not rounded to the model's dtype.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub made_fp32: bool,
 }
 
 impl TensorMeta {
     /// A tensor of that name, dtype and shape.
     pub fn new(name: impl Into<Name>, dtype: DType, shape: impl Into<Vec<u64>>) -> Self {
-        Self { name: name.into(), dtype, shape: shape.into() }
+        Self { name: name.into(), dtype, shape: shape.into(), kind: None, keep_fp32: false, made_fp32: false }
     }
 
     /// Number of elements; `None` when the product overflows.
@@ -99,6 +110,21 @@ pub struct ModelMeta {
     pub tensors: Vec<TensorMeta>,
     /// What `config.json` says.
     pub facts: ModelFacts,
+    /// What the model's class says of its modules; `None` where it is not known.
+    pub modules: Option<Modules>,
+}
+
+/// Modules that a strategy may treat as one, by their paths.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Modules {
+    /// What LLaMA-Factory wraps: modules of the class of the first element of each list called `layers` or `blocks`, else the classes that the
+    /// model does not split.
+    pub blocks: BTreeSet<String>,
+    /// `nn.Embedding`s.
+    pub embeddings: BTreeSet<String>,
+    /// Whether input and output embeddings are one tensor, by config.json or the class's default.
+    pub ties_embeddings: bool,
 }
 
 impl ModelMeta {
@@ -110,7 +136,7 @@ impl ModelMeta {
         tensors.sort_by(|a, b| a.name.cmp(&b.name));
         match tensors.windows(2).find(|w| w[0].name == w[1].name) {
             Some(twice) => Err(twice[0].name.clone()),
-            None => Ok(Self { tensors, facts }),
+            None => Ok(Self { tensors, facts, modules: None }),
         }
     }
 }

@@ -78,6 +78,9 @@ pub struct TensorPlan {
     pub placement: Placement,
     /// In which dtypes it is stored, computed with and reduced.
     pub precision: Precision,
+    /// Values are rounded through this dtype before they are cast to storage, as transformers' `dtype="auto"` does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rounded: Option<DType>,
     /// Kept gathered while training (ZeRO-3's persistence); does not change the layout.
     pub persistent: bool,
     /// Where the shard is kept.

@@ -30,7 +30,7 @@ impl Precision {
     }
 }
 
-/// Decides the dtypes of every parameter. Buffers are never asked about: they keep their own.
+/// Decides the dtypes of every parameter and buffer.
 ///
 /// # Contract
 /// Pure, total and deterministic: the answer depends on `self`, the tensor's metadata and `trainable` alone, and there is one for every
@@ -38,6 +38,16 @@ impl Precision {
 pub trait PrecisionPolicy: Debug + Send + Sync {
     /// The dtypes of `param`, which the optimizer changes if `trainable`.
     fn decide(&self, param: &TensorMeta, trainable: bool) -> Precision;
+
+    /// The dtype that a buffer is kept in; the checkpoint's unless the engine casts buffers.
+    fn buffer(&self, buffer: &TensorMeta) -> DType {
+        buffer.dtype
+    }
+
+    /// The dtype that values are rounded through before they are cast to storage.
+    fn rounded(&self, _tensor: &TensorMeta, _trainable: bool) -> Option<DType> {
+        None
+    }
 
     /// What is odd about this policy now that the model's tensors are known, such as a glob that matches none of them: warnings, which
     /// decide nothing. A policy that falls through to another asks that one too.

@@ -60,8 +60,12 @@ impl<'a> PlanInput<'a> {
         Self { model, mesh, precision, buffers: &NONE, units: &NONE, trainable: &ALL }
     }
 
-    /// The kind of a tensor: integers and booleans are buffers, floats are parameters unless the config names them.
+    /// The kind of a tensor: what its class says, else integers and booleans are buffers and floats are parameters; buffers too is what the
+    /// config names.
     pub fn kind(&self, tensor: &TensorMeta) -> TensorKind {
+        if let Some(kind) = tensor.kind {
+            return if self.buffers.matches(&tensor.name) { TensorKind::Buffer } else { kind };
+        }
         if tensor.dtype.is_float() && !self.buffers.matches(&tensor.name) { TensorKind::Parameter } else { TensorKind::Buffer }
     }
 
@@ -87,7 +91,7 @@ impl<'a> PlanInput<'a> {
         let kind = self.kind(tensor);
         let trainable = kind == TensorKind::Parameter && self.trainable.contains(&tensor.name);
         let (placement, precision) = match kind {
-            TensorKind::Buffer => (Placement::replicated(), Precision::uniform(tensor.dtype)),
+            TensorKind::Buffer => (Placement::replicated(), Precision::uniform(self.precision.buffer(tensor))),
             TensorKind::Parameter => (place(tensor)?, self.precision.decide(tensor, trainable)),
         };
         if !tensor.dtype.casts_to(precision.storage) {
@@ -101,6 +105,7 @@ impl<'a> PlanInput<'a> {
             trainable,
             placement,
             precision,
+            rounded: self.precision.rounded(tensor, trainable).filter(|r| tensor.dtype.casts_to(*r) && r.casts_to(precision.storage)),
             persistent: false,
             offload: Offload::None,
         })

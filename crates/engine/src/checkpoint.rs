@@ -237,7 +237,7 @@ impl ModelDir {
         for (number, OpenedFile { file, entries }) in opened.into_iter().enumerate() {
             let placed = entries.into_iter().map(|e| {
                 let location = Location { file: number, offset: file.data_start + e.start, bytes: e.end - e.start };
-                (TensorMeta { name: e.name.into(), dtype: e.dtype, shape: e.shape }, location)
+                (TensorMeta::new(e.name, e.dtype, e.shape), location)
             });
             tensors.extend(placed);
             files.push(file);
