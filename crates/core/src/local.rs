@@ -322,8 +322,13 @@ mod tests {
         buffer
     }
 
-    fn piece(source: u32, source_offset: u64, target_offset: u64, loops: &[(u64, u64, u64)]) -> Piece {
-        Piece { source, source_offset, target_offset, loops: loops.iter().map(|&(n, s, t)| lp(n, s, t)).collect() }
+    fn piece(source: u64, source_offset: u64, target_offset: u64, loops: &[(u64, u64, u64)]) -> Piece {
+        Piece {
+            source: u32::try_from(source).unwrap(),
+            source_offset,
+            target_offset,
+            loops: loops.iter().map(|&(n, s, t)| lp(n, s, t)).collect(),
+        }
     }
 
     /// Shapes with assemblies that tile them: stacked, concatenated along each dim, transposed, interleaved, flat partitions, permuted rows.
@@ -331,13 +336,13 @@ mod tests {
         let pieces = Assembly::Pieces;
         vec![
             (vec![7, 5], Assembly::Whole(3)),
-            (vec![3, 4, 5], pieces((0..3).map(|e| piece(e as u32, 0, e * 20, &[(20, 1, 1)])).collect())),
-            (vec![3, 4, 5], pieces((0..6).map(|i| piece(i as u32, 0, i / 2 * 20 + i % 2 * 10, &[(2, 5, 5), (5, 1, 1)])).collect())),
+            (vec![3, 4, 5], pieces((0..3).map(|e| piece(e, 0, e * 20, &[(20, 1, 1)])).collect())),
+            (vec![3, 4, 5], pieces((0..6).map(|i| piece(i, 0, i / 2 * 20 + i % 2 * 10, &[(2, 5, 5), (5, 1, 1)])).collect())),
             (vec![4, 6], pieces(vec![piece(0, 0, 0, &[(4, 2, 6), (2, 1, 1)]), piece(1, 8, 2, &[(4, 4, 6), (4, 1, 1)])])),
             (vec![3, 4, 6], pieces(vec![piece(0, 0, 0, &[(3, 24, 24), (4, 1, 6), (6, 4, 1)])])),
             (vec![5, 8], pieces(vec![piece(0, 0, 0, &[(5, 8, 8), (2, 1, 4), (4, 2, 1)])])),
             (vec![12, 3], pieces(vec![piece(0, 0, 0, &[(2, 18, 18), (3, 6, 3), (2, 3, 9), (3, 1, 1)])])),
-            (vec![5, 7], pieces((0..4).map(|r| piece(r as u32, 0, r * 9, &[(9.min(35 - r * 9), 1, 1)])).collect())),
+            (vec![5, 7], pieces((0..4).map(|r| piece(r, 0, r * 9, &[(9.min(35 - r * 9), 1, 1)])).collect())),
             (vec![4, 6], pieces(vec![piece(0, 0, 0, &[(12, 2, 1)]), piece(0, 1, 12, &[(12, 2, 1)])])),
             (vec![1, 1, 9], pieces(vec![piece(0, 0, 0, &[(3, 3, 1), (3, 1, 3)])])),
             (vec![0, 4], pieces(vec![])),

@@ -180,13 +180,13 @@ fn tiles(pieces: &[Piece], total: u64) -> Result<(), String> {
     // Sorted by extent, pieces that do not interleave need no more than a look at their neighbours.
     let mut extents = Vec::with_capacity(pieces.len());
     for piece in pieces {
-        let dense = is_injective(piece).ok_or("a piece fills an element twice")?;
+        is_injective(piece).ok_or("a piece fills an element twice")?;
         let end = piece.last().map_or(u64::MAX, |(_, to)| to);
-        extents.push((piece.target_offset, end, dense, piece));
+        extents.push((piece.target_offset, end, piece));
     }
     extents.sort_by_key(|e| (e.0, e.1));
     let mut open: Vec<(u64, &Piece)> = Vec::new();
-    for (start, end, _, piece) in extents {
+    for (start, end, piece) in extents {
         open.retain(|(last, _)| *last >= start);
         if let Some((_, other)) = open.iter().find(|(_, other)| meet(piece, other)) {
             return Err(format!("pieces from elements {} and {start} overlap", other.target_offset));

@@ -17,7 +17,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use shardwright_core::{ModelFacts, ModelMeta, TensorMeta};
+use shardwright_core::{Model, ModelFacts, ModelMeta, TensorMeta};
 
 pub use self::find::{HubEnv, ModelDir};
 use self::header::Kept;
@@ -30,7 +30,9 @@ use crate::error::{EngineError, ErrorKind, Result};
 pub struct Checkpoint {
     dir: PathBuf,
     files: Vec<CheckpointFile>,
-    model: ModelMeta,
+    model: Model,
+    /// What the files hold; `None` where the model has the same tensors.
+    sources: Option<Vec<TensorMeta>>,
     locations: Vec<Location>,
     config_text: Option<String>,
     warnings: Vec<String>,
@@ -99,9 +101,30 @@ impl Checkpoint {
         ModelDir::find(model, base_dirs, env)?.checkpoint()
     }
 
-    /// Tensors sorted by name, and the facts of `config.json`.
+    /// The model's parameters and buffers, sorted by name, and the facts of `config.json`: what a plan is made over.
     pub fn model(&self) -> &ModelMeta {
+        &self.model.meta
+    }
+
+    /// How the model's parameters are made of the checkpoint's tensors.
+    pub fn assembled(&self) -> &Model {
         &self.model
+    }
+
+    /// The tensors that the files hold, sorted by name.
+    pub fn sources(&self) -> &[TensorMeta] {
+        self.sources.as_deref().unwrap_or(&self.model.meta.tensors)
+    }
+
+    /// The same files as parameters of a model's class instead of as the tensors that they are.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Checkpoint`] where the model's pieces do not lie inside of the tensors or do not fill each parameter exactly once.
+    pub fn assemble(mut self, model: Model) -> Result<Self> {
+        model.check(self.sources()).map_err(|e| EngineError::new(ErrorKind::Checkpoint, e.what).file(&self.dir).tensor(&e.tensor))?;
+        let was = std::mem::replace(&mut self.model, model);
+        self.sources.get_or_insert(was.meta.tensors);
+        Ok(self)
     }
 
     /// The text of `config.json`, where there is one.
@@ -114,9 +137,9 @@ impl Checkpoint {
         &self.files
     }
 
-    /// Where the tensor lies that `model().tensors` has at that index.
-    pub fn location(&self, tensor: usize) -> Location {
-        self.locations[tensor]
+    /// Where the tensor lies that [`Checkpoint::sources`] has at that index.
+    pub fn location(&self, source: usize) -> Location {
+        self.locations[source]
     }
 
     /// The directory that holds the files.
@@ -269,7 +292,15 @@ impl ModelDir {
         let (metas, locations) = tensors.into_iter().unzip();
         let model = ModelMeta::new(metas, facts)
             .map_err(|name| EngineError::new(ErrorKind::Checkpoint, "the tensor occurs twice").file(&self.dir).tensor(name))?;
-        Ok(Checkpoint { dir: self.dir, files, model, locations, config_text: self.config_text, warnings })
+        Ok(Checkpoint {
+            dir: self.dir,
+            files,
+            model: Model::identity(model),
+            sources: None,
+            locations,
+            config_text: self.config_text,
+            warnings,
+        })
     }
 
     /// What `config.json` says. A fact of an unexpected type counts as absent; [`Checkpoint::warnings`] names it.

@@ -78,8 +78,8 @@ pub fn inspect(checkpoint: &Checkpoint) -> Inspection {
     let mut files: Vec<FileInfo> =
         checkpoint.files().iter().map(|f| FileInfo { name: f.name.clone(), bytes: f.stamp.size, tensors: 0 }).collect();
     let (mut dtypes, mut totals) = (BTreeMap::<DType, Sum>::new(), Sum::default());
-    let mut tensors = Vec::with_capacity(checkpoint.model().tensors.len());
-    for (index, meta) in checkpoint.model().tensors.iter().enumerate() {
+    let mut tensors = Vec::with_capacity(checkpoint.sources().len());
+    for (index, meta) in checkpoint.sources().iter().enumerate() {
         let place = checkpoint.location(index);
         let file = &mut files[place.file];
         file.tensors += 1;

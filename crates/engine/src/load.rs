@@ -199,7 +199,7 @@ impl<'p, 'a> Loader<'p, 'a> {
         }
         let order = schedule::file_order(self.checkpoint);
         let layouts = self.ranks.iter().map(|&r| layout::RankLayout::new(self.plan, r, &order)).collect::<Result<Vec<_>>>()?;
-        let schedule = schedule::Schedule::new(self.plan, self.checkpoint, &self.ranks, &order)?;
+        let schedule = schedule::Schedule::new(self.plan, self.checkpoint, &self.ranks, &order, self.explain()?.block_size)?;
         Ok((layouts, schedule))
     }
 }

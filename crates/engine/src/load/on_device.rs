@@ -25,6 +25,10 @@ impl<'p> Loader<'p, '_> {
         }
         let mut choice = self.explain()?;
         let (layouts, schedule) = self.prepare()?;
+        if let Some(tensor) = schedule.needs_host() {
+            let what = "its elements are rearranged or rounded, which is not done on a device yet; load to the host";
+            return Err(EngineError::new(ErrorKind::Device, what).tensor(&self.plan.tensors[tensor as usize].name));
+        }
         let ring = Ring::new(options.ring_bytes, choice.workers(), self.ranks.len(), schedule.total_bytes())?;
         (choice.block_size, choice.task_size) = (ring.block, choice.task_size.max(ring.block));
         let staging = ring.bytes(choice.workers());

@@ -24,7 +24,7 @@ use self::{
 use super::{
     layout::{RankLayout, Slot},
     options::IoChoice,
-    schedule::{Block, Run, Schedule, Task},
+    schedule::{Block, Run, Schedule, Task, scatter},
     stats::Counters,
 };
 use crate::{
@@ -134,7 +134,11 @@ impl Shared {
         {
             return self.read_in_place(source, block, run);
         }
-        let (bytes, read) = staging.read(source, block)?;
+        let (bytes, read, spare) = staging.read(source, block)?;
+        if let [Run { tile: Some(tile), .. }] = runs {
+            self.scatter(&runs[0], *tile, bytes, spare);
+            return Ok(read);
+        }
         for run in runs {
             let from = &bytes[run.from..][..run.bytes];
             for &rank in self.schedule.destinations(run) {
@@ -145,7 +149,7 @@ impl Shared {
     }
 
     fn in_place(&self, source: &ByteSource, run: &Run) -> bool {
-        let plain = self.schedule.tensors[run.tensor as usize].cast.is_none() && run.bytes >= self.limits.in_place;
+        let plain = self.schedule.tensors[run.tensor as usize].cast.is_none() && run.tile.is_none() && run.bytes >= self.limits.in_place;
         plain && source.alignment() == 1 && self.choice.method != ReadMethod::Mmap
     }
 
@@ -168,8 +172,30 @@ impl Shared {
 
     fn convert(&self, run: &Run, from: &[u8], to: &mut [u8]) {
         match self.schedule.tensors[run.tensor as usize].cast {
-            Some(cast) => cast(from, as_uninit(to)),
+            Some(cast) => cast.apply(from, as_uninit(to)),
             None => to.copy_from_slice(from),
+        }
+    }
+
+    /// Converts a tile of a sweep and puts its elements where they belong.
+    fn scatter(&self, run: &Run, (sweep, tile): (u32, u64), bytes: &[u8], spare: &mut Arena) {
+        let read = &self.schedule.tensors[run.tensor as usize];
+        let (from, to) = read.sizes();
+        let (offset, loops) = self.schedule.sweep(sweep).loops(tile);
+        let converted = match read.cast {
+            Some(cast) => {
+                let converted = &mut spare.bytes_mut()[..bytes.len() / from * to];
+                cast.apply(bytes, as_uninit(converted));
+                &*converted
+            }
+            None => bytes,
+        };
+        for &rank in self.schedule.destinations(run) {
+            let slot = self.slots[rank as usize][read.tensor as usize];
+            let arena = &self.arenas[rank as usize][slot.arena()];
+            // SAFETY: the loops stay inside the rank's part of the tensor, whose pieces were validated to tile it, so that no two tiles share an
+            // element of it; each tile is one worker's. The arena outlives the call.
+            unsafe { scatter(converted, arena.start().as_ptr().add(slot.offset()).add(usize_of(offset)), to, &loops) };
         }
     }
 
@@ -202,7 +228,9 @@ impl Shared {
         let mut extra = read;
         for run in runs {
             let ranks = self.schedule.destinations(run);
-            self.counters.placed(ranks, run.bytes as u64);
+            let read = &self.schedule.tensors[run.tensor as usize];
+            let needed = if run.tile.is_some() { run.stored / read.sizes().1 * read.sizes().0 } else { run.bytes };
+            self.counters.placed(ranks, run.bytes as u64, needed as u64);
             // What alignment added goes to the last run's rank.
             let share = (run.bytes as u64).min(extra);
             extra -= share;
@@ -212,6 +240,11 @@ impl Shared {
             self.counters.read(self.schedule.destinations(run)[0], extra);
         }
     }
+}
+
+/// An offset inside of an arena, whose size is a `usize`.
+fn usize_of(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
 }
 
 /// A lock that a panicking worker cannot poison for the others.

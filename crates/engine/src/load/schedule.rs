@@ -4,22 +4,26 @@
 //! about as large as the list of tensors.
 
 mod blocks;
+mod convert;
 mod group;
 mod queue;
 mod read;
+mod sweep;
 
 use std::sync::Mutex;
 
-use shardwright_core::ShardPlan;
+use shardwright_core::{Assembly, Region, ShardPlan, TensorPlan, local};
 
 pub(crate) use self::{
     blocks::{Block, Run},
+    convert::Conversion,
     queue::Task,
+    sweep::{Sweep, scatter},
 };
 use self::{
     group::{Group, GroupKey},
     queue::Queue,
-    read::TensorRead,
+    read::{TensorRead, cuts_into_runs},
 };
 use crate::{
     checkpoint::Checkpoint,
@@ -32,12 +36,13 @@ pub(crate) struct Schedule {
     pub(crate) tensors: Vec<TensorRead>,
     groups: Vec<Group>,
     pieces: Vec<Piece>,
+    sweeps: Vec<Sweep>,
     queue: Mutex<Queue>,
     /// Bytes to read from each file.
     pub(crate) file_bytes: Vec<u64>,
 }
 
-/// Neighbouring parts of one tensor: elements `lo..hi` of each row, held by members `first..` in turn.
+/// Neighbouring parts of one tensor: elements `lo..hi` of each row, held by members `first..` in turn; or a strided part that member `first` holds.
 #[derive(Debug)]
 struct Piece {
     tensor: u32,
@@ -45,37 +50,148 @@ struct Piece {
     end: u32,
     lo: u64,
     hi: u64,
+    sweep: Option<u32>,
 }
 
-/// The plan's tensors as they lie in the files.
+/// The plan's tensors as they lie in the files: by the first of their sources.
 pub(crate) fn file_order(checkpoint: &Checkpoint) -> Vec<u32> {
-    let count = u32::try_from(checkpoint.model().tensors.len()).unwrap_or(u32::MAX);
+    let assemblies = &checkpoint.assembled().assemblies;
+    let count = u32::try_from(assemblies.len()).unwrap_or(u32::MAX);
+    let first = |t: u32| {
+        let places = sources(&assemblies[t as usize]).map(|source| {
+            let at = checkpoint.location(source as usize);
+            (at.file, at.offset, at.bytes)
+        });
+        places.min()
+    };
     let mut order: Vec<u32> = (0..count).collect();
-    order.sort_by_key(|&t| {
-        let at = checkpoint.location(t as usize);
-        (at.file, at.offset, at.bytes)
-    });
+    order.sort_by_cached_key(|&t| first(t));
     order
 }
 
+/// The source tensors of a parameter.
+fn sources(assembly: &Assembly) -> impl Iterator<Item = u32> + '_ {
+    let (one, pieces) = match assembly {
+        Assembly::Whole(source) => (Some(*source), [].as_slice()),
+        Assembly::Pieces(pieces) => (None, pieces.as_slice()),
+    };
+    one.into_iter().chain(pieces.iter().map(|p| p.source))
+}
+
 impl Schedule {
-    /// What `ranks` need.
-    pub(crate) fn new(plan: &ShardPlan, checkpoint: &Checkpoint, ranks: &[u32], order: &[u32]) -> Result<Self> {
+    /// What `ranks` need, in blocks of at most `block` bytes.
+    pub(crate) fn new(plan: &ShardPlan, checkpoint: &Checkpoint, ranks: &[u32], order: &[u32], block: usize) -> Result<Self> {
         let mut schedule = Self {
             tensors: Vec::with_capacity(order.len()),
             groups: Vec::new(),
             pieces: Vec::with_capacity(order.len()),
+            sweeps: Vec::new(),
             queue: Mutex::default(),
             file_bytes: vec![0; checkpoint.files().len()],
         };
+        let mut assembled = false;
         for &t in order {
-            let (tensor, at) = (&plan.tensors[t as usize], checkpoint.location(t as usize));
-            let file = u32::try_from(at.file).map_err(|_| EngineError::new(ErrorKind::Checkpoint, "too many files"))?;
+            let tensor = &plan.tensors[t as usize];
             let group = schedule.group(GroupKey::of(tensor), ranks);
-            schedule.tensors.push(TensorRead::new(tensor, t, file, at.offset, group)?);
-            schedule.add_pieces(at.file);
+            match &checkpoint.assembled().assemblies[t as usize] {
+                Assembly::Whole(source) => {
+                    let at = checkpoint.location(*source as usize);
+                    schedule.tensors.push(TensorRead::new(tensor, t, number(at.file)?, at.offset, group)?);
+                    schedule.add_pieces(at.file);
+                }
+                Assembly::Pieces(pieces) => {
+                    assembled = true;
+                    for piece in pieces {
+                        schedule.add_assembled(tensor, t, piece, (checkpoint, group, block))?;
+                    }
+                }
+            }
+        }
+        if assembled {
+            schedule.sort_by_place();
         }
         Ok(schedule)
+    }
+
+    /// One piece of an assembled parameter: a run where it and every rank's part are runs, else a sweep for each member.
+    fn add_assembled(
+        &mut self,
+        tensor: &TensorPlan,
+        number_in_plan: u32,
+        piece: &shardwright_core::Piece,
+        (checkpoint, group, block): (&Checkpoint, u32, usize),
+    ) -> Result<()> {
+        let at = checkpoint.location(piece.source as usize);
+        let file = number(at.file)?;
+        let size = (tensor.source.bits() / 8).max(1);
+        let piece = local::normalized(piece.clone());
+        if let (Some(length), true) = (local::run_length(&piece), cuts_into_runs(tensor)) {
+            if length > 0 {
+                let start = at.offset + piece.source_offset * size;
+                self.tensors.push(TensorRead::run(tensor, number_in_plan, (file, start), (piece.target_offset, length), group)?);
+                self.add_pieces(at.file);
+            }
+            return Ok(());
+        }
+        let wrong = |what: String| EngineError::new(ErrorKind::Plan, what).tensor(&tensor.name);
+        if tensor.source.bits() < 8 {
+            return Err(wrong(format!("elements of {} bits cannot be rearranged", tensor.source.bits())));
+        }
+        let read = number(self.tensors.len())?;
+        self.tensors.push(TensorRead::new(tensor, number_in_plan, file, at.offset, group)?);
+        let assembly = Assembly::Pieces(vec![piece]);
+        for m in 0..self.groups[group as usize].members.len() {
+            let coordinate = self.groups[group as usize].members[m].coordinate;
+            let region: Region = tensor.placement.region_at(&tensor.shape, coordinate);
+            for part in local::local_pieces(&assembly, &tensor.shape, &region).map_err(wrong)? {
+                let sweep = Sweep::new(&part, at.offset, size, (tensor.precision.storage.bits() / 8).max(1), block as u64);
+                self.file_bytes[at.file] += sweep.bytes_from(0);
+                let (member, sweep_number) = (number(m)?, number(self.sweeps.len())?);
+                self.sweeps.push(sweep);
+                self.pieces.push(Piece { tensor: read, first: member, end: member + 1, lo: 0, hi: 0, sweep: Some(sweep_number) });
+            }
+        }
+        Ok(())
+    }
+
+    /// Pieces of several parameters may lie in one file in any order; tasks want them in the file's.
+    fn sort_by_place(&mut self) {
+        let mut pieces = std::mem::take(&mut self.pieces);
+        pieces.sort_by_cached_key(|piece| {
+            let tensor = &self.tensors[piece.tensor as usize];
+            let offset = piece.sweep.map_or(tensor.at + piece.lo * tensor.from, |s| self.sweeps[s as usize].tile(0).0);
+            (tensor.file, offset)
+        });
+        self.pieces = pieces;
+    }
+
+    /// Elements of a piece, or tiles of its sweep.
+    fn steps(&self, piece: &Piece) -> u64 {
+        match piece.sweep {
+            Some(sweep) => self.sweeps[sweep as usize].tiles(),
+            None => piece.numel(&self.tensors[piece.tensor as usize]),
+        }
+    }
+
+    /// A sweep by its number.
+    pub(crate) fn sweep(&self, number: u32) -> &Sweep {
+        &self.sweeps[number as usize]
+    }
+
+    /// What a block may grow to where its elements are cast before they are rearranged.
+    pub(crate) fn spare_bytes(&self, block: usize) -> usize {
+        let growth = |p: &Piece| {
+            let (from, to) = self.tensors[p.tensor as usize].sizes();
+            to.div_ceil(from)
+        };
+        self.pieces.iter().filter(|p| p.sweep.is_some()).map(growth).max().map_or(1, |n| block.saturating_mul(n))
+    }
+
+    /// Whether the elements of some tensor are rearranged or rounded, which only the host does.
+    pub(crate) fn needs_host(&self) -> Option<u32> {
+        let rounded = |t: &TensorRead| matches!(t.cast, Some(Conversion::Rounded { .. }));
+        let swept = self.pieces.iter().find(|p| p.sweep.is_some()).map(|p| self.tensors[p.tensor as usize].tensor);
+        swept.or_else(|| self.tensors.iter().find(|t| rounded(t)).map(|t| t.tensor))
     }
 
     /// The number of the group, made at first sight.
@@ -99,7 +215,7 @@ impl Schedule {
             }
             match self.pieces[first_new..].last_mut() {
                 Some(piece) if piece.hi == lo => (piece.hi, piece.end) = (hi, m + 1),
-                _ => self.pieces.push(Piece { tensor: number, first: m, end: m + 1, lo, hi }),
+                _ => self.pieces.push(Piece { tensor: number, first: m, end: m + 1, lo, hi, sweep: None }),
             }
         }
         let added: u64 = self.pieces[first_new..].iter().map(|p| p.numel(tensor) * tensor.from).sum();
@@ -122,4 +238,8 @@ impl Piece {
     fn numel(&self, tensor: &TensorRead) -> u64 {
         tensor.rows * (self.hi - self.lo)
     }
+}
+
+fn number(index: usize) -> Result<u32> {
+    u32::try_from(index).map_err(|_| EngineError::new(ErrorKind::Checkpoint, "too many files or tensors"))
 }

@@ -128,12 +128,12 @@ impl Counters {
         Self { started, placed: AtomicU64::new(0), ranks: layouts.iter().map(counter).collect() }
     }
 
-    /// `bytes` of the source are in place for these ranks.
-    pub(crate) fn placed(&self, ranks: &[u32], bytes: u64) {
+    /// `bytes` were read and are in place for these ranks, who needed `needed` of them.
+    pub(crate) fn placed(&self, ranks: &[u32], bytes: u64, needed: u64) {
         self.placed.fetch_add(bytes, Ordering::Relaxed);
         for &r in ranks {
             let rank = &self.ranks[r as usize];
-            if rank.done.fetch_add(bytes, Ordering::Relaxed) + bytes == rank.total {
+            if rank.done.fetch_add(needed, Ordering::Relaxed) + needed == rank.total {
                 let nanos = u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
                 rank.finished_nanos.store(nanos, Ordering::Relaxed);
             }

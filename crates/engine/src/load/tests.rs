@@ -9,8 +9,8 @@ use std::{
 };
 
 use shardwright_core::{
-    DType, GroupAxis, Layout, Mesh, ModelFacts, ModelMeta, Padding, Placement, PlanInput, Precision, PrecisionPolicy, Reshard, ShardPlan,
-    TensorMeta, TensorPlan, model::numel, strategy::units_by,
+    Assembly, DType, GroupAxis, Layout, Loop, Mesh, Model, ModelFacts, ModelMeta, Padding, Piece, Placement, PlanInput, Precision,
+    PrecisionPolicy, Reshard, ShardPlan, TensorMeta, TensorPlan, model::numel, strategy::units_by,
 };
 use tempfile::TempDir;
 
@@ -197,6 +197,178 @@ fn every_rank_gets_its_bytes_whatever_the_plan_and_the_options() {
         if method != ReadMethod::Direct {
             assert_eq!(loaded.stats.bytes_read, distinct_bytes(&plan, &ranks), "seed {seed}");
         }
+    }
+}
+
+/// Pieces that tile a parameter of this shape, and the number of elements of each of their sources; sources are numbered from `first` on.
+fn random_assembly(shape: &[u64], first: u32, random: &mut Random) -> (Assembly, Vec<u64>) {
+    let size = numel(shape).unwrap();
+    let inner = |d: usize| shape[d + 1..].iter().product::<u64>();
+    let lp = |size, source_stride, target_stride| Loop { size, source_stride, target_stride };
+    let piece = |source, target_offset, loops| Piece { source, source_offset: 0, target_offset, loops };
+    let dims = shape.len();
+    let dim = if dims == 0 { 0 } else { usize::try_from(random.below(dims as u64)).unwrap() };
+    match random.below(if size == 0 || dims == 0 { 1 } else { 6 }) {
+        0 => (Assembly::Whole(first), vec![size]),
+        // The dims in another order.
+        1 => {
+            let mut order: Vec<usize> = (0..dims).collect();
+            order.rotate_left(dim);
+            let (mut loops, mut stride) = (Vec::new(), 1);
+            for &d in order.iter().rev() {
+                loops.push(lp(shape[d], stride, inner(d)));
+                stride *= shape[d];
+            }
+            (Assembly::Pieces(vec![piece(first, 0, loops)]), vec![size])
+        }
+        // Sources side by side along a dim, or one that is cut there.
+        kind @ 2..=3 => {
+            let (mut pieces, mut sizes, mut at, mut taken) = (Vec::new(), Vec::new(), 0, 0);
+            let outer: u64 = shape[..dim].iter().product();
+            while at < shape[dim] {
+                let width = 1 + random.below(shape[dim] - at);
+                let row = width * inner(dim);
+                let source = if kind == 2 { first + u32::try_from(sizes.len()).unwrap() } else { first };
+                let loops = vec![lp(outer, row, shape[dim] * inner(dim)), lp(row, 1, 1)];
+                pieces.push(Piece { source_offset: if kind == 2 { 0 } else { taken }, ..piece(source, at * inner(dim), loops) });
+                (at, taken) = (at + width, taken + outer * row);
+                sizes.push(outer * row);
+            }
+            (Assembly::Pieces(pieces), if kind == 2 { sizes } else { vec![size] })
+        }
+        // Flat partitions.
+        4 => {
+            let part = 1 + random.below(size);
+            let sizes: Vec<u64> = (0..size.div_ceil(part)).map(|r| part.min(size - r * part)).collect();
+            let pieces = sizes.iter().zip(0u32..).map(|(&n, r)| piece(first + r, u64::from(r) * part, vec![lp(n, 1, 1)])).collect();
+            (Assembly::Pieces(pieces), sizes)
+        }
+        // Every second index of a dim, then the others.
+        _ => {
+            let (even, odd) = (shape[dim].div_ceil(2), shape[dim] / 2);
+            let outer: u64 = shape[..dim].iter().product();
+            let half = |count: u64, source_offset, target: u64| Piece {
+                source_offset,
+                ..piece(
+                    first,
+                    target * inner(dim),
+                    vec![
+                        lp(outer, count * inner(dim), shape[dim] * inner(dim)),
+                        lp(count, inner(dim), 2 * inner(dim)),
+                        lp(inner(dim), 1, 1),
+                    ],
+                )
+            };
+            let mut pieces = vec![half(even, 0, 0)];
+            if odd > 0 {
+                pieces.push(half(odd, even * outer * inner(dim), 1));
+            }
+            (Assembly::Pieces(pieces), vec![size])
+        }
+    }
+}
+
+/// The parameter's bytes: its pieces, one element at a time.
+fn assembled(assembly: &Assembly, sources: &[Vec<u8>], bytes: usize, element: u64) -> Vec<u8> {
+    let pieces = match assembly {
+        Assembly::Whole(source) => return sources[*source as usize].clone(),
+        Assembly::Pieces(pieces) => pieces,
+    };
+    let mut data = vec![0; bytes];
+    for piece in pieces {
+        for mut n in 0..piece.numel().unwrap() {
+            let (mut from, mut to) = (piece.source_offset, piece.target_offset);
+            for l in piece.loops.iter().rev() {
+                from += n % l.size * l.source_stride;
+                to += n % l.size * l.target_stride;
+                n /= l.size;
+            }
+            let at = |i: u64| usize::try_from(i * element).unwrap()..usize::try_from((i + 1) * element).unwrap();
+            data[at(to)].copy_from_slice(&sources[piece.source as usize][at(from)]);
+        }
+    }
+    data
+}
+
+#[test]
+fn every_rank_gets_its_bytes_of_assembled_parameters() {
+    for seed in 0..400 {
+        let random = &mut Random(seed);
+        let plan = random_plan(random);
+        let (mut assemblies, mut sources) = (Vec::new(), Vec::new());
+        for tensor in &plan.tensors {
+            let (assembly, sizes) = random_assembly(&tensor.shape, u32::try_from(sources.len()).unwrap(), random);
+            for size in sizes {
+                let mut source = tensor.clone();
+                (source.name, source.shape) = (format!("s{:05}", sources.len()).into(), vec![size]);
+                sources.push(source);
+            }
+            assemblies.push(assembly);
+        }
+        let dir = TempDir::new().unwrap();
+        let mut data = vec![Vec::new(); sources.len()];
+        let files = 1 + random.below(3);
+        for f in 0..files {
+            let mut mine: Vec<usize> = (0..sources.len()).filter(|i| *i as u64 % files == f).collect();
+            if random.below(2) == 0 {
+                mine.reverse();
+            }
+            let tensors: Vec<&TensorPlan> = mine.iter().map(|&i| &sources[i]).collect();
+            let bytes = write_file(&dir.path().join(format!("f{f}.safetensors")), &tensors, 0, random);
+            mine.into_iter().zip(bytes).for_each(|(i, b)| data[i] = b);
+        }
+        let element = |t: &TensorPlan| t.source.bits() / 8;
+        let parameters: Vec<Vec<u8>> = plan
+            .tensors
+            .iter()
+            .zip(&assemblies)
+            .map(|(t, a)| assembled(a, &data, usize::try_from(t.numel() * element(t)).unwrap(), element(t)))
+            .collect();
+        let metas = plan.tensors.iter().map(|t| TensorMeta::new(t.name.clone(), t.source, t.shape.clone())).collect();
+        let mut model = Model::identity(ModelMeta::new(metas, ModelFacts::default()).unwrap());
+        model.assemblies = assemblies;
+        let checkpoint = Checkpoint::open(dir.path()).unwrap().assemble(model).unwrap();
+        let ranks: Vec<u32> = (0..plan.mesh.world_size()).filter(|_| seed % 3 == 0 || random.below(2) == 0).collect();
+        let io = IoOptions {
+            threads: Some(usize::try_from(1 + random.below(4)).unwrap()),
+            block_size: Some(random.pick(&[4096, 8192, 1 << 20])),
+            method: Some(random.pick(&[ReadMethod::Pread, ReadMethod::Direct, ReadMethod::Mmap])),
+            ..IoOptions::default()
+        };
+        let loaded = Loader::new(&plan, &checkpoint).ranks(&ranks).io(io).load().unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        check(&plan, &parameters, &loaded);
+    }
+}
+
+#[test]
+fn a_parameter_whose_pieces_do_not_tile_it_is_refused() {
+    let (_, dir, _) = simple();
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let mut model = Model::identity(checkpoint.model().clone());
+    let size = model.meta.tensors[0].numel().unwrap();
+    let run =
+        |at, size| Piece { source: 0, source_offset: 0, target_offset: at, loops: vec![Loop { size, source_stride: 1, target_stride: 1 }] };
+    model.assemblies[0] = Assembly::Pieces(vec![run(0, size - 1), run(size - 2, 1)]);
+    let error = checkpoint.assemble(model).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Checkpoint);
+    assert!(error.to_string().contains("overlap"), "{error}");
+}
+
+/// Values that lie between two bfloat16 are those of bfloat16 afterwards.
+#[test]
+fn a_rounded_tensor_passes_through_its_dtype() {
+    let (mut plan, dir, data) = simple_to(DType::F32);
+    let float = plan.tensors.iter().position(|t| t.source == DType::BF16 && t.precision.storage == DType::F32).unwrap();
+    plan.tensors[float].rounded = Some(DType::F8E4M3);
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let loaded = Loader::new(&plan, &checkpoint).load().unwrap();
+    let tensor = &plan.tensors[float];
+    let mut rounded = vec![0; data[float].len() / 2];
+    shardwright_cast::cast(tensor.source, DType::F8E4M3, &data[float], &mut rounded).unwrap();
+    let mut as_read = plan.tensors[float].clone();
+    as_read.source = DType::F8E4M3;
+    for rank in &loaded.ranks {
+        assert_eq!(rank.tensor(float).bytes, expected(&as_read, &rounded, rank.rank()));
     }
 }
 

@@ -79,7 +79,7 @@ impl Saver<'_> {
 /// Size, digest of the header, and digest of a few bytes of many tensors: what a copy of the file keeps, unlike the time of its last change.
 fn source_files(checkpoint: &Checkpoint) -> Result<Vec<SourceFile>> {
     let mut tensors: Vec<Vec<usize>> = vec![Vec::new(); checkpoint.files().len()];
-    let count = checkpoint.model().tensors.len();
+    let count = checkpoint.sources().len();
     for tensor in (0..count).step_by(count.div_ceil(MOST_SAMPLES).max(1)) {
         tensors[checkpoint.location(tensor).file].push(tensor);
     }

@@ -14,17 +14,19 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Staging {
     pub(super) memory: Arena,
+    /// For what is cast before it is rearranged: not touched where nothing is.
+    pub(super) spare: Arena,
 }
 
 impl Staging {
-    /// The block's bytes, and how many were read to get them.
-    pub(super) fn read<'a>(&'a mut self, source: &'a ByteSource, block: &Block) -> Result<(&'a [u8], u64), FaultKind> {
+    /// The block's bytes, how many were read to get them, and the spare memory.
+    pub(super) fn read<'a>(&'a mut self, source: &'a ByteSource, block: &Block) -> Result<(&'a [u8], u64, &'a mut Arena), FaultKind> {
         let bytes = in_memory(block.bytes)?;
         if let Some(mapped) = source.mapped(block.offset, bytes) {
-            return Ok((mapped, block.bytes));
+            return Ok((mapped, block.bytes, &mut self.spare));
         }
         let (skip, read) = read_aligned(source, block, self.memory.bytes_mut())?;
-        Ok((&self.memory.bytes()[skip..skip + bytes], read))
+        Ok((&self.memory.bytes()[skip..skip + bytes], read, &mut self.spare))
     }
 }
 

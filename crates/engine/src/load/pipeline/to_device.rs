@@ -210,13 +210,13 @@ impl Lane {
         let room = &mut self.slots[self.at].memory.bytes_mut()[start..self.target.ring.data()];
         let cast_here = |run: &Run| matches!(self.target.crossings[shared.tensor(run)], Crossing::CastHere);
         let (end, read) = if runs.iter().any(cast_here) {
-            let (bytes, read) = self.staging.read(source, block)?;
+            let (bytes, read, _) = self.staging.read(source, block)?;
             let mut used = 0;
             for run in runs {
                 let from = &bytes[run.from..][..run.bytes];
                 let to = &mut room[used..][..if cast_here(run) { run.stored } else { run.bytes }];
                 match shared.schedule.tensors[run.tensor as usize].cast {
-                    Some(cast) if cast_here(run) => cast(from, as_uninit(to)),
+                    Some(cast) if cast_here(run) => cast.apply(from, as_uninit(to)),
                     _ => to.copy_from_slice(from),
                 }
                 self.places.push(start + used);

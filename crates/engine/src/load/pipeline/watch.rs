@@ -75,10 +75,12 @@ pub(super) fn not_cancelled(cancel: &CancelToken, placed: u64, total: u64) -> Re
 
 fn lane(shared: &Shared) -> Result<Lane> {
     let memory = Arena::new(shared.choice.staging_bytes())
-        .map_err(|e| EngineError::new(ErrorKind::Memory, "cannot map a staging buffer").cause(e))?;
+        .and_then(|memory| Ok((memory, Arena::new(shared.schedule.spare_bytes(shared.choice.block_size))?)));
+    let (memory, spare) = memory.map_err(|e| EngineError::new(ErrorKind::Memory, "cannot map a staging buffer").cause(e))?;
+    let staging = Staging { memory, spare };
     Ok(match &shared.device {
-        None => Lane::Host(Staging { memory }),
-        Some(target) => Lane::Device(to_device::Lane::new(target, Staging { memory })?),
+        None => Lane::Host(staging),
+        Some(target) => Lane::Device(to_device::Lane::new(target, staging)?),
     })
 }
 

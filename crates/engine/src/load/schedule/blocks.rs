@@ -26,6 +26,8 @@ pub(crate) struct Run {
     /// First byte in the rank's own part, and number of bytes there.
     pub(crate) to: usize,
     pub(crate) stored: usize,
+    /// Where the bytes do not stay in one run: the sweep and the number of its tile; `to` is 0 then, and `stored` the size of what is needed.
+    pub(crate) tile: Option<(u32, u64)>,
 }
 
 impl Schedule {
@@ -38,13 +40,21 @@ impl Schedule {
     fn run_at(&self, at: Cursor) -> (u64, Run) {
         let piece = &self.pieces[at.piece];
         let tensor = &self.tensors[piece.tensor as usize];
+        if let Some(number) = piece.sweep {
+            let sweep = &self.sweeps[number as usize];
+            let (offset, bytes, elements) = sweep.tile(at.pos);
+            let run = Run::new(piece.tensor, piece.first as usize, tensor, elements, 0);
+            #[expect(clippy::cast_possible_truncation, reason = "a tile is at most as large as a block")]
+            return (offset, Run { bytes: bytes as usize, tile: Some((number, at.pos)), ..run });
+        }
         let width = piece.hi - piece.lo;
         let (row, x) = (at.pos / width, piece.lo + at.pos % width);
         let members = &self.groups[tensor.group as usize].members;
         let candidates = &members[piece.first as usize..piece.end as usize];
         let member = piece.first as usize + candidates.partition_point(|m| tensor.cut(m.coordinate).1 <= x);
         let (lo, hi) = tensor.cut(members[member].coordinate);
-        let (elements, local) = (hi - x, row * (hi - lo) + (x - lo));
+        let (held, before) = tensor.local_row(members[member].coordinate);
+        let (elements, local) = (hi - x, row * held + before + (x - lo));
         let offset = tensor.at + (row * tensor.row + x) * tensor.from;
         (offset, Run::new(piece.tensor, member, tensor, elements, local))
     }
@@ -60,6 +70,7 @@ impl Run {
             bytes: (elements * tensor.from) as usize,
             to: (local * tensor.to) as usize,
             stored: (elements * tensor.to) as usize,
+            tile: None,
         }
     }
 
@@ -89,12 +100,14 @@ impl Blocks<'_> {
         while self.left > 0 && runs.len() < limits.runs {
             let (offset, run) = self.schedule.run_at(self.at);
             let tensor = &self.schedule.tensors[run.tensor as usize];
-            let alone = tensor.cast.is_none() && run.bytes >= limits.in_place;
+            let tile = run.tile.is_some();
+            let alone = tile || (tensor.cast.is_none() && run.bytes >= limits.in_place);
             if !runs.is_empty() && (alone || offset != block.offset + block.bytes) {
                 break;
             }
             let room = if alone { u64::MAX } else { limits.block - block.bytes };
-            let run = run.cut_to(usize::try_from(room.min(self.left)).unwrap_or(usize::MAX).min(run.bytes), tensor);
+            let run =
+                if tile { run } else { run.cut_to(usize::try_from(room.min(self.left)).unwrap_or(usize::MAX).min(run.bytes), tensor) };
             if run.bytes == 0 {
                 break;
             }
@@ -104,7 +117,7 @@ impl Blocks<'_> {
             #[expect(clippy::cast_possible_truncation, reason = "a block is at most a few MiB")]
             runs.push(Run { from: block.bytes as usize, ..run });
             block.bytes += run.bytes as u64;
-            self.advance(run.bytes as u64);
+            self.advance(run.bytes as u64, tile);
             if alone {
                 break;
             }
@@ -112,12 +125,12 @@ impl Blocks<'_> {
         (!runs.is_empty()).then_some(block)
     }
 
-    fn advance(&mut self, bytes: u64) {
-        self.left -= bytes;
+    fn advance(&mut self, bytes: u64, tile: bool) {
+        self.left = self.left.saturating_sub(bytes);
         let piece = &self.schedule.pieces[self.at.piece];
         let tensor = &self.schedule.tensors[piece.tensor as usize];
-        self.at.pos += bytes / tensor.from;
-        if self.at.pos == piece.numel(tensor) {
+        self.at.pos += if tile { 1 } else { bytes / tensor.from };
+        if self.at.pos == self.schedule.steps(piece) {
             self.at = Cursor { piece: self.at.piece + 1, pos: 0 };
         }
     }

@@ -3,7 +3,7 @@
 use super::Schedule;
 use crate::load::pipeline::lock;
 
-/// A place in the list of pieces; `pos` counts elements of the piece.
+/// A place in the list of pieces; `pos` counts elements of the piece, or tiles of its sweep.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Cursor {
     pub(super) piece: usize,
@@ -52,8 +52,26 @@ impl Schedule {
         let mut bytes = 0;
         while let Some(piece) = self.pieces.get(cursor.piece) {
             let tensor = &self.tensors[piece.tensor as usize];
-            let left = (piece.numel(tensor) - cursor.pos) * tensor.from;
+            let sweep = piece.sweep.map(|s| &self.sweeps[s as usize]);
+            let left = match sweep {
+                Some(sweep) => sweep.bytes_from(cursor.pos),
+                None => (piece.numel(tensor) - cursor.pos) * tensor.from,
+            };
             if tensor.file != file || (bytes > 0 && bytes + left > limit) {
+                break;
+            }
+            if left > limit
+                && let Some(sweep) = sweep
+            {
+                let before = cursor.pos;
+                while bytes < limit && cursor.pos < sweep.tiles() {
+                    bytes += sweep.tile(cursor.pos).1;
+                    cursor.pos += 1;
+                }
+                debug_assert!(cursor.pos > before);
+                if cursor.pos == sweep.tiles() {
+                    *cursor = Cursor { piece: cursor.piece + 1, pos: 0 };
+                }
                 break;
             }
             if left > limit {
