@@ -186,6 +186,7 @@ mod tests {
 
     /// Walks all tiles of several shapes at several block sizes, against a walk element by element.
     #[test]
+    #[expect(clippy::cast_possible_truncation, reason = "small numbers")]
     fn tiles_scatter_every_element_once() {
         let cases = [
             (vec![lp(40, 1, 70), lp(70, 40, 1)], 2800, 2800),
