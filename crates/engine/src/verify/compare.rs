@@ -3,10 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use shardwright_cast::{SimdLevel, cast_at};
-use shardwright_core::DType;
+use shardwright_core::{Assembly, DType, Piece};
 
 use super::{
-    Verified, Verifier, element,
+    Verified, Verifier,
+    assembled::Assembled,
+    element,
     gather::{Chunk, Gathered, Runs, gather},
     mismatch,
     shard::{Reader, Safetensors, StoredTensor},
@@ -20,21 +22,34 @@ use crate::{
 /// Bytes of the source in memory at once, a thread.
 const WINDOW: u64 = 1 << 20;
 
-/// A whole tensor of the source, under its name or a second one.
+/// A whole tensor that shards are of, under its name or a second one.
 #[derive(Clone, Copy)]
 struct Original<'a> {
     name: &'a str,
+    shape: &'a [u64],
+    /// Where it lies, or the first of the tensors that it is made of.
     path: &'a Path,
     stored: &'a StoredTensor,
+    /// What it is made of, where it is not that tensor.
+    pieces: Option<&'a [Piece]>,
+    /// Under a second name its elements are not counted again.
+    second: bool,
 }
 
 /// One tensor's comparison: what it is of, and how.
 struct Comparison<'a> {
     verifier: &'a Verifier<'a>,
     name: &'a str,
+    shape: &'a [u64],
     stored: &'a StoredTensor,
-    source: Reader<'a>,
+    source: Source<'a>,
     dtype: DType,
+}
+
+/// Where the expected elements come from.
+enum Source<'a> {
+    One(Reader<'a>),
+    Assembled(Assembled<'a>),
 }
 
 /// The elements of a chunk that differ.
@@ -48,33 +63,57 @@ struct Differences {
 impl Verifier<'_> {
     pub(super) fn compare_all(&self, checkpoint: &Checkpoint, found: &mut Verified) -> Result<()> {
         let sources = checkpoint.files().iter().map(|f| Safetensors::open(&f.path, ErrorKind::Checkpoint)).collect::<Result<Vec<_>>>()?;
-        let mut originals: Vec<Original<'_>> = sources
-            .iter()
-            .flat_map(|file| file.tensors.iter().map(move |stored| Original { name: &stored.name, path: &file.path, stored }))
-            .collect();
-        originals.sort_by_key(|original| original.name);
+        let mut stored: Vec<(&Path, &StoredTensor)> =
+            sources.iter().flat_map(|file| file.tensors.iter().map(move |stored| (file.path.as_path(), stored))).collect();
+        stored.sort_by_key(|(_, stored)| &stored.name);
+        let named = |name: &str| stored.binary_search_by_key(&name, |(_, stored)| &stored.name).ok().map(|index| stored[index]);
+        let source = |index: u32| {
+            let name = checkpoint.sources().get(index as usize).map(|s| s.name.as_str());
+            let lacking = || EngineError::new(ErrorKind::Checkpoint, "the source lacks a tensor").file(checkpoint.dir());
+            name.and_then(named).ok_or_else(|| lacking().tensor(name.unwrap_or("")))
+        };
+        let model = checkpoint.assembled();
+        let mut originals = Vec::with_capacity(model.assemblies.len());
+        for (meta, assembly) in model.meta.tensors.iter().zip(&model.assemblies) {
+            let (pieces, first) = match assembly {
+                Assembly::Whole(index) => (None, *index),
+                // A parameter without elements has no pieces, and nothing to compare.
+                Assembly::Pieces(pieces) => match pieces.first() {
+                    Some(piece) => (Some(pieces.as_slice()), piece.source),
+                    None => (Some(pieces.as_slice()), 0),
+                },
+            };
+            let (path, stored) = source(first)?;
+            originals.push(Original { name: &meta.name, shape: &meta.shape, path, stored, pieces, second: false });
+        }
         let find = |originals: &[Original<'_>], name: &str| originals.binary_search_by_key(&name, |original| original.name).ok();
         let tied = self.manifest.aliases.iter().filter_map(|(alias, name)| {
             let original = originals[find(&originals, name)?];
-            find(&originals, alias).is_none().then_some(Original { name: alias, ..original })
+            find(&originals, alias).is_none().then_some(Original { name: alias, second: true, ..original })
         });
         let tied: Vec<Original<'_>> = tied.collect();
         originals.extend(tied);
         originals.sort_by_key(|original| original.name);
         let shards: Vec<PathBuf> = self.manifest.ranks.iter().map(|rank| self.dir.join(&rank.shard.name)).collect();
-        let shape = |name: &str| find(&originals, name).map(|index| (index, originals[index].stored.shape.as_slice()));
+        let shape = |name: &str| find(&originals, name).map(|index| (index, originals[index].shape));
         let files = shards.iter().map(|path| Safetensors::open(path, ErrorKind::Mismatch));
         let Some(gathered) = gather(originals.len(), files, shape, |what| found.problem(mismatch(&self.dir, what)))? else {
             return Ok(());
         };
         let compared = parallel::map(&originals.iter().zip(&gathered).collect::<Vec<_>>(), |(original, tensor)| {
-            self.compare_tensor(original, &shards, tensor)
+            self.compare_tensor(original, &shards, tensor, &source)
         })?;
         compared.into_iter().for_each(|tensor| found.add(tensor));
         (0..checkpoint.files().len()).try_for_each(|file| checkpoint.check_unchanged(file))
     }
 
-    fn compare_tensor(&self, original: &Original<'_>, shards: &[PathBuf], tensor: &Gathered) -> Result<Verified> {
+    fn compare_tensor<'s>(
+        &self,
+        original: &Original<'s>,
+        shards: &[PathBuf],
+        tensor: &Gathered,
+        source: impl Fn(u32) -> Result<(&'s Path, &'s StoredTensor)>,
+    ) -> Result<Verified> {
         let mut found = Verified::default();
         let stored = original.stored;
         let wrong = |what: String| mismatch(&self.dir, what).tensor(original.name);
@@ -82,7 +121,7 @@ impl Verifier<'_> {
             found.problem(wrong("it is in no shard, but in the model".into()));
             return Ok(found);
         };
-        let numel = shardwright_core::model::numel(&stored.shape).unwrap_or(u64::MAX);
+        let numel = shardwright_core::model::numel(original.shape).unwrap_or(u64::MAX);
         if let Err(what) = tensor.tiles(numel) {
             found.problem(wrong(what));
             return Ok(found);
@@ -91,11 +130,18 @@ impl Verifier<'_> {
             found.problem(wrong(format!("there is no cast from {} to {dtype}", stored.dtype)));
             return Ok(found);
         }
-        let comparison = Comparison { verifier: self, name: original.name, stored, source: Reader::open(original.path)?, dtype };
+        let from = match original.pieces {
+            None => Source::One(Reader::open(original.path)?),
+            Some(pieces) => {
+                pieces.iter().try_for_each(|p| source(p.source).map(drop))?;
+                Source::Assembled(Assembled::new(pieces, |index| source(index).unwrap_or((original.path, stored))))
+            }
+        };
+        let comparison = Comparison { verifier: self, name: original.name, shape: original.shape, stored, source: from, dtype };
         for chunk in &tensor.chunks {
             comparison.compare_chunk(&Reader::open(&shards[chunk.file])?, chunk, &mut found)?;
         }
-        found.elements = if original.name == stored.name { numel } else { 0 }; // an alias's are the tensor's
+        found.elements = if original.second { 0 } else { numel };
         Ok(found)
     }
 }
@@ -167,8 +213,19 @@ impl Comparison<'_> {
     fn read_source(&self, block: Runs, size: usize) -> Result<Vec<u8>> {
         let bytes = |elements: u64| usize::try_from(elements).unwrap_or(usize::MAX).saturating_mul(size);
         let span = (block.count - 1) * block.step + block.length;
+        let one = match &self.source {
+            Source::One(reader) => reader,
+            Source::Assembled(assembled) => {
+                let (mut source, length) = (vec![0; bytes(block.numel())], bytes(block.length));
+                for (run, out) in (0..block.count).zip(source.chunks_mut(length.max(1))) {
+                    let first = block.first + run * block.step;
+                    assembled.read(out, &(first..first + block.length), size)?;
+                }
+                return Ok(source);
+            }
+        };
         let mut source = vec![0; bytes(span)];
-        self.source.read(&mut source, self.stored.start + block.first * size as u64)?;
+        one.read(&mut source, self.stored.start + block.first * size as u64)?;
         if block.count > 1 && block.step != block.length {
             let (step, length) = (bytes(block.step), bytes(block.length));
             (1..bytes(block.count) / size).for_each(|run| source.copy_within(run * step..run * step + length, run * length));
@@ -196,7 +253,7 @@ impl Comparison<'_> {
     #[expect(clippy::too_many_arguments, reason = "all that a message names")]
     fn describe(&self, path: &Path, rank: usize, count: u64, of: u64, flat: u64, expected: &[u8], is: &[u8]) -> EngineError {
         let stored = self.stored;
-        let at = element::indices(&stored.shape, flat);
+        let at = element::indices(self.shape, flat);
         let cast = if self.is_cast() { format!(" after the cast from {} to {}", stored.dtype, self.dtype) } else { String::new() };
         mismatch(path, format!("{count} of its {of} elements are not the source's{cast}, the first at {at:?}"))
             .tensor(self.name)

@@ -4,6 +4,7 @@
 //! `safetensors` crate, the shards are put together by what *they* say of their place, and the source's bytes are cast by the scalar
 //! reference, block by block. Neither the load pipeline nor its kernels are used, nor is anything written.
 
+mod assembled;
 mod compare;
 mod element;
 mod files;

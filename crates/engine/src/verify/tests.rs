@@ -305,3 +305,61 @@ fn a_verification_can_be_stopped() {
     let error = Verifier::open(&case.dir).unwrap().cancel(&token).run().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Cancelled);
 }
+
+/// A save of assembled parameters is compared through their pieces, by other code than the loader's.
+#[test]
+fn assembled_parameters_are_compared_with_their_sources() {
+    use shardwright_core::{Assembly, DType, Loop, Model, Piece, TensorMeta};
+    let temporary = TempDir::new().unwrap();
+    let checkpoint = write_model(&temporary.path().join("model"), 0);
+    let index = |name: &str| u32::try_from(checkpoint.sources().iter().position(|s| s.name == name).unwrap()).unwrap();
+    let lp = |size, source_stride, target_stride| Loop { size, source_stride, target_stride };
+    let piece = |source, target_offset, loops| Piece { source, source_offset: 0, target_offset, loops };
+    // Transposed; two tensors side by side; all of one in two columns; a tensor under another name.
+    let parameters = || {
+        vec![
+            (
+                TensorMeta::new("turned", DType::BF16, [6, 10]),
+                Assembly::Pieces(vec![piece(index("embed"), 0, vec![lp(10, 6, 1), lp(6, 1, 10)])]),
+            ),
+            (
+                TensorMeta::new("joined", DType::BF16, [10, 8]),
+                Assembly::Pieces(vec![
+                    piece(index("embed"), 0, vec![lp(10, 6, 8), lp(6, 1, 1)]),
+                    Piece { source_offset: 100, ..piece(index("wide"), 6, vec![lp(10, 2, 8), lp(2, 1, 1)]) },
+                ]),
+            ),
+            (
+                TensorMeta::new("stacked", DType::BF16, [2, 10]),
+                Assembly::Pieces(vec![piece(index("rows"), 0, vec![lp(10, 1, 1)]), piece(index("rows"), 10, vec![lp(10, 1, 1)])]),
+            ),
+            (TensorMeta::new("renamed", DType::I64, [5]), Assembly::Whole(index("ids"))),
+        ]
+    };
+    let model = |parameters: Vec<(TensorMeta, Assembly)>| {
+        let mut parameters = parameters;
+        parameters.sort_by(|a, b| a.0.name.cmp(&b.0.name));
+        let (tensors, assemblies): (Vec<_>, Vec<_>) = parameters.into_iter().unzip();
+        let mut model = Model::identity(shardwright_core::ModelMeta::new(tensors, checkpoint.model().facts.clone()).unwrap());
+        model.assemblies = assemblies;
+        model
+    };
+    let open = |parameters| Checkpoint::open(checkpoint.dir()).unwrap().assemble(model(parameters)).unwrap();
+    let assembled = open(parameters());
+    let elements: u64 = assembled.model().tensors.iter().map(|t| t.numel().unwrap()).sum();
+    for (cut, ranks) in [(Cut::Rows, 3), (Cut::Columns, 2), (Cut::Flat, 4)] {
+        let plan = plan(assembled.model(), cut, 1, ranks);
+        let dir = temporary.path().join(format!("shards-{ranks}"));
+        let loaded = crate::Loader::new(&plan, &assembled).load().unwrap();
+        Saver::new(&plan, &assembled, &dir).save(&loaded.ranks.iter().map(|r| r as &dyn RankBytes).collect::<Vec<_>>()).unwrap();
+        let verify = |checkpoint: &Checkpoint| Verifier::open(&dir).unwrap().against(checkpoint).run().unwrap();
+        let found = verify(&assembled);
+        assert!(found.problems.is_empty(), "{cut:?}: {:?}", found.problems);
+        assert_eq!(found.elements, elements);
+        // Another way to put it together is found out.
+        let mut other = parameters();
+        other[0].1 = Assembly::Pieces(vec![piece(index("embed"), 0, vec![lp(60, 1, 1)])]);
+        let problems = verify(&open(other)).problems;
+        assert!(!problems.is_empty() && problems.iter().all(|p| p.to_string().contains("'turned'")), "{problems:?}");
+    }
+}
