@@ -38,7 +38,7 @@ MOVES = [
     lambda x, r: x.transpose(r.randrange(x.dim()), r.randrange(x.dim())),
     lambda x, r: x.unsqueeze(r.randrange(x.dim() + 1)),
     lambda x, r: x.flatten(0, min(1, x.dim() - 1)),
-    lambda x, r: r.choice(torch.chunk(x, 2, dim=(d := r.randrange(x.dim())))) if x.dim() else x,
+    lambda x, r: r.choice(torch.chunk(x, 2, dim=r.randrange(x.dim()))) if x.dim() else x,
     lambda x, r: x.reshape(-1, x.shape[-1]),
     lambda x, r: x.reshape(*x.shape[:-1], x.shape[-1] // 2, 2).transpose(-1, -2).reshape(x.shape) if x.shape[-1] % 2 == 0 else x,
     lambda x, r: x.reshape(2, x.shape[0] // 2, *x.shape[1:]).transpose(0, 1).reshape(x.shape) if x.shape[0] % 2 == 0 else x,

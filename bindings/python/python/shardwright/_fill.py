@@ -231,7 +231,8 @@ def _judge(model: torch.nn.Module, report: LoadReport, traced: Traced, wrong: li
     needed = [n for n in report.missing if not any(p.search(n) for p in optional)]
     if needed and options.missing == "error":
         raise PlanError(
-            f"the checkpoint lacks {len(needed)} of the model's tensors: {_listed(needed)}; missing='init' initialises them, missing='keep' leaves them"
+            f"the checkpoint lacks {len(needed)} of the model's tensors: {_listed(needed)}; "
+            "missing='init' initialises them, missing='keep' leaves them"
         )
     ignored = [re.compile(p) for p in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
     report.unexpected = [n for n, name in traced.unexpected if not any(p.search(name) for p in ignored)]
@@ -329,7 +330,9 @@ def _native_fill(opened: _native.Checkpoint, items: list[Any], report: LoadRepor
 def _read_staged(opened: _native.Checkpoint, later: list[Any], rounding: Any, report: LoadReport, options: Options, bar: _Bar) -> None:
     """In batches of bounded size: read next to the place, then copy."""
     while later:
-        items, staged, size = [], [], 0
+        items: list[Any] = []
+        staged: list[Any] = []
+        size = 0
         while later and (not staged or size < STAGING_BYTES):
             slot, where, recipe, kind = later.pop()
             through, local = rounding(slot, kind), where.local

@@ -29,9 +29,7 @@ class Checkpoint:
 
 Loop = tuple[int, int, int]
 Piece = tuple[str, int, int, Sequence[Loop]]
-Item = tuple[
-    str, Sequence[int], str | Sequence[Piece], str | None, Sequence[tuple[int, int]], tuple[int, int] | None, int, int, str
-]
+Item = tuple[str, Sequence[int], str | Sequence[Piece], str | None, Sequence[tuple[int, int]], tuple[int, int] | None, int, int, str]
 
 def casts(from_: str, to: str) -> bool: ...
 def fill(

@@ -15,6 +15,8 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
+from ._errors import UnsupportedError
+
 Loop = tuple[int, int]
 """(size, source stride), in elements."""
 
@@ -340,9 +342,8 @@ class Lazy:
         raise Opaque(f"torch.{name}")
 
 
-MOVES = frozenset(
-    "narrow unsqueeze squeeze permute transpose swapaxes swapdims movedim select unbind split chunk tensor_split reshape flatten clone t".split()
-)
+VIEWS = ("narrow", "unsqueeze", "squeeze", "permute", "transpose", "swapaxes", "swapdims", "movedim", "select", "unbind")
+MOVES = frozenset((*VIEWS, "split", "chunk", "tensor_split", "reshape", "flatten", "clone", "t"))
 
 
 def cat(tensors: Sequence[Lazy], dim: int = 0) -> Lazy:
@@ -521,7 +522,8 @@ def trace(
     prefix_is = "base_model_prefix" if "base_model_prefix" in inspect.signature(rename_source_key).parameters else "prefix"
     prefix = {prefix_is: model.base_model_prefix, "meta_state_dict": state}
     sizes = {n: math.prod(s) for n, s in tensors.items()}
-    out, groups = Traced(), {}
+    out = Traced()
+    groups: dict[str, tuple[Any, dict[str, list[str]]]] = {}
     for key in sorted(tensors, key=dot_natural_key):
         name, pattern = rename_source_key(key, renamings, converters, **prefix)
         if name not in state and key in state:
@@ -560,7 +562,31 @@ def _mapping(model: Any) -> list[Any] | None:
     except ImportError:
         return None
     with _own_classes(model):
-        return list(get_model_conversion_mapping(model))
+        return [*_dequantisation(model), *get_model_conversion_mapping(model)]
+
+
+def _dequantisation(model: Any) -> list[Any]:
+    """For a model that is not quantised, the conversions that turn its checkpoint's codes and scales into weights."""
+    quantised = getattr(model.config, "quantization_config", None)
+    if quantised is None or getattr(model, "is_quantized", False):
+        return []
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    try:
+        quantiser = AutoHfQuantizer.from_config(quantised, pre_quantized=True)
+        if hasattr(quantiser.quantization_config, "dequantize"):
+            quantiser.quantization_config.dequantize = True
+        found = quantiser.get_weight_conversions()
+    except Exception as error:
+        raise UnsupportedError(f"the checkpoint is quantised ({_method(quantised)}) and the model is not: {error}") from error
+    if not found:
+        raise UnsupportedError(f"the checkpoint is quantised ({_method(quantised)}) and the model is not; transformers has no conversion for it")
+    return list(found)
+
+
+def _method(config: Any) -> str:
+    method = config.get("quant_method") if isinstance(config, dict) else getattr(config, "quant_method", None)
+    return str(getattr(method, "value", method))
 
 
 @contextmanager
@@ -605,7 +631,9 @@ def _targets(group: Group, tensors: Mapping[str, Sequence[int]], model: Any, out
 
     # The element type only decides whether an op accepts its input, and this one it does not look at.
     try:
-        made = _convert(group.converter, group.name, {p: [torch.empty(tensors[n], device="meta") for n in ns] for p, ns in group.inputs.items()}, model)
+        made = _convert(
+            group.converter, group.name, {p: [torch.empty(tensors[n], device="meta") for n in ns] for p, ns in group.inputs.items()}, model
+        )
     except Exception as error:
         # Some ops look at values. One target is what most have.
         if len(group.converter.target_patterns) == 1:

@@ -135,9 +135,7 @@ def keep_float32_buffers(model: torch.nn.Module) -> None:
             buffer.data = buffer.data.to(kept)
 
 
-def fill_partitions(
-    model: torch.nn.Module, checkpoint: str | os.PathLike[str] | _native.Checkpoint, **options: Any
-) -> LoadReport:
+def fill_partitions(model: torch.nn.Module, checkpoint: str | os.PathLike[str] | _native.Checkpoint, **options: Any) -> LoadReport:
     """Fills the partitions of a model that `zero_init` or `deepspeed.zero.Init` built, padding zeroed, with no collective.
 
     Parameters that are gathered at the time, as the engine keeps small ones, are filled whole as well. Takes the options of `shardwright.fill`.

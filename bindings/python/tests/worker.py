@@ -1,0 +1,191 @@
+"""Run by torchrun: fills models that the real engines sharded and compares every parameter and buffer with what transformers loads."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+import shardwright
+import torch
+import torch.distributed as dist
+import transformers as T
+from accelerate import init_empty_weights
+
+COLLECTIVES = (
+    "broadcast",
+    "all_gather",
+    "all_gather_into_tensor",
+    "all_reduce",
+    "reduce_scatter_tensor",
+    "barrier",
+    "scatter",
+    "all_to_all",
+)
+calls: list[str] = []
+
+
+def count_collectives():
+    for name in COLLECTIVES:
+        original = getattr(dist, name)
+
+        def counted(*args, _original=original, _name=name, **kwargs):
+            calls.append(_name)
+            return _original(*args, **kwargs)
+
+        setattr(dist, name, counted)
+
+
+def reference(path):
+    model = T.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
+
+
+def size(path):
+    from safetensors import safe_open
+
+    total = 0
+    for file in Path(path).glob("*.safetensors"):
+        with safe_open(file, "pt") as f:
+            total += sum(f.get_tensor(n).nbytes for n in f.keys())  # noqa: SIM118
+    return total
+
+
+def check(name, ok):
+    every = [None] * dist.get_world_size()
+    dist.all_gather_object(every, bool(ok))
+    assert all(every), f"{name}: wrong on ranks {[i for i, good in enumerate(every) if not good]}"
+
+
+def wrap(model, mesh, **options):
+    from torch.distributed.fsdp import fully_shard
+
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh, **options)
+    if not model.config.tie_word_embeddings:
+        fully_shard(model.model.embed_tokens, mesh=mesh, **options)
+    fully_shard(model, mesh=mesh, **options)
+    return model
+
+
+def fsdp2(folder):
+    world = dist.get_world_size()
+    meshes = {"flat": dist.device_mesh.init_device_mesh("cpu", (world,))}
+    if world == 4:
+        meshes["hsdp"] = dist.device_mesh.init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
+    for path in sorted(p for p in Path(folder).iterdir() if p.is_dir()):
+        want = reference(path)
+        for kind, mesh in meshes.items():
+            for meta in (True, False):
+                config = T.AutoConfig.from_pretrained(path)
+                with init_empty_weights() if meta else torch.device("cpu"):
+                    model = T.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+                model.tie_weights()
+                wrap(model, mesh)
+                before = {n: id(p) for n, p in model.named_parameters()}
+                calls.clear()
+                report = shardwright.fill(model, path)
+                assert not calls, f"{path.name}: collectives {calls}"
+                assert before == {n: id(p) for n, p in model.named_parameters()}, "a parameter is another object"
+                for n, p in [*model.named_parameters(), *model.named_buffers()]:
+                    whole = p.full_tensor() if hasattr(p, "full_tensor") else p
+                    check(f"{path.name} {kind} {n}", torch.equal(whole, want[n].to(whole.dtype)))
+                read = torch.tensor([report.bytes_read])
+                dist.all_reduce(read)
+                whole_model = size(path) * (2 if kind == "hsdp" else 1)
+                if "deepseek" not in path.name:  # its buffers are whole on every rank
+                    assert int(read) == whole_model, f"{path.name} {kind}: {int(read)} bytes read of {whole_model}"
+    # A forward leaves the root unit gathered; a second fill finds the shards.
+    path = Path(folder) / "qwen3"
+    with init_empty_weights():
+        model = T.AutoModelForCausalLM.from_config(T.AutoConfig.from_pretrained(path), dtype=torch.float32)
+    wrap(model, meshes["flat"])
+    shardwright.fill(model, path)
+    with torch.no_grad():
+        first = model(input_ids=torch.arange(8).view(1, 8)).logits
+        shardwright.fill(model, path)
+        check("logits after a second fill", torch.equal(first, model(input_ids=torch.arange(8).view(1, 8)).logits))
+    # Missing parameters: an error on every rank, or initialised alike.
+    config = T.AutoConfig.from_pretrained(Path(folder) / "qwen3")
+    config.num_labels = 1
+    with init_empty_weights():
+        model = T.AutoModelForTokenClassification.from_config(config)
+    wrap(model.to(torch.float32), meshes["flat"])
+    try:
+        shardwright.fill(model, Path(folder) / "qwen3")
+    except shardwright.PlanError as error:
+        assert "score" in str(error)
+    else:
+        raise AssertionError("a missing parameter was not reported")
+    report = shardwright.fill(model, Path(folder) / "qwen3", missing="init")
+    assert "score.weight" in report.initialised
+    score = model.score.weight.full_tensor()
+    assert torch.isfinite(score).all() and float(score.detach().std()) > 0
+
+
+def zero3(folder):
+    import deepspeed
+    import shardwright.deepspeed as sd
+
+    for path in sorted(p for p in Path(folder).iterdir() if p.is_dir()):
+        want = reference(path)
+        for bf16, offload in ((True, False), (False, False), (True, True)):
+            zero = {"stage": 3, **({"offload_param": {"device": "cpu"}} if offload else {})}
+            config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero, "bf16": {"enabled": bf16}}
+            model_config = T.AutoConfig.from_pretrained(path)
+            calls.clear()
+            model = sd.build(lambda c=model_config: T.AutoModelForCausalLM.from_config(c), path, config)
+            assert not calls, f"{path.name}: collectives {calls}"
+            for n, p in model.named_parameters():
+                valid = max(0, min(p.ds_tensor.ds_numel, p.ds_numel - dist.get_rank() * p.ds_tensor.ds_numel))
+                check(f"{path.name} padding of {n}", bool((p.ds_tensor.data[valid:] == 0).all()))
+                with deepspeed.zero.GatheredParameters([p]):
+                    check(f"{path.name} {n}", torch.equal(p.data, want[n].to(p.dtype)))
+            for n, b in model.named_buffers():
+                check(f"{path.name} buffer {n}", torch.equal(b, want[n].to(b.dtype)))
+
+
+def masters(folder):
+    """fp32 masters have what bf16 partitions lose."""
+    import deepspeed
+    import shardwright.deepspeed as sd
+    from deepspeed.utils import safe_get_local_fp32_param
+    from safetensors.torch import load_file, save_file
+
+    source, path = Path(folder) / "qwen3", Path(folder).parent / "float32"
+    if dist.get_rank() == 0:
+        path.mkdir(exist_ok=True)
+        (path / "config.json").write_text((source / "config.json").read_text())
+        tensors = {n: t for f in source.glob("*.safetensors") for n, t in load_file(f).items()}
+        save_file({n: t.float() * 1.001 for n, t in tensors.items()}, path / "model.safetensors")
+    dist.barrier()
+    want = load_file(path / "model.safetensors")
+    config = {
+        "train_micro_batch_size_per_gpu": 1,
+        "bf16": {"enabled": True},
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
+    }
+    model = sd.build(lambda: T.AutoModelForCausalLM.from_config(T.AutoConfig.from_pretrained(path)), path, config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    calls.clear()
+    report = sd.fill_masters(engine, path)
+    assert not calls and len(report.filled) == len(want), (calls, report)
+    for n, p in model.named_parameters():
+        size, rank = p.ds_tensor.ds_numel, dist.get_rank()
+        part = want[n].reshape(-1)[rank * size : (rank + 1) * size]
+        check(f"master of {n}", torch.equal(safe_get_local_fp32_param(p)[: part.numel()], part))
+
+
+if __name__ == "__main__":
+    dist.init_process_group("gloo")
+    count_collectives()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    for what in sys.argv[2:]:
+        {"fsdp2": fsdp2, "zero3": zero3, "masters": masters}[what](sys.argv[1])
+        if dist.get_rank() == 0:
+            print(f"{what}: all exact", flush=True)
+    dist.barrier()
+    os._exit(0)
