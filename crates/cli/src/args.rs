@@ -26,6 +26,8 @@ pub enum Command {
     Load(LoadArgs),
     Resolve(ResolveArgs),
     Verify(VerifyArgs),
+    Convert(ConvertArgs),
+    Diff(DiffArgs),
     Inspect(InspectArgs),
     Strategies(StrategiesArgs),
     Schema(SchemaArgs),
@@ -229,6 +231,99 @@ pub struct VerifyArgs {
     pub format: Format,
 }
 
+/// Convert any checkpoint to any other, optimizer states included, for any number of ranks
+///
+/// SOURCE is recognised by what it holds: safetensors, pytorch_model.bin, a torch distributed checkpoint, DeepSpeed ZeRO-1, 2 or 3, a
+/// universal checkpoint, or shards that `load --save` kept. Nothing of a pickle is executed, and memory stays small whatever the model's
+/// size. What cannot be carried is listed before anything is written. TARGET appears whole, under its name, or not at all.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  shardwright convert run/checkpoint-500 out --to hf --dtype bf16      DeepSpeed or FSDP2 to safetensors
+  shardwright convert run/checkpoint-500 out --to zero3 --ranks 6      resume on 6 ranks what 8 have saved
+  shardwright convert run/checkpoint-500 out --to dcp --ranks 4        and under FSDP2, moments included
+  shardwright convert run/checkpoint-500 out --to hf --dry-run         only say what would be written and lost
+
+Exit codes: 0 done · 3 the target cannot hold it · 4 no checkpoint, or a damaged one
+6 something is in the way, or the disk fails · 8 --verify found a difference")]
+pub struct ConvertArgs {
+    /// A directory, a file, or a hub id in the local Hugging Face cache.
+    pub source: OsString,
+    /// The directory to make.
+    pub target: PathBuf,
+    /// What to make.
+    #[arg(long, value_enum)]
+    pub to: TargetFormat,
+    /// Ranks of the target.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub ranks: u32,
+    /// The dtype of parameters, such as bfloat16 [default: the source's]. Optimizer states and DeepSpeed's masters stay float32.
+    #[arg(long, value_name = "DTYPE")]
+    pub dtype: Option<String>,
+    /// Leave the optimizer out.
+    #[arg(long)]
+    pub params_only: bool,
+    /// Tensors of one safetensors file take no more than this.
+    #[arg(long, value_name = "SIZE", default_value = "5GB")]
+    pub max_file_size: String,
+    /// DeepSpeed's sub_group_size, as in the run that will resume.
+    #[arg(long, value_name = "ELEMENTS", default_value_t = 1_000_000_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub sub_group_size: u64,
+    /// Name a tied tensor that ZeRO-3 does not record: lm_head.weight=model.embed_tokens.weight.
+    #[arg(long, value_name = "ALIAS=NAME")]
+    pub tie: Vec<String>,
+    /// Copy config and tokenizer from this directory, for --to hf [default: SOURCE].
+    #[arg(long, value_name = "DIR")]
+    pub config: Option<PathBuf>,
+    /// Read the target back and compare every element.
+    #[arg(long, conflicts_with = "dry_run")]
+    pub verify: bool,
+    /// Say what would be written, and write nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// What a conversion makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TargetFormat {
+    /// Safetensors, as from_pretrained reads them.
+    Hf,
+    /// Safetensors, one file for each rank of FSDP2.
+    HfSharded,
+    /// A torch distributed checkpoint: model/ and optimizer/.
+    Dcp,
+    /// A DeepSpeed ZeRO-3 checkpoint.
+    Zero3,
+    /// A DeepSpeed universal checkpoint.
+    Zero3Universal,
+}
+
+/// Compare two checkpoints of any formats, element for element
+///
+/// Names, shapes, parameters, buffers, optimizer states, steps and groups. Where dtypes differ, the first is cast to the second's.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  shardwright diff run/checkpoint-500 out
+  shardwright diff models/a models/b --format json
+
+Exit codes: 0 equal · 4 no checkpoint · 8 something differs, reported on standard error")]
+pub struct DiffArgs {
+    /// A checkpoint of any format.
+    pub first: OsString,
+    /// Another.
+    pub second: OsString,
+    /// Leave out what only one of them has.
+    #[arg(long)]
+    pub common: bool,
+    /// Name a tied tensor that ZeRO-3 does not record: lm_head.weight=model.embed_tokens.weight.
+    #[arg(long, value_name = "ALIAS=NAME")]
+    pub tie: Vec<String>,
+    /// What to print on standard output.
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub format: Format,
+}
+
 /// Show what a checkpoint holds, from its headers alone
 ///
 /// Tensors with dtype, shape, size and file; sums by dtype and by file. No tensor data is read.
@@ -239,7 +334,7 @@ Examples:
   shardwright inspect Qwen/Qwen3-0.6B --format json | jq '.tensors[].name'
   shardwright inspect model-00001-of-00005.safetensors")]
 pub struct InspectArgs {
-    /// A directory, a safetensors file, or a hub id in the local Hugging Face cache.
+    /// A checkpoint of any format: a directory, a file, or a hub id in the local Hugging Face cache.
     pub model: OsString,
     /// What to print on standard output.
     #[arg(long, value_enum, default_value_t = Format::Table)]

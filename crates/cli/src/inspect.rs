@@ -13,6 +13,9 @@ use crate::{
 
 /// Runs the command.
 pub fn run(args: &InspectArgs) -> Result<Exit, Failure> {
+    if let Some(exit) = crate::contents::inspect(args)? {
+        return Ok(exit);
+    }
     let checkpoint = find("MODEL", &args.model)?;
     for warning in checkpoint.warnings() {
         print_note(&format!("warning: {warning}"));

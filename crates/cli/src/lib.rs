@@ -1,6 +1,8 @@
 //! The shardwright command line as a library: arguments, rendering, exit codes. What is decided is decided in the other crates.
 
 mod args;
+mod contents;
+mod convert;
 mod counted;
 mod device;
 mod exit;
@@ -55,6 +57,8 @@ fn run(cli: Cli) -> u8 {
         Command::Load(args) => load::run(&args),
         Command::Resolve(args) => resolve::run(&args),
         Command::Verify(args) => verify::run(&args),
+        Command::Convert(args) => convert::convert(&args),
+        Command::Diff(args) => convert::compare(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Strategies(args) => strategies::run(&args),
         Command::Schema(_) => schema::run(),

@@ -20,7 +20,7 @@ use crate::{
 const BLOCK: usize = 1 << 16;
 
 /// True for the names of config and tokenizer files, as transformers knows them.
-fn is_copied(name: &str) -> bool {
+pub(crate) fn is_copied(name: &str) -> bool {
     const NAMES: [&str; 8] = [
         "config.json",
         "generation_config.json",

@@ -24,6 +24,7 @@ use std::{
 
 use shardwright_core::{Name, ShardPlan};
 
+pub(crate) use self::copied::is_copied;
 use self::source::SaveIdentity;
 pub use self::{
     names::{Format, MANIFEST},

@@ -1,0 +1,101 @@
+//! `shardwright inspect` of checkpoints other than whole safetensors: tensors, optimizer, ranks, step, versions.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+use shardwright_core::text::shown;
+use shardwright_engine::convert::{Contents, Kind, is_other_format};
+
+use crate::{
+    args::{Format, InspectArgs},
+    exit::{Exit, Failure},
+    output::{print, print_note},
+    table::{Align, bytes, render},
+};
+
+/// Runs the command, where the checkpoint is of such a format.
+pub fn inspect(args: &InspectArgs) -> Result<Option<Exit>, Failure> {
+    let path = Path::new(&args.model);
+    if !is_other_format(path) {
+        return Ok(None);
+    }
+    let contents = Contents::open(path)?;
+    match args.format {
+        Format::Json => print(&format!("{:#}\n", as_json(&contents)))?,
+        Format::Table => {
+            for note in &contents.notes {
+                print_note(&format!("note: {}", shown(note)));
+            }
+            print(&table(&contents))?;
+        }
+    }
+    Ok(Some(Exit::Done))
+}
+
+fn kind(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Trained => "parameter",
+        Kind::Frozen => "frozen",
+        Kind::Buffer => "buffer",
+    }
+}
+
+fn table(contents: &Contents) -> String {
+    let mut head = format!("{}", contents.format);
+    let facts = [
+        contents.version.as_ref().map(|v| format!("version {v}")),
+        contents.ranks.map(|n| format!("{n} ranks")),
+        contents.step().map(|n| format!("step {n}")),
+        contents.compute.map(|d| format!("trained in {d}")),
+    ];
+    for fact in facts.into_iter().flatten() {
+        head.push_str(&format!(", {}", shown(&fact)));
+    }
+    let rows: Vec<Vec<String>> = contents
+        .tensors
+        .iter()
+        .map(|t| {
+            let data = &t.data;
+            vec![t.name.clone(), kind(t.kind).into(), data.dtype().to_string(), format!("{:?}", data.shape()), bytes(data.bytes())]
+        })
+        .collect();
+    let header = [("TENSOR", Align::Left), ("KIND", Align::Left), ("DTYPE", Align::Left), ("SHAPE", Align::Left), ("SIZE", Align::Right)];
+    let mut text = format!("{head}\n\n{}", render(&header, &rows));
+    for (alias, name) in &contents.aliases {
+        text.push_str(&format!("{} is tied to {}\n", shown(alias), shown(name)));
+    }
+    if let Some(optimizer) = &contents.optimizer {
+        let states: Vec<&str> = optimizer.state_names().into_iter().collect();
+        text.push_str(&format!("\noptimizer: step {}, {} of {} parameters\n", optimizer.step(), states.join(", "), optimizer.states.len()));
+        for (number, group) in optimizer.groups.iter().enumerate() {
+            let values: Vec<String> = group.values.iter().filter_map(|(key, value)| Some(format!("{key} {}", value.number()?))).collect();
+            text.push_str(&format!("  group {number}: {} parameters, {}\n", group.params.len(), shown(&values.join(", "))));
+        }
+    }
+    text
+}
+
+fn as_json(contents: &Contents) -> Value {
+    let tensors: Vec<Value> = contents
+        .tensors
+        .iter()
+        .map(|t| {
+            let data = &t.data;
+            json!({ "name": t.name, "kind": kind(t.kind), "dtype": data.dtype().torch_name(), "shape": data.shape(), "bytes": data.bytes() })
+        })
+        .collect();
+    let optimizer = contents.optimizer.as_ref().map(|o| {
+        let groups: Vec<Value> = o.groups.iter().map(|g| json!({ "parameters": g.params })).collect();
+        json!({ "step": o.step(), "states": o.state_names(), "parameters": o.states.len(), "groups": groups })
+    });
+    json!({
+        "format": contents.format.to_string(),
+        "version": contents.version,
+        "ranks": contents.ranks,
+        "step": contents.step(),
+        "tensors": tensors,
+        "tied": contents.aliases,
+        "optimizer": optimizer,
+        "notes": contents.notes,
+    })
+}

@@ -1,0 +1,207 @@
+//! `shardwright convert` and `shardwright diff`: any checkpoint to any other, and how two of them differ.
+
+use std::{ffi::OsStr, path::Path, time::Instant};
+
+use serde_json::json;
+use shardwright_core::{DType, text::shown};
+use shardwright_engine::convert::{Contents, Conversion, ConvertOptions, Data, Difference, Differences, Kind, Target, check_free, diff};
+
+use crate::{
+    args::{ConvertArgs, DiffArgs, Format, TargetFormat},
+    counted::Counted,
+    exit::{Exit, Failure},
+    load::cancel_on_signal,
+    output::{print, print_note},
+    table::bytes,
+    verify::find,
+};
+
+/// Runs `convert`.
+pub fn convert(args: &ConvertArgs) -> Result<Exit, Failure> {
+    let cancel = cancel_on_signal()?;
+    check_free(&args.target)?;
+    let contents = open("SOURCE", &args.source, &args.tie)?;
+    let options = options(args)?;
+    let plan = Conversion::plan(&contents, &options)?;
+    for note in &contents.notes {
+        print_note(&format!("note: {}", shown(note)));
+    }
+    for lost in plan.lost() {
+        print_note(&format!("not carried: {}", shown(lost)));
+    }
+    let (files, size, source_bytes) = (plan.files().count(), plan.bytes(), plan.source_bytes());
+    if args.dry_run {
+        let mut text: String = plan.files().map(|(name, size)| format!("{:>9}  {}\n", bytes(size), shown(name))).collect();
+        text.push_str(&format!("{} in {files} files; nothing is written\n", bytes(size)));
+        print(&text)?;
+        return Ok(Exit::Done);
+    }
+    let started = Instant::now();
+    let counted = Counted::new("convert", source_bytes);
+    let done = plan.run(&args.target, &|n| counted.add(n), &cancel);
+    counted.finish();
+    let done = done?;
+    let seconds = started.elapsed().as_secs_f64();
+    print(&format!("{} to {}: {} in {} files, {:.2} s\n", contents.format, args.target.display(), bytes(done.bytes), done.files, seconds))?;
+    if args.verify { verify(args, &contents, &options, &cancel) } else { Ok(Exit::Done) }
+}
+
+/// Reads the target back, and compares every element with the source's.
+fn verify(
+    args: &ConvertArgs,
+    contents: &Contents,
+    options: &ConvertOptions,
+    cancel: &shardwright_engine::CancelToken,
+) -> Result<Exit, Failure> {
+    let target = open("TARGET", args.target.as_os_str(), &args.tie)?;
+    let counted = Counted::new("verify", contents_bytes(contents).saturating_add(contents_bytes(&target)));
+    let found = diff(contents, &target, false, &|n| counted.add(n), cancel);
+    counted.finish();
+    let mut found = found?;
+    let weights_only = options.params_only || matches!(options.to, Target::Hf | Target::HfSharded);
+    let is_frozen = |name: &str| contents.tensor(name).is_some_and(|t| t.kind == Kind::Frozen);
+    // What was listed as lost is no difference; neither are frozen parameters that a universal checkpoint has in partitions only.
+    let is_lost = |name: &str| {
+        let state = contents.tensor(name).is_none() && name.starts_with("state.");
+        let alias = contents.aliases.iter().any(|(alias, _)| alias == name);
+        alias || weights_only && state || options.to == Target::Universal && is_frozen(name)
+    };
+    found.different.retain(|(name, difference)| *difference != Difference::OnlyFirst || !is_lost(name));
+    report(&found, "the source", "the target");
+    match found.is_empty() && found.equal > 0 {
+        true => {
+            print(&format!("verified: {} elements of {} tensors are the source's\n", found.elements, found.equal))?;
+            Ok(Exit::Done)
+        }
+        false => Ok(Exit::Mismatch),
+    }
+}
+
+fn contents_bytes(contents: &Contents) -> u64 {
+    let states = contents.optimizer.iter().flat_map(|o| &o.states).flat_map(|s| &s.tensors).map(|(_, data)| data);
+    contents.tensors.iter().map(|t| &t.data).chain(states).map(Data::bytes).fold(0, u64::saturating_add)
+}
+
+/// Opens a checkpoint: a path, or a hub id in the local cache.
+fn open(argument: &str, name: &OsStr, ties: &[String]) -> Result<Contents, Failure> {
+    let path = Path::new(name);
+    let mut contents = match path.exists() {
+        true => Contents::open(path)?,
+        false => Contents::open(find(argument, name)?.dir())?,
+    };
+    for tie in ties {
+        let (alias, to) = tie.split_once('=').ok_or_else(|| Failure::new(Exit::Usage, format_args!("--tie {tie}: expected ALIAS=NAME")))?;
+        contents.tie(alias, to)?;
+    }
+    Ok(contents)
+}
+
+fn options(args: &ConvertArgs) -> Result<ConvertOptions, Failure> {
+    let to = match args.to {
+        TargetFormat::Hf => Target::Hf,
+        TargetFormat::HfSharded => Target::HfSharded,
+        TargetFormat::Dcp => Target::Dcp,
+        TargetFormat::Zero3 => Target::Zero3,
+        TargetFormat::Zero3Universal => Target::Universal,
+    };
+    let mut options = ConvertOptions::new(to);
+    options.ranks = args.ranks;
+    options.params_only = args.params_only;
+    options.config.clone_from(&args.config);
+    let dtype = |text: &String| {
+        DType::from_spelling(text)
+            .ok_or_else(|| Failure::new(Exit::Usage, format_args!("--dtype {text}: expected a dtype such as bfloat16")))
+    };
+    options.dtype = args.dtype.as_ref().map(dtype).transpose()?;
+    options.max_file_size = size(&args.max_file_size).ok_or_else(|| {
+        Failure::new(Exit::Usage, format_args!("--max-file-size {}: expected a size such as 5GB or 500MiB", args.max_file_size))
+    })?;
+    options.sub_group_size = args.sub_group_size;
+    Ok(options)
+}
+
+/// Bytes, in the units that transformers takes: `5GB` is decimal, `5GiB` is not.
+fn size(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let unit = match unit.trim().to_ascii_uppercase().as_str() {
+        "" | "B" => 1,
+        "KB" => 1000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        "KIB" => 1 << 10,
+        "MIB" => 1 << 20,
+        "GIB" => 1 << 30,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(unit).filter(|n| *n > 0)
+}
+
+/// Runs `diff`.
+pub fn compare(args: &DiffArgs) -> Result<Exit, Failure> {
+    let cancel = cancel_on_signal()?;
+    let (a, b) = (open("FIRST", &args.first, &args.tie)?, open("SECOND", &args.second, &args.tie)?);
+    let counted = Counted::new("diff", contents_bytes(&a).saturating_add(contents_bytes(&b)));
+    let found = diff(&a, &b, args.common, &|n| counted.add(n), &cancel);
+    counted.finish();
+    let found = found?;
+    match args.format {
+        Format::Json => print(&as_json(&found))?,
+        Format::Table => {
+            report(&found, &args.first.to_string_lossy(), &args.second.to_string_lossy());
+            let cast = if found.cast > 0 { format!(", {} of them after a cast", found.cast) } else { String::new() };
+            print(&format!("{} tensors are equal{cast}; {} differ\n", found.equal, found.different.len()))?;
+        }
+    }
+    Ok(if found.is_empty() { Exit::Done } else { Exit::Mismatch })
+}
+
+const MOST: usize = 100;
+
+fn report(found: &Differences, first: &str, second: &str) {
+    for (name, difference) in found.different.iter().take(MOST) {
+        let text = match difference {
+            Difference::OnlyFirst => format!("only in {first}"),
+            Difference::OnlySecond => format!("only in {second}"),
+            Difference::Shape(a, b) => format!("shape {a:?} and {b:?}"),
+            Difference::Elements { count, first, most } => format!("{count} elements differ, from element {first} on, by {most:e} at most"),
+            _ => "differs".to_owned(),
+        };
+        print_note(&format!("{}: {text}", shown(name)));
+    }
+    if found.different.len() > MOST {
+        print_note(&format!("and {} more", found.different.len() - MOST));
+    }
+    found.notes.iter().for_each(|note| print_note(&shown(note)));
+}
+
+fn as_json(found: &Differences) -> String {
+    let different: Vec<_> = found
+        .different
+        .iter()
+        .map(|(name, difference)| match difference {
+            Difference::OnlyFirst => json!({ "name": name, "only_in": "first" }),
+            Difference::OnlySecond => json!({ "name": name, "only_in": "second" }),
+            Difference::Shape(a, b) => json!({ "name": name, "shapes": [a, b] }),
+            Difference::Elements { count, first, most } => json!({ "name": name, "elements": count, "first": first, "most": most }),
+            _ => json!({ "name": name }),
+        })
+        .collect();
+    let told =
+        json!({ "equal": found.equal, "cast": found.cast, "elements": found.elements, "different": different, "notes": found.notes });
+    format!("{told:#}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::size;
+
+    #[test]
+    fn sizes_are_those_of_transformers() {
+        assert_eq!(
+            [size("5GB"), size("500 MiB"), size("100"), size("0"), size("5G"), size("-1")],
+            [Some(5_000_000_000), Some(500 << 20), Some(100), None, None, None]
+        );
+    }
+}

@@ -1,0 +1,168 @@
+//! What a checkpoint of any format holds: parameters, buffers, optimizer states, and the plain values around them.
+
+use std::{collections::BTreeSet, fmt, path::PathBuf};
+
+use shardwright_core::DType;
+use shardwright_formats::pickle::Plain;
+
+use super::data::{Data, Files};
+
+/// A checkpoint's format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Format {
+    /// Hugging Face safetensors: single, indexed, or saved by ranks.
+    Safetensors,
+    /// `pytorch_model.bin`, or another file of `torch.save` with a state dict.
+    TorchSave,
+    /// torch's distributed checkpoint.
+    Dcp,
+    /// DeepSpeed's, of that ZeRO stage.
+    DeepSpeed(u8),
+    /// DeepSpeed's universal checkpoint.
+    Universal,
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Safetensors => f.write_str("safetensors"),
+            Self::TorchSave => f.write_str("torch.save"),
+            Self::Dcp => f.write_str("torch distributed checkpoint"),
+            Self::DeepSpeed(stage) => write!(f, "DeepSpeed ZeRO-{stage}"),
+            Self::Universal => f.write_str("DeepSpeed universal"),
+        }
+    }
+}
+
+/// What a tensor of the model is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A parameter that the optimizer has, or of which nothing else is known.
+    Trained,
+    /// A parameter that the optimizer does not have.
+    Frozen,
+    /// A buffer.
+    Buffer,
+}
+
+/// One tensor of the model.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Tensor {
+    /// Its name.
+    pub name: String,
+    /// What it is.
+    pub kind: Kind,
+    /// Where it lies. A trained parameter of a DeepSpeed checkpoint is its fp32 master.
+    pub data: Data,
+}
+
+/// An optimizer's states.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Optimizer {
+    /// Its groups, in order.
+    pub groups: Vec<Group>,
+    /// The states of each parameter that has some.
+    pub states: Vec<State>,
+}
+
+impl Optimizer {
+    /// Names of its parameters, in its order.
+    pub fn params(&self) -> impl Iterator<Item = &str> {
+        self.groups.iter().flat_map(|g| g.params.iter().map(String::as_str))
+    }
+
+    /// The step that all parameters agree on, or the greatest.
+    pub fn step(&self) -> f64 {
+        self.states.iter().map(|s| s.step).fold(0.0, f64::max)
+    }
+
+    /// Names of the states, such as `exp_avg`.
+    pub fn state_names(&self) -> BTreeSet<&str> {
+        self.states.iter().flat_map(|s| s.tensors.iter().map(|(name, _)| name.as_str())).collect()
+    }
+}
+
+/// A group of parameters with its hyperparameters.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Group {
+    /// Names of its parameters, in order.
+    pub params: Vec<String>,
+    /// Its hyperparameters, without `params`.
+    pub values: Vec<(String, Plain)>,
+}
+
+/// One parameter's states.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct State {
+    /// The parameter.
+    pub param: String,
+    /// Steps taken.
+    pub step: f64,
+    /// States of the parameter's shape, such as `exp_avg`, sorted by name.
+    pub tensors: Vec<(String, Data)>,
+}
+
+/// A checkpoint of any format.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Contents {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its format.
+    pub format: Format,
+    /// The version that wrote it, where it says so.
+    pub version: Option<String>,
+    /// Ranks that saved it, where that is known.
+    pub ranks: Option<u64>,
+    /// The tensors of the model, sorted by name.
+    pub tensors: Vec<Tensor>,
+    /// Tied names, and what each is tied to.
+    pub aliases: Vec<(String, String)>,
+    /// The optimizer.
+    pub optimizer: Option<Optimizer>,
+    /// Plain values beside them: steps, scheduler, what the client added.
+    pub values: Vec<(String, Plain)>,
+    /// The dtype that training computed in, where the checkpoint says so.
+    pub compute: Option<DType>,
+    /// What is there and cannot be carried, or was assumed.
+    pub notes: Vec<String>,
+    pub(super) files: Files,
+}
+
+impl Contents {
+    /// A tensor by name.
+    pub fn tensor(&self, name: &str) -> Option<&Tensor> {
+        self.tensors.binary_search_by(|t| t.name.as_str().cmp(name)).ok().map(|i| &self.tensors[i])
+    }
+
+    /// The paths of the files that are read.
+    pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        self.files.paths()
+    }
+
+    /// A plain value beside the tensors.
+    pub fn value(&self, name: &str) -> Option<&Plain> {
+        self.values.iter().find(|(key, _)| key == name).map(|(_, value)| value)
+    }
+
+    /// Steps that training has taken, where it is known.
+    pub fn step(&self) -> Option<i64> {
+        match self.value("global_steps") {
+            Some(Plain::Int(n)) => Some(*n),
+            #[expect(clippy::cast_possible_truncation, reason = "a count of steps")]
+            _ => self.optimizer.as_ref().map(|o| o.step() as i64),
+        }
+    }
+
+    /// Every tensor by a name of its own: the model's, and the optimizer's states as `state.<parameter>.<state>`.
+    pub(super) fn all(&self) -> impl Iterator<Item = (String, &Data)> {
+        let states = self.optimizer.iter().flat_map(|o| &o.states);
+        let states = states.flat_map(|s| s.tensors.iter().map(move |(name, data)| (format!("state.{}.{name}", s.param), data)));
+        self.tensors.iter().map(|t| (t.name.clone(), &t.data)).chain(states)
+    }
+}

@@ -1,0 +1,319 @@
+//! Where a tensor's elements lie: pieces of it in files, under any layout, read by ranges of its row-major elements.
+
+use std::{
+    fs::File,
+    io,
+    ops::Range,
+    os::unix::fs::FileExt,
+    path::PathBuf,
+    sync::{
+        OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use shardwright_core::{DType, model::numel};
+use shardwright_formats::ReadAt;
+
+use crate::error::{EngineError, ErrorKind, Result};
+
+/// The files of a checkpoint, opened when they are first read.
+#[derive(Debug, Default)]
+pub(super) struct Files {
+    files: Vec<(PathBuf, OnceLock<File>)>,
+    kept: AtomicUsize,
+}
+
+/// Files that stay open once they were read; others are opened for each block.
+const MOST_OPEN: usize = 256;
+
+impl Files {
+    /// Adds a file; its number.
+    pub(super) fn add(&mut self, path: PathBuf) -> usize {
+        self.files.push((path, OnceLock::new()));
+        self.files.len() - 1
+    }
+
+    pub(super) fn path(&self, file: usize) -> &PathBuf {
+        &self.files[file].0
+    }
+
+    pub(super) fn paths(&self) -> impl Iterator<Item = &PathBuf> {
+        self.files.iter().map(|(path, _)| path)
+    }
+
+    /// Fills `buffer` from `offset` on.
+    pub(super) fn read(&self, file: usize, buffer: &mut [u8], offset: u64) -> Result<()> {
+        let (path, slot) = &self.files[file];
+        let cannot = |e: io::Error| match e.kind() {
+            io::ErrorKind::UnexpectedEof => EngineError::new(ErrorKind::Checkpoint, "the file is cut off").file(path).offset(offset),
+            _ => EngineError::io("cannot read the file", path, e).offset(offset),
+        };
+        if let Some(open) = slot.get() {
+            return open.read_exact_at(buffer, offset).map_err(cannot);
+        }
+        let open = open(path)?;
+        open.read_exact_at(buffer, offset).map_err(cannot)?;
+        if self.kept.fetch_add(1, Ordering::Relaxed) < MOST_OPEN {
+            let _ = slot.set(open); // another thread was faster
+        }
+        Ok(())
+    }
+}
+
+/// Opens a regular file.
+pub(super) fn open(path: &PathBuf) -> Result<File> {
+    let cannot = |e: io::Error| {
+        let kind = if e.kind() == io::ErrorKind::NotFound { ErrorKind::Checkpoint } else { ErrorKind::Io };
+        EngineError::new(kind, "cannot open the file").file(path).cause(e)
+    };
+    let file = File::open(path).map_err(cannot)?;
+    match file.metadata().map_err(cannot)?.is_file() {
+        true => Ok(file),
+        false => Err(EngineError::new(ErrorKind::Checkpoint, "not a regular file").file(path)),
+    }
+}
+
+/// A file for the readers of headers.
+#[derive(Debug)]
+pub(super) struct Bytes {
+    file: File,
+    size: u64,
+}
+
+impl Bytes {
+    pub(super) fn open(path: &PathBuf) -> Result<Self> {
+        let file = open(path)?;
+        let size = file.metadata().map_err(|e| EngineError::io("cannot look at the file", path, e))?.len();
+        Ok(Self { file, size })
+    }
+}
+
+impl ReadAt for Bytes {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(buffer, offset)
+    }
+}
+
+/// One loop around an extent's contiguous runs; strides in elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Loop {
+    pub(super) size: u64,
+    /// In the file.
+    pub(super) source: u64,
+    /// In the tensor.
+    pub(super) target: u64,
+}
+
+/// Elements of a tensor that lie in one file: runs of `run` elements, contiguous on both sides, inside `loops`, outermost first. The loops
+/// ascend in the tensor: each covers less than one step of the loop around it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Extent {
+    pub(super) file: usize,
+    /// First byte.
+    pub(super) offset: u64,
+    /// First element of the tensor.
+    pub(super) start: u64,
+    pub(super) loops: Vec<Loop>,
+    pub(super) run: u64,
+}
+
+impl Extent {
+    /// Contiguous elements.
+    pub(super) fn flat(file: usize, offset: u64, start: u64, run: u64) -> Self {
+        Self { file, offset, start, loops: Vec::new(), run }
+    }
+
+    /// A box of a tensor of that shape, from elements with these strides in the file.
+    pub(super) fn boxed(file: usize, offset: u64, shape: &[u64], at: &[u64], sizes: &[u64], strides: &[u64]) -> Self {
+        let mut steps = vec![1u64; shape.len()];
+        for dim in (1..shape.len()).rev() {
+            steps[dim - 1] = steps[dim] * shape[dim];
+        }
+        let start = at.iter().zip(&steps).map(|(a, s)| a * s).sum();
+        let mut loops: Vec<Loop> = Vec::new();
+        for dim in 0..shape.len() {
+            let this = Loop { size: sizes[dim], source: strides[dim], target: steps[dim] };
+            match loops.last_mut() {
+                _ if this.size == 1 => {}
+                // Two loops that are one.
+                Some(last) if last.source == this.size * this.source && last.target == this.size * this.target => {
+                    *last = Loop { size: last.size * this.size, ..this };
+                }
+                _ => loops.push(this),
+            }
+        }
+        let run = match loops.last() {
+            Some(Loop { size, source: 1, target: 1 }) => {
+                let run = *size;
+                loops.pop();
+                run
+            }
+            _ => 1,
+        };
+        Self { file, offset, start, loops, run }
+    }
+
+    /// Elements.
+    fn numel(&self) -> u64 {
+        self.loops.iter().map(|l| l.size).product::<u64>() * self.run
+    }
+
+    /// One behind the last element of the tensor.
+    fn end(&self) -> u64 {
+        self.start + self.loops.iter().map(|l| (l.size - 1) * l.target).sum::<u64>() + self.run
+    }
+}
+
+/// A tensor: what it is, and where its elements lie.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Data {
+    pub(super) dtype: DType,
+    pub(super) shape: Vec<u64>,
+    pub(super) extents: Vec<Extent>,
+}
+
+impl Data {
+    /// A tensor whose extents tile it exactly once.
+    pub(super) fn new(dtype: DType, shape: Vec<u64>, mut extents: Vec<Extent>) -> Result<Self> {
+        let error = |what: String| EngineError::new(ErrorKind::Checkpoint, what);
+        let count = numel(&shape).filter(|n| dtype.bytes(*n).is_some()).ok_or_else(|| error("its size overflows".into()))?;
+        extents.retain(|e| e.numel() > 0);
+        extents.sort_by_key(|e| e.start);
+        let found: u64 = extents.iter().map(Extent::numel).fold(0, u64::saturating_add);
+        if found != count {
+            let what = "its parts do not make it whole; files of a rank may be missing, or of another save";
+            return Err(error(what.into()).expected(format_args!("{count} elements")).found(found));
+        }
+        if extents.iter().any(|e| e.end() > count) {
+            return Err(error("a part reaches beyond it".into()));
+        }
+        // Flat parts in order tile it where none overlaps; boxes may interleave, and are told apart by the boxes themselves.
+        let overlap = extents.windows(2).any(|w| w[0].loops.is_empty() && w[0].end() > w[1].start);
+        if overlap {
+            return Err(error("two of its parts overlap".into()));
+        }
+        Ok(Self { dtype, shape, extents })
+    }
+
+    /// Elements.
+    pub fn numel(&self) -> u64 {
+        numel(&self.shape).unwrap_or(0)
+    }
+
+    /// Element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Shape.
+    pub fn shape(&self) -> &[u64] {
+        &self.shape
+    }
+
+    /// Bytes, as it lies in its files.
+    pub fn bytes(&self) -> u64 {
+        self.dtype.bytes(self.numel()).unwrap_or(0)
+    }
+
+    /// Reads the elements of `range` into `buffer`, which has their size.
+    pub(super) fn read(&self, files: &Files, range: Range<u64>, buffer: &mut [u8]) -> Result<()> {
+        let size = self.dtype.bits() / 8;
+        let first = self.extents.partition_point(|e| e.loops.is_empty() && e.end() <= range.start);
+        for extent in self.extents[first..].iter().take_while(|e| e.start < range.end) {
+            let mut reader = Gather { files, extent, size, range: range.clone(), buffer };
+            reader.walk(0, extent.start, 0)?;
+        }
+        Ok(())
+    }
+}
+
+/// Reads the part of an extent that lies in a range.
+struct Gather<'a> {
+    files: &'a Files,
+    extent: &'a Extent,
+    size: u64,
+    range: Range<u64>,
+    buffer: &'a mut [u8],
+}
+
+impl Gather<'_> {
+    fn walk(&mut self, depth: usize, target: u64, source: u64) -> Result<()> {
+        let loops = &self.extent.loops[depth..];
+        let Some((this, inner)) = loops.split_first() else { return self.run(target, source) };
+        let span: u64 = inner.iter().map(|l| (l.size - 1) * l.target).sum::<u64>() + self.extent.run;
+        // The first step whose span ends behind the range's start, and the first that starts behind its end.
+        let from = (self.range.start + 1).saturating_sub(target + span).div_ceil(this.target);
+        let to = self.range.end.saturating_sub(target).div_ceil(this.target).min(this.size);
+        for step in from..to {
+            self.walk(depth + 1, target + step * this.target, source + step * this.source)?;
+        }
+        Ok(())
+    }
+
+    fn run(&mut self, target: u64, source: u64) -> Result<()> {
+        let (start, end) = (target.max(self.range.start), (target + self.extent.run).min(self.range.end));
+        if start >= end {
+            return Ok(());
+        }
+        let index = |element: u64| usize::try_from((element - self.range.start) * self.size).unwrap_or(usize::MAX);
+        let place = self.extent.offset + (source + start - target) * self.size;
+        let part = &mut self.buffer[index(start)..index(end)];
+        self.files.read(self.extent.file, part, place)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file of the bytes 0, 1, 2, …
+    fn files(dir: &std::path::Path, len: u8) -> Files {
+        let path = dir.join("f");
+        std::fs::write(&path, (0..len).collect::<Vec<_>>()).unwrap();
+        let mut files = Files::default();
+        files.add(path);
+        files
+    }
+
+    #[test]
+    fn boxes_of_every_range_are_gathered() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = files(dir.path(), 24);
+        // A 4×6 tensor of two column chunks of 4×2 and 4×4, one behind the other in the file.
+        let left = Extent::boxed(0, 0, &[4, 6], &[0, 0], &[4, 2], &[2, 1]);
+        let right = Extent::boxed(0, 8, &[4, 6], &[0, 2], &[4, 4], &[4, 1]);
+        let data = Data::new(DType::U8, vec![4, 6], vec![left, right]).unwrap();
+        let whole: Vec<u8> = (0..4u8).flat_map(|r| [r * 2, r * 2 + 1, 8 + r * 4, 9 + r * 4, 10 + r * 4, 11 + r * 4]).collect();
+        for start in 0..24 {
+            for end in start + 1..=24 {
+                let mut buffer = vec![0xff; end - start];
+                data.read(&files, start as u64..end as u64, &mut buffer).unwrap();
+                assert_eq!(buffer, whole[start..end], "{start}..{end}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_transposed_tensor_is_gathered() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = files(dir.path(), 6);
+        let data = Data::new(DType::U8, vec![2, 3], vec![Extent::boxed(0, 0, &[2, 3], &[0, 0], &[2, 3], &[1, 2])]).unwrap();
+        let mut buffer = vec![0; 6];
+        data.read(&files, 0..6, &mut buffer).unwrap();
+        assert_eq!(buffer, [0, 2, 4, 1, 3, 5]);
+    }
+
+    #[test]
+    fn parts_that_do_not_tile_are_refused() {
+        let flat = |start, run| Extent::flat(0, 0, start, run);
+        let error = |extents| Data::new(DType::F32, vec![6], extents).unwrap_err().to_string();
+        assert!(error(vec![flat(0, 4)]).contains("do not make it whole"));
+        assert!(error(vec![flat(0, 4), flat(3, 2)]).contains("overlap"));
+        assert!(error(vec![flat(0, 2), flat(4, 4)]).contains("beyond"));
+    }
+}

@@ -1,0 +1,165 @@
+//! Hugging Face safetensors: one file, several with an index, or one for each rank, as torch's writer and `load --save` leave them.
+
+use std::{collections::BTreeMap, fs::File, io::Read as _, path::Path};
+
+use safetensors::tensor::Metadata;
+
+use super::{Contents, Data, EngineError, ErrorKind, Extent, Files, Format, Kind, Result, Tensor, list};
+use crate::{
+    checkpoint::{Checkpoint, parse_header},
+    save::{entries::Part, header::parts},
+};
+
+pub(super) fn open(path: &Path) -> Result<Contents> {
+    let rank_files: Vec<String> = match path.is_dir() {
+        true => list(path)?.into_iter().filter(|n| is_rank_file(n)).collect(),
+        false => Vec::new(),
+    };
+    let mut files = Files::default();
+    let mut notes = Vec::new();
+    let tensors = match rank_files.is_empty() {
+        true => {
+            let checkpoint = Checkpoint::open(path)?;
+            notes.extend(checkpoint.warnings().iter().cloned());
+            let numbers: Vec<usize> = checkpoint.files().iter().map(|f| files.add(f.path.clone())).collect();
+            let tensor = |(index, meta): (usize, &shardwright_core::TensorMeta)| {
+                let place = checkpoint.location(index);
+                if meta.dtype.bits() < 8 {
+                    let what = format!("elements of {} are not converted", meta.dtype);
+                    return Err(EngineError::new(ErrorKind::Checkpoint, what).tensor(&meta.name));
+                }
+                let extent = Extent::flat(numbers[place.file], place.offset, 0, meta.numel().unwrap_or(0));
+                Ok(Tensor {
+                    name: String::from(&meta.name),
+                    kind: Kind::Trained,
+                    data: Data::new(meta.dtype, meta.shape.clone(), vec![extent])?,
+                })
+            };
+            checkpoint.model().tensors.iter().enumerate().map(tensor).collect::<Result<Vec<_>>>()?
+        }
+        false => of_ranks(path, &rank_files, &mut files)?,
+    };
+    let mut contents = Contents {
+        path: path.to_owned(),
+        format: Format::Safetensors,
+        version: None,
+        ranks: (!rank_files.is_empty()).then_some(rank_files.len() as u64),
+        tensors: super::sorted(path, tensors)?,
+        aliases: Vec::new(),
+        optimizer: None,
+        values: Vec::new(),
+        compute: None,
+        notes,
+        files,
+    };
+    super::classify(&mut contents)?;
+    Ok(contents)
+}
+
+fn is_rank_file(name: &str) -> bool {
+    (name.starts_with("shard-") || name.starts_with("partition-")) && name.ends_with(".safetensors")
+}
+
+/// Parts of a tensor, as they are found.
+#[derive(Default)]
+struct Parts {
+    dtype: Option<shardwright_core::DType>,
+    found: Vec<Found>,
+}
+
+struct Found {
+    file: usize,
+    offset: u64,
+    shape: Vec<u64>,
+    part: Part,
+}
+
+fn of_ranks(dir: &Path, names: &[String], files: &mut Files) -> Result<Vec<Tensor>> {
+    let mut all = BTreeMap::<String, Parts>::new();
+    for name in names {
+        let path = dir.join(name);
+        let error = |what: String| EngineError::new(ErrorKind::Checkpoint, what).file(&path);
+        let cannot = |e| EngineError::io("cannot read the file", &path, e);
+        let mut file = File::open(&path).map_err(cannot)?;
+        let size = file.metadata().map_err(cannot)?.len();
+        let mut length = [0; 8];
+        file.read_exact(&mut length).map_err(cannot)?;
+        let length = u64::from_le_bytes(length);
+        if length > 100_000_000 || length.saturating_add(8) > size {
+            return Err(error("the header is too long, or cut off".into()).found(format_args!("{length} bytes")));
+        }
+        let mut header = vec![0; usize::try_from(length).unwrap_or(0)];
+        file.read_exact(&mut header).map_err(cannot)?;
+        let entries = parse_header(&header, size - 8 - length).map_err(|e| e.file(&path))?;
+        let metadata: Metadata =
+            serde_json::from_slice(&header).map_err(|e| error(format!("the header is not one of safetensors: {e}")))?;
+        let told = parts(&metadata).map_err(error)?;
+        let number = files.add(path.clone());
+        for entry in entries {
+            let part = told.get(&entry.name).cloned().ok_or_else(|| {
+                EngineError::new(ErrorKind::Checkpoint, "the file does not tell which part of it it holds").file(&path).tensor(&entry.name)
+            })?;
+            let parts = all.entry(entry.name.clone()).or_default();
+            if *parts.dtype.get_or_insert(entry.dtype) != entry.dtype {
+                return Err(EngineError::new(ErrorKind::Checkpoint, "its parts have several dtypes").file(&path).tensor(&entry.name));
+            }
+            parts.found.push(Found { file: number, offset: 8 + length + entry.start, shape: entry.shape, part });
+        }
+    }
+    let shapes = shapes(dir)?;
+    all.into_iter().map(|(name, parts)| tensor(&name, &parts, shapes.get(&name)).map_err(|e| e.file(dir).tensor(&name))).collect()
+}
+
+/// Global shapes, where a manifest of `load --save` tells them.
+fn shapes(dir: &Path) -> Result<BTreeMap<String, Vec<u64>>> {
+    match crate::manifest::Manifest::read(dir) {
+        Ok(manifest) => Ok(manifest.plan.tensors.iter().map(|t| (String::from(&t.name), t.shape.clone())).collect()),
+        Err(_) => Ok(BTreeMap::new()),
+    }
+}
+
+fn tensor(name: &str, parts: &Parts, shape: Option<&Vec<u64>>) -> Result<Tensor> {
+    let error = |what: &str| EngineError::new(ErrorKind::Checkpoint, what);
+    let dtype = parts.dtype.ok_or_else(|| error("it has no parts"))?;
+    // Without a manifest: the smallest shape that holds every box.
+    let bounds = || {
+        let mut bounds = Vec::new();
+        for found in &parts.found {
+            let Part::SavedOffsets(at) = &found.part else { return Err(error("flat parts need the manifest of the save")) };
+            bounds.resize(at.len().max(bounds.len()), 0);
+            if at.len() != bounds.len() || found.shape.len() != bounds.len() {
+                return Err(error("its parts have several numbers of dims"));
+            }
+            for (bound, (at, size)) in bounds.iter_mut().zip(at.iter().zip(&found.shape)) {
+                *bound = at.checked_add(*size).ok_or_else(|| error("its size overflows"))?.max(*bound);
+            }
+        }
+        Ok(bounds)
+    };
+    let shape = shape.map_or_else(bounds, |s| Ok(s.clone()))?;
+    let mut extents = Vec::new();
+    for Found { file, offset, shape: sizes, part } in &parts.found {
+        match part {
+            Part::Flat { start, valid, .. } => extents.push(Extent::flat(*file, *offset, *start, *valid)),
+            Part::SavedOffsets(at) => {
+                let inside = at.len() == shape.len()
+                    && sizes.len() == shape.len()
+                    && (0..shape.len()).all(|d| at[d].checked_add(sizes[d]).is_some_and(|end| end <= shape[d]));
+                if !inside {
+                    return Err(error("a part lies outside of it")
+                        .expected(format_args!("{shape:?}"))
+                        .found(format_args!("{sizes:?} at {at:?}")));
+                }
+                if sizes.contains(&0) {
+                    continue;
+                }
+                let mut strides = vec![1u64; sizes.len()];
+                for dim in (1..sizes.len()).rev() {
+                    strides[dim - 1] = strides[dim] * sizes[dim];
+                }
+                extents.push(Extent::boxed(*file, *offset, &shape, at, sizes, &strides));
+            }
+        }
+    }
+    Ok(Tensor { name: name.to_owned(), kind: Kind::Trained, data: Data::new(dtype, shape, extents)? })
+}

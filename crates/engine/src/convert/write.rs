@@ -1,0 +1,384 @@
+//! Output files as plans, and the loop that writes them: block by block, read, cast, checksum, write, on a few threads with fixed buffers.
+
+use std::{
+    fs::{self, File},
+    ops::Range,
+    os::{fd::AsRawFd, unix::fs::FileExt},
+    path::Path,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+};
+
+use shardwright_core::DType;
+use shardwright_formats::{torch_file, zip};
+
+use super::data::{Data, Files};
+use crate::{
+    error::{EngineError, ErrorKind, Result},
+    load::CancelToken,
+};
+
+/// Bytes of a block, on either side of a cast.
+const BLOCK: u64 = 1 << 20;
+/// Bytes of one thread's piece of work.
+const TASK: u64 = 16 << 20;
+/// Files that are open for writing at the same time.
+const OPEN: usize = 64;
+const THREADS: usize = 2;
+
+/// A run of a payload.
+#[derive(Clone, Debug)]
+pub(super) enum Part<'a> {
+    /// Elements of a tensor, in row-major order.
+    Elements(&'a Data, Range<u64>),
+    /// Zeros.
+    Zeros(u64),
+}
+
+impl Part<'_> {
+    fn len(&self) -> u64 {
+        match self {
+            Self::Elements(_, range) => range.end - range.start,
+            Self::Zeros(count) => *count,
+        }
+    }
+}
+
+/// Contiguous elements of a file.
+#[derive(Clone, Debug)]
+struct Payload<'a> {
+    offset: u64,
+    dtype: DType,
+    /// Each with its first element in the payload.
+    parts: Vec<(u64, Part<'a>)>,
+    len: u64,
+    /// The zip and the member whose bytes these are.
+    member: Option<(usize, usize)>,
+}
+
+#[derive(Clone, Debug)]
+struct Zip {
+    base: u64,
+    layout: zip::Layout,
+    crcs: Vec<u32>,
+}
+
+/// A file to be written.
+#[derive(Clone, Debug)]
+pub(super) struct OutFile<'a> {
+    /// Relative to the target.
+    pub(super) name: String,
+    pub(super) size: u64,
+    literals: Vec<(u64, Vec<u8>)>,
+    payloads: Vec<Payload<'a>>,
+    zips: Vec<Zip>,
+}
+
+fn overflow() -> EngineError {
+    EngineError::new(ErrorKind::Checkpoint, "the size of a file to be written overflows")
+}
+
+impl<'a> OutFile<'a> {
+    pub(super) fn new(name: impl Into<String>) -> Self {
+        Self { name: name.into(), size: 0, literals: Vec::new(), payloads: Vec::new(), zips: Vec::new() }
+    }
+
+    /// A file of these bytes.
+    pub(super) fn literal(name: impl Into<String>, bytes: Vec<u8>) -> Self {
+        let mut file = Self::new(name);
+        file.append(bytes);
+        file
+    }
+
+    /// Bytes at the end.
+    pub(super) fn append(&mut self, bytes: Vec<u8>) {
+        let at = self.size;
+        self.size += bytes.len() as u64;
+        self.literals.push((at, bytes));
+    }
+
+    /// Elements at the end.
+    pub(super) fn elements(&mut self, dtype: DType, parts: Vec<Part<'a>>) -> Result<()> {
+        let at = self.size;
+        self.size = at.checked_add(self.payload(at, dtype, parts, None)?).ok_or_else(overflow)?;
+        Ok(())
+    }
+
+    fn payload(&mut self, offset: u64, dtype: DType, parts: Vec<Part<'a>>, member: Option<(usize, usize)>) -> Result<u64> {
+        let mut len = 0u64;
+        let mut placed = Vec::with_capacity(parts.len());
+        for part in parts {
+            if let Part::Elements(data, _) = &part
+                && !data.dtype.casts_to(dtype)
+            {
+                return Err(EngineError::new(ErrorKind::Config, format!("{} cannot be cast to {dtype}", data.dtype)));
+            }
+            let start = len;
+            len = len.checked_add(part.len()).ok_or_else(overflow)?;
+            placed.push((start, part));
+        }
+        self.payloads.push(Payload { offset, dtype, parts: placed, len, member });
+        dtype.bytes(len).ok_or_else(overflow)
+    }
+
+    /// A file of `torch.save` at the end; its size.
+    pub(super) fn torch(&mut self, built: Torch<'a>, root: &shardwright_formats::build::Value) -> Result<u64> {
+        let Torch { writer, storages } = built;
+        let torch_file::Planned { pickle, layout } = writer.finish(root).ok_or_else(overflow)?;
+        let (base, zip) = (self.size, self.zips.len());
+        let mut crcs = vec![0; layout.len()];
+        let last = layout.len() - 1;
+        (crcs[0], crcs[last]) = (crc32fast::hash(&pickle), crc32fast::hash(torch_file::VERSION));
+        let at = |member| base.checked_add(layout.payload(member)).ok_or_else(overflow);
+        self.literals.push((at(0)?, pickle));
+        self.literals.push((at(last)?, torch_file::VERSION.to_vec()));
+        for (number, storage) in storages.into_iter().enumerate() {
+            match storage {
+                Storage::Bytes(bytes) => {
+                    crcs[number + 1] = crc32fast::hash(&bytes);
+                    self.literals.push((at(number + 1)?, bytes));
+                }
+                Storage::Parts(dtype, parts) => drop(self.payload(at(number + 1)?, dtype, parts, Some((zip, number + 1)))?),
+            }
+        }
+        let size = layout.size();
+        self.size = base.checked_add(size).ok_or_else(overflow)?;
+        self.zips.push(Zip { base, layout, crcs });
+        Ok(size)
+    }
+
+    /// Bytes that are read from the source for it.
+    pub(super) fn source_bytes(&self) -> u64 {
+        let parts = self.payloads.iter().flat_map(|p| &p.parts);
+        let bytes = parts.map(|(_, part)| match part {
+            Part::Elements(data, range) => data.dtype.bytes(range.end - range.start).unwrap_or(0),
+            Part::Zeros(_) => 0,
+        });
+        bytes.fold(0, u64::saturating_add)
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Storage<'a> {
+    Bytes(Vec<u8>),
+    Parts(DType, Vec<Part<'a>>),
+}
+
+/// A file of `torch.save` that is being put together.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Torch<'a> {
+    writer: torch_file::Writer,
+    storages: Vec<Storage<'a>>,
+}
+
+impl<'a> Torch<'a> {
+    /// A tensor of these parts; its value for the pickle.
+    pub(super) fn tensor(&mut self, dtype: DType, shape: &[u64], parts: Vec<Part<'a>>) -> Result<shardwright_formats::build::Value> {
+        let (_, value) = self.writer.tensor(dtype, shape).ok_or_else(overflow)?;
+        self.storages.push(Storage::Parts(dtype, parts));
+        Ok(value)
+    }
+
+    /// A 0-d float32 tensor.
+    pub(super) fn scalar(&mut self, number: f32) -> Result<shardwright_formats::build::Value> {
+        let (_, value) = self.writer.tensor(DType::F32, &[]).ok_or_else(overflow)?;
+        self.storages.push(Storage::Bytes(number.to_le_bytes().to_vec()));
+        Ok(value)
+    }
+}
+
+/// A piece of a payload.
+struct Task {
+    file: usize,
+    payload: usize,
+    range: Range<u64>,
+}
+
+/// Sees how many source bytes more were done.
+pub(super) type Watch<'a> = &'a (dyn Fn(u64) + Sync);
+
+/// Writes the files into `dir`, which exists, and brings them to the disk.
+pub(super) fn write(dir: &Path, outputs: &mut [OutFile<'_>], files: &Files, watch: Watch<'_>, cancel: &CancelToken) -> Result<()> {
+    for batch in outputs.chunks_mut(OPEN) {
+        write_batch(dir, batch, files, watch, cancel)?;
+    }
+    Ok(())
+}
+
+fn create(dir: &Path, output: &OutFile<'_>) -> Result<File> {
+    let path = dir.join(&output.name);
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).map_err(|e| EngineError::io("cannot make the directory", parent, e))?;
+    }
+    let file = File::create_new(&path).map_err(|e| EngineError::io("cannot create the file", &path, e))?;
+    if output.size > 0 {
+        let size = libc::off_t::try_from(output.size).map_err(|_| overflow())?;
+        // SAFETY: an open descriptor of our own; nothing of this process's memory is touched.
+        let code = unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, size) };
+        match code {
+            0 => {}
+            libc::EOPNOTSUPP | libc::EINVAL => {
+                file.set_len(output.size).map_err(|e| EngineError::io("cannot set the file's size", &path, e))?;
+            }
+            code => return Err(EngineError::io("there is no room for the file", &path, std::io::Error::from_raw_os_error(code))),
+        }
+    }
+    Ok(file)
+}
+
+fn write_batch(dir: &Path, outputs: &mut [OutFile<'_>], files: &Files, watch: Watch<'_>, cancel: &CancelToken) -> Result<()> {
+    let open = outputs.iter().map(|output| create(dir, output)).collect::<Result<Vec<_>>>()?;
+    let mut tasks = Vec::new();
+    for (file, output) in outputs.iter().enumerate() {
+        for (offset, bytes) in &output.literals {
+            put(dir, output, &open[file], bytes, *offset)?;
+        }
+        for (payload, plan) in output.payloads.iter().enumerate() {
+            let step = TASK / (plan.dtype.bits() / 8).max(1);
+            let mut start = 0;
+            while start < plan.len {
+                let end = (start + step).min(plan.len);
+                tasks.push(Task { file, payload, range: start..end });
+                start = end;
+            }
+        }
+    }
+    let sums = run(dir, outputs, &open, files, &tasks, watch, cancel)?;
+    // Checksums of a payload's tasks, in order, are combined to its own.
+    let mut combined = std::collections::BTreeMap::<(usize, usize), crc32fast::Hasher>::new();
+    for (task, crc) in tasks.iter().zip(sums) {
+        let bytes = outputs[task.file].payloads[task.payload].dtype.bytes(task.range.end - task.range.start).unwrap_or(0);
+        let part = crc32fast::Hasher::new_with_initial_len(crc, bytes);
+        combined.entry((task.file, task.payload)).or_default().combine(&part);
+    }
+    for ((file, payload), hasher) in combined {
+        let output = &mut outputs[file];
+        if let Some((zip, member)) = output.payloads[payload].member {
+            output.zips[zip].crcs[member] = hasher.finalize();
+        }
+    }
+    for (output, file) in outputs.iter().zip(&open) {
+        for Zip { base, layout, crcs } in &output.zips {
+            for (member, crc) in crcs.iter().enumerate() {
+                put(dir, output, file, &layout.local_header(member, *crc), base + layout.header(member))?;
+            }
+            put(dir, output, file, &layout.directory(crcs), base + layout.directory_offset())?;
+        }
+        file.sync_all().map_err(|e| EngineError::io("cannot bring the file to the disk", dir.join(&output.name), e))?;
+    }
+    Ok(())
+}
+
+fn put(dir: &Path, output: &OutFile<'_>, file: &File, bytes: &[u8], offset: u64) -> Result<()> {
+    file.write_all_at(bytes, offset).map_err(|e| EngineError::io("cannot write the file", dir.join(&output.name), e).offset(offset))
+}
+
+fn run(
+    dir: &Path,
+    outputs: &[OutFile<'_>],
+    open: &[File],
+    files: &Files,
+    tasks: &[Task],
+    watch: Watch<'_>,
+    cancel: &CancelToken,
+) -> Result<Vec<u32>> {
+    let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let (sums, error) = (Mutex::new(vec![0u32; tasks.len()]), Mutex::new(None));
+    let work = || {
+        let mut buffers = Buffers::default();
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            let Some(task) = tasks.get(number) else { return };
+            if failed.load(Ordering::Relaxed) {
+                return;
+            }
+            let output = &outputs[task.file];
+            match copy(dir, output, &open[task.file], files, task, &mut buffers, watch, cancel) {
+                Ok(crc) => sums.lock().unwrap_or_else(std::sync::PoisonError::into_inner)[number] = crc,
+                Err(e) => {
+                    failed.store(true, Ordering::Relaxed);
+                    error.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get_or_insert(e);
+                    return;
+                }
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..THREADS.min(tasks.len()) {
+            scope.spawn(work);
+        }
+        work();
+    });
+    match error.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+        Some(error) => Err(error),
+        None => Ok(sums.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)),
+    }
+}
+
+#[derive(Default)]
+struct Buffers {
+    source: Vec<u8>,
+    target: Vec<u8>,
+}
+
+#[expect(clippy::too_many_arguments, reason = "one call, in one place")]
+fn copy(
+    dir: &Path,
+    output: &OutFile<'_>,
+    file: &File,
+    files: &Files,
+    task: &Task,
+    buffers: &mut Buffers,
+    watch: Watch<'_>,
+    cancel: &CancelToken,
+) -> Result<u32> {
+    let payload = &output.payloads[task.payload];
+    let size = payload.dtype.bits() / 8;
+    let mut hasher = crc32fast::Hasher::new();
+    let mut at = task.range.start;
+    while at < task.range.end {
+        if cancel.is_cancelled() {
+            return Err(EngineError::new(ErrorKind::Cancelled, "stopped; the unfinished target is removed"));
+        }
+        let end = (at + BLOCK / 8).min(task.range.end);
+        let bytes = usize::try_from((end - at) * size).unwrap_or(0);
+        buffers.target.resize(bytes, 0);
+        let read = fill(files, payload, at..end, size, buffers)?;
+        if payload.member.is_some() {
+            hasher.update(&buffers.target);
+        }
+        put(dir, output, file, &buffers.target, payload.offset + at * size)?;
+        watch(read);
+        at = end;
+    }
+    Ok(hasher.finalize())
+}
+
+/// Fills the target buffer with the payload's elements of `range`; the source bytes that were read.
+fn fill(files: &Files, payload: &Payload<'_>, range: Range<u64>, size: u64, buffers: &mut Buffers) -> Result<u64> {
+    let first = payload.parts.partition_point(|(start, part)| start + part.len() <= range.start);
+    let mut read = 0;
+    for (start, part) in payload.parts[first..].iter().take_while(|(start, _)| *start < range.end) {
+        let (from, to) = (range.start.max(*start), range.end.min(start + part.len()));
+        let index = |element: u64| usize::try_from((element - range.start) * size).unwrap_or(0);
+        let target = &mut buffers.target[index(from)..index(to)];
+        match part {
+            Part::Zeros(_) => target.fill(0),
+            Part::Elements(data, elements) => {
+                let wanted = elements.start + (from - start)..elements.start + (to - start);
+                read += data.dtype.bytes(to - from).unwrap_or(0);
+                if data.dtype == payload.dtype {
+                    data.read(files, wanted, target)?;
+                } else {
+                    buffers.source.resize(usize::try_from((to - from) * (data.dtype.bits() / 8)).unwrap_or(0), 0);
+                    data.read(files, wanted, &mut buffers.source)?;
+                    shardwright_cast::cast(data.dtype, payload.dtype, &buffers.source, target)
+                        .map_err(|e| EngineError::new(ErrorKind::Config, e.to_string()))?;
+                }
+            }
+        }
+    }
+    Ok(read)
+}
