@@ -1,6 +1,11 @@
 //! Hugging Face safetensors: one file, several with an index, or one for each rank, as torch's writer and `load --save` leave them.
 
-use std::{collections::BTreeMap, fs::File, io::Read as _, path::Path};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::File,
+    io::Read as _,
+    path::Path,
+};
 
 use safetensors::tensor::Metadata;
 
@@ -93,7 +98,7 @@ fn of_ranks(dir: &Path, names: &[String], files: &mut Files) -> Result<Vec<Tenso
         let entries = parse_header(&header, size - 8 - length).map_err(|e| e.file(&path))?;
         let metadata: Metadata =
             serde_json::from_slice(&header).map_err(|e| error(format!("the header is not one of safetensors: {e}")))?;
-        let told = parts(&metadata).map_err(error)?;
+        let told = parts(metadata.metadata().as_ref().unwrap_or(&HashMap::new())).map_err(error)?;
         let number = files.add(path.clone());
         for entry in entries {
             let part = told.get(&entry.name).cloned().ok_or_else(|| {
