@@ -42,25 +42,81 @@ pub enum Part {
     },
 }
 
+/// The entries of one rank's file, each made when it is asked for: there may be a million.
+#[derive(Debug)]
+pub struct Entries<'a> {
+    plan: &'a ShardPlan,
+    aliases: &'a [Alias],
+    rank: u32,
+    /// Indices of tensors, then of aliases, in the order of the bytes.
+    order: Vec<u32>,
+}
+
 /// The entries of `rank`'s file in the order of its bytes: wide dtypes first, so that each is aligned, then by name. A tensor is there once
 /// more under each alias.
 ///
 /// # Errors
 /// The name of a tensor whose size overflows.
-pub fn entries(plan: &ShardPlan, aliases: &[Alias], rank: u32) -> Result<Vec<Entry>, String> {
-    let mut entries = Vec::new();
-    let names = plan.tensors.iter().enumerate().map(|(index, tensor)| (&tensor.name, index));
-    for (name, index) in names.chain(aliases.iter().map(|alias| (&alias.name, alias.tensor))) {
-        let tensor = &plan.tensors[index];
-        if let Some((shape, part)) = part(tensor, rank) {
-            let dtype = tensor.precision.storage;
-            let bytes = shardwright_core::model::numel(&shape).and_then(|n| dtype.bytes(n));
-            let bytes = bytes.ok_or_else(|| format!("tensor '{}': the size of {dtype} {shape:?} overflows", tensor.name))?;
-            entries.push(Entry { name: name.clone(), tensor: index, dtype, shape, bytes, part });
+pub fn entries<'a>(plan: &'a ShardPlan, aliases: &'a [Alias], rank: u32) -> Result<Entries<'a>, String> {
+    let count = u32::try_from(plan.tensors.len() + aliases.len()).map_err(|_| "the plan has too many tensors".to_owned())?;
+    let mut entries = Entries { plan, aliases, rank, order: Vec::new() };
+    for index in 0..count {
+        let (name, tensor) = entries.named(index);
+        if let Some((shape, _)) = part(&plan.tensors[tensor], rank) {
+            let dtype = plan.tensors[tensor].precision.storage;
+            bytes(dtype, &shape).ok_or_else(|| format!("tensor '{name}': the size of {dtype} {shape:?} overflows"))?;
+            entries.order.push(index);
         }
     }
-    entries.sort_by(|a, b| b.dtype.bits().cmp(&a.dtype.bits()).then_with(|| a.name.cmp(&b.name)));
-    Ok(entries)
+    let mut order = std::mem::take(&mut entries.order);
+    let key = |index: u32| {
+        let (name, tensor) = entries.named(index);
+        (std::cmp::Reverse(plan.tensors[tensor].precision.storage.bits()), name)
+    };
+    order.sort_by(|a, b| key(*a).cmp(&key(*b)));
+    Ok(Entries { order, ..entries })
+}
+
+impl<'a> Entries<'a> {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.order.len()
+    }
+
+    /// True where the rank keeps nothing.
+    pub fn is_empty(&self) -> bool {
+        self.order.is_empty()
+    }
+
+    /// In the order of the bytes.
+    pub fn iter(&self) -> impl Iterator<Item = Entry> {
+        self.range(0..self.len())
+    }
+
+    /// Those at these places of the order.
+    pub fn range(&self, range: std::ops::Range<usize>) -> impl Iterator<Item = Entry> {
+        self.order[range].iter().filter_map(|&index| {
+            let (name, tensor) = self.named(index);
+            let (shape, part) = part(&self.plan.tensors[tensor], self.rank)?;
+            let dtype = self.plan.tensors[tensor].precision.storage;
+            Some(Entry { name: name.clone(), tensor, dtype, bytes: bytes(dtype, &shape)?, shape, part })
+        })
+    }
+
+    fn named(&self, index: u32) -> (&'a Name, usize) {
+        let index = index as usize;
+        match self.plan.tensors.get(index) {
+            Some(tensor) => (&tensor.name, index),
+            None => {
+                let alias = &self.aliases[index - self.plan.tensors.len()];
+                (&alias.name, alias.tensor)
+            }
+        }
+    }
+}
+
+fn bytes(dtype: DType, shape: &[u64]) -> Option<u64> {
+    shardwright_core::model::numel(shape).and_then(|n| dtype.bytes(n))
 }
 
 /// What `rank` writes of a tensor, if anything.
@@ -112,7 +168,7 @@ mod tests {
             Part::SavedOffsets(offsets) => (offsets[0], entry.shape[0]),
             Part::Flat { start, valid, .. } => (start, valid),
         };
-        (0..plan.mesh.world_size()).map(|rank| entries(plan, &[], rank).unwrap().into_iter().map(of).collect()).collect()
+        (0..plan.mesh.world_size()).map(|rank| entries(plan, &[], rank).unwrap().iter().map(of).collect()).collect()
     }
 
     /// torch 2.15's writer, ran: one entry for all empty shards, its offset at the global size.
@@ -145,7 +201,7 @@ mod tests {
     fn a_flat_part_has_its_padding() {
         let axis = GroupAxis { stride: 1, size: 8 };
         let plan = plan(&[9], axis, Layout::Flat { partition: 2 }, 8);
-        let of = |rank| entries(&plan, &[], rank).unwrap().remove(0);
+        let of = |rank| entries(&plan, &[], rank).unwrap().iter().next().unwrap();
         assert_eq!((of(4).shape, of(4).part), (vec![2], Part::Flat { start: 8, valid: 1, padding: 1 }));
         assert_eq!((of(7).shape, of(7).part), (vec![2], Part::Flat { start: 9, valid: 0, padding: 2 }));
     }

@@ -1,16 +1,21 @@
 //! The header of a rank's safetensors file, proven by the `safetensors` crate before a byte of it is written.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    ops::Range,
+};
 
 use safetensors::tensor::{Dtype, Metadata};
 use serde::{Deserialize, Serialize, Serializer, ser::SerializeMap as _};
 use shardwright_core::{DType, ShardPlan, TensorKind, TensorPlan};
 
 use super::{
-    entries::{Entry, Part},
+    entries::{Entries, Entry, Part},
     names::Format,
 };
 
+/// Tensors that the `safetensors` crate is shown at once.
+const PROVEN_AT_ONCE: usize = 4096;
 /// Bytes of the header's length, before the header.
 const LENGTH: usize = 8;
 /// What `safetensors` and torch refuse beyond.
@@ -20,15 +25,21 @@ const MAX_HEADER: usize = 100_000_000;
 ///
 /// # Errors
 /// A dtype that safetensors has no name for, or a header that is too large.
-pub fn header(plan: &ShardPlan, rank: u32, entries: &[Entry]) -> Result<Vec<u8>, String> {
+pub fn header(plan: &ShardPlan, rank: u32, entries: &Entries<'_>) -> Result<Vec<u8>, String> {
     let mut end = 0u64;
-    for entry in entries {
+    for entry in entries.iter() {
         dtype(entry.dtype)?;
         end = end.checked_add(entry.bytes).ok_or("the file's size overflows")?;
     }
+    // Proven in parts: a proof of the whole would take many times the header's memory.
+    for start in (0..entries.len()).step_by(PROVEN_AT_ONCE) {
+        let range = start..(start + PROVEN_AT_ONCE).min(entries.len());
+        let text = serde_json::to_vec(&Header { metadata: BTreeMap::new(), entries, range }).map_err(|e| e.to_string())?;
+        serde_json::from_slice::<Metadata>(&text).map_err(|e| format!("the safetensors crate refuses the header: {e}"))?;
+    }
     let mut bytes = vec![0; LENGTH];
-    serde_json::to_writer(&mut bytes, &Header { metadata: metadata(plan, rank, entries)?, entries }).map_err(|e| e.to_string())?;
-    serde_json::from_slice::<Metadata>(&bytes[LENGTH..]).map_err(|e| format!("the safetensors crate refuses the header: {e}"))?;
+    let header = Header { metadata: metadata(plan, rank, entries)?, entries, range: 0..entries.len() };
+    serde_json::to_writer(&mut bytes, &header).map_err(|e| e.to_string())?;
     bytes.resize(bytes.len().next_multiple_of(8), b' ');
     let length = bytes.len() - LENGTH;
     if length > MAX_HEADER {
@@ -41,7 +52,9 @@ pub fn header(plan: &ShardPlan, rank: u32, entries: &[Entry]) -> Result<Vec<u8>,
 /// As [`Metadata`] serialises, but with its strings in a fixed order, and without a copy of the entries.
 struct Header<'a> {
     metadata: BTreeMap<&'static str, String>,
-    entries: &'a [Entry],
+    entries: &'a Entries<'a>,
+    /// Which of them, in the order of the bytes.
+    range: Range<usize>,
 }
 
 impl Serialize for Header<'_> {
@@ -52,10 +65,10 @@ impl Serialize for Header<'_> {
             shape: &'a [u64],
             data_offsets: [u64; 2],
         }
-        let mut map = s.serialize_map(Some(self.entries.len() + 1))?;
+        let mut map = s.serialize_map(Some(self.range.len() + 1))?;
         map.serialize_entry("__metadata__", &self.metadata)?;
         let mut start = 0;
-        for entry in self.entries {
+        for entry in self.entries.range(self.range.clone()) {
             let end = start + entry.bytes;
             let info = Info { dtype: entry.dtype.safetensors_name(), shape: &entry.shape, data_offsets: [start, end] };
             map.serialize_entry(entry.name.as_str(), &info)?;
@@ -66,7 +79,7 @@ impl Serialize for Header<'_> {
 }
 
 /// The metadata's strings: for torch's format what torch 2.15's `_write_files_from_queue` puts there.
-fn metadata(plan: &ShardPlan, rank: u32, entries: &[Entry]) -> Result<BTreeMap<&'static str, String>, String> {
+fn metadata(plan: &ShardPlan, rank: u32, entries: &Entries<'_>) -> Result<BTreeMap<&'static str, String>, String> {
     let parts = |flat| serde_json::to_string(&Parts { plan, entries, flat }).map_err(|e| e.to_string());
     Ok(match Format::of(plan) {
         Format::TorchDcp => {
@@ -114,16 +127,16 @@ impl<'a> Partition<'a> {
 /// Each entry's part of the whole tensor, by name; of flat partitions with what else is to know of the tensor.
 struct Parts<'a> {
     plan: &'a ShardPlan,
-    entries: &'a [Entry],
+    entries: &'a Entries<'a>,
     flat: bool,
 }
 
 impl Serialize for Parts<'_> {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
         let mut map = s.serialize_map(Some(self.entries.len()))?;
-        for entry in self.entries {
+        for entry in self.entries.iter() {
             if self.flat {
-                map.serialize_entry(entry.name.as_str(), &Partition::new(&self.plan.tensors[entry.tensor], entry))?;
+                map.serialize_entry(entry.name.as_str(), &Partition::new(&self.plan.tensors[entry.tensor], &entry))?;
             } else {
                 map.serialize_entry(entry.name.as_str(), &entry.part)?;
             }

@@ -118,7 +118,8 @@ impl<'a> Saver<'a> {
 
     /// Bytes of the shards of these ranks, as they are written.
     fn shard_bytes(&self, ranks: &[u32]) -> Result<u64> {
-        ranks.iter().try_fold(0, |all: u64, &rank| Ok(all.saturating_add(sum(self.entries(rank)?.iter().map(|e| e.bytes)))))
+        let aliases = self.plan_aliases()?;
+        ranks.iter().try_fold(0, |all: u64, &rank| Ok(all.saturating_add(sum(self.entries(&aliases, rank)?.iter().map(|e| e.bytes)))))
     }
 
     /// Refuses early, before anything is loaded, what [`Saver::save`] would refuse: a directory that holds a save or files that would be
@@ -165,8 +166,8 @@ impl<'a> Saver<'a> {
         self.commit(&stage, identity, staged)
     }
 
-    fn entries(&self, rank: u32) -> Result<Vec<entries::Entry>> {
-        entries::entries(self.plan, &self.plan_aliases()?, rank).map_err(|what| EngineError::new(ErrorKind::Plan, what).rank(rank))
+    fn entries<'e>(&'e self, aliases: &'e [tied::Alias], rank: u32) -> Result<entries::Entries<'e>> {
+        entries::entries(self.plan, aliases, rank).map_err(|what| EngineError::new(ErrorKind::Plan, what).rank(rank))
     }
 
     /// Tied weights are stored under each name in torch's format: its readers look for all of them. Nobody looks in flat partitions.

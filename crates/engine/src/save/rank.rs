@@ -55,7 +55,8 @@ impl Saver<'_> {
         let (number, world_size) = (rank.rank(), self.plan.mesh.world_size());
         let watch = |bytes| self.watch(bytes);
         self.watch(0)?;
-        let entries = self.entries(number)?;
+        let aliases = self.plan_aliases()?;
+        let entries = self.entries(&aliases, number)?;
         let name = self.format.shard_name(number, world_size);
         let mut shard = stage.file(&name)?;
         {
@@ -64,9 +65,9 @@ impl Saver<'_> {
             shard.write(&header, &|_| Ok(()))?;
         }
         let mut tensors = Vec::with_capacity(entries.len());
-        for entry in &entries {
+        for entry in entries.iter() {
             let name = &entry.name;
-            let valid = self.valid_bytes(rank, entry)?;
+            let valid = self.valid_bytes(rank, &entry)?;
             shard.write(valid, &watch).map_err(|e| e.tensor(name))?;
             write_zeros(&mut shard, entry.bytes - valid.len() as u64).map_err(|e| e.tensor(name))?;
             tensors.push(TensorDigest { name: name.clone(), sha256: sha256(valid) });

@@ -14,8 +14,11 @@ use crate::{
     error::{EngineError, ErrorKind, Result},
     manifest::{FileDigest, RankFiles, RankHead, RankManifest},
     save::{
-        MANIFEST, entries, header,
+        MANIFEST,
+        entries::{self, Entries},
+        header,
         names::{SHARD_SUFFIX, TEMPORARY_PREFIX, is_rank_file},
+        tied::Alias,
     },
 };
 
@@ -76,10 +79,10 @@ impl Verifier<'_> {
         let path = self.dir.join(&files.shard.name);
         if as_stated && (whole || path.is_file()) {
             self.alone(|| {
-                let (told, _) = RankManifest::read(&self.dir, self.manifest.format, rank, self.manifest.world_size)?;
+                let read = || RankManifest::read(&self.dir, self.manifest.format, rank, self.manifest.world_size).map(|read| read.0);
                 match whole {
-                    true => self.check_header(&path, rank, &told, &mut found),
-                    false => self.name_altered(&path, &told, &mut found),
+                    true => self.check_header(&path, rank, read, &mut found),
+                    false => self.name_altered(&path, &read()?, &mut found),
                 }
             })?;
         }
@@ -92,10 +95,12 @@ impl Verifier<'_> {
         work()
     }
 
-    fn entries(&self, rank: u32) -> Result<Vec<entries::Entry>> {
-        let aliases = self.manifest.plan_aliases();
-        let entries = aliases.and_then(|aliases| entries::entries(&self.manifest.plan, &aliases, rank));
-        entries.map_err(|what| EngineError::new(ErrorKind::Plan, what).rank(rank))
+    fn entries<'e>(&'e self, aliases: &'e [Alias], rank: u32) -> Result<Entries<'e>> {
+        entries::entries(&self.manifest.plan, aliases, rank).map_err(|what| EngineError::new(ErrorKind::Plan, what).rank(rank))
+    }
+
+    fn aliases(&self) -> Result<Vec<Alias>> {
+        self.manifest.plan_aliases().map_err(|what| EngineError::new(ErrorKind::Plan, what))
     }
 
     /// Size and digest of one file; true where both are right.
@@ -135,7 +140,7 @@ impl Verifier<'_> {
     }
 
     /// The header must tell what the plan says this rank keeps. Only a forged manifest leads here with another.
-    fn check_header(&self, path: &Path, rank: u32, told: &RankManifest, found: &mut Verified) -> Result<()> {
+    fn check_header(&self, path: &Path, rank: u32, told: impl FnOnce() -> Result<RankManifest>, found: &mut Verified) -> Result<()> {
         let file = match Safetensors::open(path, ErrorKind::Mismatch) {
             Err(e) if e.kind() == ErrorKind::Mismatch => {
                 found.problem(e.rank(rank));
@@ -143,7 +148,8 @@ impl Verifier<'_> {
             }
             other => other?,
         };
-        let expected = self.entries(rank)?;
+        let aliases = self.aliases()?;
+        let expected = self.entries(&aliases, rank)?;
         let parts = header::parts(&file.metadata).unwrap_or_else(|what| {
             found.problem(mismatch(path, what).rank(rank));
             BTreeMap::new()
@@ -155,8 +161,10 @@ impl Verifier<'_> {
             let same = |t: &&super::shard::StoredTensor| (t.dtype, &t.shape) == (entry.dtype, &entry.shape);
             stored.get(name).is_some_and(same) && parts.get(name) == Some(&entry.part)
         };
-        let same = expected.len() == stored.len() && expected.iter().all(matches);
-        let digests = told.tensors.iter().map(|t| &t.name).eq(expected.iter().map(|e| &e.name));
+        let same = expected.len() == stored.len() && expected.iter().all(|entry| matches(&entry));
+        drop((stored, parts));
+        drop(file);
+        let digests = told()?.tensors.iter().map(|t| t.name.clone()).eq(expected.iter().map(|e| e.name));
         if !(same && digests) {
             found.problem(mismatch(path, "its header does not tell of the tensors that the plan gives this rank").rank(rank));
         }
@@ -166,17 +174,18 @@ impl Verifier<'_> {
     /// Names the tensors by which a file differs from what was written, as far as its header can still be read.
     fn name_altered(&self, path: &Path, told: &RankManifest, found: &mut Verified) -> Result<()> {
         let Ok(file) = Safetensors::open(path, ErrorKind::Mismatch) else { return Ok(()) };
-        let entries = self.entries(told.rank)?;
+        let aliases = self.aliases()?;
+        let entries = self.entries(&aliases, told.rank)?;
         let told_of: BTreeMap<&str, _> =
             entries.iter().zip(&told.tensors).map(|(entry, digest)| (digest.name.as_str(), (entry, digest.sha256))).collect();
         for tensor in &file.tensors {
-            let Some(&(entry, expected)) = told_of.get(tensor.name.as_str()) else { continue };
+            let Some((entry, expected)) = told_of.get(tensor.name.as_str()) else { continue };
             let valid = match entry.part {
                 entries::Part::Flat { valid, .. } => entry.dtype.bytes(valid).unwrap_or(0).min(tensor.bytes),
                 entries::Part::SavedOffsets(_) => tensor.bytes,
             };
             let (is, _) = self.digest(path, tensor.start, valid, false)?;
-            if is != expected {
+            if is != *expected {
                 let problem = mismatch(path, "its bytes are not those that were saved").tensor(&tensor.name).rank(told.rank);
                 found.problem(problem.expected(expected).found(is));
             }
