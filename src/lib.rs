@@ -4,6 +4,7 @@
 //! binary with a strategy of its own is two lines: `use acme_strategy as _;` and `shardwright::main()`.
 
 pub use shardwright_cast as cast;
+#[cfg(feature = "cli")]
 pub use shardwright_cli::main;
 pub use shardwright_config as config;
 pub use shardwright_core as core;
@@ -17,6 +18,6 @@ pub use shardwright_zero3 as zero3;
 pub mod testkit;
 
 /// The guide's code, compiled and run.
-#[cfg(doctest)]
+#[cfg(all(doctest, feature = "cli"))]
 #[doc = include_str!("../docs/write-a-strategy.md")]
 struct WriteAStrategy;

@@ -12,6 +12,8 @@ use shardwright_engine::{
     CancelToken, Checkpoint, IoOptions, Loader, ReadMethod,
     generate::{Content, Qwen3, write_checkpoint},
     memory::{available, process_memory},
+    save::Saver,
+    verify::Verifier,
 };
 
 const MIB: f64 = 1048576.0;
@@ -19,15 +21,20 @@ const MIB: f64 = 1048576.0;
 fn main() {
     if let Ok(job) = env::var("FOOTPRINT_JOB") {
         let job: Value = serde_json::from_str(&job).unwrap();
-        let answer = if job["soak"].as_bool() == Some(true) { soak(&job) } else { load(&job) };
+        let answer = match (job["soak"].as_bool(), job["verify"].as_str()) {
+            (Some(true), _) => soak(&job),
+            (_, Some(dir)) => verify(dir.as_ref()),
+            _ => load(&job),
+        };
         println!("{answer}");
         return;
     }
     let filter = env::args().skip(1).find(|a| !a.starts_with('-')).unwrap_or_default();
-    let tests: [(&str, fn()); 4] = [
+    let tests: [(&str, fn()); 5] = [
         ("memory_beyond_the_shards_is_bounded_whatever_the_size", memory_beyond_the_shards_is_bounded_whatever_the_size),
         ("a_rank_reads_what_it_needs_and_no_more", a_rank_reads_what_it_needs_and_no_more),
         ("a_thousand_loads_leave_nothing_behind", a_thousand_loads_leave_nothing_behind),
+        ("a_save_and_its_verification_need_little_memory_a_tensor", a_save_and_its_verification_need_little_memory_a_tensor),
         ("hundreds_of_files_need_few_descriptors_and_little_memory", hundreds_of_files_need_few_descriptors_and_little_memory),
     ];
     for (name, test) in tests.iter().filter(|t| t.0.contains(&filter)) {
@@ -101,6 +108,26 @@ fn a_thousand_loads_leave_nothing_behind() {
     println!("1,000 loads: anonymous memory grew by {grown:.2} MiB");
 }
 
+/// 30,000 tensors, all four ranks: saving takes at most 1 kB a tensor beyond loading, and so do both of verification's passes, plan included.
+fn a_save_and_its_verification_need_little_memory_a_tensor() {
+    const TENSORS: u64 = 30_000;
+    let dir = tempfile::TempDir::new().unwrap();
+    let tensors: Vec<TensorMeta> =
+        (0..TENSORS).map(|i| TensorMeta::new(format!("model.layers.{i:06}.mlp.down_proj.weight"), DType::BF16, [8u64, 2])).collect();
+    write_checkpoint(dir.path(), &tensors, u64::MAX, Content::Sparse).unwrap();
+    let shards = dir.path().join("shards");
+    let job = json!({ "dir": dir.path(), "world": 4, "rank": null, "storage": "bfloat16" });
+    let mut saving = job.clone();
+    saving["save"] = json!(shards);
+    let peak = |job: &Value| child(job)["peak"].as_f64().unwrap() / TENSORS as f64;
+    let (loaded, saved) = (peak(&job), peak(&saving));
+    let verified = peak(&json!({ "verify": shards }));
+    println!("bytes a tensor: {loaded:.0} to load, {saved:.0} with a save, {verified:.0} to verify");
+    assert!(saved - loaded <= 1000.0, "a save takes {:.0} bytes a tensor beyond a load", saved - loaded);
+    // A manifest and a header are texts that are parsed whole, and the buffers for digests do not grow with the tensors.
+    assert!(verified <= 2000.0, "verification takes {verified:.0} bytes a tensor");
+}
+
 /// 100,000 tensors in 200 files, one rank of 512, with 64 descriptors allowed.
 fn hundreds_of_files_need_few_descriptors_and_little_memory() {
     let dir = tempfile::TempDir::new().unwrap();
@@ -166,6 +193,10 @@ fn load(job: &Value) -> Value {
     let ranks: Vec<u32> = job["rank"].as_u64().map_or_else(|| (0..world).collect(), |r| vec![u32::try_from(r).unwrap()]);
     let io = IoOptions { force: true, ..IoOptions::default() };
     let loaded = Loader::new(&plan, &checkpoint).ranks(&ranks).io(io).load().unwrap();
+    if let Some(dir) = job["save"].as_str() {
+        let saved = Saver::new(&plan, &checkpoint, dir).save_loaded(&loaded).unwrap();
+        assert!(saved.missing.is_empty());
+    }
     let (stats, now) = (loaded.stats, process_memory().unwrap());
     let held = stats.shard_bytes + stats.padding_bytes;
     let needed: u64 = plan.tensors.iter().map(|t| t.source.bytes(t.valid_numel(ranks[0])).unwrap()).sum();
@@ -175,6 +206,13 @@ fn load(job: &Value) -> Value {
         "anonymous": signed(now.anonymous) - signed(idle.anonymous) - signed(held),
         "rchar": rchar() - read_before, "needed": needed, "shard": stats.shard_bytes, "tensors": plan.tensors.len(),
     })
+}
+
+fn verify(dir: &Path) -> Value {
+    let idle = process_memory().unwrap();
+    let found = Verifier::open(dir).unwrap().run().unwrap();
+    assert!(found.problems.is_empty(), "{:?}", found.problems);
+    json!({ "peak": process_memory().unwrap().peak - idle.resident })
 }
 
 fn soak(job: &Value) -> Value {

@@ -1,5 +1,5 @@
 //! Proof that torch reads what `load --save` kept, in torch's own words (`read_with_torch.py`), and that torchrun can run `load`. Needs a
-//! Python with torch and safetensors: SHARDWRIGHT_PYTHON, else `python3` on the path; without one the tests name themselves skipped.
+//! Python with torch and safetensors: SHARDWRIGHT_PYTHON, else `python3` on the path; without one the runner reports the tests as ignored.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -7,32 +7,56 @@ mod support;
 use std::{
     ffi::OsString,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, ExitCode},
 };
 
+use libtest_mimic::{Arguments, Trial};
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use support::{checkpoint, fsdp2_config, real_model, root, run, stderr};
 use tempfile::TempDir;
 
-/// A Python that has what the script imports, without the environment of any launcher.
-fn python(test: &str) -> Option<Command> {
-    let name = std::env::var_os("SHARDWRIGHT_PYTHON").unwrap_or_else(|| OsString::from("python3"));
+fn main() -> ExitCode {
+    let tests: [(&str, fn()); 3] = [
+        ("torch_reads_shards_into_a_smaller_world", torch_reads_shards_into_a_smaller_world),
+        ("torch_reads_shards_into_a_larger_world", torch_reads_shards_into_a_larger_world),
+        ("torchrun_saves_a_rank_a_process", torchrun_saves_a_rank_a_process),
+    ];
+    let skipped = !has_torch();
+    if skipped {
+        eprintln!(
+            "skipped: {} has no safetensors and torch with HuggingFaceStorageReader; set SHARDWRIGHT_PYTHON to one that has",
+            python_name().display()
+        );
+    }
+    let trial = |(name, test): (&str, fn())| {
+        let run = move || {
+            test();
+            Ok(())
+        };
+        Trial::test(name, run).with_ignored_flag(skipped)
+    };
+    libtest_mimic::run(&Arguments::from_args(), tests.map(trial).into()).exit_code()
+}
+
+fn python_name() -> OsString {
+    std::env::var_os("SHARDWRIGHT_PYTHON").unwrap_or_else(|| OsString::from("python3"))
+}
+
+/// True for a Python that has what the script imports.
+fn has_torch() -> bool {
     let imports = "import safetensors, torch; from torch.distributed.checkpoint import HuggingFaceStorageReader; \
                    from torch.distributed.fsdp import fully_shard";
-    let found = Command::new(&name).args(["-c", imports]).output().is_ok_and(|o| o.status.success());
-    if !found {
-        eprintln!(
-            "skipped: {test}: {} has no safetensors and torch with HuggingFaceStorageReader; set SHARDWRIGHT_PYTHON to one that has",
-            name.display()
-        );
-        return None;
-    }
-    let mut command = Command::new(name);
+    Command::new(python_name()).args(["-c", imports]).output().is_ok_and(|o| o.status.success())
+}
+
+/// torchrun, without the environment of any launcher.
+fn torchrun() -> Command {
+    let mut command = Command::new(python_name());
     for key in ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"] {
         command.env_remove(key);
     }
     command.env("OMP_NUM_THREADS", "1").args(["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]);
-    Some(command)
+    command
 }
 
 /// Saves a world's shards of a model, and gives `SHARDS=MODEL` for the script.
@@ -78,9 +102,7 @@ fn read(mut torchrun: Command, ranks: u32, pairs: &[String]) {
 }
 
 /// Uneven and empty shards, hybrid meshes, three dtypes in one model, buffers: read by fewer ranks than saved them.
-#[test]
 fn torch_reads_shards_into_a_smaller_world() {
-    let Some(torchrun) = python("torch_reads_shards_into_a_smaller_world") else { return };
     let dir = TempDir::new().unwrap();
     let at = dir.path();
     let (qwen3, tied, odd) = (checkpoint("tiny-qwen3-bf16"), checkpoint("tiny-qwen3-tied-fp32"), checkpoint("odd-shapes"));
@@ -98,24 +120,21 @@ fn torch_reads_shards_into_a_smaller_world() {
     if let Some(model) = real_model("torch_reads_shards_into_a_smaller_world, its real model") {
         pairs.push(save(at, "all-MiniLM-L6-v2", &model, 3, 1, "bfloat16"));
     }
-    read(torchrun, 2, &pairs);
+    read(torchrun(), 2, &pairs);
 }
 
-#[test]
 fn torch_reads_shards_into_a_larger_world() {
-    let Some(torchrun) = python("torch_reads_shards_into_a_larger_world") else { return };
     let dir = TempDir::new().unwrap();
     let pairs = [
         save(dir.path(), "bf16", &checkpoint("tiny-qwen3-bf16"), 2, 1, "checkpoint"),
         save(dir.path(), "odd-replicated", &checkpoint("odd-shapes"), 4, 4, "checkpoint"),
     ];
-    read(torchrun, 5, &pairs);
+    read(torchrun(), 5, &pairs);
 }
 
 /// Three processes of one torchrun save a rank each into one directory, at the same time; together it is the one-process save.
-#[test]
 fn torchrun_saves_a_rank_a_process() {
-    let Some(mut torchrun) = python("torchrun_saves_a_rank_a_process") else { return };
+    let mut torchrun = torchrun();
     let dir = TempDir::new().unwrap();
     let model = checkpoint("tiny-qwen3-bf16");
     save(dir.path(), "whole", &model, 3, 1, "float32");

@@ -6,7 +6,7 @@ use shardwright_engine::inspect::{Inspection, Sum, inspect};
 use crate::{
     args::{Format, InspectArgs},
     exit::{Exit, Failure},
-    output::{print, print_note},
+    output::{print, print_next, print_note},
     table::{Align, bytes, render},
     verify::find,
 };
@@ -22,7 +22,10 @@ pub fn run(args: &InspectArgs) -> Result<Exit, Failure> {
     }
     let found = inspect(&checkpoint);
     match args.format {
-        Format::Table => print(&table(&found))?,
+        Format::Table => {
+            print(&table(&found))?;
+            print_next("name it as `model` of a config; shardwright resolve CONFIG shows what a run does with it");
+        }
         Format::Json => {
             let json = serde_json::to_string_pretty(&found).map_err(|e| Failure::new(Exit::Io, format_args!("cannot render: {e}")))?;
             print(&format!("{json}\n"))?;

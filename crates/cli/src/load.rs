@@ -15,7 +15,7 @@ use crate::{
     device::{self, Placed},
     exit::{Exit, Failure},
     input::{self, Input},
-    output::{Written, check_writable, print, print_note, write_whole},
+    output::{Written, check_writable, print, print_next, print_note, write_whole},
     progress::Progress,
     render,
     save::Target,
@@ -54,7 +54,21 @@ pub fn run(args: &LoadArgs) -> Result<Exit, Failure> {
     if let Some(loaded) = loaded.filter(|_| described) {
         report(args, &Report::new(&plan, &loaded, totals, args.digest))?;
     }
+    if args.format == Format::Table {
+        print_next(&next_step(args, saved.is_some()));
+    }
     Ok(Exit::Done)
+}
+
+/// What a load is for: the shards are kept, then trained from.
+fn next_step(args: &LoadArgs, saved: bool) -> String {
+    let config = args.config.display();
+    match &args.save {
+        Some(dir) if saved => {
+            format!("shardwright verify {0} checks what was saved; docs/save-format.md shows how torch resumes from {0}", dir.display())
+        }
+        _ => format!("shardwright load {config} … --save DIR keeps the shards for training"),
+    }
 }
 
 /// The proven plan. Nothing of the shards' size is allocated before this holds.

@@ -61,6 +61,11 @@ pub fn print_note(text: &str) {
     drop(writeln!(io::stderr(), "{}", harmless(text.trim_end())));
 }
 
+/// The last line for people: what to do next. On standard error, so that results stay as they are for programs.
+pub fn print_next(step: &str) {
+    print_note(&format!("next: {step}"));
+}
+
 /// Refuses early what [`write_whole`] would refuse: a directory, a pipe, a place where no file can be made, another's file.
 pub fn check_writable(file: &Path, what: Written) -> Result<(), Failure> {
     check_regular(file)?;

@@ -14,7 +14,7 @@ use crate::{
     counted::Counted,
     exit::{Exit, Failure},
     load::cancel_on_signal,
-    output::{print, print_note},
+    output::{print, print_next, print_note},
     table::{bytes, count},
 };
 
@@ -59,7 +59,10 @@ fn tell(args: &VerifyArgs, verifier: &Verifier<'_>, found: Verified) -> Result<E
     }
     match args.format {
         Format::Json => print(&as_json(&found))?,
-        Format::Table if good => print(&summary(args, verifier, &found))?,
+        Format::Table if good => {
+            print(&summary(args, verifier, &found))?;
+            print_next("torch.distributed.checkpoint reads shards of torch's format on any number of ranks: docs/save-format.md");
+        }
         Format::Table => {}
     }
     Ok(if good { Exit::Done } else { Exit::Mismatch })

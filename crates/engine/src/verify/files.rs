@@ -5,7 +5,6 @@ use std::{
     fs::{self, File},
     io::{self, Read as _, Seek as _},
     path::Path,
-    sync::PoisonError,
 };
 
 use super::{Verified, Verifier, mismatch, shard::Safetensors};
@@ -23,6 +22,17 @@ use crate::{
 };
 
 const BLOCK: usize = 1 << 20;
+
+/// A rank's file of tensors, by its digest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shard {
+    /// As the rank's manifest tells.
+    Whole,
+    /// Missing or otherwise than the rank's manifest tells.
+    Altered,
+    /// The rank's manifest is not known to tell the truth.
+    Unknown,
+}
 
 impl Verifier<'_> {
     /// Files that the manifest does not list: those that a reader would take for shards are problems, others are told.
@@ -56,12 +66,11 @@ impl Verifier<'_> {
         Ok(found)
     }
 
-    /// A rank's manifest, then its tensors.
-    pub(super) fn check_rank(&self, files: &RankFiles) -> Result<Verified> {
+    /// A rank's manifest, then the digest of its tensors.
+    pub(super) fn check_digests(&self, files: &RankFiles) -> Result<(Verified, Shard)> {
         let mut found = Verified::default();
         let rank = files.rank;
-        let read = || RankHead::read(&self.dir, self.manifest.format, rank, self.manifest.world_size);
-        let as_stated = match self.alone(read) {
+        let as_stated = match RankHead::read(&self.dir, self.manifest.format, rank, self.manifest.world_size) {
             Ok((head, digest)) if digest == files.manifest && head.shard == files.shard => true,
             Ok(_) => {
                 found.problem(
@@ -76,23 +85,23 @@ impl Verifier<'_> {
             Err(e) => return Err(e),
         };
         let whole = self.check_file(&files.shard, &mut found, true)?;
-        let path = self.dir.join(&files.shard.name);
-        if as_stated && (whole || path.is_file()) {
-            self.alone(|| {
-                let read = || RankManifest::read(&self.dir, self.manifest.format, rank, self.manifest.world_size).map(|read| read.0);
-                match whole {
-                    true => self.check_header(&path, rank, read, &mut found),
-                    false => self.name_altered(&path, &read()?, &mut found),
-                }
-            })?;
-        }
-        Ok(found)
+        let shard = match (as_stated, whole) {
+            (false, _) => Shard::Unknown,
+            (true, true) => Shard::Whole,
+            (true, false) => Shard::Altered,
+        };
+        Ok((found, shard))
     }
 
-    /// One rank at a time.
-    fn alone<T>(&self, work: impl FnOnce() -> T) -> T {
-        let _alone = self.headers.lock().unwrap_or_else(PoisonError::into_inner);
-        work()
+    /// What is to say of a rank's header, or of the tensors that were altered.
+    pub(super) fn check_header_of(&self, files: &RankFiles, shard: Shard, found: &mut Verified) -> Result<()> {
+        let path = self.dir.join(&files.shard.name);
+        let read = || RankManifest::read(&self.dir, self.manifest.format, files.rank, self.manifest.world_size).map(|read| read.0);
+        match shard {
+            Shard::Whole => self.check_header(&path, files.rank, read, found),
+            Shard::Altered if path.is_file() => self.name_altered(&path, &read()?, found),
+            Shard::Altered | Shard::Unknown => Ok(()),
+        }
     }
 
     fn entries<'e>(&'e self, aliases: &'e [Alias], rank: u32) -> Result<Entries<'e>> {
