@@ -48,7 +48,8 @@ pub enum Format {
 /// rank of each shard group, and only then allocates and reads. No rank reads, casts or holds a byte outside its shard.
 ///
 /// Without a rank, all ranks of the world are loaded side by side in this process. With --rank, or under torchrun (RANK, WORLD_SIZE), srun
-/// (SLURM_PROCID, SLURM_NTASKS) or mpirun (OMPI_COMM_WORLD_RANK, OMPI_COMM_WORLD_SIZE), that rank alone. WORLD_SIZE alone is --world-size.
+/// (SLURM_PROCID, SLURM_NTASKS), mpirun (OMPI_COMM_WORLD_RANK, OMPI_COMM_WORLD_SIZE) or mpiexec (PMI_RANK, PMI_SIZE; also PALS, Flux, MVAPICH,
+/// jsrun), that rank alone. WORLD_SIZE alone is --world-size.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:

@@ -50,6 +50,9 @@ pub fn read(config: &Path, overrides: &[String], world: WorldArgs, io: &IoArgs) 
 /// Who this process is: said once, kept by the engine.
 pub fn known_world(args: WorldArgs) -> Result<World, Failure> {
     let world = World::from_process(WorldFlags { rank: args.rank, world_size: args.world_size })?;
+    if let Some(doubt) = &world.doubt {
+        crate::output::print_note(&format!("warning: {doubt}"));
+    }
     Ok(set_process_world(world)?.clone())
 }
 

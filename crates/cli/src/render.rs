@@ -60,8 +60,14 @@ impl Paint {
     }
 }
 
+/// Findings that are shown at most; JSON has them all.
+const MOST_FINDINGS: usize = 100;
+
 fn all(diagnostics: &[Diagnostic], sources: &[Source], paint: Paint) -> String {
-    let mut text: Vec<String> = diagnostics.iter().map(|d| one(d, sources, paint)).collect();
+    let mut text: Vec<String> = diagnostics.iter().take(MOST_FINDINGS).map(|d| one(d, sources, paint)).collect();
+    if let Some(more) = diagnostics.len().checked_sub(MOST_FINDINGS).filter(|more| *more > 0) {
+        text.push(format!("and {more} more, which --format json of `shardwright resolve` lists"));
+    }
     let errors = diagnostics.iter().filter(|d| d.severity == Severity::Error).count();
     if errors > 1 {
         text.push(format!("{}: {errors} errors", paint.paint(Role::Error, "error")));

@@ -13,12 +13,15 @@ use shardwright_config::{
     output::{Difference, flat, origin_in_short},
 };
 use shardwright_core::{diagnostic::Diagnostic, registry::Registry};
-use shardwright_engine::{EngineError, ErrorKind, World, WorldFlags, setup};
+use shardwright_engine::{
+    EngineError, ErrorKind, World, WorldFlags,
+    setup::{self, Setup},
+};
 
 use crate::{
     args::{ResolveArgs, ResolveFormat},
     exit::{Exit, Failure},
-    output::{Written, print, write_whole},
+    output::{Written, print, print_note, write_whole},
     render,
     table::{self, Align},
     yaml,
@@ -36,7 +39,7 @@ pub fn run(args: &ResolveArgs) -> Result<Exit, Failure> {
     let mut documents = Vec::new();
     for config in &configs {
         let exit = match setup::resolve(config, &overrides, &world, &registry) {
-            Ok(setup) => one(args, config, configs.len() > 1, &setup.outcome, &mut documents)?,
+            Ok(setup) => one(args, config, configs.len() > 1, &setup, &mut documents)?,
             // One that cannot be read does not hide what the others say.
             Err(error) => unreadable(args, config, &error, &mut documents)?,
         };
@@ -61,7 +64,8 @@ fn arguments(args: &ResolveArgs) -> Result<(Vec<PathBuf>, Vec<String>), Failure>
     Ok((configs.into_iter().map(PathBuf::from).collect(), overrides))
 }
 
-fn one(args: &ResolveArgs, config: &Path, several: bool, outcome: &Outcome, documents: &mut Vec<(String, Json)>) -> Result<Exit, Failure> {
+fn one(args: &ResolveArgs, config: &Path, several: bool, setup: &Setup, documents: &mut Vec<(String, Json)>) -> Result<Exit, Failure> {
+    let outcome = &setup.outcome;
     if args.format == ResolveFormat::Json && !is_quiet(args) {
         documents.push((config.display().to_string(), outcome.to_json()));
     } else {
@@ -74,7 +78,7 @@ fn one(args: &ResolveArgs, config: &Path, several: bool, outcome: &Outcome, docu
     } else if let Some(lock) = &args.lock {
         write_whole(&lock_file(lock, config, several, true)?, &pretty(&resolved.lock())?, Written::Lock)?;
     } else if let Some(lock) = &args.check {
-        return check(&lock_file(lock, config, several, false)?, config, resolved);
+        return check(&lock_file(lock, config, several, false)?, config, setup, resolved);
     } else if args.format != ResolveFormat::Json {
         if several {
             print(&format!("# {}\n", config.display()))?;
@@ -167,16 +171,29 @@ fn lock_file(path: &Path, config: &Path, several: bool, write: bool) -> Result<P
     if write {
         fs::create_dir_all(path).map_err(|e| Failure::output(path.display(), &e))?;
     }
-    let parts: Vec<_> = config
-        .with_extension("")
-        .components()
-        .filter_map(|c| match c {
-            std::path::Component::Normal(part) => Some(part.to_string_lossy().into_owned()),
-            _ => None,
-        })
-        .collect();
-    let name = if config.is_absolute() { parts.last().cloned().unwrap_or_default() } else { parts.join(".") };
-    Ok(path.join(format!("{name}.lock")))
+    Ok(path.join(format!("{}.lock", lock_name(path, config))))
+}
+
+/// A config's path from the folder that the locks' directory is in, with dots: the same wherever the command is run.
+fn lock_name(locks: &Path, config: &Path) -> String {
+    let (locks, config) = (real(locks), real(config));
+    let folder = locks.parent().unwrap_or(Path::new("/"));
+    let shared = folder.components().zip(config.components()).take_while(|(a, b)| a == b).count();
+    let own = config.with_extension("");
+    let parts: Vec<_> = own.components().skip(shared).map(|c| c.as_os_str().to_string_lossy().into_owned()).collect();
+    parts.join(".")
+}
+
+/// A path without links and `..`, as far as it is there.
+fn real(path: &Path) -> PathBuf {
+    if let Ok(path) = fs::canonicalize(path) {
+        return path;
+    }
+    let whole = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    match (whole.parent(), whole.file_name()) {
+        (Some(folder), Some(name)) => real(folder).join(name),
+        _ => whole,
+    }
 }
 
 /// Refuses configs that would share a lock: the last one's would be all that is left.
@@ -198,15 +215,43 @@ fn distinct_locks(path: &Path, configs: &[PathBuf]) -> Result<(), Failure> {
 /// A lock is some ten KiB. What is cut off here is no JSON any more, and told as such.
 const MOST_LOCK: u64 = 16 << 20;
 
-fn check(lock: &Path, config: &Path, resolved: &Resolved) -> Result<Exit, Failure> {
+fn check(lock: &Path, config: &Path, setup: &Setup, resolved: &Resolved) -> Result<Exit, Failure> {
+    let unreadable = |why: &dyn std::fmt::Display| Failure::new(Exit::Io, format_args!("cannot read {}: {why}", lock.display()));
+    // Opening a pipe would wait for who writes to it.
+    if fs::metadata(lock).is_ok_and(|meta| !meta.is_file()) {
+        return Err(unreadable(&"not a regular file"));
+    }
     let mut text = String::new();
     let read = fs::File::open(lock).and_then(|file| file.take(MOST_LOCK).read_to_string(&mut text));
-    read.map_err(|e| Failure::new(Exit::Io, format_args!("cannot read {}: {e}", lock.display())))?;
-    let differences = resolved.differences(&text).map_err(|why| Failure::new(Exit::Config, format_args!("{}: {why}", lock.display())))?;
+    read.map_err(|e| unreadable(&e))?;
+    let comparison = resolved.compare(&text).map_err(|why| Failure::new(Exit::Config, format_args!("{}: {why}", lock.display())))?;
+    let mut differences = comparison.differences;
+    if let Err(why) = &setup.model {
+        // What follows from the model's config.json cannot be compared without it.
+        let before = differences.len();
+        let open = |pointer: &str| resolved.unresolved.iter().any(|u| u.pointer == pointer);
+        differences.retain(|d| !d.pointer.starts_with("/model/") && !open(&d.pointer));
+        let left = before - differences.len();
+        if left > 0 {
+            print_note(&format!(
+                "warning: {}: the model is not at hand, so that {left} of the values in {} are not checked: {why}",
+                config.display(),
+                lock.display()
+            ));
+        }
+    }
     if differences.is_empty() {
         return Ok(Exit::Done);
     }
-    let mut out = format!("{} is not as {} says:\n", config.display(), lock.display());
+    let mut out = match &comparison.other_version {
+        None => format!("{} is not as {} says:\n", config.display(), lock.display()),
+        Some(version) => format!(
+            "{} was made by another version of shardwright ({version}; this is {}), and these values differ; if they are right, make it \
+             again with --lock:\n",
+            lock.display(),
+            shardwright_core::VERSION
+        ),
+    };
     differences.iter().for_each(|d| out += &difference(d));
     print(&out)?;
     Ok(Exit::Drift)
@@ -228,9 +273,9 @@ mod tests {
 
     #[test]
     fn configs_that_would_share_a_lock_are_refused() {
-        let shared = distinct_locks(Path::new("locks"), &["/a/train.yaml".into(), "/b/train.yaml".into()]).unwrap_err();
+        let shared = distinct_locks(Path::new("locks"), &["a/train.yaml".into(), "a.train.yaml".into()]).unwrap_err();
         assert_eq!(shared.exit, Exit::Usage);
-        assert!(["/a/train.yaml", "/b/train.yaml", "locks/train.lock"].iter().all(|n| shared.text.contains(n)), "{}", shared.text);
+        assert!(["a/train.yaml", "a.train.yaml", "locks/a.train.lock"].iter().all(|n| shared.text.contains(n)), "{}", shared.text);
         assert!(distinct_locks(Path::new("locks"), &["a/train.yaml".into(), "b/train.yaml".into()]).is_ok());
         assert!(distinct_locks(Path::new("lock"), &["/a/train.yaml".into()]).is_ok());
     }
@@ -243,5 +288,10 @@ mod tests {
             .collect();
         let names: Vec<String> = names.iter().map(|p| p.display().to_string()).collect();
         assert_eq!(names, ["locks/a.train.lock", "locks/b.train.lock", "locks/c.lock", "locks/train.lock"]);
+        // However it is written.
+        let here = std::env::current_dir().unwrap();
+        let name = |config: PathBuf| lock_file(&here.join("locks"), &config, true, false).unwrap();
+        assert_eq!(name(here.join("a/train.yaml")), here.join("locks/a.train.lock"));
+        assert_eq!(name("a/train.yaml".into()), here.join("locks/a.train.lock"));
     }
 }

@@ -3,10 +3,12 @@
 
 pub(super) mod schema;
 
+use std::collections::BTreeMap;
+
 use shardwright_core::{
     diagnostic::{Diagnostic, Location, Source},
     strategy_config::Mixed,
-    tree::{Node, Value},
+    tree::{Entry, Node, Value},
 };
 
 use crate::keys::unknown_keys;
@@ -201,12 +203,12 @@ const PASSED_OVER: Option<&str> = Some("accelerate passes over it");
 
 /// `fsdp_config` with the prefix that accelerate adds where a key lacks it; the later of two spellings counts.
 fn prefixed(config: &Node) -> Node {
-    let mut out = Node::map(Vec::new(), config.at.clone());
+    let mut entries: BTreeMap<String, Entry> = BTreeMap::new();
     for entry in config.entries() {
         let key = if entry.key.starts_with("fsdp") { entry.key.clone() } else { format!("fsdp_{}", entry.key) };
-        out.set(&key, entry.at.clone(), entry.value.clone());
+        entries.insert(key.clone(), Entry { key, ..entry.clone() });
     }
-    out
+    Node::map(entries.into_values().collect(), config.at.clone())
 }
 
 fn fsdp(root: &Node, at: &Location, flat: &mut Node, diagnostics: &mut Vec<Diagnostic>) {

@@ -208,8 +208,19 @@ fn deepspeeds_own(root: &Node) -> Option<&Entry> {
 pub(super) const DEFAULT_MODEL: &str = "Qwen/Qwen3-4B-Instruct-2507";
 
 /// Environment variables that a value can be from.
-pub(super) const VARIABLES: &[&str] =
-    &["WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "ALLOW_EXTRA_KEYS"];
+pub(super) const VARIABLES: &[&str] = &[
+    "WORLD_SIZE",
+    "SLURM_NTASKS",
+    "OMPI_COMM_WORLD_SIZE",
+    "PMI_SIZE",
+    "FLUX_JOB_SIZE",
+    "MV2_COMM_WORLD_SIZE",
+    "JSM_NAMESPACE_SIZE",
+    "RANK",
+    "SLURM_PROCID",
+    "OMPI_COMM_WORLD_RANK",
+    "ALLOW_EXTRA_KEYS",
+];
 
 fn environment(env: &BTreeMap<String, String>) -> Source {
     let lines: Vec<String> =

@@ -1,10 +1,11 @@
 //! Where a key belongs that its section does not have: it is looked for in all the others, so that a key in the wrong place is told the
 //! right one, and a typo finds its word wherever that is known.
 
-use serde_json::Value as Json;
+use std::{collections::BTreeMap, sync::OnceLock};
+
 use shardwright_core::{
     diagnostic::Diagnostic,
-    registry::{Registry, StrategyEntry},
+    registry::{Registry, property_paths},
     strategy_config::Dialect,
     suggest::nearest,
 };
@@ -50,16 +51,22 @@ impl Place {
     }
 }
 
+/// Findings whose key is looked for among misspelled words too; of more than that, none is a misspelling.
+const MOST_SUGGESTED: usize = 64;
+
 impl Scope<'_> {
     /// Adds to every finding about an unknown key where the key belongs, unless its own section has one that is spelled nearly so.
     pub(super) fn tell(&self, found: &mut [Diagnostic]) {
         let (mut in_yaml, mut in_files) = (None, None);
-        for diagnostic in found.iter_mut().filter(|d| UNKNOWN.contains(&d.code)) {
+        for (count, diagnostic) in found.iter_mut().filter(|d| UNKNOWN.contains(&d.code)).enumerate() {
             let Some(key) = diagnostic.message.split('\'').nth(1) else { continue };
             let is_file = diagnostic.at.as_ref().is_some_and(|at| self.files.contains(&&*at.file));
-            let known =
-                if is_file { in_files.get_or_insert_with(|| self.in_files()) } else { in_yaml.get_or_insert_with(|| self.in_yaml()) };
-            if let Some(help) = belongs(key, known, diagnostic.help.as_deref()) {
+            let known: &Known = if is_file {
+                in_files.get_or_insert_with(|| Known::new(self.in_files()))
+            } else {
+                in_yaml.get_or_insert_with(|| Known::new(self.in_yaml()))
+            };
+            if let Some(help) = known.belongs(key, diagnostic.help.as_deref(), count < MOST_SUGGESTED) {
                 diagnostic.help = Some(help.into());
             }
         }
@@ -76,20 +83,16 @@ impl Scope<'_> {
             }
             Dialect::Accelerate => places.extend(accelerate::paths().map(Place::of)),
         }
-        let mut settings = Vec::new();
-        properties(schemars::schema_for!(Settings).as_value(), "shardwright.", &mut settings);
-        places.extend(settings.into_iter().map(Place::of));
+        places.extend(settings().iter().map(Place::of));
         places
     }
 
     /// Keys of the strategies' sections, the chosen one's first.
     fn strategies(&self) -> Vec<Place> {
         let (mut chosen, mut others) = (Vec::new(), Vec::new());
-        for entry in self.registry.strategies() {
-            let mut paths = Vec::new();
-            properties(entry.schema().as_value(), "dist_config.", &mut paths);
-            let only_with = self.strategy.filter(|name| *name != entry.name).map(|_| entry.name);
-            let places = paths.into_iter().map(|path| Place { path, only_with });
+        for keys in self.registry.section_keys() {
+            let only_with = self.strategy.filter(|name| *name != keys.strategy).map(|_| keys.strategy);
+            let places = keys.paths.iter().map(|path| Place { path: format!("dist_config.{path}"), only_with });
             if only_with.is_none() { chosen.extend(places) } else { others.extend(places) }
         }
         chosen.append(&mut others);
@@ -98,37 +101,48 @@ impl Scope<'_> {
 
     /// Keys of a DeepSpeed config: of whatever strategy takes one inline.
     fn in_files(&self) -> Vec<Place> {
-        let schemas = self.registry.strategies().iter().map(StrategyEntry::schema);
-        let Some(schema) = schemas.into_iter().find(|s| s.as_value()["properties"].get("zero_optimization").is_some()) else {
-            return Vec::new();
-        };
+        let inline = self.registry.section_keys().iter().find(|keys| keys.paths.iter().any(|path| path == "zero_optimization"));
+        inline.into_iter().flat_map(|keys| &keys.paths).filter(|path| *path != "other").map(Place::of).collect()
+    }
+}
+
+/// The keys of `shardwright`.
+fn settings() -> &'static [String] {
+    static PATHS: OnceLock<Vec<String>> = OnceLock::new();
+    PATHS.get_or_init(|| {
         let mut paths = Vec::new();
-        properties(schema.as_value(), "", &mut paths);
-        paths.into_iter().filter(|path| path != "other").map(Place::of).collect()
-    }
+        property_paths(schemars::schema_for!(Settings).as_value(), "shardwright.", &mut paths);
+        paths
+    })
 }
 
-fn belongs(key: &str, places: &[Place], help: Option<&str>) -> Option<String> {
-    if let Some(place) = places.iter().find(|p| p.key() == key) {
-        return Some(match (place.section(), place.only_with) {
-            (Some(section), None) => format!("it is a key of {section}: write it there"),
-            (Some(section), Some(name)) => format!("it is a key of {section} where dist_config.name is {name}"),
-            (None, _) => "it is a key of the file itself: write it outside of all sections".to_owned(),
-        });
-    }
-    if help.is_some_and(|h| h.starts_with("did you mean")) {
-        return None;
-    }
-    let near = nearest(key, places.iter().map(Place::key))?;
-    places.iter().find(|p| p.key() == near).map(|place| format!("did you mean {}?", place.path))
+/// Places, and the first of them by key.
+struct Known {
+    places: Vec<Place>,
+    by_key: BTreeMap<String, usize>,
 }
 
-/// The paths of a schema's properties, those of a section after its own.
-fn properties(schema: &Json, prefix: &str, paths: &mut Vec<String>) {
-    for (key, inner) in schema["properties"].as_object().into_iter().flatten() {
-        let path = format!("{prefix}{key}");
-        let under = format!("{path}.");
-        paths.push(path);
-        properties(inner, &under, paths);
+impl Known {
+    fn new(places: Vec<Place>) -> Self {
+        let mut by_key = BTreeMap::new();
+        for (at, place) in places.iter().enumerate() {
+            by_key.entry(place.key().to_owned()).or_insert(at);
+        }
+        Self { places, by_key }
+    }
+
+    fn belongs(&self, key: &str, help: Option<&str>, may_be_misspelled: bool) -> Option<String> {
+        if let Some(place) = self.by_key.get(key).map(|at| &self.places[*at]) {
+            return Some(match (place.section(), place.only_with) {
+                (Some(section), None) => format!("it is a key of {section}: write it there"),
+                (Some(section), Some(name)) => format!("it is a key of {section} where dist_config.name is {name}"),
+                (None, _) => "it is a key of the file itself: write it outside of all sections".to_owned(),
+            });
+        }
+        if !may_be_misspelled || help.is_some_and(|h| h.starts_with("did you mean")) {
+            return None;
+        }
+        let near = nearest(key, self.by_key.keys().map(String::as_str))?;
+        self.by_key.get(near).map(|at| format!("did you mean {}?", self.places[*at].path))
     }
 }

@@ -1,7 +1,7 @@
 //! The flat keys of a LLaMA-Factory v1 YAML: their types, bounds, defaults and meanings, one a line, and the reader that applies them.
 //! What the values mean together is in `resolve`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value as Json;
 
@@ -278,15 +278,19 @@ fn boolean(diagnostic: Diagnostic, node: &Node) -> Diagnostic {
     }
 }
 
+/// Unknown keys of one section whose nearest words are looked for; of more than that, none is a misspelling.
+const MOST_SUGGESTED: usize = 32;
+
 /// Reports every key of a mapping that is none of `known`, as an error or, where extra keys are allowed, as a warning.
 pub(super) fn unknown_keys<'a>(
     root: &Node,
     path: &str,
-    known: impl Iterator<Item = &'a str> + Clone,
+    known: impl Iterator<Item = &'a str>,
     allowed: Option<&str>,
     diagnostics: &mut Vec<Diagnostic>,
 ) {
-    for entry in root.entries().iter().filter(|e| known.clone().all(|k| k != e.key)) {
+    let known: BTreeSet<&str> = known.collect();
+    for (count, entry) in root.entries().iter().filter(|e| !known.contains(&*e.key)).enumerate() {
         let name = short(&entry.key);
         let place = if path.is_empty() { String::new() } else { format!(" in {path}") };
         let mut diagnostic = match allowed {
@@ -294,7 +298,7 @@ pub(super) fn unknown_keys<'a>(
             Some(why) => Diagnostic::warning("config-extra-key", format!("the key '{name}'{place} is unknown and ignored: {why}")),
         }
         .at(entry.at.clone());
-        if let Some(near) = nearest(&entry.key, known.clone()) {
+        if let Some(near) = (count < MOST_SUGGESTED).then(|| nearest(&entry.key, known.iter().copied())).flatten() {
             diagnostic = diagnostic.help(format!("did you mean '{near}'?"));
         }
         diagnostics.push(diagnostic);

@@ -70,14 +70,20 @@ fn likely_buffers(model: &ModelMeta, buffers: &Globs) -> Vec<String> {
     found.into_iter().map(say).collect()
 }
 
+/// Globs that match nothing and are told one by one; their nearest names are looked for, each among all names.
+const MOST_TOLD: usize = 8;
+
 fn unmatched(key: &str, what: &str, globs: &Globs, names: &BTreeSet<&str>) -> Vec<String> {
-    let matches = |pattern: &str| Globs::new([pattern]).is_ok_and(|glob| names.iter().any(|name| glob.matches(name)));
-    let none = |pattern: &&String| !matches(pattern);
-    let say = |pattern: &String| {
+    let patterns = globs.unmatched(names.iter().copied());
+    let say = |pattern: &&str| {
         let near = nearest(pattern, names.iter().copied()).map_or(String::new(), |near| format!("; did you mean '{}'?", shown(near)));
         format!("shardwright.{key}: '{}' matches no {what} of the model{near}", shown(pattern))
     };
-    globs.patterns().iter().filter(none).map(say).collect()
+    let mut told: Vec<String> = patterns.iter().take(MOST_TOLD).map(say).collect();
+    if let Some(more) = patterns.len().checked_sub(MOST_TOLD).filter(|more| *more > 0) {
+        told.push(format!("shardwright.{key}: {more} more globs match no {what} of the model"));
+    }
+    told
 }
 
 #[cfg(test)]

@@ -175,19 +175,20 @@ impl Resolved {
             .into_iter()
             .map(|(pointer, value, origin)| (pointer, json!({ "value": value, "from": locked(origin) })))
             .collect();
-        json!({ "lock": LOCK, "values": values })
+        json!({ "lock": LOCK, "shardwright": shardwright_core::VERSION, "values": values })
     }
 
-    /// What differs from a lock, by pointer.
+    /// What differs from a lock, by pointer. A key that only one of two versions has, at its default, is no difference.
     ///
     /// # Errors
     /// A text that is no lock.
-    pub fn differences(&self, lock: &str) -> Result<Vec<Difference>, String> {
+    pub fn compare(&self, lock: &str) -> Result<Comparison, String> {
         let lock: Json = serde_json::from_str(lock).map_err(|e| format!("this is no lock: {e}"))?;
         if lock["lock"] != LOCK {
             return Err(format!("expected a lock of format {LOCK}, found {}", lock["lock"]));
         }
         let Some(then) = lock["values"].as_object() else { return Err("this is no lock: it has no values".into()) };
+        let made_by = lock["shardwright"].as_str();
         let mut pairs: BTreeMap<String, Difference> = BTreeMap::new();
         let empty = |pointer: &str| Difference { pointer: pointer.to_owned(), then: None, now: None };
         for (pointer, entry) in then {
@@ -198,8 +199,27 @@ impl Resolved {
             let new = Some((value.clone(), origin_in_short(origin)));
             pairs.entry(pointer.clone()).or_insert_with(|| empty(&pointer)).now = new;
         }
-        Ok(pairs.into_values().filter(|d| d.then.as_ref().map(|t| &t.0) != d.now.as_ref().map(|n| &n.0)).collect())
+        let differs = |d: &Difference| d.then.as_ref().map(|t| &t.0) != d.now.as_ref().map(|n| &n.0);
+        let mut differences: Vec<Difference> = pairs.into_values().filter(differs).collect();
+        let other_version = (made_by != Some(shardwright_core::VERSION))
+            .then(|| made_by.unwrap_or("an earlier build, which did not name itself").to_owned());
+        if other_version.is_some() {
+            let is_default = |side: &Option<(Json, String)>| side.as_ref().is_none_or(|(_, from)| from == "default");
+            let only_there = |d: &Difference| d.then.is_none() != d.now.is_none() && is_default(&d.then) && is_default(&d.now);
+            differences.retain(|d| !only_there(d));
+        }
+        Ok(Comparison { other_version, differences })
     }
+}
+
+/// A resolution beside a lock.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Comparison {
+    /// The version of shardwright that made the lock, where it is not this one.
+    pub other_version: Option<String>,
+    /// What differs, by pointer.
+    pub differences: Vec<Difference>,
 }
 
 /// A value that is not what the lock says.

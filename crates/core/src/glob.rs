@@ -42,6 +42,34 @@ impl Globs {
         &self.patterns
     }
 
+    /// The patterns that match none of the names, in order: one pass over the names for all patterns.
+    #[doc(hidden)]
+    pub fn unmatched<'n>(&self, names: impl IntoIterator<Item = &'n str>) -> Vec<&str> {
+        let Some(set) = &self.set else { return Vec::new() };
+        let mut matched = vec![false; self.patterns.len()];
+        let mut left = matched.len();
+        let mut indices = Vec::new();
+        for name in names {
+            if left == 0 {
+                break;
+            }
+            set.matches_into(name, &mut indices);
+            for at in indices.iter().copied() {
+                if !std::mem::replace(&mut matched[at], true) {
+                    left -= 1;
+                }
+            }
+        }
+        self.patterns.iter().zip(matched).filter(|(_, matched)| !matched).map(|(pattern, _)| pattern.as_str()).collect()
+    }
+
+    /// The first pattern that matches the whole name, by its index.
+    #[doc(hidden)]
+    pub fn first_match(&self, name: &str) -> Option<usize> {
+        crate::steps::count(1);
+        self.set.as_ref()?.matches(name).into_iter().min()
+    }
+
     /// True where a pattern matches the whole name.
     pub fn matches(&self, name: &str) -> bool {
         crate::steps::count(1);

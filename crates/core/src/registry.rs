@@ -4,7 +4,7 @@
 //! [`register_strategy!`]: crate::register_strategy
 //! [`register_precision!`]: crate::register_precision
 
-use std::fmt;
+use std::{fmt, sync::OnceLock};
 
 use schemars::{JsonSchema, Schema};
 use serde_json::Value as Json;
@@ -222,6 +222,29 @@ pub const DEFAULT_POLICY: &str = "mixed";
 pub struct Registry {
     strategies: Vec<StrategyEntry>,
     policies: Vec<PolicyEntry>,
+    /// Made when they are first asked for: a schema takes longer than a resolution.
+    keys: OnceLock<Vec<SectionKeys>>,
+}
+
+/// Every key of a strategy's section, as the path in it.
+#[doc(hidden)]
+#[derive(Clone, Debug)]
+pub struct SectionKeys {
+    /// The strategy's name.
+    pub strategy: &'static str,
+    /// Paths with dots, a section before what is in it.
+    pub paths: Vec<String>,
+}
+
+/// The paths of a schema's properties, those of a section after its own.
+#[doc(hidden)]
+pub fn property_paths(schema: &Json, prefix: &str, paths: &mut Vec<String>) {
+    for (key, inner) in schema["properties"].as_object().into_iter().flatten() {
+        let path = format!("{prefix}{key}");
+        let under = format!("{path}.");
+        paths.push(path);
+        property_paths(inner, &under, paths);
+    }
 }
 
 const STRATEGY: &str = "strategy";
@@ -245,12 +268,25 @@ impl Registry {
         strategies: impl IntoIterator<Item = StrategyEntry>,
         policies: impl IntoIterator<Item = PolicyEntry>,
     ) -> Result<Self, Diagnostic> {
-        Ok(Self { strategies: checked(STRATEGY, strategies)?, policies: checked(POLICY, policies)? })
+        Ok(Self { strategies: checked(STRATEGY, strategies)?, policies: checked(POLICY, policies)?, keys: OnceLock::new() })
     }
 
     /// The strategies, by name.
     pub fn strategies(&self) -> &[StrategyEntry] {
         &self.strategies
+    }
+
+    /// The keys of every strategy's section, in the order of [`Registry::strategies`].
+    #[doc(hidden)]
+    pub fn section_keys(&self) -> &[SectionKeys] {
+        self.keys.get_or_init(|| {
+            let of = |entry: &StrategyEntry| {
+                let mut paths = Vec::new();
+                property_paths(entry.schema().as_value(), "", &mut paths);
+                SectionKeys { strategy: entry.name, paths }
+            };
+            self.strategies.iter().map(of).collect()
+        })
     }
 
     /// The precision policies, by name.

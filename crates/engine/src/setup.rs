@@ -70,8 +70,6 @@ fn named_file(name: &str, bases: &[PathBuf]) -> Result<Source, String> {
     let beside = |base: &PathBuf| if base.as_os_str() == "." { PathBuf::from(name) } else { base.join(name) };
     let places: Vec<PathBuf> = bases.iter().map(beside).collect();
     match places.iter().find(|p| p.exists()) {
-        // A pipe that a config names would be waited for without end.
-        Some(path) if !path.is_file() => Err("not a regular file".to_owned()),
         Some(path) => read_text(path).map(|text| Source::new(path.display().to_string(), text)),
         None => {
             let tried: Vec<String> = places.iter().map(|p| p.display().to_string()).collect();
@@ -97,6 +95,10 @@ fn neighbour(path: &Path) -> Option<String> {
 
 /// A whole text file, bounded; or why not.
 fn read_text(path: &Path) -> Result<String, String> {
+    // Opening a pipe would wait for who writes to it, and a device may never end.
+    if std::fs::metadata(path).is_ok_and(|meta| !meta.is_file()) {
+        return Err("not a regular file".to_owned());
+    }
     let file = File::open(path).map_err(|e| format!("cannot open the file: {e}"))?;
     let mut bytes = Vec::new();
     file.take(MOST_BYTES + 1).read_to_end(&mut bytes).map_err(|e| format!("cannot read the file: {e}"))?;

@@ -21,6 +21,8 @@ pub struct World {
     pub local_size: Option<u32>,
     /// Who said so, such as `torchrun (RANK=1, WORLD_SIZE=4)`; for messages.
     pub origin: String,
+    /// What a user should know: a launcher is evident, and yet no variable that is read gives a rank.
+    pub doubt: Option<String>,
 }
 
 /// What the command line asked for.
@@ -38,7 +40,7 @@ struct Launcher {
     variables: [&'static str; 4],
 }
 
-const LAUNCHERS: [Launcher; 3] = [
+const LAUNCHERS: [Launcher; 8] = [
     Launcher { name: "torchrun", variables: ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"] },
     // Slurm has no variable for the last: see `slurm_tasks`.
     Launcher { name: "srun", variables: ["SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", ""] },
@@ -46,6 +48,35 @@ const LAUNCHERS: [Launcher; 3] = [
         name: "mpirun",
         variables: ["OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"],
     },
+    // PALS leaves the size to PMI.
+    Launcher { name: "PALS", variables: ["PALS_RANKID", "PMI_SIZE", "PALS_LOCAL_RANKID", "PMI_LOCAL_SIZE"] },
+    Launcher { name: "Flux", variables: ["FLUX_TASK_RANK", "FLUX_JOB_SIZE", "FLUX_TASK_LOCAL_ID", "FLUX_TASK_LOCAL_SIZE"] },
+    Launcher {
+        name: "MVAPICH",
+        variables: ["MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE"],
+    },
+    Launcher {
+        name: "jsrun",
+        variables: ["JSM_NAMESPACE_RANK", "JSM_NAMESPACE_SIZE", "JSM_NAMESPACE_LOCAL_RANK", "JSM_NAMESPACE_LOCAL_SIZE"],
+    },
+    // MPICH and Intel MPI; the latter two are Intel's and Hydra's.
+    Launcher { name: "mpiexec", variables: ["PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"] },
+];
+
+/// Variables by which a launcher is evident that has set no rank that is read here.
+const TRACES: &[&str] = &[
+    "PMIX_RANK",
+    "PMIX_NAMESPACE",
+    "PMI_FD",
+    "PMI_PORT",
+    "PMI_SIZE",
+    "HYDI_CONTROL_FD",
+    "OMPI_COMM_WORLD_SIZE",
+    "MPI_LOCALRANKID",
+    "LOCAL_RANK",
+    "GROUP_RANK",
+    "TORCHELASTIC_RUN_ID",
+    "FLUX_TASK_LOCAL_ID",
 ];
 
 impl World {
@@ -62,7 +93,7 @@ impl World {
                 let told = if flags.world_size.is_none() { number(&env, "WORLD_SIZE")? } else { None };
                 let origin = told.map_or_else(|| describe_flags(flags), |size| format!("{}, WORLD_SIZE={size}", describe_flags(flags)));
                 let (size, size_is_flag) = (flags.world_size.or(told), flags.world_size.is_some());
-                Self { rank: flags.rank, size, size_is_flag, local_rank: None, local_size: None, origin }
+                Self { rank: flags.rank, size, size_is_flag, local_rank: None, local_size: None, origin, doubt: doubt(flags, &env) }
             }
         };
         world.checked()
@@ -98,6 +129,19 @@ impl World {
     }
 }
 
+/// What there is to say of a process that no variable gives a rank, and that a launcher has started all the same.
+fn doubt(flags: WorldFlags, env: &impl Fn(&str) -> Option<String>) -> Option<String> {
+    let trace = TRACES.iter().find(|name| env(name).is_some())?;
+    if flags.rank.is_some() || flags.world_size.is_some() {
+        return None;
+    }
+    let value = shardwright_core::text::short(&env(trace)?);
+    Some(format!(
+        "{trace}={value} says that a launcher started this process, but no variable that is read gives its rank: it stands for all ranks. \
+         Give --rank and --world-size, or set RANK and WORLD_SIZE"
+    ))
+}
+
 fn number(env: &impl Fn(&str) -> Option<String>, name: &str) -> Result<Option<u32>> {
     let Some(text) = env(name).filter(|t| !t.trim().is_empty()) else { return Ok(None) };
     text.trim()
@@ -123,7 +167,15 @@ fn from_launchers(env: &impl Fn(&str) -> Option<String>) -> Result<Option<World>
             "LOCAL_WORLD_SIZE" => number(env, local_size)?.map_or_else(|| number(env, "LOCAL_SIZE"), |n| Ok(Some(n)))?, // DeepSpeed's
             _ => number(env, local_size)?,
         };
-        let said = World { rank: Some(r), size: s, size_is_flag: false, local_rank: number(env, local_rank)?, local_size: locals, origin };
+        let said = World {
+            rank: Some(r),
+            size: s,
+            size_is_flag: false,
+            local_rank: number(env, local_rank)?,
+            local_size: locals,
+            origin,
+            doubt: None,
+        };
         match &chosen {
             None => chosen = Some(said),
             Some(first) if (first.rank, first.size) == (said.rank, said.size) || nested(first, &said, env) => {}
@@ -238,8 +290,32 @@ mod tests {
         assert_eq!(detect(NONE, &[("RANK", "1"), ("WORLD_SIZE", "4")]), Ok((Some(1), Some(4))));
         assert_eq!(detect(NONE, &[("SLURM_PROCID", "2"), ("SLURM_NTASKS", "3")]), Ok((Some(2), Some(3))));
         assert_eq!(detect(NONE, &[("OMPI_COMM_WORLD_RANK", "0"), ("OMPI_COMM_WORLD_SIZE", "2")]), Ok((Some(0), Some(2))));
+        for (rank, size) in [
+            ("PMI_RANK", "PMI_SIZE"),
+            ("PALS_RANKID", "PMI_SIZE"),
+            ("FLUX_TASK_RANK", "FLUX_JOB_SIZE"),
+            ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE"),
+            ("JSM_NAMESPACE_RANK", "JSM_NAMESPACE_SIZE"),
+        ] {
+            assert_eq!(detect(NONE, &[(rank, "3"), (size, "4")]), Ok((Some(3), Some(4))), "{rank}");
+        }
+        // srun --mpi=pmi2 sets both.
+        let both = [("SLURM_PROCID", "2"), ("SLURM_NTASKS", "3"), ("PMI_RANK", "2"), ("PMI_SIZE", "3")];
+        assert_eq!(detect(NONE, &both), Ok((Some(2), Some(3))));
         assert_eq!(detect(WorldFlags { rank: Some(1), world_size: None }, &[("WORLD_SIZE", "2")]), Ok((Some(1), Some(2))));
         assert_eq!(detect(WorldFlags { rank: None, world_size: Some(5) }, &[("WORLD_SIZE", "2")]), Ok((None, Some(5))));
+    }
+
+    #[test]
+    fn a_launcher_that_gives_no_rank_is_told() {
+        let doubt = |flags, vars: &[(&str, &str)]| {
+            World::detect(flags, |name| vars.iter().find(|v| v.0 == name).map(|v| v.1.to_owned())).unwrap().doubt
+        };
+        let said = doubt(NONE, &[("PMIX_RANK", "3")]).unwrap();
+        assert!(said.contains("PMIX_RANK=3") && said.contains("--rank"), "{said}");
+        assert_eq!(doubt(WorldFlags { rank: None, world_size: Some(2) }, &[("PMIX_RANK", "3")]), None);
+        assert_eq!(doubt(NONE, &[("PMIX_RANK", "1"), ("OMPI_COMM_WORLD_RANK", "1"), ("OMPI_COMM_WORLD_SIZE", "2")]), None);
+        assert_eq!(doubt(NONE, &[("WORLD_SIZE", "4")]), None);
     }
 
     #[test]
@@ -314,6 +390,7 @@ mod tests {
             local_rank: None,
             local_size: None,
             origin: format!("--rank {rank}"),
+            doubt: None,
         };
         let cell = WorldCell::default();
         assert_eq!(cell.set(world(1)).unwrap().rank, Some(1));

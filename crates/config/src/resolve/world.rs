@@ -34,7 +34,16 @@ impl Resolver<'_> {
             self.diagnostics.push(Diagnostic::warning("world-disagrees", message).at(processes.location()));
         }
         let flag = Source::new(COMMAND_LINE, format!("--world-size {size}"));
-        let from_env = || ["WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"].iter().find_map(|name| variable(&draft.sources[2], name));
+        const SIZES: [&str; 7] = [
+            "WORLD_SIZE",
+            "SLURM_NTASKS",
+            "OMPI_COMM_WORLD_SIZE",
+            "FLUX_JOB_SIZE",
+            "MV2_COMM_WORLD_SIZE",
+            "JSM_NAMESPACE_SIZE",
+            "PMI_SIZE",
+        ];
+        let from_env = || SIZES.iter().find_map(|name| variable(&draft.sources[2], name));
         let at = if self.supplied.world_size_is_flag { None } else { from_env() };
         if size == 0 {
             self.error("world-size", "the world size is 0, expected at least 1", None);

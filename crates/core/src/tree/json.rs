@@ -2,7 +2,7 @@
 //! Face reads strict JSON. What else hjson is laxer in is refused by name. Keys that occur twice are an error, as in DeepSpeed.
 
 use super::{
-    node::{Entry, MAX_DEPTH, MAX_NODES, MAX_TEXT, Node, Value},
+    node::{Entries, Entry, MAX_DEPTH, MAX_NODES, MAX_TEXT, Node, Value},
     yaml::duplicate,
 };
 use crate::diagnostic::{Diagnostic, Location, Places, Source};
@@ -182,10 +182,10 @@ impl<'a> Reader<'a> {
 
     fn object(&mut self, depth: usize) -> Result<Value, Diagnostic> {
         self.take("{");
-        let mut entries: Vec<Entry> = Vec::new();
+        let mut entries = Entries::default();
         self.space()?;
         if self.take("}") {
-            return Ok(Value::Map(entries));
+            return Ok(Value::Map(entries.into_list()));
         }
         loop {
             self.space()?;
@@ -198,8 +198,7 @@ impl<'a> Reader<'a> {
             }
             let key = self.string()?;
             let at = self.places.at(start..self.at);
-            let twice =
-                entries.iter().find(|e| e.key == key).map(|first| duplicate("json-duplicate-key", &key, at.clone(), first.at.clone()));
+            let twice = entries.find(&key).map(|first| duplicate("json-duplicate-key", &key, at.clone(), first.at.clone()));
             self.space()?;
             if !self.take(":") {
                 return Err(self.expected("':'"));
@@ -211,7 +210,7 @@ impl<'a> Reader<'a> {
                 None => entries.push(Entry { key, at, value }),
             }
             if self.ends("}", "',' or '}'")? {
-                return Ok(Value::Map(entries));
+                return Ok(Value::Map(entries.into_list()));
             }
         }
     }

@@ -1,5 +1,7 @@
 //! A document as a tree in which every key and every value knows its place. How texts become trees is in `yaml` and `json`.
 
+use std::collections::BTreeMap;
+
 use serde_json::Value as Json;
 
 use crate::{diagnostic::Location, text::short};
@@ -255,5 +257,38 @@ fn int_to_json(i: i128) -> Json {
         (_, Ok(u)) => u.into(),
         #[expect(clippy::cast_precision_loss, reason = "beyond 64 bits JSON readers have no more precision either")]
         _ => serde_json::Number::from_f64(i as f64).map_or(Json::Null, Json::Number),
+    }
+}
+
+/// Entries of a mapping while it is read, found by key without going through all of them.
+#[derive(Debug, Default)]
+pub(super) struct Entries {
+    list: Vec<Entry>,
+    /// Made once there are many: for a few, going through them is faster.
+    index: BTreeMap<String, usize>,
+}
+
+impl Entries {
+    const FEW: usize = 16;
+
+    /// The entry of that key.
+    pub(super) fn find(&self, key: &str) -> Option<&Entry> {
+        if self.list.len() <= Self::FEW {
+            return self.list.iter().find(|e| e.key == key);
+        }
+        self.index.get(key).and_then(|at| self.list.get(*at))
+    }
+
+    /// Adds an entry whose key is not there yet.
+    pub(super) fn push(&mut self, entry: Entry) {
+        self.list.push(entry);
+        if self.list.len() > Self::FEW {
+            let new = if self.index.is_empty() { 0 } else { self.list.len() - 1 };
+            self.index.extend(self.list.iter().enumerate().skip(new).map(|(at, e)| (e.key.clone(), at)));
+        }
+    }
+
+    pub(super) fn into_list(self) -> Vec<Entry> {
+        self.list
     }
 }

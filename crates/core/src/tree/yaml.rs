@@ -6,7 +6,7 @@ use std::{borrow::Cow, collections::HashMap};
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Span, StrInput, Tag};
 
 use super::{
-    node::{Entry, MAX_DEPTH, MAX_NODES, MAX_TEXT, Node, Value},
+    node::{Entries, Entry, MAX_DEPTH, MAX_NODES, MAX_TEXT, Node, Value},
     scalar::{self, Trap},
 };
 use crate::{
@@ -177,12 +177,12 @@ impl<'a> Reader<'a> {
 
     fn mapping(&mut self, tag: Option<Cow<'a, Tag>>, span: Span, depth: usize) -> Result<Node, Diagnostic> {
         self.expect_tag(tag.as_deref(), "map", span)?;
-        let (mut own, mut merged): (Vec<Entry>, Vec<Entry>) = Default::default();
+        let (mut own, mut merged): (Entries, Vec<Entry>) = Default::default();
         loop {
             let (event, key_span) = match self.next()? {
                 (Event::MappingEnd | Event::StreamEnd, end) => {
-                    merged.retain(|e| own.iter().all(|o| o.key != e.key));
-                    merged.append(&mut own);
+                    merged.retain(|e| own.find(&e.key).is_none());
+                    merged.append(&mut own.into_list());
                     return Ok(Node::map(merged, self.upto(span, end)));
                 }
                 next => next,
@@ -197,7 +197,7 @@ impl<'a> Reader<'a> {
                 continue;
             }
             let key = self.key(key_node, &at)?;
-            match own.iter().find(|e| e.key == key) {
+            match own.find(&key) {
                 Some(first) => {
                     let twice = duplicate("yaml-duplicate-key", &key, at, first.at.clone());
                     if self.findings.len() >= MOST_FINDINGS {

@@ -26,15 +26,16 @@ pub struct HubEnv {
 
 impl HubEnv {
     /// As `huggingface_hub` finds it: `HF_HUB_CACHE`, `HUGGINGFACE_HUB_CACHE`, `HF_HOME/hub`, `XDG_CACHE_HOME/huggingface/hub`,
-    /// `~/.cache/huggingface/hub`.
+    /// `~/.cache/huggingface/hub`; `~`, `$NAME` and `${NAME}` in them are expanded.
     pub fn from_env(env: impl Fn(&str) -> Option<OsString>) -> Self {
         let home = env("HOME").map(PathBuf::from);
         let path = |name: &str| {
             let value = PathBuf::from(env(name).filter(|v| !v.is_empty())?);
-            Some(match (value.strip_prefix("~"), &home) {
+            let value = match (value.strip_prefix("~"), &home) {
                 (Ok(rest), Some(home)) => home.join(rest),
                 _ => value,
-            })
+            };
+            Some(value.to_str().map(|text| PathBuf::from(expanded(text, &env))).unwrap_or(value))
         };
         let cache = path("HF_HUB_CACHE")
             .or_else(|| path("HUGGINGFACE_HUB_CACHE"))
@@ -50,6 +51,29 @@ impl HubEnv {
     pub fn from_process() -> Self {
         Self::from_env(|name| std::env::var_os(name))
     }
+}
+
+/// `$NAME` and `${NAME}` as Python's `os.path.expandvars` expands them: a variable that is not set stays as it is written.
+fn expanded(text: &str, env: &impl Fn(&str) -> Option<OsString>) -> String {
+    let (mut out, mut rest) = (String::new(), text);
+    while let Some(at) = rest.find('$') {
+        let (before, dollar) = rest.split_at(at);
+        out.push_str(before);
+        let after = &dollar[1..];
+        let (name, length) = match after.strip_prefix('{').and_then(|inner| inner.split_once('}')) {
+            Some((name, _)) => (name, name.len() + 2),
+            None => {
+                let end = after.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(after.len());
+                (&after[..end], end)
+            }
+        };
+        match env(name).filter(|_| !name.is_empty()).and_then(|value| value.into_string().ok()) {
+            Some(value) => out.push_str(&value),
+            None => out.push_str(&dollar[..=length]),
+        }
+        rest = &after[length..];
+    }
+    out + rest
 }
 
 /// Where a model lies, and its `config.json`; no header is read yet.

@@ -244,6 +244,8 @@ fn the_cache_is_where_huggingface_hub_looks() {
     assert_eq!(cache(&[("HF_HUB_CACHE", "/a"), ("HF_HOME", "/b"), ("HOME", "/h")]), "/a");
     assert_eq!(cache(&[("HF_HOME", "/b"), ("HOME", "/h")]), "/b/hub");
     assert_eq!(cache(&[("HF_HOME", "~/b"), ("HOME", "/h")]), "/h/b/hub");
+    assert_eq!(cache(&[("HF_HUB_CACHE", "$SCRATCH/${USER}/hub$X"), ("SCRATCH", "/s"), ("USER", "u"), ("HOME", "/h")]), "/s/u/hub$X");
+    assert_eq!(cache(&[("HF_HOME", "$HOME/b$"), ("HOME", "/h")]), "/h/b$/hub");
     assert_eq!(cache(&[("XDG_CACHE_HOME", "/x"), ("HOME", "/h")]), "/x/huggingface/hub");
     assert_eq!(cache(&[("HOME", "/h")]), "/h/.cache/huggingface/hub");
     assert!(find(&[("HF_HUB_OFFLINE", "1")]).offline && !find(&[("HF_HUB_OFFLINE", "0")]).offline);

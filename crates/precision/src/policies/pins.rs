@@ -73,7 +73,8 @@ impl PolicyConfig for PinsConfig {
                 return Err(Diagnostic::error("pins-dtype", message).at(at));
             }
             cx.diagnostics.extend(refused_by_engine(cx.strategy, &cx.training.tuning.value, &base, glob, pin).map(|d| d.at(at.clone())));
-            pinned.push(Pinning { globs, pin: *pin, at });
+            drop(globs); // told at its own place, where it is none
+            pinned.push(Pinning { glob: glob.clone(), pin: *pin, at });
         }
         let mut summary = base.summary;
         let list: Vec<String> = self.pins.0.iter().map(|(glob, pin)| format!("'{glob}' {pin}")).collect();
@@ -82,7 +83,9 @@ impl PolicyConfig for PinsConfig {
             summary.rule = format!("pins over {}", summary.rule);
             summary.from.push("/shardwright/precision/name".into());
         }
-        Ok(BuiltPolicy::new(Pinned { pinned, base: base.policy }, summary))
+        let globs = Globs::new(self.pins.0.iter().map(|(glob, _)| glob.as_str()));
+        let globs = globs.map_err(|e| Diagnostic::error("pins-glob", format!("pins: {e}")).at(cx.section.at.clone()))?;
+        Ok(BuiltPolicy::new(Pinned { globs, pinned, base: base.policy }, summary))
     }
 }
 
@@ -116,6 +119,8 @@ fn words(storage: &serde_json::Value) -> String {
 /// Pins over a policy.
 #[derive(Debug)]
 struct Pinned {
+    /// All of them, so that a name is matched once.
+    globs: Globs,
     pinned: Vec<Pinning>,
     base: Box<dyn PrecisionPolicy>,
 }
@@ -123,7 +128,7 @@ struct Pinned {
 /// One pin, and where it stands.
 #[derive(Debug)]
 struct Pinning {
-    globs: Globs,
+    glob: String,
     pin: Pin,
     at: Option<Location>,
 }
@@ -131,7 +136,7 @@ struct Pinning {
 impl PrecisionPolicy for Pinned {
     fn decide(&self, param: &TensorMeta, trainable: bool) -> Precision {
         let own = self.base.decide(param, trainable);
-        let first = self.pinned.iter().find(|p| p.globs.matches(&param.name));
+        let first = self.globs.first_match(&param.name).and_then(|at| self.pinned.get(at));
         first.map_or(own, |p| p.pin.over(own))
     }
 
@@ -139,28 +144,46 @@ impl PrecisionPolicy for Pinned {
         let parameters = || input.model.tensors.iter().filter(|t| input.kind(t) == TensorKind::Parameter);
         let mut decides = vec![false; self.pinned.len()];
         for param in parameters() {
-            if let Some(first) = self.pinned.iter().position(|p| p.globs.matches(&param.name)) {
-                decides[first] = true;
+            if let Some(first) = self.globs.first_match(&param.name).and_then(|at| decides.get_mut(at)) {
+                *first = true;
             }
         }
-        let unused = self.pinned.iter().zip(decides).filter(|(_, decides)| !decides).map(|(pinning, _)| pinning.unused(parameters()));
+        let of_nothing: BTreeSet<&str> = self.globs.unmatched(parameters().map(|t| &*t.name)).into_iter().collect();
+        let unused = self.pinned.iter().zip(decides).filter(|(_, decides)| !decides).enumerate();
+        let unused = unused.map(|(count, (pinning, _))| {
+            let names = (count < MOST_SUGGESTED).then(parameters);
+            if of_nothing.contains(&*pinning.glob) { pinning.of_nothing(names) } else { pinning.shadowed(parameters()) }
+        });
         unused.chain(self.base.lint(input)).collect()
     }
 }
 
+/// Pins that match nothing whose nearest names are looked for, each among all names.
+const MOST_SUGGESTED: usize = 8;
+
 impl Pinning {
-    /// What to say of a pin that decides for none of these.
-    fn unused<'t>(&self, parameters: impl Iterator<Item = &'t TensorMeta> + Clone) -> Diagnostic {
-        let glob = self.globs.patterns().concat();
-        let shown = shardwright_core::text::shown(&glob);
-        let warning = |message: String| Diagnostic::warning("pins-unused", message).at(self.at.clone());
-        if let Some(param) = parameters.clone().find(|t| self.globs.matches(&t.name)) {
-            let message = format!("pins: '{shown}' decides for no parameter: an earlier glob matches whatever it matches");
-            return warning(message)
-                .help(format!("the first glob that matches a name decides; put '{shown}' earlier, for '{}'", param.name));
+    fn warning(&self, message: String) -> Diagnostic {
+        Diagnostic::warning("pins-unused", message).at(self.at.clone())
+    }
+
+    /// What to say of a pin that earlier ones leave nothing.
+    fn shadowed<'t>(&self, mut parameters: impl Iterator<Item = &'t TensorMeta>) -> Diagnostic {
+        let shown = shardwright_core::text::shown(&self.glob);
+        let message = format!("pins: '{shown}' decides for no parameter: an earlier glob matches whatever it matches");
+        let warning = self.warning(message);
+        let matched = Globs::new([self.glob.as_str()]).ok().and_then(|glob| parameters.find(|t| glob.matches(&t.name)));
+        match matched {
+            Some(param) => warning.help(format!("the first glob that matches a name decides; put '{shown}' earlier, for '{}'", param.name)),
+            None => warning,
         }
-        let warning = warning(format!("pins: '{shown}' matches no parameter of the model"));
-        match nearest_name(&glob, parameters.map(|t| t.name.as_str())) {
+    }
+
+    /// What to say of a pin that matches none of these; `None` where there are too many such pins to look for what was meant.
+    fn of_nothing<'t>(&self, parameters: Option<impl Iterator<Item = &'t TensorMeta> + Clone>) -> Diagnostic {
+        let shown = shardwright_core::text::shown(&self.glob);
+        let warning = self.warning(format!("pins: '{shown}' matches no parameter of the model"));
+        let Some(parameters) = parameters else { return warning };
+        match nearest_name(&self.glob, parameters.map(|t| t.name.as_str())) {
             Some(name) => warning.help(format!("the nearest parameter is '{}'", shardwright_core::text::shown(name))),
             None => warning.help("the model has no parameters"),
         }

@@ -1,5 +1,7 @@
 //! What a DeepSpeed config means: the strategy, the precision, the batch, every "auto" made concrete.
 
+use std::collections::BTreeSet;
+
 use serde_json::Value as Json;
 use shardwright_core::{
     Offload,
@@ -91,8 +93,10 @@ pub(super) fn build(root: &Node, file: ConfigIs, cx: &mut BuildContext<'_>) -> R
 
 fn top_level(root: &Node, cx: &mut BuildContext<'_>) {
     let version = cx.training.deepspeed.value;
-    let known = || TOP.iter().chain(PASSED).copied();
-    for entry in root.entries().iter().filter(|e| known().all(|k| k != e.key)) {
+    const MOST_SUGGESTED: usize = 32;
+    let known: BTreeSet<&str> = TOP.iter().chain(PASSED).copied().collect();
+    let mut count = 0;
+    for entry in root.entries().iter().filter(|e| !known.contains(&*e.key)) {
         if let Some((key, today)) = REMOVED.iter().find(|(key, _)| *key == entry.key) {
             if version >= DeepSpeed::V0_19 {
                 cx.diagnostics.push(read::removed(key, entry.at.clone(), today));
@@ -101,7 +105,8 @@ fn top_level(root: &Node, cx: &mut BuildContext<'_>) {
         }
         let message = format!("DeepSpeed has no key '{}'; it is passed through and has no effect", entry.key);
         let mut diagnostic = Diagnostic::warning("deepspeed-unknown-top-level", message).at(entry.at.clone());
-        if let Some(near) = nearest(&entry.key, known()) {
+        count += 1;
+        if let Some(near) = (count <= MOST_SUGGESTED).then(|| nearest(&entry.key, known.iter().copied())).flatten() {
             diagnostic = diagnostic.help(format!("did you mean '{near}'?"));
         }
         cx.diagnostics.push(diagnostic);

@@ -86,6 +86,8 @@ impl Reader<'_> {
 
     fn unknown(&mut self, section: &Node, keys: &[Key], path: &[&str]) {
         let known: Vec<&str> = keys.iter().flat_map(|k| [Some(k.name), k.alias].into_iter().flatten()).collect();
+        const MOST_SUGGESTED: usize = 32;
+        let mut count = 0;
         for entry in section.entries() {
             if let Some(key) = keys.iter().find(|k| k.name == entry.key || k.alias == Some(&*entry.key)) {
                 let name = || format!("{}.{}", path.join("."), entry.key);
@@ -99,7 +101,8 @@ impl Reader<'_> {
             }
             let message = format!("unknown key '{}' in {}, which DeepSpeed refuses", entry.key, path.join("."));
             let mut diagnostic = Diagnostic::error("deepspeed-unknown-key", message).at(entry.at.clone());
-            if let Some(near) = nearest(&entry.key, known.iter().copied()) {
+            count += 1;
+            if let Some(near) = (count <= MOST_SUGGESTED).then(|| nearest(&entry.key, known.iter().copied())).flatten() {
                 diagnostic = diagnostic.help(format!("did you mean '{near}'?"));
             }
             self.diagnostics.push(diagnostic);
