@@ -274,15 +274,40 @@ pub fn local_pieces(assembly: &Assembly, shape: &[u64], region: &Region) -> Resu
         Region::Dim { dim, range } => {
             let mut ranges: Vec<Range<u64>> = shape.iter().map(|&d| 0..d).collect();
             ranges[*dim] = range.clone();
-            let mut local = Vec::new();
-            for piece in pieces {
-                for part in Dims::of(piece, shape)? {
-                    local.extend(part.within(*dim, range).iter().map(|p| p.local(&ranges)));
-                }
-            }
-            Ok(local)
+            pieces_in_box(assembly, shape, &ranges)
         }
     }
+}
+
+/// As [`local_pieces`], of a box with a range of indices for each dim.
+///
+/// # Errors
+/// Ranges that do not lie inside the shape; a piece that is not a strided box of it.
+pub fn pieces_in_box(assembly: &Assembly, shape: &[u64], ranges: &[Range<u64>]) -> Result<Vec<Piece>, String> {
+    let size = numel(shape).ok_or("its number of elements overflows")?;
+    if ranges.len() != shape.len() || ranges.iter().zip(shape).any(|(r, &d)| r.start > r.end || r.end > d) {
+        return Err(format!("the box {ranges:?} does not lie inside the shape {shape:?}"));
+    }
+    if size == 0 || ranges.iter().any(Range::is_empty) {
+        return Ok(Vec::new());
+    }
+    let whole;
+    let pieces = match assembly {
+        Assembly::Whole(source) => {
+            whole = [Piece { source: *source, source_offset: 0, target_offset: 0, loops: vec![lp(size, 1, 1)] }];
+            whole.as_slice()
+        }
+        Assembly::Pieces(pieces) => pieces.as_slice(),
+    };
+    let mut local = Vec::new();
+    for piece in pieces.iter().filter(|p| p.numel() != Some(0)) {
+        let mut parts = Dims::of(piece, shape)?;
+        for (dim, range) in ranges.iter().enumerate().filter(|(d, r)| r.end - r.start != shape[*d]) {
+            parts = parts.iter().flat_map(|p| p.within(dim, range)).collect();
+        }
+        local.extend(parts.iter().map(|p| p.local(ranges)));
+    }
+    Ok(local)
 }
 
 /// The parts of a piece inside a flat range, with offsets from the range's start.
@@ -371,6 +396,28 @@ mod tests {
                 assert_eq!(filled(&local, expected.len()), expected, "{shape:?} {assembly:?} {region:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_box_holds_its_elements_of_the_whole() {
+        for (shape, assembly) in cases() {
+            let whole = filled(&local_pieces(&assembly, &shape, &Region::Whole).unwrap(), usize::try_from(numel(&shape).unwrap()).unwrap());
+            let inner = inners(&shape);
+            for seed in 0..200u64 {
+                let pick = |d: usize, n: u64| (seed * 7 + seed / 3 + d as u64 * 5) % (n + 1);
+                let ranges: Vec<Range<u64>> =
+                    shape.iter().enumerate().map(|(d, &n)| (pick(d, n).min(pick(d + 3, n)))..(pick(d, n).max(pick(d + 3, n)))).collect();
+                let mut expected: Vec<u64> = vec![0];
+                for (range, inner) in ranges.iter().zip(&inner) {
+                    expected = expected.iter().flat_map(|at| range.clone().map(move |i| at + i * inner)).collect();
+                }
+                let expected: Vec<_> = expected.iter().map(|&at| whole[usize::try_from(at).unwrap()]).collect();
+                let local = pieces_in_box(&assembly, &shape, &ranges).unwrap();
+                assert_eq!(filled(&local, expected.len()), expected, "{shape:?} {assembly:?} {ranges:?}");
+            }
+        }
+        assert!(pieces_in_box(&Assembly::Whole(0), &[4], std::slice::from_ref(&(0..5))).is_err());
+        assert!(pieces_in_box(&Assembly::Whole(0), &[4], &[]).is_err());
     }
 
     #[test]

@@ -109,6 +109,14 @@ impl Model {
 }
 
 impl Assembly {
+    /// A source tensor that it reads; `None` of a parameter without elements.
+    pub fn first(&self) -> Option<u32> {
+        match self {
+            Self::Whole(source) => Some(*source),
+            Self::Pieces(pieces) => pieces.first().map(|p| p.source),
+        }
+    }
+
     fn check(&self, meta: &TensorMeta, sources: &[TensorMeta]) -> Result<(), String> {
         let source = |index: u32| {
             let found = sources.get(index as usize).ok_or_else(|| format!("source {index} of {}", sources.len()))?;

@@ -3,6 +3,7 @@
 //! `layout` gives each rank its arenas, `schedule` says which bytes go where, `pipeline` moves them, `stats` counts, `options` and
 //! `preflight` decide how and whether. What the plan says is never second-guessed here.
 
+mod into;
 pub(crate) mod layout;
 mod machine;
 mod on_device;
@@ -17,8 +18,9 @@ use std::sync::Arc;
 
 use shardwright_core::ShardPlan;
 
-use self::pipeline::{Job, to_device::Target};
+use self::pipeline::{Job, Places, to_device::Target};
 pub use self::{
+    into::{Destination, Item, Part, fill},
     options::{IoChoice, IoOptions},
     preflight::Preflight,
     shards::{Element, Loaded, RankShards, TensorView},
@@ -167,18 +169,19 @@ impl<'p, 'a> Loader<'p, 'a> {
         }
         let arenas = layouts.iter().map(allocate).collect::<Result<Vec<_>>>()?;
         let plan = self.plan;
-        let done = self.job(choice, schedule, arenas, None).run(&layouts, started)?;
+        let slots = layouts.iter().map(|l| l.slots.clone()).collect();
+        let done = self.job(choice, schedule, Places::Arenas { arenas, slots }, None).run(&layouts, started)?;
         Ok(Loaded::new(plan, layouts, done))
     }
 
-    /// The load as the pipeline takes it: into these arenas, or else to devices.
-    fn job(self, choice: IoChoice, schedule: schedule::Schedule, arenas: Vec<Vec<Arc<Arena>>>, device: Option<Arc<Target>>) -> Job<'a> {
+    /// The load as the pipeline takes it: into this memory, or else to devices.
+    fn job(self, choice: IoChoice, schedule: schedule::Schedule, places: Places, device: Option<Arc<Target>>) -> Job<'a> {
         let opener = Opener {
             method: choice.method,
             #[cfg(test)]
             faults: self.faults,
         };
-        Job { checkpoint: self.checkpoint, schedule, arenas, choice, opener, device, cancel: self.cancel, progress: self.progress }
+        Job { checkpoint: self.checkpoint, schedule, places, choice, opener, device, cancel: self.cancel, progress: self.progress }
     }
 
     /// Proves the plan for this checkpoint and lays the ranks out. Memory safety rests on the proof, so it is done for every load.

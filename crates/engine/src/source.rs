@@ -87,6 +87,11 @@ pub(crate) struct Opener {
 }
 
 impl Opener {
+    /// Opens files to be read in that way.
+    pub(crate) fn new(method: ReadMethod) -> Self {
+        Self { method, ..Self::default() }
+    }
+
     /// Opens a file.
     pub(crate) fn open(&self, path: &Path) -> io::Result<ByteSource> {
         let file = Buffered { file: File::open(path)? };

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use super::{
     Loader,
     layout::RankLayout,
-    pipeline::{Done, to_device::Target},
+    pipeline::{Done, Places, to_device::Target},
 };
 use crate::{
     device::{DeviceLoaded, DeviceOptions, DeviceShards, Devices, driver::MORE_ROOM, ring::Ring},
@@ -38,7 +38,8 @@ impl<'p> Loader<'p, '_> {
         }
         let target = Arc::new(Target::new(devices, (ring, choice.workers(), kept), &layouts, self.plan, options.narrow)?);
         let plan = self.plan;
-        let Done { ranks, stats, .. } = self.job(choice, schedule, Vec::new(), Some(Arc::clone(&target))).run(&layouts, started)?;
+        let places = Places::Arenas { arenas: Vec::new(), slots: layouts.iter().map(|l| l.slots.clone()).collect() };
+        let Done { ranks, stats, .. } = self.job(choice, schedule, places, Some(Arc::clone(&target))).run(&layouts, started)?;
         let shards = layouts.into_iter().zip(ranks).enumerate().map(|(i, (layout, stats))| DeviceShards {
             plan,
             rank: layout.rank,

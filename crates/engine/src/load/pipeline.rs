@@ -6,6 +6,7 @@
 mod fault;
 mod files;
 mod job;
+mod places;
 mod staging;
 pub(crate) mod to_device;
 mod watch;
@@ -15,14 +16,17 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-pub(crate) use self::job::{Done, Job};
 use self::{
     fault::{Fault, FaultKind, Place},
     files::FileState,
     staging::{Staging, as_uninit, read_aligned, read_exact},
 };
+pub(crate) use self::{
+    job::{Done, Job},
+    places::{Foreign, Places},
+};
 use super::{
-    layout::{RankLayout, Slot},
+    layout::RankLayout,
     options::IoChoice,
     schedule::{Block, Run, Schedule, Task, scatter},
     stats::Counters,
@@ -49,8 +53,7 @@ const MAX_RUNS: usize = 4096;
 struct Shared {
     schedule: Schedule,
     files: Vec<FileState>,
-    arenas: Vec<Vec<Arc<Arena>>>,
-    slots: Vec<Vec<Slot>>,
+    places: Places,
     choice: IoChoice,
     opener: Opener,
     device: Option<Arc<to_device::Target>>,
@@ -191,11 +194,10 @@ impl Shared {
             None => bytes,
         };
         for &rank in self.schedule.destinations(run) {
-            let slot = self.slots[rank as usize][read.tensor as usize];
-            let arena = &self.arenas[rank as usize][slot.arena()];
+            let start = self.places.start(rank, read.tensor);
             // SAFETY: the loops stay inside the rank's part of the tensor, whose pieces were validated to tile it, so that no two tiles share an
-            // element of it; each tile is one worker's. The arena outlives the call.
-            unsafe { scatter(converted, arena.start().as_ptr().add(slot.offset()).add(usize_of(offset)), to, &loops) };
+            // element of it; each tile is one worker's. The memory outlives the call.
+            unsafe { scatter(converted, start.add(usize_of(offset)), to, &loops) };
         }
     }
 
@@ -203,11 +205,9 @@ impl Shared {
     #[expect(clippy::mut_from_ref, reason = "disjoint parts of arenas; see below")]
     fn destination(&self, rank: u32, run: &Run) -> &mut [u8] {
         let tensor = self.schedule.tensors[run.tensor as usize].tensor;
-        let slot = self.slots[rank as usize][tensor as usize];
-        let arena = &self.arenas[rank as usize][slot.arena()];
-        // SAFETY: slots are disjoint by layout, the runs of a tensor are disjoint because the plan was proven to tile it and the queue gives
-        // every element to one worker once; a worker holds one destination at a time, but for the copies, which go to other ranks' arenas.
-        unsafe { arena.slice_mut(slot.offset() + run.to, run.stored) }
+        // SAFETY: the runs of a tensor lie inside its place and are disjoint because the plan was proven to tile it and the queue gives every
+        // element to one worker once; a worker holds one destination at a time, but for the copies, which go to other ranks' memory.
+        unsafe { self.places.slice(rank, tensor, run.to, run.stored) }
     }
 
     /// The run's tensor, as an index in the plan.

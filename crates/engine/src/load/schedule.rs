@@ -55,7 +55,11 @@ struct Piece {
 
 /// The plan's tensors as they lie in the files: by the first of their sources.
 pub(crate) fn file_order(checkpoint: &Checkpoint) -> Vec<u32> {
-    let assemblies = &checkpoint.assembled().assemblies;
+    order_of(&checkpoint.assembled().assemblies, checkpoint)
+}
+
+/// As [`file_order`], of other parameters of the same files.
+pub(crate) fn order_of(assemblies: &[Assembly], checkpoint: &Checkpoint) -> Vec<u32> {
     let count = u32::try_from(assemblies.len()).unwrap_or(u32::MAX);
     let first = |t: u32| {
         let places = sources(&assemblies[t as usize]).map(|source| {
@@ -81,6 +85,18 @@ fn sources(assembly: &Assembly) -> impl Iterator<Item = u32> + '_ {
 impl Schedule {
     /// What `ranks` need, in blocks of at most `block` bytes.
     pub(crate) fn new(plan: &ShardPlan, checkpoint: &Checkpoint, ranks: &[u32], order: &[u32], block: usize) -> Result<Self> {
+        Self::of(plan, &checkpoint.assembled().assemblies, checkpoint, ranks, order, block)
+    }
+
+    /// As [`Schedule::new`], of other parameters of the same files: `assemblies` are those of the plan's tensors.
+    pub(crate) fn of(
+        plan: &ShardPlan,
+        assemblies: &[Assembly],
+        checkpoint: &Checkpoint,
+        ranks: &[u32],
+        order: &[u32],
+        block: usize,
+    ) -> Result<Self> {
         let mut schedule = Self {
             tensors: Vec::with_capacity(order.len()),
             groups: Vec::new(),
@@ -93,7 +109,7 @@ impl Schedule {
         for &t in order {
             let tensor = &plan.tensors[t as usize];
             let group = schedule.group(GroupKey::of(tensor), ranks);
-            match &checkpoint.assembled().assemblies[t as usize] {
+            match &assemblies[t as usize] {
                 Assembly::Whole(source) => {
                     let at = checkpoint.location(*source as usize);
                     schedule.tensors.push(TensorRead::new(tensor, t, number(at.file)?, at.offset, group)?);

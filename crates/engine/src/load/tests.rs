@@ -290,40 +290,46 @@ fn assembled(assembly: &Assembly, sources: &[Vec<u8>], bytes: usize, element: u6
     data
 }
 
+/// Assemblies of the plan's tensors, a checkpoint of their sources, and the parameters' bytes.
+fn random_sources(plan: &ShardPlan, random: &mut Random) -> (TempDir, Vec<Assembly>, Vec<Vec<u8>>) {
+    let (mut assemblies, mut sources) = (Vec::new(), Vec::new());
+    for tensor in &plan.tensors {
+        let (assembly, sizes) = random_assembly(&tensor.shape, u32::try_from(sources.len()).unwrap(), random);
+        for size in sizes {
+            let mut source = tensor.clone();
+            (source.name, source.shape) = (format!("s{:05}", sources.len()).into(), vec![size]);
+            sources.push(source);
+        }
+        assemblies.push(assembly);
+    }
+    let dir = TempDir::new().unwrap();
+    let mut data = vec![Vec::new(); sources.len()];
+    let files = 1 + random.below(3);
+    for f in 0..files {
+        let mut mine: Vec<usize> = (0..sources.len()).filter(|i| *i as u64 % files == f).collect();
+        if random.below(2) == 0 {
+            mine.reverse();
+        }
+        let tensors: Vec<&TensorPlan> = mine.iter().map(|&i| &sources[i]).collect();
+        let bytes = write_file(&dir.path().join(format!("f{f}.safetensors")), &tensors, 0, random);
+        mine.into_iter().zip(bytes).for_each(|(i, b)| data[i] = b);
+    }
+    let element = |t: &TensorPlan| t.source.bits() / 8;
+    let parameters = plan
+        .tensors
+        .iter()
+        .zip(&assemblies)
+        .map(|(t, a)| assembled(a, &data, usize::try_from(t.numel() * element(t)).unwrap(), element(t)))
+        .collect();
+    (dir, assemblies, parameters)
+}
+
 #[test]
 fn every_rank_gets_its_bytes_of_assembled_parameters() {
-    for seed in 0..400 {
+    for seed in 0..150 {
         let random = &mut Random(seed);
         let plan = random_plan(random);
-        let (mut assemblies, mut sources) = (Vec::new(), Vec::new());
-        for tensor in &plan.tensors {
-            let (assembly, sizes) = random_assembly(&tensor.shape, u32::try_from(sources.len()).unwrap(), random);
-            for size in sizes {
-                let mut source = tensor.clone();
-                (source.name, source.shape) = (format!("s{:05}", sources.len()).into(), vec![size]);
-                sources.push(source);
-            }
-            assemblies.push(assembly);
-        }
-        let dir = TempDir::new().unwrap();
-        let mut data = vec![Vec::new(); sources.len()];
-        let files = 1 + random.below(3);
-        for f in 0..files {
-            let mut mine: Vec<usize> = (0..sources.len()).filter(|i| *i as u64 % files == f).collect();
-            if random.below(2) == 0 {
-                mine.reverse();
-            }
-            let tensors: Vec<&TensorPlan> = mine.iter().map(|&i| &sources[i]).collect();
-            let bytes = write_file(&dir.path().join(format!("f{f}.safetensors")), &tensors, 0, random);
-            mine.into_iter().zip(bytes).for_each(|(i, b)| data[i] = b);
-        }
-        let element = |t: &TensorPlan| t.source.bits() / 8;
-        let parameters: Vec<Vec<u8>> = plan
-            .tensors
-            .iter()
-            .zip(&assemblies)
-            .map(|(t, a)| assembled(a, &data, usize::try_from(t.numel() * element(t)).unwrap(), element(t)))
-            .collect();
+        let (dir, assemblies, parameters) = random_sources(&plan, random);
         let metas = plan.tensors.iter().map(|t| TensorMeta::new(t.name.clone(), t.source, t.shape.clone())).collect();
         let mut model = Model::identity(ModelMeta::new(metas, ModelFacts::default()).unwrap());
         model.assemblies = assemblies;
@@ -370,6 +376,113 @@ fn a_rounded_tensor_passes_through_its_dtype() {
     for rank in &loaded.ranks {
         assert_eq!(rank.tensor(float).bytes, expected(&as_read, &rounded, rank.rank()));
     }
+}
+
+/// Parts of all sorts into memory of the caller's, whose rest is zeroed and whose surroundings stay as they are.
+#[test]
+fn the_callers_memory_gets_its_parts() {
+    for seed in 0..150 {
+        let random = &mut Random(seed + 1000);
+        let plan = random_plan(random);
+        let (dir, assemblies, parameters) = random_sources(&plan, random);
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        let (mut items, mut expected, mut memory) = (Vec::new(), Vec::new(), Vec::new());
+        for ((tensor, assembly), data) in plan.tensors.iter().zip(assemblies).zip(&parameters) {
+            let (shape, to) = (&tensor.shape, tensor.precision.storage);
+            let range = |n: u64, random: &mut Random| {
+                let (a, b) = (random.below(n + 1), random.below(n + 1));
+                a.min(b)..a.max(b)
+            };
+            let part = match random.below(2) {
+                0 => Part::Flat(range(tensor.numel(), random)),
+                _ => Part::Box(shape.iter().map(|&d| range(d, random)).collect()),
+            };
+            let mut elements: Vec<u64> = match &part {
+                Part::Flat(range) => range.clone().collect(),
+                Part::Box(_) => vec![0],
+            };
+            if let Part::Box(ranges) = &part {
+                for (dim, range) in ranges.iter().enumerate() {
+                    elements = elements.iter().flat_map(|at| range.clone().map(move |i| at * shape[dim] + i)).collect();
+                }
+            }
+            let mut whole = vec![0; usize::try_from(to.bytes(tensor.numel()).unwrap()).unwrap()];
+            shardwright_cast::cast(tensor.source, to, data, &mut whole).unwrap();
+            let size = usize::try_from(to.bits() / 8).unwrap();
+            let mut bytes: Vec<u8> = elements.iter().flat_map(|&e| whole[usize::try_from(e).unwrap() * size..][..size].to_vec()).collect();
+            bytes.extend(vec![0; size * usize::try_from(random.below(4)).unwrap()]);
+            let at = memory.len() + 7;
+            memory.extend(vec![0xaa; bytes.len() + 14]);
+            items.push((tensor, assembly, part, at, bytes.len()));
+            expected.push(bytes);
+        }
+        let base = memory.as_mut_ptr().expose_provenance();
+        let items: Vec<Item> = items
+            .into_iter()
+            .map(|(tensor, assembly, part, at, bytes)| Item {
+                name: tensor.name.clone(),
+                shape: tensor.shape.clone(),
+                assembly,
+                rounded: None,
+                part,
+                to: Destination { address: base + at, bytes: bytes as u64, dtype: tensor.precision.storage },
+            })
+            .collect();
+        let io = IoOptions {
+            threads: Some(usize::try_from(1 + random.below(4)).unwrap()),
+            block_size: Some(random.pick(&[4096, 8192, 1 << 20])),
+            ..IoOptions::default()
+        };
+        // SAFETY: the destinations are disjoint parts of `memory`, which nothing else uses meanwhile.
+        unsafe { fill(&checkpoint, &items, &io, None, &CancelToken::new()) }.unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        let mut at = 0;
+        for (item, bytes) in items.iter().zip(&expected) {
+            assert_eq!(memory[at..at + 7], [0xaa; 7], "before {item:?}");
+            assert_eq!(&memory[at + 7..][..bytes.len()], bytes, "seed {seed}: {item:?}");
+            at += bytes.len() + 14;
+            assert_eq!(memory[at - 7..at], [0xaa; 7], "behind {item:?}");
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_the_callers_memory_is_refused_before_a_byte_is_written() {
+    let (_, dir, _) = simple();
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let source = &checkpoint.sources()[0];
+    let size = source.numel().unwrap();
+    let mut memory = vec![0xaau8; usize::try_from(source.dtype.bytes(size).unwrap()).unwrap()];
+    let address = memory.as_mut_ptr().expose_provenance();
+    let good = Item {
+        name: "p".into(),
+        shape: source.shape.clone(),
+        assembly: Assembly::Whole(0),
+        rounded: None,
+        part: Part::Flat(0..size),
+        to: Destination { address, bytes: memory.len() as u64, dtype: source.dtype },
+    };
+    let run =
+        |n| Piece { source: 0, source_offset: 0, target_offset: 0, loops: vec![Loop { size: n, source_stride: 1, target_stride: 1 }] };
+    let bad = [
+        (Item { part: Part::Flat(0..size + 1), ..good.clone() }, "are asked for"),
+        (Item { part: Part::Box(vec![0..1]), ..good.clone() }, "does not lie inside"),
+        (Item { to: Destination { bytes: 1, ..good.to }, ..good.clone() }, "too small"),
+        (Item { to: Destination { address: 0, ..good.to }, ..good.clone() }, "no address"),
+        (Item { to: Destination { dtype: DType::I8, ..good.to }, ..good.clone() }, "no cast"),
+        (Item { assembly: Assembly::Whole(999), ..good.clone() }, "source 999"),
+        (Item { assembly: Assembly::Pieces(vec![run(size - 1)]), ..good.clone() }, "elements, expected"),
+        (Item { shape: vec![size + 1], ..good.clone() }, "expected"),
+    ];
+    for (item, why) in bad {
+        // SAFETY: the destination is `memory`, or refused.
+        let error = unsafe { fill(&checkpoint, &[item], &IoOptions::default(), None, &CancelToken::new()) }.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Plan, "{error}");
+        assert!(error.to_string().contains(why) && error.to_string().contains("'p'"), "{why}: {error}");
+    }
+    // SAFETY: refused before anything is written, for both go to the same memory.
+    let error = unsafe { fill(&checkpoint, &[good.clone(), good], &IoOptions::default(), None, &CancelToken::new()) }.unwrap_err();
+    assert!(error.to_string().contains("twice"), "{error}");
+    assert!(memory.iter().all(|&b| b == 0xaa));
 }
 
 /// Source bytes that at least one of the ranks needs.

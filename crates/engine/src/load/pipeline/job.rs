@@ -8,7 +8,7 @@ use std::{
     time::Instant,
 };
 
-use super::{BlockLimits, MAX_RUNS, Shared, files::FileState, to_device, watch};
+use super::{BlockLimits, MAX_RUNS, Places, Shared, files::FileState, to_device, watch};
 use crate::{
     checkpoint::{Checkpoint, CheckpointFile},
     error::Result,
@@ -29,11 +29,10 @@ const IN_PLACE: usize = 16 << 10;
 pub(crate) struct Job<'a> {
     pub(crate) checkpoint: &'a Checkpoint,
     pub(crate) schedule: Schedule,
-    /// By rank, then by dtype.
-    pub(crate) arenas: Vec<Vec<Arc<Arena>>>,
+    pub(crate) places: Places,
     pub(crate) choice: IoChoice,
     pub(crate) opener: Opener,
-    /// Where the shards go instead of the arenas, if to devices.
+    /// Where the shards go instead, if to devices.
     pub(crate) device: Option<Arc<to_device::Target>>,
     pub(crate) cancel: CancelToken,
     pub(crate) progress: Option<&'a (dyn Fn(&Progress<'_>) + Sync)>,
@@ -50,11 +49,11 @@ pub(crate) struct Done {
 impl Job<'_> {
     /// Starts the workers, watches them, and checks at the end that every file is still what it was.
     pub(crate) fn run(self, layouts: &[RankLayout], started: Instant) -> Result<Done> {
-        let Self { checkpoint, schedule, arenas, choice, opener, device, cancel, progress } = self;
+        let Self { checkpoint, schedule, places, choice, opener, device, cancel, progress } = self;
         let total = schedule.total_bytes();
         watch::not_cancelled(&cancel, 0, total)?;
         let counters = Counters::new(layouts, started);
-        let shared = Arc::new(Shared::new(checkpoint, schedule, (arenas, device), (choice, opener), counters, layouts));
+        let shared = Arc::new(Shared::new(checkpoint, schedule, (places, device), (choice, opener), counters));
         let crew = watch::Crew::start(&shared)?;
         let threads = crew.len();
         watch::Watch { checkpoint, shared: &shared, cancel: &cancel, progress, total }.until_done(crew)?;
@@ -62,7 +61,7 @@ impl Job<'_> {
             checkpoint.check_unchanged(file)?;
         }
         let (ranks, stats) = shared.counters.finish(layouts, threads);
-        Ok(Done { arenas: shared.arenas.clone(), ranks, stats })
+        Ok(Done { arenas: shared.places.arenas(), ranks, stats })
     }
 }
 
@@ -70,10 +69,9 @@ impl Shared {
     fn new(
         checkpoint: &Checkpoint,
         schedule: Schedule,
-        (arenas, device): (Vec<Vec<Arc<Arena>>>, Option<Arc<to_device::Target>>),
+        (places, device): (Places, Option<Arc<to_device::Target>>),
         (choice, opener): (IoChoice, Opener),
         counters: Counters,
-        layouts: &[RankLayout],
     ) -> Self {
         let limits = device.as_ref().map(|d| BlockLimits { block: d.ring.block as u64, in_place: usize::MAX, runs: d.ring.runs });
         let in_place = if choice.method == ReadMethod::Pread { IN_PLACE } else { usize::MAX };
@@ -81,12 +79,11 @@ impl Shared {
             |(file, &bytes): (&CheckpointFile, &u64)| FileState { file: file.clone(), open: Mutex::new(None), left: AtomicU64::new(bytes) };
         Self {
             files: checkpoint.files().iter().zip(&schedule.file_bytes).map(state).collect(),
-            slots: layouts.iter().map(|l| l.slots.clone()).collect(),
             limits: limits.unwrap_or(BlockLimits { block: choice.block_size as u64, in_place, runs: MAX_RUNS }),
             task_size: (schedule.total_bytes() / (8 * choice.workers() as u64)).clamp(choice.block_size as u64, choice.task_size as u64),
             under_way: (0..choice.workers()).map(|_| Mutex::new(None)).collect(),
             schedule,
-            arenas,
+            places,
             choice,
             opener,
             device,

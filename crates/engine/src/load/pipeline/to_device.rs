@@ -282,7 +282,7 @@ impl Target {
             };
             let count = bytes as u64 / kernel.element();
             for &rank in shared.schedule.destinations(run).iter().filter(|&&r| self.devices.by_rank[r as usize] == device) {
-                let slot = shared.slots[rank as usize][tensor];
+                let slot = shared.places.slot(rank as usize, tensor);
                 let dst = self.arenas[rank as usize][slot.arena()].address + (slot.offset() + run.to) as u64;
                 pieces.push(Piece { kernel, run: Tile { src: place as u64, dst, count } });
             }

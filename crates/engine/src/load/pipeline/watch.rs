@@ -101,7 +101,7 @@ impl Watch<'_> {
         while let Err(mpsc::RecvTimeoutError::Timeout) = crew.alive.recv_timeout(TICK) {
             self.tell();
             match &leaving {
-                Some((since, _)) if since.elapsed() > GRACE => break,
+                Some((since, _)) if since.elapsed() > GRACE && self.shared.places.outlive_workers() => break,
                 Some(_) => {}
                 None => leaving = self.reason_to_leave(&mut moved).map(|error| (Instant::now(), error)),
             }
