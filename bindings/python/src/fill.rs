@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use pyo3::{prelude::*, types::PyDict};
 use shardwright::{
+    cast,
     core::{DType, model::numel},
     engine::{Checkpoint as Engine, IoOptions, ReadMethod},
-    cast,
 };
 
 use crate::{

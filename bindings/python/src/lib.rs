@@ -3,6 +3,7 @@
 
 mod checkpoint;
 mod errors;
+mod files;
 mod fill;
 mod transfer;
 mod wait;
@@ -19,6 +20,7 @@ mod _native {
     #[pymodule_export]
     use super::{
         checkpoint::Checkpoint,
+        files::{inspect, verify},
         fill::{casts, fill},
     };
 

@@ -16,9 +16,9 @@ use std::{
 };
 
 use shardwright::{
+    cast,
     core::{DType, model::numel},
     engine::{CancelToken, Checkpoint, EngineError, ErrorKind, IoOptions},
-    cast,
 };
 
 use crate::wait::Progress;

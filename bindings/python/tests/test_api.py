@@ -130,3 +130,27 @@ def test_dcp_reads_any_target(saved):
     assert torch.equal(state["a.weight"], net.a.weight) and torch.equal(state["b.weight"], net.b.weight.bfloat16())
     with pytest.raises(CheckpointException, match="nothing"):
         dcp.load({"nothing": torch.empty(1)}, storage_reader=SafetensorsReader(path), no_dist=True)
+
+
+def test_inspect_and_verify(saved, tmp_path):
+    net, path = saved
+    found = shardwright.inspect(path)
+    assert found.tensors["a.weight"].shape == (4, 6) and found.bytes == sum(t.nbytes for t in net.state_dict().values())
+    assert "4 tensors" in repr(found)
+    with pytest.raises(shardwright.CheckpointError):
+        shardwright.verify(tmp_path)
+    (tmp_path / "train.yaml").write_text(f"model: {path}\ndist_config: {{name: fsdp2}}\n")
+    out = tmp_path / "out"
+    command = ["load", str(tmp_path / "train.yaml"), "--world-size", "2", "--save", str(out)]
+    done = subprocess.run([sys.executable, "-m", "shardwright", *command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    good = shardwright.verify(out, against=path)
+    assert good and good.elements > 0
+    file = next(f for f in out.rglob("*.safetensors"))
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    bad = shardwright.verify(out)
+    assert not bad and file.name in bad.problems[0]
+    with pytest.raises(shardwright.MismatchError):
+        bad.raise_for_problems()

@@ -18,6 +18,7 @@ from ._errors import (
     UnsupportedError,
     WorldError,
 )
+from ._files import Inspection, TensorInfo, Verified, inspect, verify
 from ._native import VERSION as __version__
 from ._native import Checkpoint
 
@@ -31,16 +32,21 @@ __all__ = [
     "ConfigError",
     "DeviceError",
     "ExistsError",
+    "Inspection",
     "IoError",
     "LoadReport",
     "MismatchError",
     "OutOfMemoryError",
     "PlanError",
     "ShardwrightError",
+    "TensorInfo",
     "UnsupportedError",
+    "Verified",
     "WorldError",
     "__version__",
     "fill",
+    "inspect",
+    "verify",
 ]
 
 _TORCH = {"fill": "_fill", "LoadReport": "_fill"}

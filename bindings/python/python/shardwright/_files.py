@@ -1,0 +1,95 @@
+"""`inspect` and `verify`: what files hold, and whether they are right. Without torch."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import _native
+from ._errors import MismatchError
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor of a checkpoint."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    numel: int
+    bytes: int
+    file: str
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a checkpoint holds, from its headers alone."""
+
+    architecture: str | None
+    files: dict[str, int]
+    tensors: dict[str, TensorInfo]
+
+    @property
+    def bytes(self) -> int:
+        """Of all tensors."""
+        return sum(t.bytes for t in self.tensors.values())
+
+    def __repr__(self) -> str:
+        kinds = sorted({t.dtype for t in self.tensors.values()})
+        what = self.architecture or "checkpoint"
+        return f"Inspection({what}: {len(self.tensors)} tensors, {self.bytes / 1e6:.1f} MB of {', '.join(kinds)} in {len(self.files)} files)"
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What a verification found."""
+
+    files: int
+    bytes: int
+    elements: int
+    problems: tuple[str, ...]
+    more_problems: int
+    strangers: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return not self.problems
+
+    def raise_for_problems(self) -> None:
+        """Raises `MismatchError` with everything that was found wrong."""
+        if self.problems:
+            more = f"\nand {self.more_problems} more" if self.more_problems else ""
+            raise MismatchError("\n".join(self.problems) + more)
+
+
+def _opened(checkpoint: str | os.PathLike[str] | _native.Checkpoint) -> _native.Checkpoint:
+    return checkpoint if isinstance(checkpoint, _native.Checkpoint) else _native.Checkpoint.open(Path(checkpoint))
+
+
+def inspect(checkpoint: str | os.PathLike[str] | _native.Checkpoint) -> Inspection:
+    """Reads a checkpoint's headers.
+
+    Raises:
+        CheckpointError: it is missing or malformed.
+    """
+    found = json.loads(_native.inspect(_opened(checkpoint)))
+    tensors = {t["name"]: TensorInfo(**{**t, "shape": tuple(t["shape"])}) for t in found["tensors"]}
+    return Inspection(found["architecture"], {f["name"]: f["bytes"] for f in found["files"]}, tensors)
+
+
+def verify(
+    directory: str | os.PathLike[str],
+    against: str | os.PathLike[str] | _native.Checkpoint | None = None,
+    *,
+    progress: Callable[[int, int], object] | None = None,
+) -> Verified:
+    """Checks what `shardwright load --save` wrote: files against the manifest, and with `against` each element against the source.
+
+    Raises:
+        CheckpointError: the directory is not one of shards, or the source is malformed.
+    """
+    source = _opened(against) if against is not None else None
+    found = json.loads(_native.verify(Path(directory), source, progress=progress))
+    return Verified(**{**found, "problems": tuple(found["problems"]), "strangers": tuple(found["strangers"])})
