@@ -9,7 +9,7 @@
 The savers write DIR/expected.pt beside the checkpoint: what every parameter, master, moment, step and buffer was. Loaders print one line
 "equal" or fail.
 """
-import os, sys, json
+import importlib, json, os, sys
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 import torch, torch.distributed as dist, torch.nn as nn
@@ -73,9 +73,9 @@ def config(stage, universal):
 
 def deepspeed_engine(stage, universal=False):
     import deepspeed
-    import deepspeed.comm.torch
 
-    deepspeed.comm.torch.build_shm_op = lambda: None  # an extension that would be compiled first, and that gloo can do without
+    # An extension that would be compiled first, and that gloo can do without.
+    importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None
     deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
     ds = config(stage, universal)
     if stage == 3:
