@@ -3,8 +3,10 @@
 use std::path::Path;
 
 use shardwright_config::{IoSettings, Resolved};
-use shardwright_core::{diagnostic::Source, registry::Registry, text::shown};
-use shardwright_engine::{Checkpoint, IoOptions, ReadMethod, World, WorldFlags, setup, world::set_process_world};
+use shardwright_core::{Globs, diagnostic::Source, registry::Registry, text::shown};
+use shardwright_engine::{
+    Checkpoint, IoOptions, ReadMethod, World, WorldFlags, architecture::ModelOptions, setup, world::set_process_world,
+};
 
 use crate::{
     args::{IoArgs, WorldArgs},
@@ -19,6 +21,7 @@ pub struct Input {
     pub resolved: Resolved,
     /// The texts that its places point into.
     pub sources: Vec<Source>,
+    /// As the model's class has it.
     pub checkpoint: Checkpoint,
     pub world: World,
     pub io: IoOptions,
@@ -36,6 +39,14 @@ pub fn read(config: &Path, overrides: &[String], world: WorldArgs, io: &IoArgs) 
     for warning in checkpoint.warnings() {
         print_note(&format!("warning: {}", shown(warning)));
     }
+    let class = resolved.document.get("/training/model_class").and_then(|v| v.as_str()).unwrap_or("llm").to_owned();
+    let none = Globs::default();
+    let options = ModelOptions { class: &class, exclude: &none, tied_in_each_unit: resolved.strategy.ties_per_unit() };
+    let found = checkpoint.find_model(&options)?;
+    for warning in &found.warnings {
+        print_note(&format!("warning: {}", shown(warning)));
+    }
+    let checkpoint = checkpoint.assemble(found.model)?;
     for odd in resolved.lint(checkpoint.model()) {
         print_note(&format!("warning: {odd}"));
     }

@@ -52,7 +52,7 @@ fn likely_buffers(model: &ModelMeta, buffers: &Globs) -> Vec<String> {
     let mut found: BTreeMap<&str, (&str, usize)> = BTreeMap::new(); // by last part: the first name, and how many there are
     for tensor in &model.tensors {
         let last = tensor.name.rsplit('.').next().unwrap_or_default();
-        if USUAL.contains(&last) && tensor.dtype.is_float() && !buffers.matches(&tensor.name) {
+        if tensor.kind.is_none() && USUAL.contains(&last) && tensor.dtype.is_float() && !buffers.matches(&tensor.name) {
             found.entry(last).or_insert((&tensor.name, 0)).1 += 1;
         }
     }

@@ -4,7 +4,12 @@ use std::fmt::Debug;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{diagnostic::Diagnostic, dtype::DType, model::TensorMeta, strategy::PlanInput};
+use crate::{
+    diagnostic::Diagnostic,
+    dtype::DType,
+    model::{ModelFacts, TensorMeta},
+    strategy::PlanInput,
+};
 
 /// The dtypes of one tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -45,7 +50,7 @@ pub trait PrecisionPolicy: Debug + Send + Sync {
     }
 
     /// The dtype that values are rounded through before they are cast to storage.
-    fn rounded(&self, _tensor: &TensorMeta, _trainable: bool) -> Option<DType> {
+    fn rounded(&self, _tensor: &TensorMeta, _facts: &ModelFacts) -> Option<DType> {
         None
     }
 

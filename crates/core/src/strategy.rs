@@ -27,6 +27,11 @@ pub trait ShardStrategy: Debug + Send + Sync {
     /// The name it reports, as registered: `fsdp2`, `vendor/name`.
     fn name(&self) -> &str;
 
+    /// Whether a tied weight is a parameter of each unit that has it, instead of one under its first name.
+    fn ties_per_unit(&self) -> bool {
+        false
+    }
+
     /// The plan for this model on this mesh.
     ///
     /// # Errors
@@ -105,7 +110,10 @@ impl<'a> PlanInput<'a> {
             trainable,
             placement,
             precision,
-            rounded: self.precision.rounded(tensor, trainable).filter(|r| tensor.dtype.casts_to(*r) && r.casts_to(precision.storage)),
+            rounded: self
+                .precision
+                .rounded(tensor, &self.model.facts)
+                .filter(|r| tensor.dtype.casts_to(*r) && r.casts_to(precision.storage)),
             persistent: false,
             offload: Offload::None,
         })

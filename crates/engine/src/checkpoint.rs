@@ -132,6 +132,11 @@ impl Checkpoint {
         self.config_text.as_deref()
     }
 
+    /// `config.json` as a value, where there is one that is an object.
+    pub(crate) fn config_value(&self) -> Option<serde_json::Value> {
+        serde_json::from_str(&config::without_constants(self.config_text.as_deref()?)).ok().filter(serde_json::Value::is_object)
+    }
+
     /// The safetensors files, sorted by name.
     pub fn files(&self) -> &[CheckpointFile] {
         &self.files
@@ -282,13 +287,19 @@ impl ModelDir {
                 .file(&self.dir)
                 .tensor(&pair[0].0.name));
         }
+        let linked: Vec<(&str, PathBuf)> = names.iter().filter_map(|n| Some((n.as_str(), self.outside(n)?))).collect();
+        let led_out = linked.first().map(|(name, to)| match linked.len() {
+            1 => format!("{}: a link that leads out of the checkpoint's directory, to {}", self.dir.join(name).display(), to.display()),
+            n => format!("{}: {n} files are links that lead out of the directory, '{name}' to {}", self.dir.display(), to.display()),
+        });
         let mut warnings = index.map_or_else(|| Ok(Vec::new()), |index| check_index(&index, &files, &tensors))?;
+        warnings.extend(led_out);
         let config = self.config()?;
         if let Some((key, expected, found)) = config.as_ref().and_then(config::wrong_type) {
             let path = self.dir.join(find::CONFIG);
             warnings.push(format!("{}: '{key}' is not used: expected {expected}, found {found}", path.display()));
         }
-        let facts = config.map_or_else(ModelFacts::default, |config| ModelFacts::from_config(&config));
+        let facts = config.map_or_else(ModelFacts::default, |config| config::facts(&config));
         let (metas, locations) = tensors.into_iter().unzip();
         let model = ModelMeta::new(metas, facts)
             .map_err(|name| EngineError::new(ErrorKind::Checkpoint, "the tensor occurs twice").file(&self.dir).tensor(name))?;
@@ -308,7 +319,7 @@ impl ModelDir {
     /// # Errors
     /// [`ErrorKind::Checkpoint`] where it is no JSON object.
     pub fn facts(&self) -> Result<ModelFacts> {
-        Ok(self.config()?.map_or_else(ModelFacts::default, |config| ModelFacts::from_config(&config)))
+        Ok(self.config()?.map_or_else(ModelFacts::default, |config| config::facts(&config)))
     }
 
     fn config(&self) -> Result<Option<serde_json::Value>> {

@@ -2,6 +2,7 @@
 //!
 //! The engine loads for a plan. It never names a strategy, and what it does follows from the plan, the checkpoint and the options alone.
 
+pub mod architecture;
 pub mod checkpoint;
 pub mod convert;
 pub mod device;

@@ -36,6 +36,10 @@ impl ShardStrategy for Fsdp2 {
         NAME
     }
 
+    fn ties_per_unit(&self) -> bool {
+        true
+    }
+
     fn plan(&self, input: &PlanInput<'_>) -> Result<ShardPlan, PlanError> {
         let axis = input.mesh.axis(MP_SHARD).unwrap_or_else(|| input.mesh.all_ranks());
         if let Reshard::ToRanks(k) = self.reshard_after_forward

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use shardwright_core::{Globs, ModelFacts, PlanInput, TensorKind, strategy::modules};
+use shardwright_core::{Globs, ModelFacts, Modules, PlanInput, TensorKind, strategy::modules};
 
 /// Module paths, as suffixes with `N` for a number, that `_no_split_modules` names in models without `layers` or `blocks`.
 const NO_SPLIT: &[(&[&str], &[&str])] = &[
@@ -98,6 +98,8 @@ enum Blocks<'a> {
     Paths(&'static [&'static str]),
     /// The user's own, instead of every other rule.
     Globs(&'a Globs),
+    /// The model's class says.
+    Known(&'a Modules),
 }
 
 impl<'a> UnitRules<'a> {
@@ -105,6 +107,9 @@ impl<'a> UnitRules<'a> {
     pub fn for_model(input: &PlanInput<'a>) -> Self {
         if !input.units.is_empty() {
             return Self { blocks: Blocks::Globs(input.units), embeddings: false, unwrapped: BTreeSet::new() };
+        }
+        if let Some(modules) = &input.model.modules {
+            return Self { blocks: Blocks::Known(modules), embeddings: !modules.ties_embeddings, unwrapped: BTreeSet::new() };
         }
         let facts = &input.model.facts;
         let parameters = || input.model.tensors.iter().filter(|t| input.kind(t) == TensorKind::Parameter);
@@ -120,6 +125,7 @@ impl<'a> UnitRules<'a> {
             Blocks::Lists => list_element(parameter).filter(|element| !self.unwrapped.contains(element)),
             Blocks::Paths(paths) => deepest(parameter, |module| paths.iter().any(|path| ends_with_path(module, path))),
             Blocks::Globs(globs) => deepest(parameter, |module| globs.matches(module)),
+            Blocks::Known(known) => deepest(parameter, |module| known.blocks.contains(module)),
         }
     }
 
@@ -127,9 +133,13 @@ impl<'a> UnitRules<'a> {
     pub fn unit_of<'n>(&self, parameter: &'n str) -> &'n str {
         let block = self.block_of(parameter);
         let embedding = || {
-            let module = parameter.strip_suffix(".weight")?;
+            let (module, _) = parameter.rsplit_once('.').filter(|(_, leaf)| *leaf == "weight")?;
             let leaf = module.rsplit('.').next()?;
-            (self.embeddings && EMBEDDINGS.contains(&leaf)).then_some(module)
+            let is_embedding = match &self.blocks {
+                Blocks::Known(known) => known.embeddings.contains(module),
+                _ => EMBEDDINGS.contains(&leaf),
+            };
+            (self.embeddings && is_embedding).then_some(module)
         };
         embedding().or(block).unwrap_or("")
     }

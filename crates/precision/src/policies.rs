@@ -4,4 +4,8 @@ pub mod mixed;
 pub mod pins;
 pub mod uniform;
 
-pub use self::{mixed::MixedConfig, mixed::Ruled, pins::PinsConfig, uniform::UniformConfig};
+pub use self::{
+    mixed::{Loaded, MixedConfig, Ruled},
+    pins::PinsConfig,
+    uniform::UniformConfig,
+};

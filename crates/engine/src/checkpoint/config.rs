@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use serde_json::Value;
+use shardwright_core::ModelFacts;
 
 /// The text with `null` for `NaN`, `Infinity` and `-Infinity`, which Python's `json` writes and JSON does not know. No fact is one.
 pub(super) fn without_constants(text: &str) -> Cow<'_, str> {
@@ -21,6 +22,29 @@ pub(super) fn without_constants(text: &str) -> Cow<'_, str> {
         rest = &rest[end..];
     }
     Cow::Owned(out)
+}
+
+/// What `config.json` says, by the names that the model type has for it: `n_embd` for `hidden_size`, a sub-config's where the model has one.
+pub(super) fn facts(config: &Value) -> ModelFacts {
+    let mut facts = ModelFacts::from_config(config);
+    let inner = ["thinker_config", "text_config", "llm_config", "language_config", "decoder"];
+    let number = |config: &Value, name: &str| {
+        let own = shardwright_arch::attribute(config["model_type"].as_str()?, name)?;
+        config[own.as_str()].as_u64()
+    };
+    let find = |name: &str| {
+        let mut at = config;
+        for _ in 0..4 {
+            if let Some(found) = at[name].as_u64().or_else(|| number(at, name)) {
+                return Some(found);
+            }
+            at = inner.iter().find_map(|key| at.get(key).filter(|v| v.is_object()))?;
+        }
+        None
+    };
+    facts.hidden_size = facts.hidden_size.or_else(|| find("hidden_size"));
+    facts.num_layers = facts.num_layers.or_else(|| find("num_hidden_layers"));
+    facts
 }
 
 /// One past the quote that ends a string, or all there is.

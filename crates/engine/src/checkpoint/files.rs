@@ -7,6 +7,8 @@ use crate::error::{EngineError, ErrorKind, Result};
 
 /// The one file of a small model.
 const SINGLE: &str = "model.safetensors";
+/// What PEFT calls an adapter's config.
+const ADAPTER: &str = "adapter_config.json";
 /// How other formats' files end, to say what was seen where nothing can be read.
 const OTHER_FORMATS: [&str; 10] = [".bin", ".pt", ".pth", ".ckpt", ".gguf", ".distcp", ".h5", ".msgpack", ".npz", ".onnx"];
 
@@ -29,7 +31,15 @@ impl ModelDir {
             return Ok((index.files.clone(), Some(index)));
         }
         let all = self.list()?;
-        let names: Vec<String> = all.iter().filter(|n| n.ends_with(".safetensors")).cloned().collect();
+        let mut names: Vec<String> = all.iter().filter(|n| n.ends_with(".safetensors")).cloned().collect();
+        if all.iter().any(|n| n == ADAPTER) && names.iter().all(|n| n.starts_with("adapter")) {
+            return Err(self.adapter());
+        }
+        // Mistral's own layout beside Hugging Face's: the same weights under other names.
+        let consolidated = |n: &String| n.starts_with("consolidated");
+        if names.iter().any(consolidated) && !names.iter().all(consolidated) {
+            names.retain(|n| !consolidated(n));
+        }
         if names.is_empty() {
             let other: Vec<&str> = all.iter().filter(|n| OTHER_FORMATS.iter().any(|end| n.ends_with(end))).map(String::as_str).collect();
             let found = match other.as_slice() {
@@ -43,6 +53,18 @@ impl ModelDir {
                 .found(found));
         }
         Ok((names, None))
+    }
+
+    /// An adapter is not a model.
+    fn adapter(&self) -> EngineError {
+        let text = self.resolve(ADAPTER).and_then(|path| super::read_bounded(&path, 16 << 20, "too long for a config")).unwrap_or_default();
+        let config: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
+        let kind = config["peft_type"].as_str().unwrap_or("PEFT");
+        let base =
+            config["base_model_name_or_path"].as_str().map_or(String::new(), |b| format!(" of '{}'", shardwright_core::text::shown(b)));
+        let what =
+            format!("it holds a {kind} adapter{base}, not a model; give the base model as `model`, or merge the adapter into it first");
+        EngineError::new(ErrorKind::Checkpoint, what).file(self.dir.join(ADAPTER))
     }
 
     /// Where no index lists the files, their numbers do.

@@ -1,5 +1,5 @@
 //! From what a config calls `model` to a directory: a path, or a hub id in the local Hugging Face cache. Nothing is downloaded.
-//! Which files of the directory may be opened is decided here too: symbolic links lead out of it only into the cache's own blobs.
+//! Which files of the directory may be opened is decided here too: links of the directory's own are followed, names in files do not lead out.
 
 use std::{
     ffi::OsString,
@@ -144,16 +144,30 @@ impl ModelDir {
         if self.file.as_deref() == Some(name) {
             return Ok(path); // the user named this very file
         }
-        let real = path.canonicalize().map_err(|e| cannot_open(&path, e))?;
-        let dir = self.dir.canonicalize().map_err(|e| cannot_open(&self.dir, e))?;
-        let blobs = hub_blobs(&dir);
-        if real.starts_with(&dir) || blobs.is_some_and(|b| real.starts_with(b)) {
+        // A name from a file may not lead out; a link that the directory's owner made may.
+        let plain = Path::new(name).components().all(|c| matches!(c, std::path::Component::Normal(_)));
+        if plain && path.canonicalize().map_err(|e| cannot_open(&path, e))?.is_file() {
             return Ok(path);
         }
-        Err(EngineError::new(ErrorKind::Checkpoint, "the file is a link that leaves the checkpoint's directory")
+        let real = path.canonicalize().map_err(|e| cannot_open(&path, e))?;
+        let dir = self.dir.canonicalize().map_err(|e| cannot_open(&self.dir, e))?;
+        if real.starts_with(&dir) {
+            return Ok(path);
+        }
+        Err(EngineError::new(ErrorKind::Checkpoint, "the file is not in the checkpoint's directory")
             .file(path)
             .expected(format_args!("a file in {}", dir.display()))
             .found(real.display()))
+    }
+
+    /// Where a file of this directory lies in truth, if a link leads out of it to another place than the cache's own blobs.
+    pub(super) fn outside(&self, name: &str) -> Option<PathBuf> {
+        if self.file.is_some() {
+            return None;
+        }
+        let (real, dir) = (self.dir.join(name).canonicalize().ok()?, self.dir.canonicalize().ok()?);
+        let inside = real.starts_with(&dir) || hub_blobs(&dir).is_some_and(|b| real.starts_with(b));
+        (!inside).then_some(real)
     }
 
     /// Names in the directory, sorted; dotfiles are left out.

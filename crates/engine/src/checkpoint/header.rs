@@ -135,6 +135,10 @@ pub(super) fn read(file: &File, path: &Path, size: u64) -> Result<Header> {
 fn text_instead(start: [u8; 8]) -> Option<&'static str> {
     match &start {
         b"version " => Some("a Git LFS pointer, not the file itself; 'git lfs pull' fetches it"),
+        [b'P', b'K', 3, 4, ..] => Some("a zip archive, as torch.save writes it, not a safetensors file"),
+        [b'G', b'G', b'U', b'F', ..] => Some("a GGUF file, not a safetensors file"),
+        [0x89, b'H', b'D', b'F', ..] => Some("an HDF5 file, not a safetensors file"),
+        [0x80, 2..=5, ..] => Some("a pickle, as older versions of torch.save write it, not a safetensors file"),
         _ if start.iter().all(|b| b.is_ascii_graphic() || b.is_ascii_whitespace()) => Some("a text, not a safetensors file"),
         _ => None,
     }

@@ -3,8 +3,9 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use shardwright_core::{
-    DType, Precision, PrecisionPolicy, TensorMeta,
+    DType, ModelFacts, Precision, PrecisionPolicy, TensorMeta,
     diagnostic::Diagnostic,
+    piece,
     replicate::REPLICATE,
     strategy_config::{BuiltPolicy, Dialect, PolicyConfig, PolicyContext, Tuning},
 };
@@ -13,19 +14,50 @@ use crate::rules::{self, Case, Keep};
 
 /// A case of the rules as a policy.
 #[derive(Clone, Debug)]
-pub struct Ruled(pub Case);
+pub struct Ruled {
+    case: Case,
+    loaded: Loaded,
+}
+
+/// How the engine loads a model before it shards it, for tensors of which the class is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loaded {
+    /// As the checkpoint has it.
+    AsStored,
+    /// transformers' `dtype="auto"`: values pass through this dtype unless the class makes the tensor in float32.
+    /// `None` stands for config.json's.
+    Auto(Option<DType>),
+    /// Straight into the storage dtype: `deepspeed.zero.Init`.
+    Partitioned,
+}
 
 impl PrecisionPolicy for Ruled {
     fn decide(&self, param: &TensorMeta, trainable: bool) -> Precision {
-        self.0.decide(param.dtype, trainable)
+        self.case.decide(param.dtype, trainable)
+    }
+
+    /// Engines cast float buffers as they cast parameters, except those that the class keeps in float32.
+    fn buffer(&self, buffer: &TensorMeta) -> DType {
+        if !buffer.dtype.is_float() || buffer.kind.is_none() || self.loaded == Loaded::AsStored {
+            return buffer.dtype;
+        }
+        let made = buffer.made_fp32 && self.loaded != Loaded::Partitioned;
+        if buffer.keep_fp32 || made { DType::F32 } else { self.case.trainable.of(buffer.dtype) }
+    }
+
+    fn rounded(&self, tensor: &TensorMeta, facts: &ModelFacts) -> Option<DType> {
+        match self.loaded {
+            Loaded::Auto(model) if tensor.kind.is_some() => piece::rounding(tensor, model.or(facts.dtype)),
+            _ => None,
+        }
     }
 }
 
 impl Ruled {
     /// With its summary.
-    pub fn built<P: Into<String>>(case: Case, from: impl IntoIterator<Item = P>) -> BuiltPolicy {
+    pub fn built<P: Into<String>>(case: Case, loaded: Loaded, from: impl IntoIterator<Item = P>) -> BuiltPolicy {
         let summary = case.summary().from(from);
-        BuiltPolicy::new(Self(case), summary)
+        BuiltPolicy::new(Self { case, loaded }, summary)
     }
 }
 
@@ -81,7 +113,11 @@ impl PolicyConfig for MixedConfig {
             case.why.push_str("; where shardwright.precision names a dtype, that");
             from.push("/shardwright/precision/name");
         }
-        Ok(Ruled::built(case, from))
+        let loaded = match training.dialect {
+            Dialect::LlamaFactory => Loaded::Auto(model),
+            Dialect::Accelerate => Loaded::AsStored,
+        };
+        Ok(Ruled::built(case, loaded, from))
     }
 }
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fmt};
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser::SerializeMap};
 use shardwright_core::{
-    DType, Globs, PlanInput, Precision, PrecisionPolicy, TensorKind, TensorMeta,
+    DType, Globs, ModelFacts, PlanInput, Precision, PrecisionPolicy, TensorKind, TensorMeta,
     diagnostic::{Diagnostic, Location},
     strategy_config::{BuiltPolicy, PolicyConfig, PolicyContext, Tuning},
     suggest::nearest,
@@ -138,6 +138,14 @@ impl PrecisionPolicy for Pinned {
         let own = self.base.decide(param, trainable);
         let first = self.globs.first_match(&param.name).and_then(|at| self.pinned.get(at));
         first.map_or(own, |p| p.pin.over(own))
+    }
+
+    fn buffer(&self, buffer: &TensorMeta) -> DType {
+        self.base.buffer(buffer)
+    }
+
+    fn rounded(&self, tensor: &TensorMeta, facts: &ModelFacts) -> Option<DType> {
+        self.base.rounded(tensor, facts)
     }
 
     fn lint(&self, input: &PlanInput<'_>) -> Vec<Diagnostic> {

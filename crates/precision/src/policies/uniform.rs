@@ -8,7 +8,10 @@ use shardwright_core::{
     strategy_config::{BuiltPolicy, PolicyConfig, PolicyContext},
 };
 
-use crate::{policies::mixed::Ruled, rules};
+use crate::{
+    policies::mixed::{Loaded, Ruled},
+    rules,
+};
 
 /// One dtype for everything.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -30,7 +33,7 @@ impl PolicyConfig for UniformConfig {
 
     fn build(self, _: &mut PolicyContext<'_>) -> Result<BuiltPolicy, Diagnostic> {
         let case = rules::uniform("uniform", "shardwright.precision names one dtype", self.dtype);
-        Ok(Ruled::built(case, ["/shardwright/precision/name"]))
+        Ok(Ruled::built(case, Loaded::AsStored, ["/shardwright/precision/name"]))
     }
 }
 

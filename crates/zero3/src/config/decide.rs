@@ -14,7 +14,7 @@ use shardwright_core::{
     tree::{Node, Value},
 };
 use shardwright_precision::{
-    policies::Ruled,
+    policies::{Loaded, Ruled},
     rules::{self, Switch},
 };
 
@@ -451,7 +451,7 @@ fn precision(root: &Node, document: &mut Document, cx: &mut BuildContext<'_>) ->
     }
     disagreement(bf16, fp16, &case, cx);
     let case = reduced_in(root, case, cx);
-    Some(Ruled::built(case, ["/deepspeed/bf16/enabled", "/deepspeed/fp16/enabled"]))
+    Some(Ruled::built(case, Loaded::Partitioned, ["/deepspeed/bf16/enabled", "/deepspeed/fp16/enabled"]))
 }
 
 /// `communication_data_type` is what gradients are reduced in.

@@ -1,0 +1,722 @@
+//! From a checkpoint's tensors and config.json to the model's parameters: how each is made, which module it is in, what is left over.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+use shardwright_core::{DType, Globs, TensorMeta};
+
+use crate::{
+    contract::Assembly,
+    data::Data,
+    lazy::Lazy,
+    ops::{Around, Asks, Named},
+    regex::Regex,
+    rename::{Renamer, Taken, Transform, natural_order, with_prefix},
+    tree::{Choices, Found, Kind, Tree},
+};
+
+/// Which of a model type's classes is meant.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Use {
+    /// `model_class: llm`.
+    #[default]
+    Llm,
+    /// `model_class: cls`.
+    Cls,
+    /// `model_class: other`.
+    Other,
+}
+
+/// What is asked for besides the checkpoint.
+#[derive(Clone, Debug)]
+pub struct Options<'a> {
+    /// The class.
+    pub class: Use,
+    /// Checkpoint tensors that are left out.
+    pub exclude: &'a Globs,
+    /// A tied weight is a parameter of every unit that has it, as under FSDP2.
+    pub tied_in_each_unit: bool,
+    /// The first part of transformers' version: before 5, names stay and experts are not stacked.
+    pub transformers: u32,
+}
+
+/// One parameter or buffer of the model.
+#[derive(Clone, Debug)]
+pub struct Made {
+    /// Its name.
+    pub name: String,
+    /// Its element type in the checkpoint.
+    pub dtype: DType,
+    /// Its shape.
+    pub shape: Vec<u64>,
+    /// What the class says it is; `None` where nothing is known.
+    pub buffer: Option<bool>,
+    /// Kept in float32 by every engine (`_keep_in_fp32_modules_strict`).
+    pub keep_fp32: bool,
+    /// Not rounded to the model's dtype: the class makes it in float32.
+    pub fp32: bool,
+    /// How it is made.
+    pub assembly: Assembly,
+    /// The module that FSDP wraps and it is in; empty for the root, `None` where nothing is known.
+    pub block: Option<String>,
+    /// It is an `nn.Embedding`'s.
+    pub embedding: bool,
+}
+
+/// A checkpoint tensor that fills nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unused {
+    /// Index of the tensor.
+    pub source: u32,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// Why a tensor is not used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// The class has nothing of that name.
+    NotInTheModel,
+    /// The class says that checkpoints may have it.
+    Ignored,
+    /// A buffer that the class makes anew.
+    MadeAnew,
+    /// It is of an element that the list does not have: the list, the index, its length.
+    Beyond(String, u64, u64),
+    /// Tied to a tensor that is stored as well.
+    TiedTo(String),
+    /// Another tensor has the same name in the model.
+    Twice(String),
+    /// The user left it out.
+    Excluded,
+}
+
+/// A parameter that nothing fills.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missing {
+    /// Its name.
+    pub name: String,
+    /// Its shape, where config.json tells it.
+    pub shape: Option<Vec<u64>>,
+}
+
+/// Why the checkpoint cannot be this model.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Misfit {
+    /// A shape that config.json contradicts.
+    #[error("'{name}' is {found:?}, but config.json makes it {expected} ({from})")]
+    Shape {
+        /// The parameter.
+        name: String,
+        /// In the checkpoint.
+        found: Vec<u64>,
+        /// By config.json.
+        expected: String,
+        /// The keys.
+        from: String,
+    },
+    /// A conversion that fails.
+    #[error("'{name}' cannot be made from '{source_name}' and {more} more as transformers would: {why}")]
+    Conversion {
+        /// The parameter.
+        name: String,
+        /// The first tensor.
+        source_name: String,
+        /// How many others.
+        more: usize,
+        /// What fails.
+        why: String,
+    },
+    /// Tensors of one parameter in several dtypes.
+    #[error("'{name}' is made from tensors of several dtypes: '{first}' is {a}, '{second}' is {b}")]
+    Dtypes {
+        /// The parameter.
+        name: String,
+        /// One source.
+        first: String,
+        /// Its dtype.
+        a: DType,
+        /// Another.
+        second: String,
+        /// Its dtype.
+        b: DType,
+    },
+}
+
+/// The model as its class has it.
+#[derive(Clone, Debug, Default)]
+pub struct Assembled {
+    /// `Qwen3MoeForCausalLM`, where the architecture is known.
+    pub class: Option<String>,
+    /// Its model type.
+    pub model_type: Option<String>,
+    /// Parameters and buffers, sorted by name.
+    pub tensors: Vec<Made>,
+    /// Tensors that fill nothing, by index.
+    pub unused: Vec<Unused>,
+    /// What nothing fills.
+    pub missing: Vec<Missing>,
+    /// Other names of a parameter, with its own.
+    pub aliases: Vec<(String, String)>,
+    /// What does not fit; the engine fails on the first.
+    pub misfits: Vec<Misfit>,
+    /// `getattr(config, "tie_word_embeddings", True)`.
+    pub ties_embeddings: bool,
+    /// Keys of a sub-config that is LLaMA-Factory's model (`thinker`).
+    pub within: Option<String>,
+}
+
+/// Names of config.json that hold the hidden size and the number of layers: `n_embd` for gpt2.
+pub fn attribute(model_type: &str, name: &str) -> Option<String> {
+    Data::embedded().get(":", model_type)?["attributes"][name].as_str().map(str::to_owned)
+}
+
+/// Whether a model type is in the data.
+pub fn knows(model_type: &str) -> bool {
+    Data::embedded().has(":", model_type)
+}
+
+/// The version of transformers that the data is of.
+pub fn version() -> String {
+    Data::embedded().version()
+}
+
+/// Every model type in the data.
+pub fn model_types() -> Vec<&'static str> {
+    Data::embedded().names(":").collect()
+}
+
+/// The class that the engine makes.
+fn class_of(data: &Data, config: &Value, class: Use) -> Option<String> {
+    let line = data.get(":", config["model_type"].as_str()?)?;
+    let of = |key: &str| line[key].as_str().map(str::to_owned);
+    let declared = config["architectures"][0].as_str().filter(|c| data.has("!", c));
+    // The config's own class, unless it is another type's or a head that LLaMA-Factory would replace by the language model's.
+    let declared = declared.filter(|c| data.get("!", c).is_some_and(|l| l["type"] == line["type"] || l["type"] == config["model_type"]));
+    let head = |c: &str| ["ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering"].iter().any(|h| c.ends_with(h));
+    let chosen = match class {
+        Use::Cls => of("cls").or_else(|| declared.map(str::to_owned)),
+        Use::Llm => declared.filter(|c| !head(c) || of("llm").is_none()).map(str::to_owned).or_else(|| of("llm")),
+        Use::Other => declared.map(str::to_owned).or_else(|| of("base")),
+    };
+    chosen.or_else(|| of("base")).filter(|c| data.has("!", c))
+}
+
+/// Makes the model.
+pub fn assemble(sources: &[TensorMeta], config: &Value, options: &Options<'_>) -> Assembled {
+    let data = Data::embedded();
+    let tree = class_of(data, config, options.class).and_then(|class| Some((Tree::new(data, &class, config)?, class)));
+    match tree {
+        Some((tree, class)) => Assembler::new(data, sources, config, options, &tree).run(class),
+        None => as_they_are(sources, config, options),
+    }
+}
+
+/// Nothing is known of the class: every tensor is a parameter or, by its dtype, a buffer.
+fn as_they_are(sources: &[TensorMeta], config: &Value, options: &Options<'_>) -> Assembled {
+    let (mut tensors, mut unused) = (Vec::new(), Vec::new());
+    for (i, meta) in sources.iter().enumerate() {
+        let source = u32::try_from(i).unwrap_or(u32::MAX);
+        if options.exclude.matches(&meta.name) {
+            unused.push(Unused { source, reason: Reason::Excluded });
+            continue;
+        }
+        tensors.push(Made {
+            name: meta.name.to_string(),
+            dtype: meta.dtype,
+            shape: meta.shape.clone(),
+            buffer: None,
+            keep_fp32: false,
+            fp32: false,
+            assembly: Assembly::Whole(source),
+            block: None,
+            embedding: false,
+        });
+    }
+    let ties_embeddings = config["tie_word_embeddings"].as_bool().unwrap_or(true);
+    Assembled { tensors, unused, ties_embeddings, ..Assembled::default() }
+}
+
+/// What a name that differs from others in its numbers only becomes.
+#[derive(Clone, Debug)]
+struct Renamed {
+    name: String,
+    taken: Taken,
+    found: bool,
+}
+
+struct Assembler<'a, 'c> {
+    data: &'static Data,
+    sources: &'a [TensorMeta],
+    config: &'c Value,
+    options: &'a Options<'a>,
+    tree: &'a Tree<'c>,
+    base: String,
+    renamer: Renamer,
+    choices: Choices,
+    out: Assembled,
+}
+
+impl Asks for Assembler<'_, '_> {
+    fn number(&self, sub: Option<&str>, key: &str) -> Option<u64> {
+        self.tree.config_number(sub, key)
+    }
+
+    fn text_number(&self, key: &str) -> Option<u64> {
+        let sub = ["text_config", "decoder", "generator", "thinker_config"]
+            .into_iter()
+            .find(|k| self.config.get(k).is_some_and(Value::is_object));
+        self.tree.config_number(sub, key).or_else(|| self.config.get(sub?)?.get(key)?.as_u64())
+    }
+
+    fn shape(&self, parameter: &str) -> Option<Vec<Option<u64>>> {
+        let found = self.tree.find(parameter, &self.choices)?;
+        Some(found.shape?.into_iter().map(|size| size.map(|(n, _)| n)).collect())
+    }
+}
+
+impl<'a, 'c> Assembler<'a, 'c> {
+    fn new(data: &'static Data, sources: &'a [TensorMeta], config: &'c Value, options: &'a Options<'a>, tree: &'a Tree<'c>) -> Self {
+        let mut assembler = Self {
+            data,
+            sources,
+            config,
+            options,
+            tree,
+            base: String::new(),
+            renamer: Renamer::default(),
+            choices: Choices::new(),
+            out: Assembled::default(),
+        };
+        assembler.base = assembler.models().first().and_then(|(_, line, _)| line["base"].as_str().map(str::to_owned)).unwrap_or_default();
+        assembler.renamer = Renamer::new(if options.transformers >= 5 { assembler.transforms() } else { Vec::new() });
+        assembler
+    }
+
+    /// Every sub-model: path, the class's line, and whether its config ties embeddings.
+    fn models(&self) -> Vec<(String, Value, bool)> {
+        let tie = |model_type: &str, config: &Value| {
+            let default = || self.data.get(":", model_type).and_then(|l| l["tie"].as_bool()).unwrap_or(false);
+            config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or_else(default)
+        };
+        let all = self.tree.models().into_iter();
+        all.map(|(path, class, model_type, config)| (path, self.data.get("!", &class).unwrap_or_default(), tie(&model_type, config)))
+            .collect()
+    }
+
+    /// transformers' `get_model_conversion_mapping`.
+    fn transforms(&self) -> Vec<Transform> {
+        let mut out = Vec::new();
+        let mut seen: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        let covered = |seen: &BTreeMap<String, Vec<String>>, key: &str, path: &str| {
+            let under = |s: &String| s.is_empty() || path.strip_prefix(s.as_str()).is_some_and(|rest| rest.starts_with('.'));
+            seen.get(key).is_some_and(|paths| paths.iter().any(under))
+        };
+        for (path, class, model_type, _) in self.tree.models() {
+            if covered(&seen, &class, &path) {
+                continue;
+            }
+            let by_class = self.data.get(">", &class);
+            if by_class.is_none() && covered(&seen, &model_type, &path) {
+                continue;
+            }
+            let is_by_class = by_class.is_some();
+            let Some(rows) = by_class.or_else(|| self.data.get(">", &model_type)) else { continue };
+            let scope = path.strip_prefix(self.base.as_str()).unwrap_or(&path);
+            let scope = scope.strip_prefix('.').unwrap_or(scope);
+            let transforms = rows.as_array().into_iter().flatten().filter_map(|row| Transform::new(row).ok());
+            out.extend(transforms.map(|t| if path.is_empty() { t } else { t.scoped(&self.base, scope) }));
+            seen.entry(class).or_default().push(path.clone());
+            if !is_by_class {
+                seen.entry(model_type).or_default().push(path);
+            }
+        }
+        let legacy = self.data.get(">", "legacy").unwrap_or_default();
+        out.extend(legacy.as_array().into_iter().flatten().filter_map(|row| Transform::new(row).ok()));
+        out
+    }
+
+    /// transformers' `rename_source_key`, and the original name where only that is one of the model's.
+    fn rename(&mut self, name: &str) -> Renamed {
+        let any = Choices::new();
+        let (tree, base) = (self.tree, self.base.clone());
+        let known = |n: &str| tree.find(n, &any).is_some_and(|f| f.kind != Kind::Fleeting);
+        let (renamed, taken) = self.renamer.rename(name);
+        let renamed = if base.is_empty() { renamed } else { with_prefix(renamed, &base, known) };
+        if known(&renamed) {
+            return Renamed { name: renamed, taken, found: true };
+        }
+        if known(name) {
+            let name = if base.is_empty() { name.to_owned() } else { with_prefix(name.to_owned(), &base, known) };
+            return Renamed { name, taken: None, found: true };
+        }
+        Renamed { name: renamed, taken: None, found: false }
+    }
+
+    fn names(&mut self) -> Vec<Renamed> {
+        let plain = self.renamer.is_plain();
+        let mut cache: BTreeMap<String, Option<Renamed>> = BTreeMap::new();
+        let sources = self.sources;
+        if !plain {
+            // Some renames depend on the names before.
+            let mut order: Vec<usize> = (0..sources.len()).collect();
+            order.sort_by(|&a, &b| natural_order(&sources[a].name, &sources[b].name));
+            let mut out: Vec<Option<Renamed>> = vec![None; sources.len()];
+            for i in order {
+                out[i] = Some(self.rename(&sources[i].name));
+            }
+            return out.into_iter().flatten().collect();
+        }
+        let mut out = Vec::with_capacity(sources.len());
+        for source in sources {
+            let (template, numbers) = template(&source.name);
+            if numbers.is_empty() {
+                out.push(self.rename(&source.name));
+                continue;
+            }
+            if !cache.contains_key(&template) {
+                let marked = fill(&template, &(0..numbers.len()).map(marker).collect::<Vec<_>>());
+                let renamed = self.rename(&marked);
+                let whole = (0..numbers.len()).all(|i| renamed.name.matches(&marker(i)).count() <= 1);
+                // A number that picks a module of a sequence is not like any other.
+                cache.insert(template.clone(), (whole && renamed.found).then_some(renamed));
+            }
+            let renamed = match cache.get(&template).cloned().flatten() {
+                None => self.rename(&source.name),
+                Some(mut renamed) => {
+                    for (i, number) in numbers.iter().enumerate() {
+                        renamed.name = renamed.name.replacen(&marker(i), number, 1);
+                    }
+                    renamed
+                }
+            };
+            out.push(renamed);
+        }
+        out
+    }
+
+    fn run(mut self, class: String) -> Assembled {
+        self.out.model_type = self.config["model_type"].as_str().map(str::to_owned);
+        self.out.class = Some(class);
+        let names = self.names();
+        self.choose(&names);
+        let models = self.models();
+        // LLaMA-Factory reads the flag with a default of its own.
+        self.out.ties_embeddings = self.config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or_else(|| {
+            let line = self.out.model_type.as_deref().and_then(|t| self.data.get(":", t));
+            line.and_then(|l| l["tie"].as_bool()).unwrap_or(true)
+        });
+        let patterns = |key: &str| -> Vec<Regex> {
+            let all = models.iter().filter_map(|(_, line, _)| line[key].as_array()).flatten().filter_map(Value::as_str);
+            all.filter_map(|p| Regex::new(&if key == "fp32" { p.replace('*', ".*") } else { p.to_owned() }).ok()).collect()
+        };
+        let (ignored, strict) = (patterns("unexpected"), patterns("fp32"));
+        let collected = self.collect(&names, &ignored);
+        let mut made = self.make(collected, &strict);
+        self.tie(&mut made, &models);
+        self.blocks(&mut made, &models);
+        self.finish(made)
+    }
+
+    /// Decides the variants of elements that may be of several classes.
+    fn choose(&mut self, names: &[Renamed]) {
+        let mut votes = BTreeMap::new();
+        for renamed in names.iter().filter(|r| r.found) {
+            self.tree.vote(&renamed.name, &mut votes);
+        }
+        for (path, votes) in votes {
+            // Of equals the one that leaves less to be missed.
+            let best = votes.iter().enumerate().min_by_key(|&(i, &(votes, least))| (std::cmp::Reverse(votes), least, i));
+            if let Some((best, _)) = best {
+                self.choices.insert(path, best);
+            }
+        }
+    }
+
+    /// The tensors of each parameter, with the converter and the patterns that took them.
+    fn collect(&mut self, names: &[Renamed], ignored: &[Regex]) -> BTreeMap<String, (Taken, Vec<(usize, u32)>)> {
+        let mut collected: BTreeMap<String, (Taken, Vec<(usize, u32)>)> = BTreeMap::new();
+        for (i, renamed) in names.iter().enumerate() {
+            let source = u32::try_from(i).unwrap_or(u32::MAX);
+            let name = &self.sources[i].name;
+            let mut leave = |reason| self.out.unused.push(Unused { source, reason });
+            if self.options.exclude.matches(name) {
+                leave(Reason::Excluded);
+                continue;
+            }
+            let found = if renamed.found { self.tree.find(&renamed.name, &self.choices) } else { None };
+            match found {
+                None => {
+                    let fleeting = self.tree.find(&renamed.name, &Choices::new()).is_some_and(|f| f.kind == Kind::Fleeting);
+                    let told = ignored.iter().any(|r| r.search(&renamed.name).is_some() || r.search(name).is_some());
+                    leave(if fleeting {
+                        Reason::MadeAnew
+                    } else if told {
+                        Reason::Ignored
+                    } else {
+                        Reason::NotInTheModel
+                    });
+                }
+                Some(Found { beyond: Some((list, index, length)), .. }) => leave(Reason::Beyond(list, index, length)),
+                Some(_) => {
+                    let entry = collected.entry(renamed.name.clone()).or_insert((renamed.taken, Vec::new()));
+                    entry.1.push((renamed.taken.map_or(0, |t| t.1), source));
+                }
+            }
+        }
+        for (_, tensors) in collected.values_mut() {
+            tensors.sort_by(|a, b| natural_order(&self.sources[a.1 as usize].name, &self.sources[b.1 as usize].name));
+        }
+        collected
+    }
+
+    fn make(&mut self, collected: BTreeMap<String, (Taken, Vec<(usize, u32)>)>, strict: &[Regex]) -> BTreeMap<String, Made> {
+        let mut made = BTreeMap::new();
+        for (name, (taken, tensors)) in collected {
+            let sources: Vec<u32> = tensors.iter().map(|t| t.1).collect();
+            match taken {
+                None => {
+                    let (first, others) = (sources[0], &sources[1..]);
+                    self.out.unused.extend(others.iter().map(|&source| Unused { source, reason: Reason::Twice(name.clone()) }));
+                    let shape = self.sources[first as usize].shape.clone();
+                    self.put(&mut made, name, shape, Assembly::Whole(first), &sources[..1], strict);
+                }
+                Some((converter, _)) => match self.convert(&name, converter, &tensors) {
+                    Ok(parts) => {
+                        for (name, tensor) in parts {
+                            let assembly = tensor.assembly(|s| &self.sources[s as usize].shape);
+                            self.put(&mut made, name, tensor.shape, assembly, &sources, strict);
+                        }
+                    }
+                    Err(why) => {
+                        let source_name = self.sources[sources[0] as usize].name.to_string();
+                        self.out.misfits.push(Misfit::Conversion { name, source_name, more: sources.len() - 1, why });
+                    }
+                },
+            }
+        }
+        made
+    }
+
+    fn convert(&self, name: &str, converter: usize, tensors: &[(usize, u32)]) -> Result<Vec<(String, Lazy)>, String> {
+        let converter = &self.renamer.converters[converter];
+        let mut input: Named = Vec::new();
+        for &(pattern, source) in tensors {
+            let lazy = Lazy::whole(source, &self.sources[source as usize].shape);
+            let pattern = &converter.sources[pattern];
+            match input.iter_mut().find(|(p, _)| p == pattern) {
+                Some((_, list)) => list.push(lazy),
+                None => input.push((pattern.clone(), vec![lazy])),
+            }
+        }
+        let around = Around { sources: &converter.sources, targets: &converter.targets, layer: name, model: self };
+        for op in converter.operations().unwrap_or_default() {
+            input = op.apply(input, &around)?;
+        }
+        let full = name.replace("*.", "0.");
+        let split = input.iter().find_map(|(key, _)| full.split_once(key.as_str()));
+        let (before, after) = split.ok_or_else(|| format!("none of {:?} is in '{full}'", converter.targets))?;
+        let whole = |(key, list): (String, Vec<Lazy>)| Some((format!("{before}{key}{after}"), list.into_iter().next()?));
+        Ok(input.into_iter().filter_map(whole).collect())
+    }
+
+    fn put(
+        &mut self,
+        made: &mut BTreeMap<String, Made>,
+        name: String,
+        shape: Vec<u64>,
+        assembly: Assembly,
+        sources: &[u32],
+        strict: &[Regex],
+    ) {
+        let meta = |s: u32| &self.sources[s as usize];
+        let Some(found) = self.tree.find(&name, &self.choices).filter(|f| f.kind != Kind::Fleeting) else { return };
+        let dtype = meta(sources[0]).dtype;
+        if let Some(&other) = sources.iter().find(|&&s| meta(s).dtype != dtype) {
+            let (first, second) = (meta(sources[0]).name.to_string(), meta(other).name.to_string());
+            self.out.misfits.push(Misfit::Dtypes { name, first, a: dtype, second, b: meta(other).dtype });
+            return;
+        }
+        if let Some(expected) = &found.shape {
+            let same = expected.len() == shape.len() && expected.iter().zip(&shape).all(|(e, s)| e.as_ref().is_none_or(|(n, _)| n == s));
+            if !same {
+                let text: Vec<String> = expected.iter().map(|e| e.as_ref().map_or("?".to_owned(), |(n, _)| n.to_string())).collect();
+                let differs = expected.iter().zip(&shape).filter_map(|(e, s)| e.as_ref().filter(|(n, _)| n != s));
+                let mut from: Vec<String> = differs.map(|(n, from)| format!("{from} = {n}")).collect();
+                if from.is_empty() {
+                    from = expected.iter().flatten().map(|(n, from)| format!("{from} = {n}")).collect();
+                }
+                from.dedup();
+                let (expected, from) = (format!("[{}]", text.join(", ")), from.join(", "));
+                self.out.misfits.push(Misfit::Shape { name: name.clone(), found: shape.clone(), expected, from });
+            }
+        }
+        let keep_fp32 = strict.iter().any(|r| r.search(&name).is_some());
+        let buffer = Some(found.kind == Kind::Buffer);
+        let of = Made { name: name.clone(), dtype, shape, buffer, keep_fp32, fp32: found.fp32, assembly, block: None, embedding: false };
+        made.entry(name).or_insert(of);
+    }
+
+    /// Tied weights: of the names of one parameter the first of the class stays, filled by whichever the checkpoint has.
+    fn tie(&mut self, made: &mut BTreeMap<String, Made>, models: &[(String, Value, bool)]) {
+        let mut groups: Vec<BTreeSet<String>> = Vec::new();
+        for (path, line, _) in models.iter().filter(|(.., tie)| *tie) {
+            let under = |n: &str| if path.is_empty() { n.to_owned() } else { format!("{path}.{n}") };
+            for (target, source) in line["tied"].as_object().into_iter().flatten() {
+                let Some(source) = source.as_str() else { continue };
+                for (target, source) in self.tied_pairs(made, path, target, source) {
+                    let (target, source) = (under(&target), under(&source));
+                    let (mut same, rest): (Vec<_>, Vec<_>) = groups.into_iter().partition(|g| g.contains(&target) || g.contains(&source));
+                    groups = rest;
+                    let mut all: BTreeSet<String> = same.drain(..).flatten().collect();
+                    all.extend([target, source]);
+                    groups.push(all);
+                }
+            }
+        }
+        for group in groups {
+            let mut names: Vec<String> = group.into_iter().filter(|n| self.tree.find(n, &self.choices).is_some()).collect();
+            names.sort_by_cached_key(|n| self.tree.order(n));
+            let Some(filled) = names.iter().find(|n| made.contains_key(*n)).cloned() else { continue };
+            let Some(of) = made.get(&filled).cloned() else { continue };
+            for name in &names {
+                let stored = made.remove(name);
+                if let Some(Made { assembly: Assembly::Whole(source), .. }) = stored
+                    && *name != filled
+                {
+                    let kept = filled.clone();
+                    self.out.unused.push(Unused { source, reason: Reason::TiedTo(kept) });
+                }
+            }
+            self.out.aliases.extend(names.iter().skip(1).map(|n| (n.clone(), names[0].clone())));
+            made.insert(names[0].clone(), Made { name: names[0].clone(), ..of });
+        }
+        self.out.aliases.sort();
+    }
+
+    /// Pairs of names under a sub-model that an entry of `_tied_weights_keys` ties: names, or patterns and modules.
+    fn tied_pairs(&self, made: &BTreeMap<String, Made>, path: &str, target: &str, source: &str) -> Vec<(String, String)> {
+        let plain = |s: &str| {
+            s.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'.') && (s.ends_with("weight") || s.ends_with("bias"))
+        };
+        if plain(target) && plain(source) {
+            return vec![(target.to_owned(), source.to_owned())];
+        }
+        let (Ok(targets), Ok(wanted)) = (Regex::new(&format!("^{target}")), Regex::new(&format!("^{source}"))) else { return Vec::new() };
+        let within =
+            |n: &'_ str| if path.is_empty() { Some(n.to_owned()) } else { n.strip_prefix(path)?.strip_prefix('.').map(str::to_owned) };
+        let mut names: BTreeSet<String> = made.keys().filter_map(|n| within(n)).collect();
+        // The other side need not be stored: modules that are tied have the same parameters.
+        let swap = |name: &str, from: &str, to: &str| name.strip_prefix(from).map(|rest| format!("{to}{rest}"));
+        let more: Vec<String> = names.iter().filter_map(|n| swap(n, source, target).or_else(|| swap(n, target, source))).collect();
+        names.extend(more);
+        let sources: Vec<&String> = names.iter().filter(|n| wanted.search(n).is_some()).collect();
+        let found: Vec<&String> = names.iter().filter(|n| targets.search(n).is_some()).collect();
+        if sources.is_empty() || found.len() % sources.len() != 0 {
+            return Vec::new();
+        }
+        found.iter().zip(sources.iter().cycle()).filter(|(t, s)| t != s).map(|(t, s)| ((*t).clone(), (*s).clone())).collect()
+    }
+
+    /// LLaMA-Factory's rule: the class of element 0 of every list called `layers` or `blocks`, else `_no_split_modules`.
+    fn blocks(&mut self, made: &mut BTreeMap<String, Made>, models: &[(String, Value, bool)]) {
+        let found: BTreeMap<String, Found> = {
+            let aliases = self.out.aliases.iter().map(|(alias, _)| alias);
+            made.keys().chain(aliases).filter_map(|n| Some((n.clone(), self.tree.find(n, &self.choices)?))).collect()
+        };
+        let mut wrapped: BTreeSet<&str> = BTreeSet::new();
+        for (name, found) in &found {
+            for pair in found.modules.windows(2) {
+                let ((list_end, list), (end, element)) = (pair[0], pair[1]);
+                let called = name[..list_end].rsplit('.').next().unwrap_or_default();
+                let first = end > list_end + 1 && &name[list_end + 1..end] == "0";
+                if first && matches!(called, "layers" | "blocks") && self.tree.is_list(list) && self.tree.class(list) != "Sequential" {
+                    wrapped.insert(self.tree.class(element));
+                }
+            }
+        }
+        if wrapped.is_empty() {
+            let split = models.iter().filter_map(|(_, line, _)| line["split"].as_array()).flatten().filter_map(Value::as_str);
+            wrapped.extend(split);
+        }
+        let block = |name: &str| -> (String, bool) {
+            let Some(found) = found.get(name) else { return (String::new(), false) };
+            let inner = found.modules.iter().rev().find(|(_, place)| wrapped.contains(self.tree.class(*place)));
+            let embedding = found.modules.last().is_some_and(|(_, place)| self.tree.is_embedding(*place));
+            (inner.map_or(String::new(), |(end, _)| name[..*end].to_owned()), embedding)
+        };
+        for of in made.values_mut() {
+            let (module, embedding) = block(&of.name);
+            (of.block, of.embedding) = (Some(module), embedding);
+        }
+        if !self.options.tied_in_each_unit {
+            return;
+        }
+        let ties = self.out.ties_embeddings;
+        let unit = |name: &str| {
+            let (module, embedding) = block(name);
+            if embedding && !ties { name.rsplit_once('.').map_or(String::new(), |(m, _)| m.to_owned()) } else { module }
+        };
+        let mut units: BTreeSet<(String, String)> = BTreeSet::new();
+        let mut kept = Vec::new();
+        for (alias, first) in &self.out.aliases {
+            units.insert((first.clone(), unit(first)));
+            if units.insert((first.clone(), unit(alias)))
+                && let Some(of) = made.get(first).cloned()
+            {
+                let (module, embedding) = block(alias);
+                made.insert(alias.clone(), Made { name: alias.clone(), block: Some(module), embedding, ..of });
+            } else {
+                kept.push((alias.clone(), first.clone()));
+            }
+        }
+        self.out.aliases = kept;
+    }
+
+    fn finish(mut self, made: BTreeMap<String, Made>) -> Assembled {
+        const MOST: usize = 200_000;
+        let alias: BTreeSet<&str> = self.out.aliases.iter().map(|(a, _)| a.as_str()).collect();
+        let expected = self.tree.expected(&self.choices, MOST);
+        let absent = expected.into_iter().filter(|(name, ..)| !made.contains_key(name) && !alias.contains(name.as_str()));
+        let failed: BTreeSet<&str> = self
+            .out
+            .misfits
+            .iter()
+            .filter_map(|m| if let Misfit::Conversion { name, .. } = m { Some(name.as_str()) } else { None })
+            .collect();
+        let missing: Vec<Missing> =
+            absent.filter(|(name, ..)| !failed.contains(name.as_str())).map(|(name, _, shape)| Missing { name, shape }).collect();
+        self.out.missing = missing;
+        self.out.unused.sort_by_key(|u| u.source);
+        self.out.tensors = made.into_values().collect();
+        self.out
+    }
+}
+
+fn marker(index: usize) -> String {
+    format!("{}", 900_000_017 + index)
+}
+
+/// A name with a mark for each part that is a number, and those numbers.
+fn template(name: &str) -> (String, Vec<&str>) {
+    let mut numbers = Vec::new();
+    let parts = name.split('.').map(|part| {
+        if !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit()) {
+            numbers.push(part);
+            "\0"
+        } else {
+            part
+        }
+    });
+    let text = parts.collect::<Vec<_>>().join(".");
+    (text, numbers)
+}
+
+fn fill(template: &str, numbers: &[String]) -> String {
+    let mut numbers = numbers.iter();
+    template
+        .split('.')
+        .map(|part| if part == "\0" { numbers.next().map_or(part, String::as_str) } else { part })
+        .collect::<Vec<_>>()
+        .join(".")
+}

@@ -1,0 +1,1 @@
+pub use shardwright_core::{Assembly, Loop, Piece};

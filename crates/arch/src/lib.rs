@@ -1,0 +1,15 @@
+//! Architecture data of transformers: a model's parameters, and from which tensors of a checkpoint each is made.
+//!
+//! The data is made by `scripts/make-architectures.py` from transformers itself, for every model type that it knows. [`assemble`] applies it: renames
+//! and conversions as transformers would run them on names and shapes, without reading a file.
+
+mod assemble;
+mod contract;
+mod data;
+mod lazy;
+mod ops;
+mod regex;
+mod rename;
+mod tree;
+
+pub use assemble::{Assembled, Made, Misfit, Missing, Options, Reason, Unused, Use, assemble, attribute, knows, model_types, version};

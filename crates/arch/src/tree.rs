@@ -1,0 +1,533 @@
+//! The modules of a model's class under its config: which parameters and buffers it has, of which sizes, and in which modules.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use crate::data::Data;
+
+/// What a name of the model stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A parameter.
+    Parameter,
+    /// A buffer that checkpoints hold.
+    Buffer,
+    /// A buffer that the class makes anew: a checkpoint's is not used.
+    Fleeting,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    name: String,
+    kind: Kind,
+    /// The class makes it in float32 whatever the model's dtype.
+    fp32: bool,
+    shape: Option<Vec<Size>>,
+    always: bool,
+}
+
+#[derive(Clone, Debug)]
+enum Size {
+    Unknown,
+    Number(u64),
+    Formula(String),
+}
+
+#[derive(Clone, Debug)]
+struct Child {
+    name: String,
+    variants: Vec<Variant>,
+    /// Of a list.
+    length: Size,
+    always: bool,
+}
+
+#[derive(Clone, Debug)]
+enum Variant {
+    /// A module of the same config.
+    Module(String),
+    /// A model, of a sub-config where one is named.
+    Model { key: String, class: String },
+}
+
+#[derive(Clone, Debug)]
+struct Module {
+    class: String,
+    embedding: bool,
+    model: bool,
+    list: bool,
+    /// Nothing is known of it: every name fits.
+    open: bool,
+    entries: Vec<Entry>,
+    children: Vec<Child>,
+}
+
+/// A config, or a sub-config, with what is known of its type.
+#[derive(Clone, Debug)]
+struct Scope<'c> {
+    config: &'c Value,
+    model_type: String,
+    line: Value,
+    /// Sizes that do not depend on this config's keys may depend on a sub-config's.
+    composite: bool,
+}
+
+/// A place in the tree: a module under a scope.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    module: usize,
+    scope: usize,
+}
+
+/// A name that was found.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// What it stands for.
+    pub kind: Kind,
+    /// Made in float32 by the class.
+    pub fp32: bool,
+    /// Its sizes, as far as config.json tells them, with what each follows from.
+    pub shape: Option<Vec<Option<(u64, String)>>>,
+    /// Modules that it is in, outermost first: end of the module's path in the name, and place.
+    pub modules: Vec<(usize, Place)>,
+    /// An index that its list does not have: the list's path, the index, the length.
+    pub beyond: Option<(String, u64, u64)>,
+}
+
+/// Variants that elements have, by their path.
+pub type Choices = BTreeMap<String, usize>;
+
+/// A model's tree.
+#[derive(Debug)]
+pub struct Tree<'c> {
+    data: &'static Data,
+    modules: Vec<Module>,
+    by_name: BTreeMap<String, usize>,
+    scopes: Vec<Scope<'c>>,
+    by_key: BTreeMap<(usize, String), usize>,
+    /// Where the variants of each child lead.
+    links: BTreeMap<Place, Vec<Vec<Place>>>,
+    /// Modules of the base model that this class leaves out.
+    absent: Vec<String>,
+    root: Place,
+}
+
+static NULL: Value = Value::Null;
+
+impl<'c> Tree<'c> {
+    /// The tree of a class; `None` where it is not in the data.
+    pub fn new(data: &'static Data, class: &str, config: &'c Value) -> Option<Self> {
+        let line = data.get("!", class)?;
+        let model_type = line["type"].as_str()?.to_owned();
+        let mut tree = Self {
+            data,
+            modules: Vec::new(),
+            by_name: BTreeMap::new(),
+            scopes: Vec::new(),
+            by_key: BTreeMap::new(),
+            links: BTreeMap::new(),
+            absent: line["absent"].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect(),
+            root: Place { module: 0, scope: 0 },
+        };
+        tree.scope(config, model_type);
+        tree.root.module = tree.load(line["root"].as_str()?);
+        tree.load_all(tree.root);
+        Some(tree)
+    }
+
+
+    fn scope(&mut self, config: &'c Value, model_type: String) -> usize {
+        let line = self.data.get(":", &model_type).unwrap_or_default();
+        let composite = line["sub"].as_object().is_some_and(|sub| !sub.is_empty());
+        self.scopes.push(Scope { config, model_type, line, composite });
+        self.scopes.len() - 1
+    }
+
+    fn load(&mut self, name: &str) -> usize {
+        if let Some(&found) = self.by_name.get(name) {
+            return found;
+        }
+        let module = self.data.get("", name).map_or_else(|| open(name), |line| parse(name, &line));
+        self.modules.push(module);
+        self.by_name.insert(name.to_owned(), self.modules.len() - 1);
+        self.modules.len() - 1
+    }
+
+    /// Loads all that can be reached, so that later look-ups change nothing.
+    fn load_all(&mut self, from: Place) {
+        let mut todo = vec![from];
+        while let Some(place) = todo.pop() {
+            if self.links.contains_key(&place) {
+                continue;
+            }
+            let children = self.modules[place.module].children.clone();
+            let links: Vec<Vec<Place>> = children.iter().map(|c| c.variants.iter().map(|v| self.enter(place, v)).collect()).collect();
+            todo.extend(links.iter().flatten());
+            self.links.insert(place, links);
+        }
+    }
+
+    fn enter(&mut self, at: Place, variant: &Variant) -> Place {
+        match variant {
+            Variant::Module(name) => Place { module: self.load(name), scope: at.scope },
+            Variant::Model { key, class } => {
+                let (scope, class) = self.sub_model(at.scope, key, class);
+                let root = self.data.get("!", &class).and_then(|l| l["root"].as_str().map(str::to_owned));
+                Place { module: self.load(root.as_deref().unwrap_or("?")), scope }
+            }
+        }
+    }
+
+    /// The scope of a sub-model, and its class: the usual one, or another where the sub-config is of another type.
+    fn sub_model(&mut self, scope: usize, key: &str, class: &str) -> (usize, String) {
+        if key.is_empty() {
+            return (scope, class.to_owned());
+        }
+        let config = self.scopes[scope].config.get(key).unwrap_or(&NULL);
+        let usual = self.data.get("!", class).and_then(|l| l["type"].as_str().map(str::to_owned)).unwrap_or_default();
+        let declared = config["model_type"].as_str().unwrap_or(&usual).to_owned();
+        let class = if declared == usual { class.to_owned() } else { self.other_class(&declared, &usual, class) };
+        let known = self.by_key.get(&(scope, key.to_owned())).copied();
+        let sub = known.unwrap_or_else(|| {
+            let sub = self.scope(config, declared);
+            self.by_key.insert((scope, key.to_owned()), sub);
+            sub
+        });
+        (sub, class)
+    }
+
+    /// The class of another model type that takes the part of `class`: its language model where that is one, else its base model.
+    fn other_class(&self, model_type: &str, usual: &str, class: &str) -> String {
+        let Some(line) = self.data.get(":", model_type) else {
+            // A type without a line of its own is an alias, such as `siglip_vision_model` in older configs.
+            return class.to_owned();
+        };
+        let role = if self.data.get(":", usual).is_some_and(|l| l["llm"] == class && l["base"] != class) { "llm" } else { "base" };
+        line[role].as_str().or_else(|| line["base"].as_str()).unwrap_or(class).to_owned()
+    }
+
+    /// The children of a place, with where each of their variants leads.
+    fn children(&self, at: Place) -> impl Iterator<Item = (&Child, &[Place])> {
+        let links = self.links.get(&at).map(Vec::as_slice).unwrap_or_default();
+        self.modules[at.module].children.iter().zip(links.iter().map(Vec::as_slice))
+    }
+
+    /// Finds a name of the model.
+    pub fn find(&self, name: &str, choices: &Choices) -> Option<Found> {
+        if self.is_absent(name) {
+            return None;
+        }
+        let mut modules = vec![(0, self.root)];
+        self.find_in(self.root, name, 0, choices, &mut modules, None)
+    }
+
+    fn find_in(
+        &self,
+        at: Place,
+        name: &str,
+        start: usize,
+        choices: &Choices,
+        modules: &mut Vec<(usize, Place)>,
+        beyond: Option<(String, u64, u64)>,
+    ) -> Option<Found> {
+        let module = &self.modules[at.module];
+        let rest = &name[start..];
+        if module.open {
+            let kind = Kind::Parameter;
+            return Some(Found { kind, fp32: false, shape: None, modules: modules.clone(), beyond });
+        }
+        if let Some(entry) = module.entries.iter().find(|e| e.name == rest) {
+            let shape = entry.shape.as_ref().map(|s| s.iter().map(|size| self.size(at.scope, size)).collect());
+            return Some(Found { kind: entry.kind, fp32: entry.fp32, shape, modules: modules.clone(), beyond });
+        }
+        let (segment, _) = rest.split_once('.')?;
+        let end = start + segment.len();
+        for (child, places) in self.children(at) {
+            let mut beyond = beyond.clone();
+            if child.name == "*" {
+                let Ok(index) = segment.parse::<u64>() else { continue };
+                if let Some((length, _)) = self.size(at.scope, &child.length)
+                    && index >= length
+                    && beyond.is_none()
+                {
+                    beyond = Some((name[..start.saturating_sub(1)].to_owned(), index, length));
+                }
+            } else if child.name != segment {
+                continue;
+            }
+            let chosen = if child.variants.len() > 1 { choices.get(&name[..end]).copied() } else { None };
+            for (i, &next) in places.iter().enumerate() {
+                if chosen.is_some_and(|c| c != i) {
+                    continue;
+                }
+                modules.push((end, next));
+                if let Some(found) = self.find_in(next, name, end + 1, choices, modules, beyond.clone()) {
+                    return Some(found);
+                }
+                modules.pop();
+            }
+        }
+        None
+    }
+
+    fn is_absent(&self, name: &str) -> bool {
+        self.absent.iter().any(|module| name.strip_prefix(module.as_str()).is_some_and(|rest| rest.starts_with('.')))
+    }
+
+    /// The place of a name in the order of the class's parameters.
+    pub fn order(&self, name: &str) -> Vec<u64> {
+        let mut out = Vec::new();
+        self.order_in(self.root, name, &mut out);
+        out
+    }
+
+    fn order_in(&self, at: Place, rest: &str, out: &mut Vec<u64>) -> bool {
+        if let Some(i) = self.modules[at.module].entries.iter().position(|e| e.name == rest) {
+            out.extend([0, i as u64]);
+            return true;
+        }
+        let Some((segment, rest)) = rest.split_once('.') else { return false };
+        for (i, (child, places)) in self.children(at).enumerate() {
+            let index = if child.name == "*" { segment.parse().ok() } else { (child.name == segment).then_some(0) };
+            let Some(index) = index else { continue };
+            for &place in places {
+                let before = out.len();
+                out.extend([1, i as u64, index]);
+                if self.order_in(place, rest, out) {
+                    return true;
+                }
+                out.truncate(before);
+            }
+        }
+        false
+    }
+
+    /// Adds a vote for each variant, at each place that has several, under which the name is one of the model's. Beside the votes stands
+    /// how many parameters the variant has at least.
+    pub fn vote(&self, name: &str, votes: &mut BTreeMap<String, Vec<(u32, usize)>>) {
+        self.vote_in(self.root, name, 0, votes);
+    }
+
+    fn vote_in(&self, at: Place, name: &str, start: usize, votes: &mut BTreeMap<String, Vec<(u32, usize)>>) -> bool {
+        let module = &self.modules[at.module];
+        let rest = &name[start..];
+        if module.open || module.entries.iter().any(|e| e.name == rest) {
+            return true;
+        }
+        let Some((segment, _)) = rest.split_once('.') else { return false };
+        let end = start + segment.len();
+        let mut found = false;
+        let number = !segment.is_empty() && segment.bytes().all(|b| b.is_ascii_digit());
+        for (child, places) in self.children(at).filter(|(c, _)| c.name == segment || c.name == "*" && number) {
+            for (i, &next) in places.iter().enumerate() {
+                if self.vote_in(next, name, end + 1, votes) {
+                    found = true;
+                    if child.variants.len() > 1 {
+                        let least = || places.iter().map(|&place| (0, self.least(place))).collect();
+                        votes.entry(name[..end].to_owned()).or_insert_with(least)[i].0 += 1;
+                    }
+                }
+            }
+        }
+        found
+    }
+
+    /// How many parameters a module has at least, lists aside.
+    fn least(&self, at: Place) -> usize {
+        let own = self.modules[at.module].entries.iter().filter(|e| e.always && e.kind != Kind::Fleeting).count();
+        let children = self.children(at).filter(|(c, _)| c.always && c.name != "*");
+        own + children.filter_map(|(_, places)| places.first()).map(|&place| self.least(place)).sum::<usize>()
+    }
+
+    /// A key's number in a scope's config, by any of its names. Keys that config.json does not have may be derived: they are not known.
+    fn number(&self, scope: usize, key: &str) -> Option<u64> {
+        let Scope { config, line, .. } = &self.scopes[scope];
+        config.get(key).and_then(Value::as_u64).or_else(|| {
+            let names = line["attributes"].as_object()?;
+            names.iter().find_map(|(alias, real)| {
+                let other = if real == key {
+                    alias
+                } else if alias == key {
+                    real.as_str()?
+                } else {
+                    return None;
+                };
+                config.get(other).and_then(Value::as_u64)
+            })
+        })
+    }
+
+    fn size(&self, scope: usize, size: &Size) -> Option<(u64, String)> {
+        match size {
+            Size::Unknown => None,
+            // What no key was seen to change may follow from a list, a word or a sub-config all the same.
+            Size::Number(_) => None,
+            Size::Formula(formula) => {
+                let (terms, plus) = match formula.rfind(['+', '-']) {
+                    Some(at) if at > 0 => (&formula[..at], formula[at..].trim_start_matches('+').parse::<i64>().ok()?),
+                    _ => (formula.as_str(), 0),
+                };
+                if plus.abs() > 4 {
+                    return None;
+                }
+                let mut product = 1u64;
+                for term in terms.split('*') {
+                    let factor = if term.bytes().all(|b| b.is_ascii_digit()) { Some(term.parse().ok()?) } else { None };
+                    // A large factor is another key's value.
+                    let value = match factor {
+                        Some(n) if n > 4 => return None,
+                        Some(n) => n,
+                        None => self.number(scope, term)?,
+                    };
+                    product = product.checked_mul(value)?;
+                }
+                Some((product.checked_add_signed(plus)?, formula.clone()))
+            }
+        }
+    }
+
+    /// A key of the root's config, or of a sub-config.
+    pub fn config_number(&self, sub: Option<&str>, key: &str) -> Option<u64> {
+        let scope = sub.and_then(|sub| self.by_key.get(&(0, sub.to_owned()))).copied().unwrap_or(0);
+        self.number(scope, key)
+    }
+
+    /// The class of a module.
+    pub fn class(&self, place: Place) -> &str {
+        &self.modules[place.module].class
+    }
+
+    /// Whether it is an `nn.Embedding`.
+    pub fn is_embedding(&self, place: Place) -> bool {
+        self.modules[place.module].embedding
+    }
+
+    /// Whether it is a list.
+    pub fn is_list(&self, place: Place) -> bool {
+        self.modules[place.module].list
+    }
+
+    /// Every sub-model: its path, its class and its model type, in the order of the modules.
+    pub fn models(&self) -> Vec<(String, String, String, &'c Value)> {
+        let mut out = Vec::new();
+        self.models_in(self.root, "", 0, &mut out);
+        out
+    }
+
+    fn models_in(&self, at: Place, path: &str, depth: u32, out: &mut Vec<(String, String, String, &'c Value)>) {
+        let module = &self.modules[at.module];
+        if module.model {
+            let scope = &self.scopes[at.scope];
+            out.push((path.to_owned(), module.class.clone(), scope.model_type.clone(), scope.config));
+        }
+        if depth > 40 {
+            return;
+        }
+        for (child, places) in self.children(at) {
+            // The elements of a list of models are alike; what is told of the first is told of all by their patterns.
+            let names = if child.name == "*" {
+                let length = self.size(at.scope, &child.length).map_or(1, |(n, _)| n.min(64));
+                let many = places.first().is_some_and(|place| self.modules[place.module].model);
+                (0..if many { length } else { 1 }).map(|i| i.to_string()).collect()
+            } else {
+                vec![child.name.clone()]
+            };
+            for name in names {
+                let path = if path.is_empty() { name } else { format!("{path}.{name}") };
+                for &place in places {
+                    self.models_in(place, &path, depth + 1, out);
+                }
+            }
+        }
+    }
+
+    /// Names of parameters and saved buffers that the class has under every config, without those in lists of unknown length, with their
+    /// shapes; at most `most`.
+    pub fn expected(&self, choices: &Choices, most: usize) -> Vec<(String, Kind, Option<Vec<u64>>)> {
+        let mut out = Vec::new();
+        self.expected_in(self.root, "", choices, most, &mut out);
+        out.retain(|(name, ..)| !self.is_absent(name));
+        out
+    }
+
+    fn expected_in(&self, at: Place, path: &str, choices: &Choices, most: usize, out: &mut Vec<(String, Kind, Option<Vec<u64>>)>) {
+        let module = &self.modules[at.module];
+        let join = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
+        for entry in module.entries.iter().filter(|e| e.always && e.kind != Kind::Fleeting) {
+            let sizes = entry.shape.as_ref().map(|s| s.iter().map(|size| self.size(at.scope, size).map(|(n, _)| n)).collect());
+            out.push((join(&entry.name), entry.kind, sizes.flatten()));
+        }
+        for (child, places) in self.children(at).filter(|(c, _)| c.always) {
+            let names: Vec<String> = if child.name == "*" {
+                let length = self.size(at.scope, &child.length).map_or(0, |(n, _)| n);
+                (0..length).map_while(|i| (i < most as u64).then(|| i.to_string())).collect()
+            } else {
+                vec![child.name.clone()]
+            };
+            for name in names {
+                if out.len() > most {
+                    return;
+                }
+                let path = join(&name);
+                let place = match places {
+                    [only] => Some(only),
+                    several => choices.get(&path).and_then(|&i| several.get(i)),
+                };
+                if let Some(&place) = place {
+                    self.expected_in(place, &path, choices, most, out);
+                }
+            }
+        }
+    }
+}
+
+fn open(name: &str) -> Module {
+    let class = name.to_owned();
+    Module { class, embedding: false, model: false, list: false, open: true, entries: Vec::new(), children: Vec::new() }
+}
+
+fn size(value: &Value) -> Size {
+    match value {
+        Value::Number(n) => n.as_u64().map_or(Size::Unknown, Size::Number),
+        Value::String(formula) => Size::Formula(formula.clone()),
+        _ => Size::Unknown,
+    }
+}
+
+/// `[flags, [[name, kind, sizes, 0 where optional]], [[name, variants, length, 0 where optional]]]`
+fn parse(name: &str, line: &Value) -> Module {
+    let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+    fn list(v: &Value) -> &[Value] {
+        v.as_array().map(Vec::as_slice).unwrap_or_default()
+    }
+    let flags = text(&line[0]);
+    let entries = list(&line[1]).iter().map(|row| {
+        let (kind, fp32) = match row[1].as_str().unwrap_or_default() {
+            "f" => (Kind::Parameter, true),
+            "b" => (Kind::Buffer, false),
+            "B" => (Kind::Buffer, true),
+            "n" => (Kind::Fleeting, false),
+            _ => (Kind::Parameter, false),
+        };
+        let shape = row[2].as_array().map(|sizes| sizes.iter().map(size).collect());
+        Entry { name: text(&row[0]), kind, fp32, shape, always: row.get(3).is_none() }
+    });
+    let children = list(&line[2]).iter().map(|row| {
+        let variants = list(&row[1]).iter().filter_map(Value::as_str).map(|v| match v.strip_prefix('@').and_then(|v| v.split_once(':')) {
+            Some((key, class)) => Variant::Model { key: key.to_owned(), class: class.to_owned() },
+            None => Variant::Module(v.to_owned()),
+        });
+        Child { name: text(&row[0]), variants: variants.collect(), length: size(&row[2]), always: row.get(3).is_none() }
+    });
+    let class = name.split('#').next().unwrap_or(name).to_owned();
+    Module {
+        class,
+        embedding: flags.contains('E'),
+        model: flags.contains('M'),
+        list: flags.contains('L'),
+        open: false,
+        entries: entries.collect(),
+        children: children.collect(),
+    }
+}

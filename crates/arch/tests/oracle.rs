@@ -1,0 +1,142 @@
+//! Models as the real engines have them: names, shapes, kinds and FSDP2's groups as recorded from `from_pretrained` and `fully_shard`, pieces as
+//! transformers' own conversions move elements. One case a line in `cases.jsonl`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+use shardwright_arch::{Assembled, Options, Reason, Use, assemble};
+use shardwright_core::{Assembly, DType, Globs, TensorMeta};
+
+fn cases() -> Vec<Value> {
+    include_str!("cases.jsonl").lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn sources(case: &Value) -> Vec<TensorMeta> {
+    let shape = |v: &Value| v.as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect::<Vec<_>>();
+    let of = |(name, row): (&String, &Value)| TensorMeta::new(name.as_str(), DType::from_spelling(row[0].as_str().unwrap()).unwrap(), shape(&row[1]));
+    case["tensors"].as_object().unwrap().iter().map(of).collect()
+}
+
+fn made(case: &Value, config: &Value) -> Assembled {
+    let class = if case["use"] == "cls" { Use::Cls } else { Use::Llm };
+    assemble(&sources(case), config, &Options { class, exclude: &Globs::default(), tied_in_each_unit: true, transformers: 5 })
+}
+
+/// Every element of a parameter, as (source, element).
+fn elements(numel: u64, pieces: impl Iterator<Item = (String, u64, u64, Vec<[u64; 3]>)>) -> Vec<(String, u64)> {
+    let mut out = vec![(String::new(), 0); usize::try_from(numel).unwrap()];
+    for (source, from, to, loops) in pieces {
+        for i in 0..loops.iter().map(|l| l[0]).product::<u64>() {
+            let (mut left, mut s, mut t) = (i, from, to);
+            for l in loops.iter().rev() {
+                (s, t) = (s + left % l[0] * l[1], t + left % l[0] * l[2]);
+                left /= l[0];
+            }
+            out[usize::try_from(t).unwrap()] = (source.clone(), s);
+        }
+    }
+    out
+}
+
+#[test]
+fn models_are_as_the_engines_have_them() {
+    let mut wrong = Vec::new();
+    for case in cases() {
+        let found = made(&case, &case["config"]);
+        let name = case["name"].as_str().unwrap();
+        let mut differ = |what: &str, detail: String| wrong.push(format!("{name}: {what}: {detail}"));
+        if found.class.as_deref() != case["class"].as_str() {
+            differ("class", format!("{:?}", found.class));
+        }
+        if let Some(misfit) = found.misfits.first() {
+            differ("misfit", misfit.to_string());
+        }
+        let missing: BTreeSet<&str> = case["missing"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+        if found.missing.iter().map(|m| m.name.as_str()).collect::<BTreeSet<_>>() != missing {
+            differ("missing", format!("{:?}", found.missing));
+        }
+        for (kind, buffer) in [("parameters", false), ("buffers", true)] {
+            let want: BTreeMap<&str, &Value> = case[kind].as_object().unwrap().iter().map(|(n, s)| (n.as_str(), s)).filter(|(n, _)| !missing.contains(n)).collect();
+            let have = found.tensors.iter().filter(|t| t.buffer.unwrap_or(!t.dtype.is_float()) == buffer);
+            let have: BTreeMap<&str, Value> = have.map(|t| (t.name.as_str(), Value::from(t.shape.clone()))).collect();
+            if have.keys().ne(want.keys()) || have.iter().any(|(n, s)| s != want[n]) {
+                let odd: Vec<_> = have.keys().filter(|n| !want.contains_key(*n)).chain(want.keys().filter(|n| !have.contains_key(*n))).take(3).collect();
+                differ(kind, format!("{odd:?}"));
+            }
+        }
+        let mut units: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for t in found.tensors.iter().filter(|t| !t.buffer.unwrap_or(!t.dtype.is_float())) {
+            let module = t.name.rsplit_once('.').map_or("", |(m, _)| m);
+            let unit = if t.embedding && !found.ties_embeddings { module } else { t.block.as_deref().unwrap_or("") };
+            units.entry(unit.to_owned()).or_default().push(t.name.clone());
+        }
+        let have: BTreeSet<Vec<String>> = units.into_values().collect();
+        let want = case["units"].as_array().unwrap().iter().map(|u| u.as_array().unwrap().iter().filter_map(Value::as_str));
+        let want: BTreeSet<Vec<String>> =
+            want.map(|u| u.filter(|n| !missing.contains(n)).map(str::to_owned).collect::<Vec<_>>()).filter(|u| !u.is_empty()).collect();
+        if have != want {
+            differ("units", format!("{:?}", have.symmetric_difference(&want).take(2).collect::<Vec<_>>()));
+        }
+    }
+    assert!(wrong.is_empty(), "{} differences\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[test]
+fn elements_are_where_transformers_own_conversions_put_them() {
+    let mut compared = 0;
+    for case in cases() {
+        let (found, sources) = (made(&case, &case["config"]), sources(&case));
+        for (name, pieces) in case["pieces"].as_object().unwrap() {
+            let tensor = found.tensors.iter().find(|t| t.name == *name).unwrap_or_else(|| panic!("{}: no {name}", case["name"]));
+            let numel = tensor.shape.iter().product();
+            let want = pieces.as_array().unwrap().iter().map(|p| {
+                let loops = p[3].as_array().unwrap().iter().map(|l| [0, 1, 2].map(|i: usize| l[i].as_u64().unwrap()));
+                (p[0].as_str().unwrap().to_owned(), p[1].as_u64().unwrap(), p[2].as_u64().unwrap(), loops.collect())
+            });
+            let named = |s: u32| sources[s as usize].name.to_string();
+            let have: Vec<_> = match &tensor.assembly {
+                Assembly::Whole(s) => vec![(named(*s), 0, 0, vec![[numel, 1, 1]])],
+                Assembly::Pieces(pieces) => {
+                    let loops = |p: &shardwright_core::Piece| p.loops.iter().map(|l| [l.size, l.source_stride, l.target_stride]).collect();
+                    pieces.iter().map(|p| (named(p.source), p.source_offset, p.target_offset, loops(p))).collect()
+                }
+            };
+            assert_eq!(elements(numel, have.into_iter()), elements(numel, want), "{}: {name}", case["name"]);
+            compared += 1;
+        }
+    }
+    assert!(compared > 20, "{compared}");
+}
+
+/// The tag is often absent on the hub, where it is the class's default.
+#[test]
+fn the_default_of_tie_word_embeddings_is_the_classes() {
+    for case in cases().iter().filter(|c| ["qwen3", "bert", "gpt2", "qwen2_vl", "t5"].contains(&c["name"].as_str().unwrap())) {
+        let mut config = case["config"].clone();
+        config.as_object_mut().unwrap().remove("tie_word_embeddings");
+        let (with, without) = (made(case, &case["config"]), made(case, &config));
+        assert_eq!((with.ties_embeddings, with.aliases), (without.ties_embeddings, without.aliases), "{}", case["name"]);
+    }
+}
+
+#[test]
+fn what_the_class_drops_is_told_by_its_reason() {
+    let case = cases().into_iter().find(|c| c["name"] == "deepseek_v3-mtp").unwrap();
+    let found = made(&case, &case["config"]);
+    let beyond = |r: &Reason| matches!(r, Reason::Beyond(list, 2, 2) if list == "model.layers");
+    assert!(found.unused.iter().any(|u| beyond(&u.reason)), "{:?}", found.unused);
+    let globs = Globs::new(["model.layers.2.*"]).unwrap();
+    let options = Options { class: Use::Llm, exclude: &globs, tied_in_each_unit: false, transformers: 5 };
+    let found = assemble(&sources(&case), &case["config"], &options);
+    assert!(found.unused.iter().all(|u| u.reason == Reason::Excluded), "{:?}", found.unused);
+}
+
+#[test]
+fn a_shape_that_the_config_contradicts_is_a_misfit() {
+    let case = cases().into_iter().find(|c| c["name"] == "qwen3").unwrap();
+    let mut config = case["config"].clone();
+    config["hidden_size"] = 48.into();
+    let found = made(&case, &config);
+    let first = found.misfits.first().expect("a misfit").to_string();
+    assert!(first.contains("hidden_size = 48"), "{first}");
+}

@@ -1,0 +1,213 @@
+//! From a checkpoint to the model as its class has it, by the architecture data; what does not fit is told before anything is allocated.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+use shardwright_arch::{Assembled, Options, Reason, Use};
+use shardwright_core::{Assembly, DType, Globs, Model, ModelFacts, ModelMeta, Modules, Name, TensorKind, TensorMeta, piece};
+
+use crate::{
+    checkpoint::Checkpoint,
+    error::{EngineError, ErrorKind, Result},
+};
+
+/// What the model's class depends on besides the checkpoint.
+#[derive(Clone, Debug)]
+pub struct ModelOptions<'a> {
+    /// `model_class`: llm, cls or other.
+    pub class: &'a str,
+    /// Checkpoint tensors that are left out.
+    pub exclude: &'a Globs,
+    /// A tied weight is a parameter of each unit that has it.
+    pub tied_in_each_unit: bool,
+}
+
+/// The model, and what a user should know of how it was found.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Found {
+    /// The model.
+    pub model: Model,
+    /// Its class, where the architecture is known.
+    pub class: Option<String>,
+    /// Which data decided.
+    pub source: String,
+    /// Oddities that do not stop a load.
+    pub warnings: Vec<String>,
+}
+
+/// Prefixes that a wrapper of the module puts before or into names, and whose they are.
+const WRAPPERS: [(&str, &str, bool); 5] = [
+    ("_orig_mod.", "torch.compile", false),
+    ("_fsdp_wrapped_module.", "FSDP", false),
+    ("_checkpoint_wrapped_module.", "activation checkpointing", false),
+    ("base_model.model.", "PEFT", true),
+    ("module.", "DistributedDataParallel or DeepSpeed", true),
+];
+
+impl Checkpoint {
+    /// The model that this checkpoint is, by `config.json` and the architecture data.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Checkpoint`] where the checkpoint cannot be that model: quantized weights, shapes that `config.json` contradicts, conversions
+    /// that fail, names of which none is the model's.
+    pub fn find_model(&self, options: &ModelOptions<'_>) -> Result<Found> {
+        let (sources, facts) = (self.sources(), &self.model().facts);
+        let source = format!("transformers {}", shardwright_arch::version());
+        let error = |what: String| EngineError::new(ErrorKind::Checkpoint, what).file(self.dir().join("config.json"));
+        if sources.iter().all(|t| t.shape.contains(&0)) {
+            let what = "every tensor is empty: it was saved under ZeRO-3 without gathering the parameters";
+            let help =
+                "save it again with stage3_gather_16bit_weights_on_model_save, or convert the engine's own checkpoint with zero_to_fp32";
+            return Err(EngineError::new(ErrorKind::Checkpoint, format!("{what}; {help}")).file(self.dir()));
+        }
+        let Some(config) = self.config_value() else {
+            let meta = ModelMeta::new(sources.to_vec(), facts.clone()).map_err(|n| error(format!("'{n}' occurs twice")))?;
+            return Ok(Found { model: Model::identity(meta), class: None, source: "no config.json".into(), warnings: Vec::new() });
+        };
+        self.refuse_quantized(&config)?;
+        let class = match options.class {
+            "cls" => Use::Cls,
+            "other" => Use::Other,
+            _ => Use::Llm,
+        };
+        let wanted = Options { class, exclude: options.exclude, tied_in_each_unit: options.tied_in_each_unit, transformers: 5 };
+        let assembled = shardwright_arch::assemble(sources, &config, &wanted);
+        let mut warnings = Vec::new();
+        self.wrapped(&assembled, &mut warnings)?;
+        if let Some(first) = assembled.misfits.first() {
+            let more = match assembled.misfits.len() - 1 {
+                0 => String::new(),
+                n => format!(", and {n} more parameters do not fit"),
+            };
+            return Err(error(format!("the checkpoint is not the model that config.json describes: {first}{more}")));
+        }
+        if assembled.class.is_none() {
+            warnings.extend(unknown(&config, &source));
+        }
+        warnings.extend(left_over(&assembled, sources));
+        warnings.extend(missing(&assembled));
+        let (class, known) = (assembled.class.clone(), assembled.class.is_some());
+        let model = model_of(assembled, facts).map_err(|n| error(format!("'{n}' would be made twice")))?;
+        Ok(Found { model, class, source: if known { source } else { "the checkpoint's tensors".into() }, warnings })
+    }
+
+    /// Codes are not weights.
+    fn refuse_quantized(&self, config: &Value) -> Result<()> {
+        let quantization = ["quantization_config", "compression_config"].into_iter().find_map(|k| config.get(k).filter(|v| v.is_object()));
+        let Some(quantization) = quantization else { return Ok(()) };
+        let plain = |d: DType| matches!(d, DType::F64 | DType::F32 | DType::BF16 | DType::F16 | DType::I64 | DType::Bool);
+        let Some(codes) = self.sources().iter().find(|t| !plain(t.dtype)) else { return Ok(()) };
+        let method = quantization["quant_method"].as_str().unwrap_or("of an unnamed kind");
+        let what = format!("the checkpoint is quantized ({method}): its tensors are codes and scales, not the model's weights");
+        let help = "dequantize it first: load it with transformers, call model.dequantize() and save_pretrained";
+        Err(EngineError::new(ErrorKind::Checkpoint, format!("{what}; {help}"))
+            .file(self.dir().join("config.json"))
+            .tensor(&codes.name)
+            .expected("float32, bfloat16 or float16")
+            .found(codes.dtype))
+    }
+
+    /// Names that carry a wrapper's prefix: an error where they are no names of the model's.
+    fn wrapped(&self, assembled: &Assembled, warnings: &mut Vec<String>) -> Result<()> {
+        let tensors = self.sources();
+        for (prefix, whose, leading) in WRAPPERS {
+            let has = |t: &&TensorMeta| if leading { t.name.starts_with(prefix) } else { t.name.contains(prefix) };
+            let count = tensors.iter().filter(has).count();
+            let Some(first) = tensors.iter().find(has) else { continue };
+            let text = format!("{count} of {} names carry the prefix '{prefix}' of {whose}, which no model's class has", tensors.len());
+            let help = "save the inner module's state dict, or rename the tensors";
+            let fills_nothing = |u: &&shardwright_arch::Unused| u.reason == Reason::NotInTheModel;
+            let unused = assembled.unused.iter().filter(fills_nothing).count();
+            if assembled.class.is_some() && 2 * count > tensors.len() && 2 * unused > tensors.len() {
+                return Err(EngineError::new(ErrorKind::Checkpoint, format!("{text}; {help}")).file(self.dir()).tensor(&first.name));
+            }
+            warnings.push(format!("{text}: '{}'; {help}", first.name));
+        }
+        Ok(())
+    }
+}
+
+fn model_of(assembled: Assembled, facts: &ModelFacts) -> Result<Model, Name> {
+    let mut modules = Modules::default();
+    modules.ties_embeddings = assembled.ties_embeddings;
+    let known = assembled.class.is_some();
+    let mut tensors = Vec::with_capacity(assembled.tensors.len());
+    let mut assemblies: Vec<Assembly> = Vec::with_capacity(assembled.tensors.len());
+    for made in assembled.tensors {
+        if let Some(block) = made.block.filter(|b| !b.is_empty()) {
+            modules.blocks.insert(block);
+        }
+        if let (true, Some((module, _))) = (made.embedding, made.name.rsplit_once('.')) {
+            modules.embeddings.insert(module.to_owned());
+        }
+        let mut meta = TensorMeta::new(made.name, made.dtype, made.shape);
+        meta.kind = made.buffer.map(|b| if b { TensorKind::Buffer } else { TensorKind::Parameter });
+        (meta.keep_fp32, meta.made_fp32) = (made.keep_fp32, made.fp32);
+        tensors.push(meta);
+        assemblies.push(made.assembly);
+    }
+    // Sorted by name already, so that the assemblies stay parallel.
+    let mut meta = ModelMeta::new(tensors, facts.clone())?;
+    meta.modules = known.then_some(modules);
+    let unused = assembled.unused.iter().map(|u| piece::Unused { source: u.source, reason: reason(&u.reason) });
+    let missing = assembled.missing.iter().map(|m| piece::Missing {
+        name: Name::from(m.name.as_str()),
+        shape: m.shape.clone(),
+        reason: "no tensor of the checkpoint fills it".into(),
+    });
+    let aliases = assembled.aliases.iter().map(|(a, b)| (Name::from(a.as_str()), Name::from(b.as_str())));
+    Ok(Model { meta, assemblies, unused: unused.collect(), missing: missing.collect(), aliases: aliases.collect() })
+}
+
+fn reason(reason: &Reason) -> String {
+    match reason {
+        Reason::NotInTheModel => "the class has nothing of that name".into(),
+        Reason::Ignored => "the class ignores tensors of that name".into(),
+        Reason::MadeAnew => "the class makes this buffer anew".into(),
+        Reason::Beyond(list, index, length) => format!("'{list}' has {length} elements, so there is none of index {index}"),
+        Reason::TiedTo(name) => format!("tied to '{name}', which is stored as well"),
+        Reason::Twice(name) => format!("'{name}' is made from another tensor"),
+        Reason::Excluded => "left out by shardwright.exclude".into(),
+    }
+}
+
+fn unknown(config: &Value, source: &str) -> Option<String> {
+    let model_type = config["model_type"].as_str()?;
+    let remote = if config.get("auto_map").is_some() { ", and its code comes with the checkpoint" } else { "" };
+    Some(format!(
+        "model type '{model_type}' is not one that {source} builds{remote}: the checkpoint's tensors are taken for the model's parameters, under \
+         their own names"
+    ))
+}
+
+/// Tensors that fill nothing, a line for each reason that a user should know.
+fn left_over(assembled: &Assembled, sources: &[TensorMeta]) -> Vec<String> {
+    let mut by_reason: BTreeMap<String, (&str, usize)> = BTreeMap::new();
+    let class = assembled.class.as_deref().unwrap_or("the model");
+    for unused in &assembled.unused {
+        let why = match &unused.reason {
+            Reason::Ignored | Reason::MadeAnew | Reason::TiedTo(_) | Reason::Excluded => continue,
+            Reason::Beyond(list, _, length) => format!("beyond the {length} elements that config.json gives '{list}'"),
+            Reason::NotInTheModel => format!("not part of {class}"),
+            Reason::Twice(name) => format!("another tensor than the one that '{name}' is made from"),
+        };
+        let name = sources.get(unused.source as usize).map_or("", |t| t.name.as_str());
+        by_reason.entry(why).or_insert((name, 0)).1 += 1;
+    }
+    let say = |(why, (first, count)): (String, (&str, usize))| match count {
+        1 => format!("'{first}' is left out: it is {why}"),
+        n => format!("{n} tensors are left out, '{first}' the first: they are {why}"),
+    };
+    by_reason.into_iter().map(say).collect()
+}
+
+fn missing(assembled: &Assembled) -> Option<String> {
+    let first = assembled.missing.first()?;
+    let class = assembled.class.as_deref().unwrap_or("the model");
+    let shape = first.shape.as_ref().map_or(String::new(), |s| format!(" {s:?}"));
+    Some(match assembled.missing.len() {
+        1 => format!("no tensor fills '{}'{shape} of {class}: the engine initialises it anew", first.name),
+        n => format!("no tensor fills {n} parameters of {class}, '{}'{shape} the first: the engine initialises them anew", first.name),
+    })
+}
