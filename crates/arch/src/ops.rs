@@ -47,31 +47,6 @@ impl Op {
         self.arguments[key].as_bool().unwrap_or(false)
     }
 
-    /// Whether the operation makes values instead of moving them.
-    pub fn computes(&self) -> bool {
-        !matches!(
-            self.name.as_str(),
-            "MergeModulelist"
-                | "Concatenate"
-                | "Chunk"
-                | "Split"
-                | "Transpose"
-                | "Interleave"
-                | "PermuteForRope"
-                | "Conv3dToLinear"
-                | "LinearToConv3d"
-                | "ErnieFuseAndSplitTextVisionExperts"
-                | "Inkling2LoopMergeMessageQueries"
-                | "Inkling2UnpadVocab"
-                | "Inkling2LoopDequantizeExperts"
-        )
-    }
-
-    /// Its class's name.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
     /// Runs it.
     ///
     /// # Errors

@@ -29,8 +29,8 @@ struct Entry {
 
 #[derive(Clone, Debug)]
 enum Size {
+    /// Not known: what no key was seen to change may follow from a list, a word or a sub-config all the same.
     Unknown,
-    Number(u64),
     Formula(String),
 }
 
@@ -69,8 +69,6 @@ struct Scope<'c> {
     config: &'c Value,
     model_type: String,
     line: Value,
-    /// Sizes that do not depend on this config's keys may depend on a sub-config's.
-    composite: bool,
 }
 
 /// A place in the tree: a module under a scope.
@@ -136,11 +134,9 @@ impl<'c> Tree<'c> {
         Some(tree)
     }
 
-
     fn scope(&mut self, config: &'c Value, model_type: String) -> usize {
         let line = self.data.get(":", &model_type).unwrap_or_default();
-        let composite = line["sub"].as_object().is_some_and(|sub| !sub.is_empty());
-        self.scopes.push(Scope { config, model_type, line, composite });
+        self.scopes.push(Scope { config, model_type, line });
         self.scopes.len() - 1
     }
 
@@ -361,8 +357,6 @@ impl<'c> Tree<'c> {
     fn size(&self, scope: usize, size: &Size) -> Option<(u64, String)> {
         match size {
             Size::Unknown => None,
-            // What no key was seen to change may follow from a list, a word or a sub-config all the same.
-            Size::Number(_) => None,
             Size::Formula(formula) => {
                 let (terms, plus) = match formula.rfind(['+', '-']) {
                     Some(at) if at > 0 => (&formula[..at], formula[at..].trim_start_matches('+').parse::<i64>().ok()?),
@@ -489,7 +483,6 @@ fn open(name: &str) -> Module {
 
 fn size(value: &Value) -> Size {
     match value {
-        Value::Number(n) => n.as_u64().map_or(Size::Unknown, Size::Number),
         Value::String(formula) => Size::Formula(formula.clone()),
         _ => Size::Unknown,
     }

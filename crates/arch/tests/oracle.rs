@@ -13,7 +13,9 @@ fn cases() -> Vec<Value> {
 
 fn sources(case: &Value) -> Vec<TensorMeta> {
     let shape = |v: &Value| v.as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect::<Vec<_>>();
-    let of = |(name, row): (&String, &Value)| TensorMeta::new(name.as_str(), DType::from_spelling(row[0].as_str().unwrap()).unwrap(), shape(&row[1]));
+    let of = |(name, row): (&String, &Value)| {
+        TensorMeta::new(name.as_str(), DType::from_spelling(row[0].as_str().unwrap()).unwrap(), shape(&row[1]))
+    };
     case["tensors"].as_object().unwrap().iter().map(of).collect()
 }
 
@@ -56,11 +58,13 @@ fn models_are_as_the_engines_have_them() {
             differ("missing", format!("{:?}", found.missing));
         }
         for (kind, buffer) in [("parameters", false), ("buffers", true)] {
-            let want: BTreeMap<&str, &Value> = case[kind].as_object().unwrap().iter().map(|(n, s)| (n.as_str(), s)).filter(|(n, _)| !missing.contains(n)).collect();
+            let want: BTreeMap<&str, &Value> =
+                case[kind].as_object().unwrap().iter().map(|(n, s)| (n.as_str(), s)).filter(|(n, _)| !missing.contains(n)).collect();
             let have = found.tensors.iter().filter(|t| t.buffer.unwrap_or(!t.dtype.is_float()) == buffer);
             let have: BTreeMap<&str, Value> = have.map(|t| (t.name.as_str(), Value::from(t.shape.clone()))).collect();
             if have.keys().ne(want.keys()) || have.iter().any(|(n, s)| s != want[n]) {
-                let odd: Vec<_> = have.keys().filter(|n| !want.contains_key(*n)).chain(want.keys().filter(|n| !have.contains_key(*n))).take(3).collect();
+                let odd: Vec<_> =
+                    have.keys().filter(|n| !want.contains_key(*n)).chain(want.keys().filter(|n| !have.contains_key(*n))).take(3).collect();
                 differ(kind, format!("{odd:?}"));
             }
         }
