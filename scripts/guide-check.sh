@@ -14,7 +14,7 @@ block() {
     awk -v language="$1" -v words="$2" '
         /^```/ && !inside { inside = 1; kind = substr($0, 4); sub(/,.*/, "", kind); text = ""; next }
         /^```/ { inside = 0; if (kind == language && index(text, words)) { printf "%s", text; found++ } next }
-        inside && !/^# / { text = text $0 "\n" }
+        inside && !/^ *# / { text = text $0 "\n" }
         END { if (found != 1) { print "write-a-strategy.md has " found + 0 " blocks with: " words > "/dev/stderr"; exit 1 } }
     ' "$root/docs/write-a-strategy.md"
 }

@@ -71,7 +71,7 @@ fn tell(args: &VerifyArgs, verifier: &Verifier<'_>, found: Verified) -> Result<E
 fn summary(args: &VerifyArgs, verifier: &Verifier<'_>, found: &Verified) -> String {
     let manifest = verifier.manifest();
     let mut text = format!(
-        "{}: {} on {}, {}\n{} with {} as their manifest says\n",
+        "{}: {} on {}, {}\n{}, {} in all: sizes and digests match the manifest\n",
         args.dir.display(),
         shown(&manifest.strategy),
         count(u64::from(manifest.world_size), "rank"),
