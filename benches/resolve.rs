@@ -37,7 +37,8 @@ fn benches(c: &mut Criterion) {
         });
     }
     // What a fuzzer does all day: nothing of this is known, and every key is looked for in all sections.
-    let unknown = input("modle: m\ntrainer: x\ndist_config: {name: fsdp2, offload_parms: true, stage: 3}\nshardwright: {oi: {threads: 2}}\n");
+    let unknown =
+        input("modle: m\ntrainer: x\ndist_config: {name: fsdp2, offload_parms: true, stage: 3}\nshardwright: {oi: {threads: 2}}\n");
     group.bench_function("unknown keys", |b| b.iter(|| resolve(&registry, black_box(&unknown), &supplied)));
     group.finish();
 }

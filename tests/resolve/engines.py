@@ -92,7 +92,7 @@ def plain(value):
     if isinstance(value, Enum):
         return plain(value.value)
     if hasattr(value, "model_dump"):
-        return plain({k: getattr(value, k) for k in type(value).model_fields})
+        return plain({k: getattr(value, k) for k in type(value).model_fields if hasattr(value, k)})
     if isinstance(value, dict):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, set)):
@@ -256,7 +256,9 @@ def llama_factory(file, deepspeed, world, overrides, model):
         torch.distributed.device_mesh.init_device_mesh = lambda *args, **kwargs: None
         built = Qwen3ForCausalLM(model_config())
         optimizer = torch.optim.AdamW(built.parameters(), lr=training_args.learning_rate)
-        answer["deepspeed"] = captured(lambda: engine.prepare(built, optimizer), world)
+        # The trainer always makes a schedule of its own.
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_lambda=lambda step: 1.0)
+        answer["deepspeed"] = captured(lambda: engine.prepare(built, optimizer, schedule), world)
         return answer
     kind = {"fsdp2": backends.FSDP2Params, "fsdpturbo": backends.FSDPTurboParams}[name]
     params = plugin.parse_params(training_args.dist_config, kind)

@@ -109,7 +109,7 @@ impl Wrong<'_> {
     }
 }
 
-fn differences(row: &Json, document: &Json) -> Vec<String> {
+pub(crate) fn differences(row: &Json, document: &Json) -> Vec<String> {
     let answer = &row["answer"];
     let mut wrong = Wrong { document, found: Vec::new() };
     wrong.tree("/training", answer.get("args").unwrap_or(&Json::Null));
@@ -123,7 +123,8 @@ fn differences(row: &Json, document: &Json) -> Vec<String> {
     }
     if let Some(want) = answer.get("parallelism") {
         wrong.same("/mesh/mp_replicate", &want["dp_replicate"]);
-        wrong.same("/mesh/mp_shard", &want["dp_shard"]);
+        let sharded = want["dp_shard"].as_u64().unwrap_or(1) * want["cp"].as_u64().unwrap_or(1);
+        wrong.same("/mesh/mp_shard", &sharded.into());
     }
     if let Some(want) = answer.get("storage") {
         wrong.storage(want);

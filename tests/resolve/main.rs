@@ -1,5 +1,6 @@
 //! Config resolution, from texts to documents: against the oracle, over a matrix, with invalid files, and by properties.
 
+mod engines_matrix;
 mod examples;
 mod invalid;
 mod io;

@@ -15,6 +15,7 @@ pub const CODES: &[Code] = &[
     Code::warning("deepspeed-bf16-twice", "`bf16` and its older spelling `bfloat16` are both given"),
     Code::warning("deepspeed-bfloat16", "`bfloat16` is DeepSpeed's older spelling, which LLaMA-Factory and accelerate do not read"),
     Code::warning("deepspeed-clipping", "`gradient_clipping` and `max_grad_norm` are not what a reader would think"),
+    Code::error("deepspeed-combination", "values that DeepSpeed refuses together, such as `gradient_allreduce_op: sum` under stage 3"),
     Code::error("deepspeed-cp", "context parallelism does not go with DeepSpeed in LLaMA-Factory"),
     Code::warning("deepspeed-deprecated", "a key that is spelled otherwise today"),
     Code::error("deepspeed-deprecated-both", "a deprecated key beside the one that replaces it"),

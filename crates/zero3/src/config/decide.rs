@@ -68,6 +68,7 @@ pub(super) fn build(root: &Node, file: ConfigIs, cx: &mut BuildContext<'_>) -> R
         let origin = Origin::rule("true exactly under stage 3", ["/deepspeed/zero_optimization/stage"]);
         document.set(&["deepspeed", "zero_optimization", "overlap_comm"], stage == 3, origin);
     }
+    needs_of_the_stage(root, stage, cx);
     lints::check(&zero, stage, &document, cx);
     if cx.training.cp_size.value > 1 && cx.training.dialect == Dialect::LlamaFactory {
         let message = format!("cp_size is {}, and context parallelism does not go with DeepSpeed", cx.training.cp_size.value);
@@ -132,6 +133,31 @@ fn top_level(root: &Node, cx: &mut BuildContext<'_>) {
     }
 }
 
+/// What DeepSpeed's own check of a config finds between its sections. Source: `deepspeed/runtime/config.py`, `_do_error_check`.
+fn needs_of_the_stage(root: &Node, stage: i64, cx: &mut BuildContext<'_>) {
+    let is_on = |path: &[&str]| root.find(path).filter(|n| read::boolean(n) == Some(true));
+    let mut refuse =
+        |node: &Node, message: String| cx.diagnostics.push(Diagnostic::error("deepspeed-combination", message).at(node.at.clone()));
+    let is_sum = |n: &&Node| n.as_str().is_some_and(|op| op.eq_ignore_ascii_case("sum"));
+    if let Some(op) = root.get("gradient_allreduce_op").filter(is_sum) {
+        if stage == 3 {
+            refuse(op, "gradient_allreduce_op sum does not go with ZeRO stage 3".to_owned());
+        } else if root.find(&["zero_optimization", "zenflow"]).is_some_and(|n| !n.is_null()) {
+            refuse(op, "gradient_allreduce_op sum does not go with zenflow".to_owned());
+        }
+    }
+    for path in
+        [&["fp16", "fp16_master_weights_and_grads"][..], &["bf16", "bf16_master_weights_and_grads"], &["bf16", "bf16_optimizer_states"]]
+    {
+        if let Some(node) = is_on(path).filter(|_| stage == 0) {
+            refuse(node, format!("{} needs ZeRO stage 1, 2 or 3", path.join(".")));
+        }
+    }
+    if let Some(node) = is_on(&["bf16", "bf16_optimizer_states"]).filter(|_| is_on(&["bf16", "bf16_master_weights_and_grads"]).is_none()) {
+        refuse(node, "bf16.bf16_optimizer_states needs bf16.bf16_master_weights_and_grads".to_owned());
+    }
+}
+
 /// Sections by which DeepSpeed lays tensors out in a way that is not known here.
 fn layouts_of_others(root: &Node, cx: &mut BuildContext<'_>) {
     let ranks = |path: &[&str]| root.find(path).filter(|n| read::integer(n).is_some_and(|ranks| ranks > 1));
@@ -175,6 +201,10 @@ fn zero_section(root: &Node, cx: &mut BuildContext<'_>) -> Result<Node, Diagnost
     for (old, new, value) in DEPRECATED {
         let Some(entry) = zero.entry(old).cloned() else { continue };
         zero = zero.without(old);
+        if entry.value.as_str() == Some("auto") {
+            cx.diagnostics.push(read::auto_left(&["zero_optimization", old], &entry.value));
+            continue;
+        }
         let message = format!("zero_optimization.{old} is deprecated");
         let mut deprecated = Diagnostic::warning("deepspeed-deprecated", message).at(entry.at.clone()).help(format!("use {new}"));
         let Some(value) = value else {

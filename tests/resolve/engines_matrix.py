@@ -1,0 +1,236 @@
+"""Records in `engines_matrix.json` which of some hundreds of configs LLaMA-Factory v1, accelerate and DeepSpeed take, and what they read.
+
+Run as `engines.py` beside it is run, on whose calls into the engines it rests:
+
+    DS_ACCELERATOR=cpu python tests/resolve/engines_matrix.py LLAMA_FACTORY/src
+
+The configs are made here, key by key. An answer is `{"error": …}` or what is kept of the values that were read.
+"""
+
+import copy
+import itertools
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import engines
+
+OUT = Path(__file__).parent / "engines_matrix.json"
+BASE = {"zero_optimization": {"stage": 3}, "bf16": {"enabled": True}}
+
+ZERO = """contiguous_gradients reduce_scatter reduce_bucket_size use_multi_rank_bucket_allreduce allgather_partitions allgather_bucket_size overlap_comm
+compute_grad_norm load_from_fp32_weights elastic_checkpoint sub_group_size stage3_prefetch_bucket_size prefetch_bucket_size
+stage3_param_persistence_threshold param_persistence_threshold stage3_model_persistence_threshold stage3_max_live_parameters
+stage3_max_reuse_distance stage3_gather_16bit_weights_on_model_save gather_16bit_weights_on_model_save stage3_module_granularity_threshold
+stage3_use_all_reduce_for_fetch_params stage3_allgather_sequential ignore_unused_parameters legacy_stage1 round_robin_gradients parameter_alignment
+zero_hpz_partition_size zero_quantized_weights zero_quantized_nontrainable_weights zero_quantized_gradients memory_efficient_linear
+pipeline_loading_checkpoint override_module_apply log_trace_cache_warnings enable_sanity_checks save_muon_momentum_buffer_in_memory""".split()
+
+REMOVED = """nebula compression_training amp quantize_training sparse_gradients eigenvalue sparse_attention elasticity graph_harvesting
+curriculum_learning progressive_layer_drop""".split()
+
+SCALARS = """wall_clock_breakdown memory_breakdown dump_state prescale_gradients gradient_predivide_factor steps_per_print disable_allgather
+communication_data_type zero_allow_untested_optimizer zero_force_ds_cpu_optimizer dataloader_drop_last gradient_clipping train_batch_size
+train_micro_batch_size_per_gpu gradient_accumulation_steps""".split()
+
+STRICT = {
+    "compile": {"deepcompile": False}, "tensorboard": {"enabled": False}, "wandb": {"enabled": False, "project": "p"},
+    "csv_monitor": {"enabled": False}, "comet": {"enabled": False}, "comms_logger": {"enabled": False, "verbose": False},
+    "hybrid_engine": {"enabled": False}, "weight_quantization": {"enabled": False}, "tensor_parallel": {"autotp_size": 1},
+}
+
+
+def merged(*parts):
+    out = copy.deepcopy(BASE)
+    for part in parts:
+        for key, value in part.items():
+            if isinstance(value, dict) and isinstance(out.get(key), dict):
+                out[key] = {**out[key], **value}
+            else:
+                out[key] = value
+    return out
+
+
+def deepspeed_files():
+    """DeepSpeed files, with the lines of the YAML that go with them."""
+    zero = lambda **keys: merged({"zero_optimization": keys})
+    for stage in (0, 1, 2, 3, 4, -1, "3", 3.0, 2.5, True, "auto", None, "three"):
+        yield zero(stage=stage), ""
+    for key in ZERO:
+        yield zero(**{key: "auto"}), ""
+        yield zero(**{key: "nonsense"}), ""
+    for stage in (1, 2):
+        for key in ("reduce_bucket_size", "stage3_prefetch_bucket_size", "overlap_comm", "sub_group_size"):
+            yield zero(stage=stage, **{key: "auto"}), ""
+    for key in ("unknown", "stage4_thing", "mics_shard_size", "mics_hierarchical_params_gather", "zeropp_loco_param"):
+        yield zero(**{key: 2}), ""
+    for value in (0, 1, 1e6, "1000000", "1e6", 1.5, -1, True, None, [1]):
+        yield zero(reduce_bucket_size=value), ""
+    for value in (0, "yes", "off", 1, 2, 1.0, None, []):
+        yield zero(overlap_comm=value), ""
+    for old in ("cpu_offload", "cpu_offload_param", "cpu_offload_use_pin_memory", "stage3_gather_fp16_weights_on_model_save"):
+        for value in (True, False, "auto"):
+            yield zero(**{old: value}), ""
+    yield zero(cpu_offload=True, offload_optimizer={"device": "cpu"}), ""
+    for part in ("offload_param", "offload_optimizer"):
+        for section in ({"device": "cpu"}, {"device": "none"}, {"device": "auto"}, {"device": "gpu"}, {"device": "cpu", "pin_memory": False},
+                        {"device": "cpu", "pin_memory": "auto"}, {"device": "cpu", "buffers": 3}, {"device": "cpu", "buffer_count": -1}, "cpu"):
+            yield zero(**{part: section}), ""
+    for stage in (2, 3):
+        yield zero(stage=stage, offload_optimizer={"device": "cpu", "ratio": 0.5}), ""
+        yield zero(stage=stage, compute_grad_norm=False), ""
+    for key in REMOVED:
+        yield merged({key: {"enabled": True}}), ""
+    for key in SCALARS:
+        yield merged({key: "auto"}), ""
+    for key, section in STRICT.items():
+        yield merged({key: section}), ""
+        yield merged({key: {**section, "no_such_key": 1}}), ""
+        yield merged({key: {**section, next(iter(section)): "auto"}}), ""
+        yield merged({key: {**section, next(iter(section)): "nonsense"}}), ""
+    yield merged({"compile": {"disable": False, "backend": "inductor"}}), ""
+    for key, section in {"optimizer": {"type": "AdamW", "params": {"lr": 1e-4}}, "scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 2}}}.items():
+        yield merged({key: section}), ""
+        yield merged({key: {}}), ""
+    for op in ("mean", "sum", "SUM", "average"):
+        yield merged({"gradient_allreduce_op": op}), ""
+        yield merged({"gradient_allreduce_op": op, "zero_optimization": {"stage": 2}}), ""
+    for dtype in ("fp32", "bf16", "BF16", "fp8", "float32"):
+        yield merged({"communication_data_type": dtype}), ""
+    for bf16, fp16 in itertools.product((None, True, False, "auto", "true"), repeat=2):
+        config = {"zero_optimization": {"stage": 3}}
+        config |= {} if bf16 is None else {"bf16": {"enabled": bf16}}
+        config |= {} if fp16 is None else {"fp16": {"enabled": fp16}}
+        yield config, ""
+    for section in ({"loss_scale": "auto"}, {"loss_scale_window": 10}, {"unknown": 1}, {"loss_scale_window": "10.0"}):
+        yield merged({"fp16": {"enabled": False, **section}}), ""
+    for section in ({"bf16_optimizer_states": True}, {"bf16_master_weights_and_grads": True}, {"unknown": 1}):
+        yield merged({"bf16": section}), ""
+    for train, micro, accumulation in itertools.product((None, "auto", 16), (None, "auto", 2), (None, "auto", 1, 2)):
+        keys = {"train_batch_size": train, "train_micro_batch_size_per_gpu": micro, "gradient_accumulation_steps": accumulation}
+        batch = {k: v for k, v in keys.items() if v is not None}
+        yield merged(batch), ""
+        yield merged(batch), "micro_batch_size: 2\n"
+    for clipping in (0, 0.5, "auto", "1.0"):
+        yield merged({"gradient_clipping": clipping}), ""
+    yield {"bf16": {"enabled": True}}, ""
+    yield merged({"activation_checkpointing": {"partition_activations": "auto"}}), ""
+    yield merged({"no_such_section": {"a": "auto"}}), ""
+    yield merged({"no_such_section": {"a": 1}}), ""
+    yield merged({"data_types": {"grad_accum_dtype": "fp32"}}), ""
+
+
+def texts():
+    """Texts that are no strict JSON."""
+    plain = json.dumps(BASE)
+    yield "\ufeff" + plain
+    yield "// a comment\n" + plain
+    yield plain[:-1] + ",}"
+    yield plain.replace('"stage"', "stage")
+
+
+def accelerate_files():
+    fsdp = lambda more="", keys="fsdp_version: 2, fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP", n=8: (
+        f"distributed_type: FSDP\nfsdp_config: {{{keys}}}\nmixed_precision: bf16\nnum_processes: {n}\n{more}"
+    )
+    for keys in ("version: 2", "fsdp_version: 1", "", "fsdp_version: '2'", "fsdp_version: 2, version: 1", "version: 2, reshard_after_forward: false",
+                 "fsdp_version: 2, offload_params: true", "fsdp_version: 2, no_such_key: 1", "fsdp_version: 2, fsdp_no_such_key: 1",
+                 "fsdp_version: 2, fsdp_sharding_strategy: FULL_SHARD", "fsdp_version: 2, fsdp_reshard_after_forward: 'false'",
+                 "fsdp_version: 2, activation_checkpointing: true"):
+        yield fsdp(keys=keys)
+    for policy in ("NO_WRAP", "SIZE_BASED_WRAP", "TRANSFORMER_BASED_WRAP", "no_wrap", "BY_HAND"):
+        yield fsdp(keys=f"fsdp_version: 2, fsdp_auto_wrap_policy: {policy}")
+    for mixed in ("'no'", "bf16", "fp16", "fp32"):
+        yield fsdp().replace("mixed_precision: bf16", f"mixed_precision: {mixed}")
+    yield fsdp("no_such_key: 1\n")
+    sizes = ("dp_replicate", "dp_shard", "tp", "cp")
+    for values in itertools.product((1, 2), (1, 2, 4), (1, 2), (1, 2)):
+        keys = ", ".join(f"parallelism_config_{name}_size: {value}" for name, value in zip(sizes, values))
+        yield fsdp(f"parallelism_config: {{{keys}}}\n", n=values[0] * values[1] * values[2] * values[3])
+    yield fsdp("parallelism_config: {parallelism_config_dp_shard_size: 4}\n")
+    yield fsdp("parallelism_config: {dp_shard_size: 8}\n")
+    for stage, device in itertools.product((0, 1, 2, 3), ("none", "cpu")):
+        yield (f"distributed_type: DEEPSPEED\ndeepspeed_config: {{zero_stage: {stage}, offload_optimizer_device: {device}, no_such_key: 1}}\n"
+               "mixed_precision: bf16\nnum_processes: 4\n")
+
+
+def deepspeed_row(yaml, deepspeed, world, model):
+    answer = engines.llama_factory("a.yaml", "ds.json", world, {}, model)
+    return kept(answer, deepspeed)
+
+
+def kept(answer, deepspeed):
+    """Without what the file does not speak of."""
+    read = answer.get("deepspeed")
+    if read is None:
+        return {k: answer[k] for k in ("policy", "config", "num_processes", "parallelism", "fsdp_version", "type") if k in answer}
+    written = deepspeed["zero_optimization"]
+    written = {k.removeprefix("stage3_") for k in written} if isinstance(written, dict) else set()
+    read["zero_optimization"] = {
+        k: v for k, v in read["zero_optimization"].items() if k in ("stage", "overlap_comm") or k in written or k.removeprefix("stage3_") in written
+    }
+    for section in ("bf16", "fp16"):
+        read[section] = {"enabled": read[section]["enabled"]}
+    return {"deepspeed": read}
+
+
+def accelerate_row(yaml, model):
+    answer = engines.accelerate("a.yaml", None, model)
+    if answer.get("parallelism"):
+        from accelerate.utils import ParallelismConfig
+
+        class Started:
+            multi_device = is_fsdp2 = is_main_process = True
+            distributed_type = None
+            num_processes = answer["num_processes"]
+
+        ParallelismConfig()._validate_accelerator(Started())
+    if "deepspeed" in answer:
+        return {"num_processes": answer["num_processes"], **kept(answer, {"zero_optimization": {"offload_optimizer": {}}})}
+    return kept(answer, None)
+
+
+def main():
+    sys.path.insert(0, sys.argv[1])
+    # What every row needs, imported once: rows are forks of this process.
+    import importlib
+    from importlib.metadata import version
+
+    for module in """accelerate.commands.launch deepspeed deepspeed.comm.torch omegaconf transformers.models.qwen3.modeling_qwen3
+        llamafactory.v1.config.arg_parser llamafactory.v1.accelerator.interface llamafactory.v1.core.utils.batching
+        llamafactory.v1.plugins.trainer_plugins.distributed.interface
+        llamafactory.v1.plugins.trainer_plugins.distributed.deepspeed""".split():
+        importlib.import_module(module)
+
+    model = tempfile.mkdtemp()
+    engines.tiny_model(model)
+    engines.HERE = Path(tempfile.mkdtemp())
+    examples = engines.HERE / "examples"
+    examples.mkdir()
+    rows = []
+
+    def add(engine, yaml, deepspeed, world, run, *arguments):
+        (examples / "a.yaml").write_text(yaml)
+        if deepspeed is not None:
+            (examples / "ds.json").write_text(deepspeed)
+        answer = engines.row(run, *arguments)
+        print(len(rows), end="\r", file=sys.stderr, flush=True)
+        rows.append({"engine": engine, "yaml": yaml, "deepspeed": deepspeed, "world": world, "answer": answer})
+
+    llama_factory = "model: m\ntrain_dataset: d\ndist_config: {name: deepspeed, config_file: ds.json}\n"
+    for config, more in deepspeed_files():
+        add("llamafactory", llama_factory + more, json.dumps(config), 8, deepspeed_row, llama_factory + more, config, 8, model)
+    for text in texts():
+        add("llamafactory", llama_factory, text, 8, deepspeed_row, llama_factory, BASE, 8, model)
+    for yaml in accelerate_files():
+        add("accelerate", yaml, None, None, accelerate_row, yaml, model)
+    versions = {name: version(name) for name in ("accelerate", "deepspeed", "torch", "transformers")}
+    lines = ",\n".join(json.dumps(row) for row in rows).replace(model, "MODEL").replace(str(engines.HERE), "HERE")
+    OUT.write_text(f'{{"versions": {json.dumps(versions)}, "rows": [\n{lines}\n]}}\n')
+    refused = sum("error" in row["answer"] for row in rows)
+    print(f"{len(rows)} rows, {refused} refused")
+
+
+if __name__ == "__main__":
+    main()
