@@ -51,10 +51,20 @@ def size(path):
     return total
 
 
+wrong: list[str] = []
+
+
 def check(name, ok):
+    if not ok:
+        wrong.append(name)
+
+
+def agree():
+    """What is wrong on any rank fails all of them."""
     every = [None] * dist.get_world_size()
-    dist.all_gather_object(every, bool(ok))
-    assert all(every), f"{name}: wrong on ranks {[i for i, good in enumerate(every) if not good]}"
+    dist.all_gather_object(every, wrong)
+    found = [f"rank {rank}: {name}" for rank, names in enumerate(every) for name in names]
+    assert not found, f"{len(found)} differ: {found[:8]}"
 
 
 def wrap(model, mesh, **options):
@@ -185,6 +195,7 @@ if __name__ == "__main__":
     torch.utils.deterministic.fill_uninitialized_memory = True
     for what in sys.argv[2:]:
         {"fsdp2": fsdp2, "zero3": zero3, "masters": masters}[what](sys.argv[1])
+        agree()
         if dist.get_rank() == 0:
             print(f"{what}: all exact", flush=True)
     dist.barrier()
