@@ -101,7 +101,7 @@ def unlisted(cls, config):
         return {}
     out = {}
     for key, default in re.findall(r'getattr\((?:self\.)?config, "(\w+)", ([^()]+)\)', source):
-        with contextlib.suppress(ValueError, SyntaxError):
+        with contextlib.suppress(Exception):
             value = ast.literal_eval(default)
             if not hasattr(config, key) and (value is None or isinstance(value, (bool, str))):
                 out[key] = value
@@ -476,14 +476,18 @@ def one_type(model_type):
             continue  # another model type's
         deep = name == base or not described
         within = None if deep else base
-        try:
-            says, node, references, defaults = describe(cls, small if deep else tiny, deep, within)
-        except Exception as error:
+        found, why = None, None
+        # cut short, as it is, and with what it lacks
+        for attempt in (lambda: small if deep else tiny, lambda: config, lambda: repaired(small)):
             try:
-                says, node, references, defaults = describe(cls, repaired(small), deep, within)
-            except Exception:
-                failed[name] = f"{type(error).__name__}: {str(error)[:150]}"
-                continue
+                found = describe(cls, attempt(), deep, within)
+                break
+            except Exception as error:
+                why = why or f"{type(error).__name__}: {str(error)[:150]}"
+        if found is None:
+            failed[name] = why
+            continue
+        says, node, references, defaults = found
         described = described or name == base
         line["defaults"].update({k: plain(config).get(k, v) for k, v in defaults.items()})
         out.append((name, says, node, references, defaults))
