@@ -22,10 +22,7 @@ fn zero3() -> StrategyKit<'static> {
 /// It needs a file: without one it has no strategy. Stage 3 is `zero3`.
 fn deepspeed() -> StrategyKit<'static> {
     let kit = strategy("deepspeed").default_on(|_| false).reports("zero3");
-    let kit = kit.file("ds_zero3.json", include_str!("../examples/ds_zero3.json")).section("config_file: ds_zero3.json", |_| true);
-    let mics =
-        r#"{"train_micro_batch_size_per_gpu": 1, "bf16": {"enabled": true}, "zero_optimization": {"stage": 3, "mics_shard_size": 2}}"#;
-    kit.file("mics.json", mics).section("config_file: mics.json", |mesh| mesh.world_size().is_multiple_of(2))
+    kit.file("ds_zero3.json", include_str!("../examples/ds_zero3.json")).section("config_file: ds_zero3.json", |_| true)
 }
 
 /// Below stage 3 it is `replicate`.

@@ -249,7 +249,9 @@ fn inspect_shows_headers_alone() {
     ends(&run(["inspect", "no/where/at-all"]), 4, &["no/where/at-all"]);
     let shards = dir.path().join("shards");
     good(&save(&fsdp2_config(dir.path(), &model, 1, None), 2, &shards, &[]));
-    ends(&run([OsStr::new("inspect"), shards.as_os_str()]), 4, &["shards", "shardwright verify"]);
+    let shown = run([OsStr::new("inspect"), shards.as_os_str()]);
+    good(&shown);
+    assert!(String::from_utf8_lossy(&shown.stdout).contains("safetensors, 2 ranks"), "a save is shown as the checkpoint of its ranks");
 }
 
 /// A file system of that size, unmounted in the end.
@@ -280,7 +282,7 @@ fn a_disk_that_is_too_small_is_told_before_anything_is_loaded() {
     let dir = TempDir::new().unwrap();
     let config = fsdp2_config(dir.path(), &big_model(dir.path(), "model", 1024, 0), 1, Some("checkpoint"));
     let shards = disk.0.path().join("a/shards");
-    ends(&save(&config, 2, &shards, &[]), 6, &["shards: not enough space for the shards: expected 2097152 bytes free, found 1048576"]);
+    ends(&save(&config, 2, &shards, &[]), 6, &["shards: not enough space for the shards: expected ", " bytes free, found 1048576"]);
     assert!(!disk.0.path().join("a").exists());
 }
 
@@ -406,7 +408,7 @@ fn killed_processes_of_one_save_never_leave_a_mix_that_passes() {
         }
         // Ranks do not replace an unfinished save of another source: that is for a person, or for one process that saves every rank.
         if state(&shards, sources).is_none() && round % 3 == 2 {
-            fs::remove_dir_all(&shards).unwrap();
+            drop(fs::remove_dir_all(&shards)); // killed before it was made, there is none
         }
     }
     if state(&shards, sources).is_none() {

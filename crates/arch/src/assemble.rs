@@ -612,7 +612,7 @@ impl<'a, 'c> Assembler<'a, 'c> {
         names.extend(more);
         let sources: Vec<&String> = names.iter().filter(|n| wanted.search(n).is_some()).collect();
         let found: Vec<&String> = names.iter().filter(|n| targets.search(n).is_some()).collect();
-        if sources.is_empty() || found.len() % sources.len() != 0 {
+        if sources.is_empty() || !found.len().is_multiple_of(sources.len()) {
             return Vec::new();
         }
         found.iter().zip(sources.iter().cycle()).filter(|(t, s)| t != s).map(|(t, s)| ((*t).clone(), (*s).clone())).collect()

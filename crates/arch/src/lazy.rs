@@ -213,6 +213,7 @@ fn piece(part: &Part, strides: &[u64]) -> Piece {
 }
 
 /// Cuts loops along a dim to `[low, high)`, and hands what is left to `keep`: source offset, offset in the dim, loops.
+#[expect(clippy::type_complexity, reason = "a callback with the function's own arguments")]
 fn clip(offset: u64, at: u64, loops: &[(u64, u64, u64)], low: u64, high: u64, keep: &mut dyn FnMut(u64, u64, &[(u64, u64, u64)])) {
     let span = Dim::span(loops);
     if at >= high || at + span < low {
@@ -272,7 +273,7 @@ fn split(dim: Dim, sizes: &[u64]) -> Option<Vec<Dim>> {
                 mine.push((n, s, t / inner));
             } else if t * n <= inner {
                 rest.push((n, s, t));
-            } else if inner % t == 0 && n % (inner / t) == 0 {
+            } else if inner.is_multiple_of(t) && n.is_multiple_of(inner / t) {
                 let m = inner / t;
                 mine.push((n / m, s * m, 1));
                 rest.push((m, s, t));

@@ -399,7 +399,10 @@ impl Search<'_> {
         if done < min {
             return more(self, next);
         }
-        if greedy { more(self, next) || next(self, at) } else { next(self, at) || more(self, next) }
+        match greedy {
+            true => more(self, next) || next(self, at),
+            false => next(self, at) || more(self, next),
+        }
     }
 }
 

@@ -89,7 +89,7 @@ impl Transform {
             let part = match group(rest, &found, 2)? {
                 "attn_alpha" => "lambda_1",
                 "mlp_alpha" => "lambda_2",
-                _ if index % 2 == 0 => "self_attn",
+                _ if index.is_multiple_of(2) => "self_attn",
                 _ => "mlp",
             };
             return Some((format!("{prefix}{}layers.{}.{part}{}", &rest[..start], index / 2, &rest[end..]), 0));

@@ -44,7 +44,7 @@ fn table(contents: &Contents) -> String {
     let mut head = format!("{}", contents.format);
     let facts = [
         contents.version.as_ref().map(|v| format!("version {v}")),
-        contents.ranks.map(|n| format!("{n} ranks")),
+        contents.ranks.map(|n| if n == 1 { "1 rank".to_owned() } else { format!("{n} ranks") }),
         contents.step().map(|n| format!("step {n}")),
         contents.compute.map(|d| format!("trained in {d}")),
     ];

@@ -89,7 +89,11 @@ pub(crate) struct Opener {
 impl Opener {
     /// Opens files to be read in that way.
     pub(crate) fn new(method: ReadMethod) -> Self {
-        Self { method, ..Self::default() }
+        Self {
+            method,
+            #[cfg(test)]
+            faults: None,
+        }
     }
 
     /// Opens a file.

@@ -465,7 +465,7 @@ fn what_does_not_fit_the_callers_memory_is_refused_before_a_byte_is_written() {
         |n| Piece { source: 0, source_offset: 0, target_offset: 0, loops: vec![Loop { size: n, source_stride: 1, target_stride: 1 }] };
     let bad = [
         (Item { part: Part::Flat(0..size + 1), ..good.clone() }, "are asked for"),
-        (Item { part: Part::Box(vec![0..1]), ..good.clone() }, "does not lie inside"),
+        (Item { part: Part::Box(Vec::new()), ..good.clone() }, "does not lie inside"),
         (Item { to: Destination { bytes: 1, ..good.to }, ..good.clone() }, "too small"),
         (Item { to: Destination { address: 0, ..good.to }, ..good.clone() }, "no address"),
         (Item { to: Destination { dtype: DType::I8, ..good.to }, ..good.clone() }, "no cast"),

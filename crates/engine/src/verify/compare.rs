@@ -101,7 +101,7 @@ impl Verifier<'_> {
             return Ok(());
         };
         let compared = parallel::map(&originals.iter().zip(&gathered).collect::<Vec<_>>(), |(original, tensor)| {
-            self.compare_tensor(original, &shards, tensor, &source)
+            self.compare_tensor(original, &shards, tensor, source)
         })?;
         compared.into_iter().for_each(|tensor| found.add(tensor));
         (0..checkpoint.files().len()).try_for_each(|file| checkpoint.check_unchanged(file))

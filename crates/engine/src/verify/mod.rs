@@ -160,7 +160,7 @@ fn mismatch(path: &Path, what: impl Into<String>) -> EngineError {
 }
 
 /// What to say of a directory without a manifest.
-fn unfinished(dir: &Path) -> String {
+pub(crate) fn unfinished(dir: &Path) -> String {
     let names: Vec<String> =
         std::fs::read_dir(dir).into_iter().flatten().flatten().filter_map(|e| e.file_name().into_string().ok()).collect();
     let manifests = names.iter().filter(|n| names::is_rank_file(n) && n.ends_with(names::RANK_MANIFEST_SUFFIX));

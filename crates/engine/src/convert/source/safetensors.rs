@@ -12,7 +12,7 @@ use safetensors::tensor::Metadata;
 use super::{Contents, Data, EngineError, ErrorKind, Extent, Files, Format, Kind, Result, Tensor, list};
 use crate::{
     checkpoint::{Checkpoint, parse_header},
-    save::{entries::Part, header::parts},
+    save::{MANIFEST, entries::Part, header::parts, names::RANK_MANIFEST_SUFFIX},
 };
 
 pub(super) fn open(path: &Path) -> Result<Contents> {
@@ -20,6 +20,11 @@ pub(super) fn open(path: &Path) -> Result<Contents> {
         true => list(path)?.into_iter().filter(|n| is_rank_file(n)).collect(),
         false => Vec::new(),
     };
+    // torch's own writer leaves no manifests; where this program's are, the last of them says that the save is complete.
+    let manifests = |n: &String| n.ends_with(RANK_MANIFEST_SUFFIX);
+    if !rank_files.is_empty() && list(path)?.iter().any(manifests) && !path.join(MANIFEST).exists() {
+        return Err(EngineError::new(ErrorKind::Checkpoint, crate::verify::unfinished(path)).file(path));
+    }
     let mut files = Files::default();
     let mut notes = Vec::new();
     let tensors = match rank_files.is_empty() {
