@@ -15,7 +15,7 @@ fn fsdp2() -> StrategyKit<'static> {
 }
 
 fn zero3() -> StrategyKit<'static> {
-    let kit = strategy("zero3").section("zero_optimization: {stage: 3, mics_shard_size: 2}", |mesh| mesh.world_size().is_multiple_of(2));
+    let kit = strategy("zero3");
     kit.section("zero_optimization: {stage: 3, stage3_param_persistence_threshold: 40}", |_| true)
 }
 

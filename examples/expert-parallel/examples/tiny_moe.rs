@@ -38,7 +38,7 @@ pub fn write(dir: &Path) -> io::Result<()> {
     let header = format!("{{{}}}", header.join(","));
     let file = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &data].concat();
     fs::write(dir.join("model.safetensors"), file)?;
-    fs::write(dir.join("config.json"), r#"{"model_type": "qwen3_moe", "num_hidden_layers": 2, "hidden_size": 4}"#)
+    fs::write(dir.join("config.json"), r#"{"model_type": "tiny_moe", "num_hidden_layers": 2, "hidden_size": 4}"#)
 }
 
 #[allow(dead_code, reason = "the tests include this file as a module")]
