@@ -22,6 +22,7 @@ pub fn verify(py: Python<'_>, dir: PathBuf, against: Option<&Checkpoint>, progre
     let source = against.map(|c| Arc::clone(&c.0));
     let found = wait::run(py, progress.as_ref(), |cancel, progress| {
         let mut verifier = Verifier::open(dir)?;
+        let source = source.map(|source| source.as_ref().clone().with_recorded_model(verifier.manifest().model.as_ref())).transpose()?;
         if let Some(source) = &source {
             verifier = verifier.against(source);
         }

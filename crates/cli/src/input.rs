@@ -46,7 +46,7 @@ pub fn read(config: &Path, overrides: &[String], world: WorldArgs, io: &IoArgs) 
     for warning in &found.warnings {
         print_note(&format!("warning: {}", shown(warning)));
     }
-    let checkpoint = checkpoint.assemble(found.model)?;
+    let checkpoint = checkpoint.with_model(found)?;
     for odd in resolved.lint(checkpoint.model()) {
         print_note(&format!("warning: {odd}"));
     }

@@ -23,6 +23,7 @@ pub fn run(args: &VerifyArgs) -> Result<Exit, Failure> {
     let cancel = cancel_on_signal()?;
     let mut verifier = Verifier::open(&args.dir)?;
     let source = args.against.as_deref().map(|model| find("--against", model)).transpose()?;
+    let source = source.map(|model| model.with_recorded_model(verifier.manifest().model.as_ref())).transpose()?;
     if let Some(checkpoint) = &source {
         verifier = verifier.against(checkpoint);
     }

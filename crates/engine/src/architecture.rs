@@ -7,7 +7,7 @@ use shardwright_arch::{Assembled, Options, Reason, Use};
 use shardwright_core::{Assembly, DType, Globs, Model, ModelFacts, ModelMeta, Modules, Name, TensorKind, TensorMeta, piece};
 
 use crate::{
-    checkpoint::Checkpoint,
+    checkpoint::{Checkpoint, ModelRecord},
     error::{EngineError, ErrorKind, Result},
 };
 
@@ -34,6 +34,19 @@ pub struct Found {
     pub source: String,
     /// Oddities that do not stop a load.
     pub warnings: Vec<String>,
+    /// How it was found.
+    pub record: ModelRecord,
+}
+
+impl ModelOptions<'_> {
+    fn record(&self, source: &str) -> ModelRecord {
+        ModelRecord {
+            class: self.class.to_owned(),
+            exclude: self.exclude.patterns().to_vec(),
+            tied_in_each_unit: self.tied_in_each_unit,
+            source: source.to_owned(),
+        }
+    }
 }
 
 /// Prefixes that a wrapper of the module puts before or into names, and whose they are.
@@ -54,6 +67,7 @@ impl Checkpoint {
     pub fn find_model(&self, options: &ModelOptions<'_>) -> Result<Found> {
         let (sources, facts) = (self.sources(), &self.model().facts);
         let source = format!("transformers {}", shardwright_arch::version());
+        let record = options.record(&source);
         let error = |what: String| EngineError::new(ErrorKind::Checkpoint, what).file(self.dir().join("config.json"));
         if sources.iter().all(|t| t.shape.contains(&0)) {
             let what = "every tensor is empty: it was saved under ZeRO-3 without gathering the parameters";
@@ -63,7 +77,7 @@ impl Checkpoint {
         }
         let Some(config) = self.config_value() else {
             let meta = ModelMeta::new(sources.to_vec(), facts.clone()).map_err(|n| error(format!("'{n}' occurs twice")))?;
-            return Ok(Found { model: Model::identity(meta), class: None, source: "no config.json".into(), warnings: Vec::new() });
+            return Ok(Found { model: Model::identity(meta), class: None, source: "no config.json".into(), warnings: Vec::new(), record });
         };
         self.refuse_quantized(&config)?;
         let class = match options.class {
@@ -89,7 +103,28 @@ impl Checkpoint {
         warnings.extend(missing(&assembled));
         let (class, known) = (assembled.class.clone(), assembled.class.is_some());
         let model = model_of(assembled, facts).map_err(|n| error(format!("'{n}' would be made twice")))?;
-        Ok(Found { model, class, source: if known { source } else { "the checkpoint's tensors".into() }, warnings })
+        let source = if known { source } else { "the checkpoint's tensors".into() };
+        Ok(Found { model, class, source, warnings, record })
+    }
+
+    /// The same files as the model that [`Checkpoint::find_model`] found in them.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::assemble`].
+    pub fn with_model(self, found: Found) -> Result<Self> {
+        Ok(self.assemble(found.model)?.recorded(found.record))
+    }
+
+    /// The same files as the model that a save of them recorded; as the tensors that they are where it recorded none.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::find_model`] and [`Checkpoint::assemble`].
+    pub fn with_recorded_model(self, record: Option<&ModelRecord>) -> Result<Self> {
+        let Some(record) = record else { return Ok(self) };
+        let exclude = Globs::new(record.exclude.iter().cloned()).map_err(|what| EngineError::new(ErrorKind::Checkpoint, what))?;
+        let options = ModelOptions { class: &record.class, exclude: &exclude, tied_in_each_unit: record.tied_in_each_unit };
+        let found = self.find_model(&options)?;
+        self.with_model(found)
     }
 
     /// Codes are not weights.

@@ -8,6 +8,7 @@ mod files;
 mod find;
 mod header;
 mod index;
+mod record;
 
 use std::{
     collections::BTreeMap,
@@ -23,16 +24,19 @@ pub use self::find::{HubEnv, ModelDir};
 use self::header::Kept;
 pub use self::header::parse_header;
 pub use self::index::parse_index;
+pub use self::record::ModelRecord;
 use crate::error::{EngineError, ErrorKind, Result};
 
 /// An opened checkpoint: headers read and proven, no file held open.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Checkpoint {
     dir: PathBuf,
     files: Vec<CheckpointFile>,
     model: Model,
     /// What the files hold; `None` where the model has the same tensors.
     sources: Option<Vec<TensorMeta>>,
+    /// How the model was found, where it is not simply the tensors.
+    record: Option<ModelRecord>,
     locations: Vec<Location>,
     config_text: Option<String>,
     warnings: Vec<String>,
@@ -125,6 +129,15 @@ impl Checkpoint {
         let was = std::mem::replace(&mut self.model, model);
         self.sources.get_or_insert(was.meta.tensors);
         Ok(self)
+    }
+
+    /// How the model was found, where its class was looked for.
+    pub fn record(&self) -> Option<&ModelRecord> {
+        self.record.as_ref()
+    }
+
+    pub(crate) fn recorded(self, record: ModelRecord) -> Self {
+        Self { record: Some(record), ..self }
     }
 
     /// The text of `config.json`, where there is one.
@@ -308,6 +321,7 @@ impl ModelDir {
             files,
             model: Model::identity(model),
             sources: None,
+            record: None,
             locations,
             config_text: self.config_text,
             warnings,

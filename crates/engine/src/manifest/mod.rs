@@ -20,6 +20,7 @@ pub(crate) use self::sealed::seal;
 #[cfg(test)]
 pub(crate) use self::sealed::sealed;
 use crate::{
+    checkpoint::ModelRecord,
     digest::Sha256,
     error::{EngineError, ErrorKind, Result},
     save::{
@@ -58,6 +59,9 @@ pub struct Manifest<P = ShardPlan> {
     /// Second names of tensors, under which the shards have them once more.
     #[serde(default)]
     pub aliases: BTreeMap<String, String>,
+    /// How the model was found in the checkpoint; absent where its parameters are the checkpoint's tensors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<ModelRecord>,
     /// Where every tensor lies.
     pub plan: P,
 }
@@ -220,6 +224,7 @@ impl<'a> Manifest<&'a ShardPlan> {
             copied,
             ranks,
             aliases: aliases.iter().map(alias).collect(),
+            model: None,
             plan,
         }
     }

@@ -55,7 +55,8 @@ impl Saver<'_> {
         let copied = copied.into_iter().map(|(staged, told)| staged.rename().map(|()| told)).collect::<Result<_>>()?;
         sync_dir(&self.dir)?;
         let mut file = stage.file(MANIFEST)?;
-        let manifest = Manifest::new(self.plan, &self.plan_aliases()?, source, copied, ranks);
+        let mut manifest = Manifest::new(self.plan, &self.plan_aliases()?, source, copied, ranks);
+        manifest.model = self.checkpoint.record().cloned();
         seal(&manifest, &mut |bytes| file.write(bytes, &|_| Ok(())))?;
         file.sync()?.0.rename()?;
         sync_dir(&self.dir)?;

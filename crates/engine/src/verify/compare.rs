@@ -32,6 +32,8 @@ struct Original<'a> {
     stored: &'a StoredTensor,
     /// What it is made of, where it is not that tensor.
     pieces: Option<&'a [Piece]>,
+    /// The dtype that its values are rounded through before they are cast.
+    rounded: Option<DType>,
     /// Under a second name its elements are not counted again.
     second: bool,
 }
@@ -43,6 +45,7 @@ struct Comparison<'a> {
     shape: &'a [u64],
     stored: &'a StoredTensor,
     source: Source<'a>,
+    rounded: Option<DType>,
     dtype: DType,
 }
 
@@ -72,6 +75,8 @@ impl Verifier<'_> {
             let lacking = || EngineError::new(ErrorKind::Checkpoint, "the source lacks a tensor").file(checkpoint.dir());
             name.and_then(named).ok_or_else(|| lacking().tensor(name.unwrap_or("")))
         };
+        let planned = &self.manifest.plan.tensors;
+        let rounded = |name: &str| planned.binary_search_by_key(&name, |t| &t.name).ok().and_then(|index| planned[index].rounded);
         let model = checkpoint.assembled();
         let mut originals = Vec::with_capacity(model.assemblies.len());
         for (meta, assembly) in model.meta.tensors.iter().zip(&model.assemblies) {
@@ -84,7 +89,15 @@ impl Verifier<'_> {
                 },
             };
             let (path, stored) = source(first)?;
-            originals.push(Original { name: &meta.name, shape: &meta.shape, path, stored, pieces, second: false });
+            originals.push(Original {
+                name: &meta.name,
+                shape: &meta.shape,
+                path,
+                stored,
+                pieces,
+                rounded: rounded(&meta.name),
+                second: false,
+            });
         }
         let find = |originals: &[Original<'_>], name: &str| originals.binary_search_by_key(&name, |original| original.name).ok();
         let tied = self.manifest.aliases.iter().filter_map(|(alias, name)| {
@@ -137,7 +150,15 @@ impl Verifier<'_> {
                 Source::Assembled(Assembled::new(pieces, |index| source(index).unwrap_or((original.path, stored))))
             }
         };
-        let comparison = Comparison { verifier: self, name: original.name, shape: original.shape, stored, source: from, dtype };
+        let comparison = Comparison {
+            verifier: self,
+            name: original.name,
+            shape: original.shape,
+            stored,
+            source: from,
+            rounded: original.rounded,
+            dtype,
+        };
         for chunk in &tensor.chunks {
             comparison.compare_chunk(&Reader::open(&shards[chunk.file])?, chunk, &mut found)?;
         }
@@ -167,9 +188,9 @@ impl Comparison<'_> {
         Ok(())
     }
 
-    /// Where the dtypes are equal, so must the bits be.
+    /// Where nothing is cast, the bits must be equal.
     fn is_cast(&self) -> bool {
-        self.dtype != self.stored.dtype
+        self.dtype != self.stored.dtype || self.rounded.is_some_and(|through| through != self.dtype)
     }
 
     /// The chunk's runs; of sub-byte dtypes in bytes, see [`element::size`].
@@ -185,14 +206,16 @@ impl Comparison<'_> {
         let (from, to) = (element::size(stored.dtype), element::size(self.dtype));
         let numel = usize::try_from(block.numel()).unwrap_or(0);
         let source = self.read_source(block, from)?;
-        let expected = if self.is_cast() {
-            let mut cast = vec![0; numel * to];
+        let cast = |from: DType, to: DType, source: Vec<u8>| {
+            if from == to {
+                return Ok(source);
+            }
+            let mut cast = vec![0; numel * element::size(to)];
             let cannot = |e| mismatch(shard.path, format!("{e}")).tensor(self.name);
-            cast_at(SimdLevel::Scalar, stored.dtype, self.dtype, &source, &mut cast).map_err(cannot)?;
-            cast
-        } else {
-            source
+            cast_at(SimdLevel::Scalar, from, to, &source, &mut cast).map(|()| cast).map_err(cannot)
         };
+        let through = self.rounded.unwrap_or(stored.dtype);
+        let expected = cast(through, self.dtype, cast(stored.dtype, through, source)?)?;
         let mut is = vec![0; numel * to];
         shard.read(&mut is, offset)?;
         if is == expected {
@@ -254,7 +277,11 @@ impl Comparison<'_> {
     fn describe(&self, path: &Path, rank: usize, count: u64, of: u64, flat: u64, expected: &[u8], is: &[u8]) -> EngineError {
         let stored = self.stored;
         let at = element::indices(self.shape, flat);
-        let cast = if self.is_cast() { format!(" after the cast from {} to {}", stored.dtype, self.dtype) } else { String::new() };
+        let cast = match self.rounded.filter(|&through| through != stored.dtype && through != self.dtype) {
+            Some(through) => format!(" after the cast from {} through {through} to {}", stored.dtype, self.dtype),
+            None if self.is_cast() => format!(" after the cast from {} to {}", stored.dtype, self.dtype),
+            None => String::new(),
+        };
         mismatch(path, format!("{count} of its {of} elements are not the source's{cast}, the first at {at:?}"))
             .tensor(self.name)
             .rank(u32::try_from(rank).unwrap_or(u32::MAX))

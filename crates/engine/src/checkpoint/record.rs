@@ -1,0 +1,19 @@
+//! How the model was found in a checkpoint's tensors.
+
+use serde::{Deserialize, Serialize};
+
+/// What [`ModelOptions`](crate::architecture::ModelOptions) were and which data decided: enough to find the same model in the same checkpoint again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelRecord {
+    /// The model's class: llm, cls or other.
+    pub class: String,
+    /// Patterns of the checkpoint tensors that are left out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exclude: Vec<String>,
+    /// A tied weight is a parameter of each parameter group that has it.
+    #[serde(default)]
+    pub tied_in_each_unit: bool,
+    /// Which data decided, such as `transformers 5.24.0`.
+    pub source: String,
+}
