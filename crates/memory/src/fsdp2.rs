@@ -1,0 +1,267 @@
+//! A step of FSDP2, replayed. Source: `torch/distributed/fsdp/_fully_shard/{_fsdp_collectives,_fsdp_param_group,_fsdp_param}.py`, torch 2.15.
+
+use shardwright_core::{Offload, Reshard, ShardPlan};
+
+use crate::{
+    activations::Architecture,
+    ledger::{Category as C, Phase, Place, Timeline},
+    predict::{Fixed, Traffic},
+    settings::{Init, Settings},
+    sizes::{self, UnitSize},
+};
+
+/// What a run gives to a replay.
+pub(crate) struct Run<'a> {
+    pub plan: &'a ShardPlan,
+    pub architecture: &'a Architecture,
+    pub settings: &'a Settings,
+    pub units: &'a [UnitSize],
+}
+
+impl Run<'_> {
+    fn shards_lie_in(&self) -> Place {
+        let offloaded = self.plan.tensors.iter().any(|t| t.offload != Offload::None);
+        if offloaded && !self.settings.on_cpu { Place::Host } else { Place::Device }
+    }
+
+    fn reshard(&self, unit: &UnitSize) -> Reshard {
+        self.plan.units[unit.index].reshard_after_forward
+    }
+
+    /// What a unit keeps between its forward and its backward pass, instead of all of it.
+    fn kept(&self, unit: &UnitSize) -> u64 {
+        match self.reshard(unit) {
+            Reshard::Never => unit.gathered,
+            Reshard::ToRanks(ranks) => unit.gathered / u64::from(ranks.max(1)),
+            _ => 0,
+        }
+    }
+
+    /// The first unit that a backward pass reaches: below it nothing is trained. Adapters leave no block out.
+    fn first_trained(&self) -> usize {
+        self.units.iter().position(|u| u.gradients != [0, 0]).unwrap_or(self.units.len())
+    }
+}
+
+/// All phases on a rank.
+pub(crate) fn replay(run: &Run<'_>, fixed: &Fixed) -> Timeline {
+    let mut timeline = Timeline::default();
+    let shards = run.shards_lie_in();
+    timeline.begin(Phase::Load);
+    fixed.reserve(&mut timeline);
+    timeline.add(shards, C::Parameters, fixed.parameters);
+    timeline.add(Place::Device, C::Buffers, fixed.buffers);
+    match run.settings.init {
+        Init::Everywhere => timeline.touch(Place::Host, C::Temporary, fixed.whole),
+        Init::Rank0 if fixed.is_rank0 => timeline.touch(Place::Host, C::Temporary, fixed.whole),
+        _ => {}
+    }
+    // A step in its steady state: the states are there from the first one on.
+    timeline.begin(Phase::Forward);
+    timeline.add(shards, C::OptimizerStates, fixed.optimizer_states);
+    forward(run, &mut timeline);
+    if !run.settings.inference {
+        backward(run, &mut timeline, shards);
+        timeline.begin(Phase::Step);
+        timeline.touch(shards, C::Temporary, fixed.step_temporary);
+        timeline.take(shards, C::Gradients, timeline.now().get(shards, C::Gradients));
+    }
+    timeline.begin(Phase::Save);
+    save(&mut timeline, run.settings, fixed);
+    timeline
+}
+
+/// A rank's own shards are copied to host memory, and where the whole model is written, rank 0 collects it there tensor by tensor.
+pub(crate) fn save(timeline: &mut Timeline, settings: &Settings, fixed: &Fixed) {
+    let now = *timeline.now();
+    let own = [C::Parameters, C::OptimizerStates, C::Masters].iter().fold(0u64, |sum, &c| sum.saturating_add(now.get(Place::Device, c)));
+    let staged = if settings.on_cpu { 0 } else { own };
+    timeline.touch(Place::Host, C::Temporary, staged);
+    if settings.saves_whole {
+        timeline.add(Place::Device, C::Gathered, fixed.largest_whole);
+        if fixed.is_rank0 {
+            timeline.touch(Place::Host, C::Temporary, fixed.whole);
+        }
+        timeline.take(Place::Device, C::Gathered, fixed.largest_whole);
+    }
+}
+
+/// Gathers one unit: the output of the collective, beside the input cast to the compute dtype.
+fn gather(timeline: &mut Timeline, unit: &UnitSize, shards: Place) {
+    timeline.add(Place::Device, C::Communication, unit.gathered);
+    let copied = if shards == Place::Host { unit.shard.max(unit.gather_input) } else { unit.gather_input };
+    timeline.touch(Place::Device, C::Communication, copied);
+}
+
+fn forward(run: &Run<'_>, timeline: &mut Timeline) {
+    let shards = run.shards_lie_in();
+    let width = sizes::compute_width(run.plan);
+    let block = run.architecture.block(run.settings, width);
+    let kept = if run.settings.checkpointing { block.input } else { block.attention.saturating_add(block.feed_forward) };
+    let first = run.first_trained();
+    let Some((root, inner)) = run.units.split_last() else { return };
+    gather(timeline, root, shards);
+    timeline.add(Place::Device, C::Gathered, root.gathered);
+    // The output of a gather is freed when the next one is awaited, so that the copy out of it overlaps with that one.
+    let mut before = root.gathered;
+    for (at, unit) in inner.iter().enumerate() {
+        gather(timeline, unit, shards);
+        timeline.take(Place::Device, C::Communication, before);
+        before = unit.gathered;
+        timeline.add(Place::Device, C::Gathered, unit.gathered);
+        if unit.block.is_some() {
+            let whole = block.attention.saturating_add(block.feed_forward);
+            let passing = if run.settings.checkpointing || at < first { block.forward.saturating_add(whole / 2) } else { block.forward };
+            if !run.settings.inference && at >= first {
+                timeline.add(Place::Device, C::Activations, kept);
+            }
+            timeline.touch(Place::Device, C::Activations, passing);
+        }
+        let stays = run.kept(unit);
+        timeline.take(Place::Device, C::Gathered, unit.gathered - stays);
+    }
+    let outside = run.architecture.outside(run.settings, width);
+    timeline.add(Place::Device, C::Activations, outside);
+    let (logits, float) = run.architecture.logits(run.settings, width);
+    timeline.add(Place::Device, C::Loss, logits);
+    if width < 4 {
+        timeline.add(Place::Device, C::Loss, float);
+        timeline.touch(Place::Device, C::Loss, float);
+        timeline.take(Place::Device, C::Loss, float);
+    }
+    // What log_softmax keeps.
+    timeline.add(Place::Device, C::Loss, float);
+    timeline.take(Place::Device, C::Communication, before);
+    timeline.take(Place::Device, C::Gathered, root.gathered - run.kept(root));
+    if run.settings.inference {
+        timeline.take(Place::Device, C::Activations, outside);
+    }
+}
+
+fn backward(run: &Run<'_>, timeline: &mut Timeline, shards: Place) {
+    timeline.begin(Phase::Backward);
+    let device = Place::Device;
+    let width = sizes::compute_width(run.plan);
+    let block = run.architecture.block(run.settings, width);
+    let (logits, float) = run.architecture.logits(run.settings, width);
+    let outside = run.architecture.outside(run.settings, width);
+    let Some((root, inner)) = run.units.split_last() else { return };
+    let first = run.first_trained();
+    let mut state = Reducing { shards, input: 0 };
+    // The root is gathered first; its own pass ends last.
+    again(run, timeline, root, shards, false);
+    let trained = &inner[first.min(inner.len())..];
+    if let Some(last) = trained.last() {
+        prefetch(run, timeline, last, shards);
+    }
+    // The gradients of nll_loss and of log_softmax, then the logits' own.
+    timeline.add(device, C::Loss, float);
+    timeline.touch(device, C::Loss, float);
+    timeline.take(device, C::Loss, float);
+    timeline.take(device, C::Loss, float);
+    timeline.touch(device, C::Loss, float.saturating_add(if width < 4 { logits } else { 0 }));
+    timeline.touch(device, C::Loss, logits);
+    let [feed_forward, rest] = root.gradients;
+    timeline.add(device, C::Gradients, feed_forward.saturating_add(rest));
+    timeline.take(device, C::Activations, outside);
+    for (at, unit) in trained.iter().enumerate().rev() {
+        again(run, timeline, unit, shards, true);
+        if at > 0 {
+            prefetch(run, timeline, &trained[at - 1], shards);
+        }
+        if unit.block.is_some() {
+            if run.settings.checkpointing {
+                timeline.add(device, C::Activations, block.attention.saturating_add(block.feed_forward));
+            }
+            timeline.touch(device, C::Activations, block.backward);
+            timeline.take(device, C::Activations, block.feed_forward);
+            timeline.add(device, C::Gradients, unit.gradients[0]);
+            timeline.touch(device, C::Activations, block.backward / 2);
+            timeline.take(device, C::Activations, block.attention);
+            timeline.add(device, C::Gradients, unit.gradients[1]);
+            if run.settings.checkpointing {
+                timeline.take(device, C::Activations, block.input);
+            }
+        } else {
+            timeline.add(device, C::Gradients, unit.gradients[0].saturating_add(unit.gradients[1]));
+        }
+        timeline.take(device, C::Gathered, unit.gathered);
+        state.reduce(timeline, unit);
+    }
+    timeline.take(device, C::Gathered, root.gathered);
+    state.reduce(timeline, root);
+    timeline.take(device, C::Communication, state.input);
+    // The caller still holds the logits.
+    timeline.take(device, C::Loss, logits);
+}
+
+/// Gathers a unit for its backward pass, unless it stayed gathered. `prefetched` says that the collective ran already.
+fn again(run: &Run<'_>, timeline: &mut Timeline, unit: &UnitSize, shards: Place, prefetched: bool) {
+    if run.reshard(unit) == Reshard::Never {
+        return;
+    }
+    if !prefetched {
+        gather(timeline, unit, shards);
+    }
+    timeline.add(Place::Device, C::Gathered, unit.gathered - run.kept(unit));
+    timeline.take(Place::Device, C::Communication, unit.gathered);
+}
+
+fn prefetch(run: &Run<'_>, timeline: &mut Timeline, unit: &UnitSize, shards: Place) {
+    if run.reshard(unit) != Reshard::Never {
+        gather(timeline, unit, shards);
+    }
+}
+
+struct Reducing {
+    shards: Place,
+    /// Input of the reduce-scatter before, which is kept until the next one starts.
+    input: u64,
+}
+
+impl Reducing {
+    fn reduce(&mut self, timeline: &mut Timeline, unit: &UnitSize) {
+        let device = Place::Device;
+        let whole = unit.gradients[0].saturating_add(unit.gradients[1]);
+        if whole == 0 {
+            return;
+        }
+        timeline.take(device, C::Communication, self.input);
+        timeline.add(device, C::Communication, unit.reduce);
+        timeline.take(device, C::Gradients, whole);
+        timeline.add(device, C::Communication, unit.reduced);
+        if unit.reduced != unit.sharded_gradients {
+            timeline.touch(device, C::Gradients, unit.sharded_gradients);
+        }
+        timeline.take(device, C::Communication, unit.reduced);
+        timeline.add(self.shards, C::Gradients, unit.sharded_gradients);
+        self.input = unit.reduce;
+    }
+}
+
+/// Bytes that a rank sends in an optimizer step.
+pub(crate) fn traffic(run: &Run<'_>) -> Traffic {
+    let mut traffic = Traffic::default();
+    let steps = run.settings.accumulation;
+    let replicas = run.plan.mesh.world_size() as u64 / run.units.iter().map(|u| u.group).max().unwrap_or(1).max(1);
+    let offloaded = run.shards_lie_in() == Place::Host;
+    let first = run.first_trained();
+    for (at, unit) in run.units.iter().enumerate() {
+        let sent = |bytes: u64| bytes / unit.group * (unit.group - 1);
+        let is_root = at + 1 == run.units.len();
+        let again = u64::from(!run.settings.inference && run.reshard(unit) != Reshard::Never && (at >= first || is_root));
+        sizes::grow(&mut traffic.gather, sent(unit.gathered).saturating_mul(1 + again).saturating_mul(steps));
+        if run.settings.inference {
+            continue;
+        }
+        sizes::grow(&mut traffic.reduce, sent(unit.reduce).saturating_mul(steps));
+        if replicas > 1 {
+            let both_ways = unit.reduced.saturating_mul(2) / replicas * (replicas - 1);
+            sizes::grow(&mut traffic.reduce, both_ways.saturating_mul(steps));
+        }
+        if offloaded {
+            sizes::grow(&mut traffic.host_bus, unit.shard.saturating_mul(1 + again).saturating_add(unit.sharded_gradients).saturating_mul(steps));
+        }
+    }
+    traffic
+}
