@@ -25,6 +25,7 @@ Exit codes: 0 done, 2 usage, 3 config, 4 checkpoint, 5 plan or world, 6 input/ou
 pub enum Command {
     Load(LoadArgs),
     Resolve(ResolveArgs),
+    Plan(PlanArgs),
     Verify(VerifyArgs),
     Convert(ConvertArgs),
     Diff(DiffArgs),
@@ -205,6 +206,59 @@ pub struct ResolveArgs {
     /// Tell why a value is what it is: `precision.compute`.
     #[arg(long, value_name = "KEY", conflicts_with_all = ["lock", "check"])]
     pub explain: Option<String>,
+}
+
+/// How a prediction is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PlanFormat {
+    /// For people, at most 100 columns.
+    Table,
+    /// For programs: everything.
+    Json,
+    /// A page of its own, with all of it to look at.
+    Html,
+}
+
+/// Predict what each rank will hold in memory, in every phase of training, and what to change so that it fits
+///
+/// Parameters, gradients, optimizer states, gathered parameter groups, activations and buffers of collectives, on the device, in host memory
+/// and on NVMe, while loading, in the forward and backward pass, in the optimizer step and while saving. Computed from the config and the
+/// checkpoint's headers; every formula names its source (--format json), and what is assumed is listed.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  shardwright plan train.yaml --world-size 8 --device-memory 80GiB     does it fit, and if not, what would?
+  shardwright plan train.yaml micro_batch_size=4 --world-size 8 --seq-len 8192
+  shardwright plan train.yaml --world-size 8 --compare                 other strategies and world sizes beside it
+  shardwright plan train.yaml --world-size 8 --compare --format html --out plan.html
+
+Exit codes: 0 done, and it fits where memory is given · 3 config · 4 checkpoint · 5 plan or world
+7 the fullest rank does not fit into --device-memory or --host-memory")]
+pub struct PlanArgs {
+    /// Configs, and values that override theirs: `bf16=false`, `micro_batch_size=4`.
+    #[arg(value_name = "CONFIG|KEY=VALUE", required = true)]
+    pub configs: Vec<String>,
+    /// Number of ranks [default: the launcher's, else 1].
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub world_size: Option<u32>,
+    /// Memory of a rank's device, such as 80GiB.
+    #[arg(long, value_name = "SIZE", value_parser = |text: &str| parse_size(text, &(1..=u64::MAX)))]
+    pub device_memory: Option<ByteSize>,
+    /// Host memory that a rank may take, such as 128GiB.
+    #[arg(long, value_name = "SIZE", value_parser = |text: &str| parse_size(text, &(1..=u64::MAX)))]
+    pub host_memory: Option<ByteSize>,
+    /// Tokens of a sample [default: cutoff_len].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1 << 32))]
+    pub seq_len: Option<u64>,
+    /// Put other strategies and world sizes beside it.
+    #[arg(long)]
+    pub compare: bool,
+    /// What to make.
+    #[arg(long, value_enum, default_value_t = PlanFormat::Table)]
+    pub format: PlanFormat,
+    /// Write to FILE instead of standard output.
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
 }
 
 /// Check shards that `load --save` kept: every file, and with --against every element

@@ -10,6 +10,7 @@ mod input;
 mod inspect;
 mod load;
 mod output;
+mod plan;
 mod progress;
 mod render;
 mod resolve;
@@ -56,6 +57,7 @@ fn run(cli: Cli) -> u8 {
     let done = match cli.command {
         Command::Load(args) => load::run(&args),
         Command::Resolve(args) => resolve::run(&args),
+        Command::Plan(args) => plan::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Convert(args) => convert::convert(&args),
         Command::Diff(args) => convert::compare(&args),

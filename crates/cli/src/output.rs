@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File},
-    io::{self, BufReader, Write},
+    io::{self, BufReader, Read as _, Write},
     path::{Path, PathBuf},
 };
 
@@ -12,6 +12,9 @@ use shardwright_core::text::harmless;
 
 use crate::exit::{Exit, Failure};
 
+/// How every page begins.
+pub const PAGE_MARK: &str = "<!doctype html><!-- shardwright -->";
+
 /// A file that a command may write anew. Anything else that lies there is somebody's.
 #[derive(Clone, Copy, Debug)]
 pub enum Written {
@@ -19,6 +22,10 @@ pub enum Written {
     Report,
     /// `resolve --lock`.
     Lock,
+    /// `plan --format json --out`.
+    Plan,
+    /// A page, or a table.
+    Page,
 }
 
 impl Written {
@@ -27,6 +34,8 @@ impl Written {
         match self {
             Self::Report => &["strategy", "totals"],
             Self::Lock => &["lock", "values"],
+            Self::Plan => &["schema", "worlds"],
+            Self::Page => &[],
         }
     }
 
@@ -38,6 +47,15 @@ impl Written {
             Err(e) => return Err(Failure::output(file.display(), &e)),
         };
         let is_empty = open.metadata().is_ok_and(|m| m.len() == 0);
+        if let Self::Page = self {
+            let mut start = Vec::new();
+            let read = open.take(PAGE_MARK.len() as u64).read_to_end(&mut start);
+            if is_empty || (read.is_ok() && start == PAGE_MARK.as_bytes()) {
+                return Ok(());
+            }
+            let why = "is there already and is no page of shardwright's: nothing is written over it";
+            return Err(Failure::new(Exit::Io, format_args!("{} {why}", file.display())));
+        }
         let found: Result<BTreeMap<String, IgnoredAny>, _> = serde_json::from_reader(BufReader::new(open));
         if is_empty || found.is_ok_and(|found| self.keys().iter().all(|key| found.contains_key(*key))) {
             return Ok(());

@@ -37,7 +37,14 @@ pub struct Setup {
 /// [`ErrorKind::Config`] where the config itself cannot be read. What is wrong inside of it is among the findings.
 pub fn resolve(path: &Path, overrides: &[String], world: &World, registry: &Registry) -> Result<Setup> {
     let text = read_text(path).map_err(|why| EngineError::new(ErrorKind::Config, why).file(path))?;
-    let config = Source::new(path.display().to_string(), text);
+    resolve_source(Source::new(path.display().to_string(), text), path, overrides, world, registry)
+}
+
+/// Resolves a config that is at hand as a text, as if it were the file at `path`.
+///
+/// # Errors
+/// As [`resolve`].
+pub fn resolve_source(config: Source, path: &Path, overrides: &[String], world: &World, registry: &Registry) -> Result<Setup> {
     let env = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect();
     let draft = Draft::parse(&Input { config, overrides: overrides.to_vec(), env }, registry);
     let bases = bases(path);

@@ -110,8 +110,10 @@ impl Architecture {
         let norm_bias = model.tensors.iter().any(|t| t.name.contains("norm") && t.name.ends_with(".bias") && t.shape.len() == 1);
         let blocks = crate::sizes::count_blocks(model.tensors.iter().map(|t| t.name.as_str()));
         let in_blocks = model.tensors.iter().filter(|t| crate::sizes::block_of(&t.name).is_some() && t.shape.len() >= 2);
-        let matrix_io: u64 = in_blocks.map(|t| t.shape[t.shape.len() - 1].saturating_add(t.shape[t.shape.len() - 2])).fold(0, u64::saturating_add);
-        let layer_norm = norm_bias || ["gpt2", "bert", "opt", "bloom", "gpt_neox"].contains(&model.facts.model_type.as_deref().unwrap_or_default());
+        let matrix_io: u64 =
+            in_blocks.map(|t| t.shape[t.shape.len() - 1].saturating_add(t.shape[t.shape.len() - 2])).fold(0, u64::saturating_add);
+        let layer_norm =
+            norm_bias || ["gpt2", "bert", "opt", "bloom", "gpt_neox"].contains(&model.facts.model_type.as_deref().unwrap_or_default());
         Self {
             gated: has("gate_proj") || has("gate_up_proj") || has(".w3.") || has("feed_forward.w3"),
             rms: !layer_norm,

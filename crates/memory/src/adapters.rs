@@ -27,7 +27,8 @@ pub fn adapters(model: &ModelMeta, lora: &Lora) -> ModelMeta {
 
 /// Which parameters are trained then. `None` where a name of `modules_to_save` is no pattern.
 pub fn adapters_trained(lora: &Lora) -> Option<Trainable> {
-    let escape = |name: &str| name.chars().flat_map(|c| if "*?[]{}\\!".contains(c) { vec!['[', c, ']'] } else { vec![c] }).collect::<String>();
+    let escape =
+        |name: &str| name.chars().flat_map(|c| if "*?[]{}\\!".contains(c) { vec!['[', c, ']'] } else { vec![c] }).collect::<String>();
     let own = ["*.lora_A.*", "*.lora_B.*", "*.lora_magnitude_vector.*"].map(str::to_owned);
     let whole = lora.whole.iter().map(|name| format!("*{}*", escape(name)));
     Globs::new(own.into_iter().chain(whole)).ok().map(Trainable::Matching)

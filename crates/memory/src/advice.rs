@@ -101,18 +101,36 @@ fn changes(plan: &ShardPlan, settings: &Settings) -> Vec<Change> {
         if zero.stage >= 1 && zero.optimizer_on == Device::None && !settings.on_cpu && !settings.inference {
             let mut then = zero.clone();
             then.optimizer_on = Device::Cpu;
-            push("zero_optimization.offload_optimizer.device: cpu", "masters and states in host memory; the CPU updates them", plan.clone(), with(then.clone()), 0.0);
+            push(
+                "zero_optimization.offload_optimizer.device: cpu",
+                "masters and states in host memory; the CPU updates them",
+                plan.clone(),
+                with(then.clone()),
+                0.0,
+            );
             if zero.stage == 3 {
                 then.parameters_on = Device::Cpu;
                 let mut both = plan.clone();
                 offload(&mut both);
-                push("zero_optimization.offload_optimizer and offload_param.device: cpu", "parameters in host memory as well", both, with(then), 0.0);
+                push(
+                    "zero_optimization.offload_optimizer and offload_param.device: cpu",
+                    "parameters in host memory as well",
+                    both,
+                    with(then),
+                    0.0,
+                );
             }
         }
     } else if !offloads(plan, settings) && !settings.on_cpu && plan.strategy != shardwright_core::replicate::REPLICATE {
         let mut then = plan.clone();
         offload(&mut then);
-        push("dist_config.offload_params: true", "shards, gradients and states in host memory; the CPU updates them", then, settings.clone(), 0.0);
+        push(
+            "dist_config.offload_params: true",
+            "shards, gradients and states in host memory; the CPU updates them",
+            then,
+            settings.clone(),
+            0.0,
+        );
     }
     if let Some(wider) = twice_the_ranks(plan) {
         let mut then = settings.clone();

@@ -101,7 +101,11 @@ pub fn id(engine: &Engine, phase: Phase, place: Place, category: Category, known
 
 /// All formulas; `activations` is that of the model's architecture.
 pub fn all(activations: &str, settings: &Settings) -> Vec<Formula> {
-    let kept = if settings.checkpointing { "checkpointing keeps tokens × a × h for each block, and one block at a time is recomputed: " } else { "for each block " };
+    let kept = if settings.checkpointing {
+        "checkpointing keeps tokens × a × h for each block, and one block at a time is recomputed: "
+    } else {
+        "for each block "
+    };
     ROWS.iter()
         .map(|&(id, text, source, certainty)| Formula {
             id: id.to_owned(),

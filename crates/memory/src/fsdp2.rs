@@ -260,7 +260,10 @@ pub(crate) fn traffic(run: &Run<'_>) -> Traffic {
             sizes::grow(&mut traffic.reduce, both_ways.saturating_mul(steps));
         }
         if offloaded {
-            sizes::grow(&mut traffic.host_bus, unit.shard.saturating_mul(1 + again).saturating_add(unit.sharded_gradients).saturating_mul(steps));
+            sizes::grow(
+                &mut traffic.host_bus,
+                unit.shard.saturating_mul(1 + again).saturating_add(unit.sharded_gradients).saturating_mul(steps),
+            );
         }
     }
     traffic

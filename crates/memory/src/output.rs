@@ -308,3 +308,8 @@ pub struct Advice {
     /// More computation, as a share of a step: recomputing activations is about a third.
     pub computation: f64,
 }
+
+/// The JSON Schema of [`Prediction`].
+pub fn schema() -> serde_json::Value {
+    schemars::schema_for!(Prediction).to_value()
+}

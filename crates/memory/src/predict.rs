@@ -1,8 +1,8 @@
 //! From a plan to the memory of every rank: ranks that hold the same are found, and one of each kind is replayed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
-use shardwright_core::{GroupAxis, Layout as Rule, Offload, Reshard, ShardPlan, TensorKind, TensorPlan};
+use shardwright_core::{GroupAxis, Layout as Rule, Offload, Placement, Reshard, ShardPlan, TensorKind, TensorPlan};
 
 pub use crate::output::Traffic;
 use crate::{
@@ -44,18 +44,18 @@ impl Fixed {
         }
     }
 
-    fn new(plan: &ShardPlan, settings: &Settings, rank: u32) -> Self {
+    fn new(plan: &ShardPlan, settings: &Settings, local: &Local<'_>, rank: u32) -> Self {
         let mut fixed = Self { buffers: sizes::buffers(plan), is_rank0: rank == 0, on_cpu: settings.on_cpu, ..Self::default() };
         let mut all = 0u64;
         let mut largest = 0u64;
-        for tensor in plan.tensors.iter().filter(|t| t.kind == TensorKind::Parameter) {
+        for (t, tensor) in plan.tensors.iter().enumerate().filter(|(_, t)| t.kind == TensorKind::Parameter) {
             let storage = |elements: u64| sizes::bytes(tensor.precision.storage, elements);
-            sizes::grow(&mut fixed.parameters, storage(tensor.padded_numel(rank)));
+            sizes::grow(&mut fixed.parameters, storage(local.padded(t)));
             let whole = storage(tensor.numel());
             sizes::grow(&mut fixed.whole, whole);
             fixed.largest_whole = fixed.largest_whole.max(whole);
             if tensor.trainable && !settings.inference {
-                let valid = tensor.valid_numel(rank);
+                let valid = local.valid(t);
                 let width = sizes::bytes(tensor.precision.storage, 1);
                 sizes::grow(&mut fixed.optimizer_states, settings.optimizer.states(valid, width, sizes::is_matrix(tensor)));
                 sizes::grow(&mut all, storage(valid));
@@ -65,6 +65,47 @@ impl Fixed {
         let each = settings.optimizer.temporaries(settings.on_cpu);
         fixed.step_temporary = each.saturating_mul(if settings.on_cpu { largest } else { all });
         fixed
+    }
+}
+
+/// Tensors of one shape and one placement have equal parts: the blocks of a model are asked once.
+struct Alike<'a> {
+    of: Vec<usize>,
+    examples: Vec<&'a TensorPlan>,
+}
+
+impl<'a> Alike<'a> {
+    fn new(plan: &'a ShardPlan) -> Self {
+        let mut seen: HashMap<(&[u64], &Placement), usize> = HashMap::new();
+        let mut examples = Vec::new();
+        let of = plan.tensors.iter().map(|t| {
+            *seen.entry((&t.shape, &t.placement)).or_insert_with(|| {
+                examples.push(t);
+                examples.len() - 1
+            })
+        });
+        let of = of.collect();
+        Self { of, examples }
+    }
+
+    fn on(&self, rank: u32) -> Local<'_> {
+        Local { of: &self.of, elements: self.examples.iter().map(|t| (t.valid_numel(rank), t.padded_numel(rank))).collect() }
+    }
+}
+
+/// What a rank holds of each tensor, in elements.
+struct Local<'a> {
+    of: &'a [usize],
+    elements: Vec<(u64, u64)>,
+}
+
+impl Local<'_> {
+    fn valid(&self, tensor: usize) -> u64 {
+        self.elements[self.of[tensor]].0
+    }
+
+    fn padded(&self, tensor: usize) -> u64 {
+        self.elements[self.of[tensor]].1
     }
 }
 
@@ -127,12 +168,15 @@ fn kinds(plan: &ShardPlan, settings: &Settings) -> Vec<Ranks> {
     let mut of_place: BTreeMap<(bool, Vec<u32>), usize> = BTreeMap::new();
     let mut of_contents: BTreeMap<(bool, u64, u64, Vec<u64>), usize> = BTreeMap::new();
     let mut kinds: Vec<Ranks> = Vec::new();
+    let alike = Alike::new(plan);
     for rank in 0..plan.mesh.world_size() {
         let first = rank == 0 && special;
         let place = (first, axes.iter().map(|a| a.coordinate(rank)).collect());
         let at = *of_place.entry(place).or_insert_with(|| {
-            let units: Vec<u64> = plan.units.iter().map(|u| held(u.tensors.iter().map(|&t| &plan.tensors[t]), rank)).collect();
-            let mut fixed = Fixed::new(plan, settings, rank);
+            let local = alike.on(rank);
+            let held = |t: usize| sizes::bytes(plan.tensors[t].precision.storage, local.valid(t));
+            let units: Vec<u64> = plan.units.iter().map(|u| u.tensors.iter().map(|&t| held(t)).fold(0, u64::saturating_add)).collect();
+            let mut fixed = Fixed::new(plan, settings, &local, rank);
             fixed.is_rank0 = first;
             *of_contents.entry((first, fixed.parameters, fixed.optimizer_states, units.clone())).or_insert_with(|| {
                 kinds.push(Ranks { ranks: Vec::new(), fixed, units });
@@ -145,11 +189,6 @@ fn kinds(plan: &ShardPlan, settings: &Settings) -> Vec<Ranks> {
         }
     }
     kinds
-}
-
-/// What a rank holds of tensors, padding left out.
-fn held<'a>(tensors: impl Iterator<Item = &'a TensorPlan>, rank: u32) -> u64 {
-    tensors.map(|t| sizes::bytes(t.precision.storage, t.valid_numel(rank))).fold(0, u64::saturating_add)
 }
 
 fn row(timeline: &Timeline, phase: Phase, settings: &Settings, known: bool) -> PhaseRow {
@@ -212,7 +251,11 @@ fn unit_rows(plan: &ShardPlan, sizes_of: &[UnitSize]) -> Vec<Unit> {
     let rows = plan.units.iter().enumerate().map(|(index, unit)| Unit {
         name: unit.name.clone(),
         tensors: unit.tensors.iter().map(|&t| u32::try_from(t).unwrap_or(u32::MAX)).collect(),
-        bytes: unit.tensors.iter().map(|&t| sizes::bytes(plan.tensors[t].precision.storage, plan.tensors[t].numel())).fold(0, u64::saturating_add),
+        bytes: unit
+            .tensors
+            .iter()
+            .map(|&t| sizes::bytes(plan.tensors[t].precision.storage, plan.tensors[t].numel()))
+            .fold(0, u64::saturating_add),
         gathered: gathered.get(&index).copied().unwrap_or(0),
     });
     rows.collect()

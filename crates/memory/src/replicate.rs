@@ -36,7 +36,8 @@ pub(crate) fn replay(run: &Run<'_>, fixed: &Fixed) -> Timeline {
         timeline.touch(Place::Host, C::Temporary, fixed.whole);
     }
     let n = trained(run);
-    let storage: u64 = run.plan.tensors.iter().filter(|t| t.trainable).map(|t| sizes::bytes(t.precision.storage, t.numel())).fold(0, u64::saturating_add);
+    let storage: u64 =
+        run.plan.tensors.iter().filter(|t| t.trainable).map(|t| sizes::bytes(t.precision.storage, t.numel())).fold(0, u64::saturating_add);
     let (stage, on) = match &settings.engine {
         Engine::Zero(zero) => (zero.stage, zero.optimizer_on),
         _ => (0, Device::None),

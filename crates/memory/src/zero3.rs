@@ -104,8 +104,13 @@ pub(crate) fn replay(run: &Run<'_>, zero: &Zero, fixed: &Fixed) -> (Timeline, Tr
     timeline.add(device, C::Buffers, fixed.buffers);
     parameters(&mut timeline, run, zero, &sums, fixed);
     if zero.hpz > 1 {
-        let secondary: u64 =
-            run.plan.tensors.iter().filter(|t| t.kind == TensorKind::Parameter).map(|t| t.numel().div_ceil(zero.hpz)).fold(0, u64::saturating_add);
+        let secondary: u64 = run
+            .plan
+            .tensors
+            .iter()
+            .filter(|t| t.kind == TensorKind::Parameter)
+            .map(|t| t.numel().div_ceil(zero.hpz))
+            .fold(0, u64::saturating_add);
         timeline.add(device, C::Gathered, secondary.saturating_mul(width));
     }
     if trains {

@@ -1,0 +1,217 @@
+//! `shardwright plan` as a user runs it: the table, the JSON and its schema, exit codes, and the largest worlds.
+
+mod support;
+
+use std::{
+    fs,
+    io::{Seek, Write},
+    path::Path,
+    process::Output,
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+use shardwright_memory::{
+    ledger::Place,
+    output::{Certainty, Prediction, schema},
+};
+use support::{checkpoint, fsdp2_config, root, shardwright, stderr, write, zero3_config};
+
+fn plan(args: &[&str]) -> Output {
+    shardwright().current_dir(root()).arg("plan").args(args).output().unwrap()
+}
+
+fn text(output: &Output) -> String {
+    assert!(output.status.success(), "exit {:?}: {}", output.status.code(), stderr(output));
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn prediction(args: &[&str]) -> Prediction {
+    let printed = text(&plan(&[args, &["--format", "json"]].concat()));
+    serde_json::from_str(&printed).unwrap_or_else(|e| panic!("{e}: {printed}"))
+}
+
+#[test]
+fn the_table_is_for_people_and_fits_100_columns() {
+    for (name, args) in [
+        ("fsdp2", &["examples/fsdp2.yaml", "--world-size", "4"][..]),
+        ("zero3", &["examples/zero3.yaml", "--world-size", "4", "--device-memory", "1GiB", "--compare"]),
+        ("hsdp", &["examples/hsdp.yaml", "--world-size", "4"]),
+        ("replicate", &["examples/replicate.yaml", "--world-size", "2", "--compare"]),
+    ] {
+        let output = plan(args);
+        let table = String::from_utf8(output.stdout).unwrap();
+        let long: Vec<&str> = table.lines().filter(|l| l.chars().count() > 100).collect();
+        assert!(long.is_empty(), "{name}: {long:?}");
+        insta::assert_snapshot!(format!("table_{name}"), table);
+    }
+}
+
+/// What the program prints can be read by its own types, which refuse unknown fields, and the committed schema is theirs.
+#[test]
+fn the_json_has_a_committed_schema() {
+    let file = root().join("docs/plan.schema.json");
+    let made = serde_json::to_string_pretty(&schema()).unwrap() + "\n";
+    if std::env::var_os("UPDATE_PLAN_SCHEMA").is_some() {
+        fs::write(&file, &made).unwrap();
+    }
+    assert_eq!(fs::read_to_string(&file).unwrap(), made, "run this test with UPDATE_PLAN_SCHEMA=1");
+    let made = prediction(&["examples/zero3.yaml", "--world-size", "2", "--compare"]);
+    assert_eq!(made.schema, "shardwright-plan-1");
+    assert!(made.worlds.len() > 5, "{}", made.worlds.len());
+}
+
+/// Every item has a formula that is listed with a source, and items make up the totals.
+#[test]
+fn every_byte_has_a_formula_with_a_source() {
+    for config in ["examples/fsdp2.yaml", "examples/zero3.yaml", "examples/replicate.yaml"] {
+        let made = prediction(&[config, "--world-size", "4"]);
+        for row in made.worlds.iter().flat_map(|w| &w.ranks).flat_map(|g| &g.phases) {
+            for (place, total) in [(Place::Device, row.device), (Place::Host, row.host), (Place::Nvme, row.nvme)] {
+                let sum: u64 = row.items.iter().filter(|i| i.place == place).map(|i| i.bytes).sum();
+                assert_eq!(sum, total, "{config} {:?} {place:?}", row.phase);
+            }
+            for item in &row.items {
+                let formula = made.formulas.iter().find(|f| f.id == item.formula);
+                let formula = formula.unwrap_or_else(|| panic!("{config}: no formula {}", item.formula));
+                assert!(!formula.text.is_empty() && (formula.certainty == Certainty::Assumed || formula.source.len() > 10), "{formula:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_exits_with_7_and_says_what_would() {
+    let output = plan(&["examples/fsdp2.yaml", "--world-size", "4", "--device-memory", "1025MiB"]);
+    assert_eq!(output.status.code(), Some(7), "{}", stderr(&output));
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert!(table.contains("does not fit: the device has 1.07 GB"), "{table}");
+    assert!(table.contains("what would save memory"), "{table}");
+    for (args, code, said) in [
+        (&["examples/fsdp2.yaml", "--device-memory", "many"][..], 2, "expected a number of bytes"),
+        (&["examples/fsdp2.yaml", "--seq-len", "0"], 2, "0 is not in"),
+        (&["bf16=true"], 2, "only overrides"),
+        (&["examples/none.yaml"], 3, "examples/none.yaml"),
+        (&["examples/fsdp2.yaml", "model=examples/none"], 4, "examples/none"),
+    ] {
+        let output = plan(args);
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(said), "{args:?}: {}", stderr(&output));
+    }
+}
+
+/// Parameters, gradients and states as the engines allocate them, computed here a second time by hand.
+#[test]
+fn fixed_amounts_are_the_engines() {
+    let dir = tempfile::tempdir().unwrap();
+    let of = |made: &Prediction, phase: usize, category: &str| -> u64 {
+        let items = &made.worlds[0].ranks[0].phases[phase].items;
+        items.iter().filter(|i| i.category.name() == category && i.place == Place::Device).map(|i| i.bytes).sum()
+    };
+    let config = fsdp2_config(dir.path(), &checkpoint("tiny-gpt2-fp32"), 1, None);
+    let made = prediction(&[config.to_str().unwrap(), "--world-size", "3"]);
+    let tensors = &made.model.tensors;
+    let padded: u64 = tensors.iter().map(|t| t.shape[0].div_ceil(3) * t.shape[1..].iter().product::<u64>() * 4).sum();
+    assert_eq!(of(&made, 0, "parameters"), padded);
+    let first: u64 = tensors.iter().map(|t| t.shape[0].div_ceil(3) * t.shape[1..].iter().product::<u64>() * 8 + 4).sum();
+    assert_eq!(of(&made, 1, "optimizer_states"), first);
+    assert_eq!(of(&made, 3, "gradients"), padded);
+
+    let config = zero3_config(dir.path(), &checkpoint("tiny-qwen3-bf16"), true);
+    let made = prediction(&[config.to_str().unwrap(), "--world-size", "3"]);
+    let elements: u64 = made.model.tensors.iter().map(|t| t.shape.iter().product::<u64>().div_ceil(3)).sum();
+    assert_eq!(of(&made, 0, "parameters"), 2 * elements);
+    assert_eq!(of(&made, 0, "masters"), 4 * elements);
+    assert_eq!(of(&made, 1, "optimizer_states"), 8 * elements + 4);
+    assert_eq!(of(&made, 3, "gradients"), 2 * elements);
+}
+
+/// Adapters are planned like any other parameter; what is frozen has neither gradients nor states.
+#[test]
+fn what_is_trained_changes_the_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = fsdp2_config(dir.path(), &checkpoint("tiny-qwen3-bf16"), 1, None);
+    let config = config.to_str().unwrap();
+    let whole = prediction(&[config, "--world-size", "2"]);
+    let lora = prediction(&[config, "--world-size", "2", "peft_config.name=lora", "peft_config.r=4"]);
+    let freeze = prediction(&[config, "--world-size", "2", "peft_config.name=freeze", "peft_config.freeze_trainable_layers=1"]);
+    assert_eq!(whole.model.trainable, whole.model.parameters);
+    // Rank 4 on seven matrices of each of three layers: q 60 to 64, k and v 60 to 32, o 64 to 60, gate and up 60 to 44, down 44 to 60.
+    let pair = |input: u64, output: u64| 4 * (input + output);
+    let layer = pair(60, 64) + 2 * pair(60, 32) + pair(64, 60) + 2 * pair(60, 44) + pair(44, 60);
+    assert_eq!(lora.model.trainable, 3 * layer);
+    assert_eq!(lora.run.tuning, "lora");
+    assert_eq!(lora.model.parameters, whole.model.parameters + 3 * layer);
+    assert!(freeze.model.trainable > 0 && freeze.model.trainable < whole.model.trainable / 2, "{}", freeze.model.trainable);
+    let states = |made: &Prediction| {
+        made.worlds[0].ranks[0].phases[3].items.iter().filter(|i| i.category.name() == "optimizer_states").map(|i| i.bytes).sum::<u64>()
+    };
+    assert!(states(&lora) < states(&whole) && states(&freeze) < states(&whole) && states(&freeze) > 0);
+    let inference = prediction(&[config, "--world-size", "2", "shardwright.inference=true"]);
+    assert_eq!(states(&inference), 0);
+}
+
+/// A checkpoint of a real size with headers alone: its data is a hole in the file.
+fn hollow(dir: &Path, hidden: u64, inner: u64, layers: u64, vocab: u64) {
+    let kv = hidden / 8;
+    let mut tensors = vec![("model.embed_tokens.weight".to_owned(), vec![vocab, hidden])];
+    for i in 0..layers {
+        let layer = |name: &str, shape: Vec<u64>| (format!("model.layers.{i}.{name}.weight"), shape);
+        tensors.extend([
+            layer("self_attn.q_proj", vec![hidden, hidden]),
+            layer("self_attn.k_proj", vec![kv, hidden]),
+            layer("self_attn.v_proj", vec![kv, hidden]),
+            layer("self_attn.o_proj", vec![hidden, hidden]),
+            layer("mlp.gate_proj", vec![inner, hidden]),
+            layer("mlp.up_proj", vec![inner, hidden]),
+            layer("mlp.down_proj", vec![hidden, inner]),
+            layer("input_layernorm", vec![hidden]),
+            layer("post_attention_layernorm", vec![hidden]),
+        ]);
+    }
+    tensors.extend([("model.norm.weight".to_owned(), vec![hidden]), ("lm_head.weight".to_owned(), vec![vocab, hidden])]);
+    let mut at = 0;
+    let mut header = serde_json::Map::new();
+    for (name, shape) in tensors {
+        let end = at + shape.iter().product::<u64>() * 2;
+        header.insert(name, json!({ "dtype": "BF16", "shape": shape, "data_offsets": [at, end] }));
+        at = end;
+    }
+    let header = Value::Object(header).to_string();
+    let mut file = fs::File::create(dir.join("model.safetensors")).unwrap();
+    file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
+    file.write_all(header.as_bytes()).unwrap();
+    let start = file.stream_position().unwrap();
+    file.set_len(start + at).unwrap();
+    let config = json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden, "intermediate_size": inner,
+        "num_hidden_layers": layers, "num_attention_heads": hidden / 128, "num_key_value_heads": kv / 128, "head_dim": 128,
+        "vocab_size": vocab, "tie_word_embeddings": false, "dtype": "bfloat16", "hidden_act": "silu",
+    });
+    write(dir, "config.json", &config.to_string());
+}
+
+/// A model of 70 billion parameters on 1,024 ranks. Without optimisation this may take longer than the second that a release takes.
+#[test]
+fn the_largest_worlds_are_planned_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    hollow(dir.path(), 8192, 28_672, 80, 128_256);
+    for config in [
+        write(
+            dir.path(),
+            "fsdp2.yaml",
+            &format!("model: {}\ndist_config: {{name: fsdp2}}\ninit_config: {{name: init_on_meta}}\n", dir.path().display()),
+        ),
+        zero3_config(dir.path(), dir.path(), true),
+    ] {
+        let start = Instant::now();
+        let made = prediction(&[config.to_str().unwrap(), "--world-size", "1024", "--device-memory", "80GiB"]);
+        let took = start.elapsed();
+        assert_eq!(made.worlds[0].ranks.iter().map(|g| g.count).sum::<u32>(), 1024);
+        assert_eq!(made.model.parameters / 1_000_000_000, 70);
+        assert_eq!(made.worlds[0].fits, Some(true));
+        let most = if cfg!(debug_assertions) { 20 } else { 1 };
+        eprintln!("{} in {took:?}", config.display());
+        assert!(took < Duration::from_secs(most), "{took:?}");
+    }
+}
