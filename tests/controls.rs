@@ -288,7 +288,9 @@ fn a_tight_address_space_ends_every_command() {
                 std::thread::sleep(Duration::from_millis(5));
             };
             let told = std::io::read_to_string(child.stderr.take().unwrap()).unwrap();
-            assert!(!told.contains("panicked"), "{args:?} under {limit}: {status} {told}");
+            // Before `main`, the standard library itself has no other way to end.
+            let begun = !told.contains("failed to allocate an alternative stack");
+            assert!(!begun || !told.contains("panicked"), "{args:?} under {limit}: {status} {told}");
             done += usize::from(status.success());
         }
     }

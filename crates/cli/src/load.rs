@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, atomic::AtomicBool};
 use shardwright_core::{PlanInput, ShardPlan, plan_checked};
 use shardwright_engine::{
     device::{DeviceOptions, Devices},
-    load::{CancelToken, Loader, all_ranks},
+    load::{CancelToken, Loader, RankStats, all_ranks},
     memory::process_memory,
     report::{Report, Totals},
 };
@@ -36,28 +36,46 @@ pub fn run(args: &LoadArgs) -> Result<Exit, Failure> {
     // What can be known now should not be found out after an hour of loading.
     args.report.as_deref().map(|file| check_writable(file, Written::Report)).transpose()?;
     let devices = device::of(args.device, &input, &ranks)?;
-    let devices = devices.map(|devices| (devices, device::options(&args.io, &input)));
-    let loaded = load(&input, &plan, &ranks, devices.as_ref(), &cancel)?;
-    let totals = Totals::new(loaded.stats(), process_memory().map(|m| m.peak));
-    let table = (args.format == Format::Table).then(|| summary::table(&plan, &loaded.ranks(), &totals));
-    let described = args.report.is_some() || args.format == Format::Json;
-    let loaded = if target.is_some() || described { Some(loaded.on_host()?) } else { None };
-    let saved = target.zip(loaded.as_ref()).map(|(target, loaded)| target.save(loaded, &cancel)).transpose()?;
-    if let Some(table) = table {
-        print(&table)?;
-    }
-    match &saved {
-        Some(saved) if args.format == Format::Table => print(&format!("\n{saved}"))?,
-        Some(saved) => print_note(saved),
-        None => {}
-    }
-    if let Some(loaded) = loaded.filter(|_| described) {
-        report(args, &Report::new(&plan, &loaded, totals, args.digest))?;
+    match (target, devices) {
+        (Some(target), None) => {
+            let (streamed, saved) = target.stream(&ranks, &input.io, args.digest, &cancel)?;
+            let totals = Totals::new(&streamed.stats, process_memory().map(|m| m.peak));
+            tell(args, &plan, &streamed.ranks.iter().collect::<Vec<_>>(), &totals, Some(&saved))?;
+            report(args, || Report::of_streamed(&plan, &streamed, totals))?;
+        }
+        (target, devices) => {
+            let devices = devices.map(|devices| (devices, device::options(&args.io, &input)));
+            let loaded = load(&input, &plan, &ranks, devices.as_ref(), &cancel)?;
+            let totals = Totals::new(loaded.stats(), process_memory().map(|m| m.peak));
+            let figures: Vec<RankStats> = loaded.ranks().into_iter().copied().collect();
+            let described = args.report.is_some() || args.format == Format::Json;
+            let loaded = if target.is_some() || described { Some(loaded.on_host()?) } else { None };
+            let saved = target.zip(loaded.as_ref()).map(|(target, loaded)| target.save(loaded, &cancel)).transpose()?;
+            tell(args, &plan, &figures.iter().collect::<Vec<_>>(), &totals, saved.as_deref())?;
+            if let Some(loaded) = &loaded {
+                report(args, || Report::new(&plan, loaded, totals, args.digest))?;
+            }
+        }
     }
     if args.format == Format::Table {
-        print_next(&next_step(args, saved.is_some()));
+        print_next(&next_step(args, args.save.is_some()));
     }
     Ok(Exit::Done)
+}
+
+/// The table, and what was saved.
+fn tell(args: &LoadArgs, plan: &ShardPlan, ranks: &[&RankStats], totals: &Totals, saved: Option<&str>) -> Result<(), Failure> {
+    if args.format == Format::Table {
+        print(&summary::table(plan, ranks, totals))?;
+    }
+    match saved {
+        Some(saved) if args.format == Format::Table => print(&format!("\n{saved}")),
+        Some(saved) => {
+            print_note(saved);
+            Ok(())
+        }
+        None => Ok(()),
+    }
 }
 
 /// What a load is for: the shards are kept, then trained from.
@@ -117,9 +135,13 @@ fn load<'p>(
     Ok(loaded?)
 }
 
-fn report(args: &LoadArgs, report: &Report<'_>) -> Result<(), Failure> {
+/// Writes the report, where one is asked for.
+fn report<'a>(args: &LoadArgs, make: impl FnOnce() -> Report<'a>) -> Result<(), Failure> {
+    if args.report.is_none() && args.format == Format::Table {
+        return Ok(());
+    }
     let mut json =
-        serde_json::to_string_pretty(report).map_err(|e| Failure::new(Exit::Io, format_args!("cannot render the report: {e}")))?;
+        serde_json::to_string_pretty(&make()).map_err(|e| Failure::new(Exit::Io, format_args!("cannot render the report: {e}")))?;
     json.push('\n');
     if let Some(file) = &args.report {
         write_whole(file, &json, Written::Report)?;

@@ -5,8 +5,8 @@ use std::path::Path;
 use shardwright_core::ShardPlan;
 use shardwright_engine::{
     Checkpoint,
-    load::{CancelToken, Loaded},
-    save::{Saved, Saver},
+    load::{CancelToken, IoOptions, Loaded},
+    save::{Saved, Saver, Streamed},
 };
 
 use crate::{counted::Counted, exit::Failure, table::bytes};
@@ -28,13 +28,24 @@ impl<'a> Target<'a> {
         Ok(Self { dir, saver, bytes })
     }
 
-    /// Saves, and says what was saved.
+    /// Saves what is loaded, and says what was saved.
     pub fn save(self, loaded: &Loaded<'_>, cancel: &CancelToken) -> Result<String, Failure> {
         let counted = Counted::new("save", self.bytes);
         let add = |n| counted.add(n);
         let saved = self.saver.progress(&add).cancel(cancel).save_loaded(loaded);
         counted.finish();
         Ok(sentence(self.dir, &saved?))
+    }
+
+    /// Saves these ranks from the checkpoint, and says what was saved.
+    pub fn stream(self, ranks: &[u32], io: &IoOptions, digests: bool, cancel: &CancelToken) -> Result<(Streamed, String), Failure> {
+        let counted = Counted::new("save", self.bytes);
+        let add = |n| counted.add(n);
+        let streamed = self.saver.progress(&add).cancel(cancel).stream(ranks, io, digests);
+        counted.finish();
+        let streamed = streamed?;
+        let said = sentence(self.dir, &streamed.saved);
+        Ok((streamed, said))
     }
 }
 

@@ -151,6 +151,18 @@ impl<'p, 'a> Loader<'p, 'a> {
         Ok(Preflight::of(&layouts, &self.explain()?))
     }
 
+    /// What each rank holds, with the plan validated for this checkpoint; nothing is read, so neither bytes nor seconds are counted.
+    pub(crate) fn sizes(&self) -> Result<Vec<RankStats>> {
+        self.validate()?;
+        let order = schedule::file_order(self.checkpoint);
+        let sizes = |&rank: &u32| {
+            let layout = layout::RankLayout::new(self.plan, rank, &order)?;
+            let (bytes_needed, shard_bytes, padding_bytes) = (layout.needed_bytes, layout.shard_bytes, layout.padding_bytes);
+            Ok(RankStats { rank, bytes_needed, shard_bytes, padding_bytes, ..RankStats::default() })
+        };
+        self.ranks.iter().map(sizes).collect()
+    }
+
     /// Loads.
     ///
     /// # Errors
@@ -184,8 +196,8 @@ impl<'p, 'a> Loader<'p, 'a> {
         Job { checkpoint: self.checkpoint, schedule, places, choice, opener, device, cancel: self.cancel, progress: self.progress }
     }
 
-    /// Proves the plan for this checkpoint and lays the ranks out. Memory safety rests on the proof, so it is done for every load.
-    fn prepare(&self) -> Result<(Vec<layout::RankLayout>, schedule::Schedule)> {
+    /// Validates plan and ranks for this checkpoint. Memory safety rests on it, so it is done for every load.
+    fn validate(&self) -> Result<()> {
         let refused = |what: String| EngineError::new(ErrorKind::Plan, what);
         self.plan.check(self.checkpoint.model()).map_err(|e| refused(format!("the plan does not hold for this checkpoint: {e}")))?;
         let world = self.plan.mesh.world_size();
@@ -200,6 +212,11 @@ impl<'p, 'a> Loader<'p, 'a> {
         if let Some(&rank) = ranks.iter().find(|&&r| r >= world) {
             return Err(refused("there is no such rank".into()).rank(rank).expected(format_args!("a rank below {world}")));
         }
+        Ok(())
+    }
+
+    fn prepare(&self) -> Result<(Vec<layout::RankLayout>, schedule::Schedule)> {
+        self.validate()?;
         let order = schedule::file_order(self.checkpoint);
         let layouts = self.ranks.iter().map(|&r| layout::RankLayout::new(self.plan, r, &order)).collect::<Result<Vec<_>>>()?;
         let schedule = schedule::Schedule::new(self.plan, self.checkpoint, &self.ranks, &order, self.explain()?.block_size)?;

@@ -14,7 +14,7 @@ use std::{
 const MOST: usize = 8;
 
 /// One thread per core, but no more than items, and at most [`MOST`].
-fn threads(items: usize) -> usize {
+pub(crate) fn threads(items: usize) -> usize {
     thread::available_parallelism().map_or(1, usize::from).min(items).clamp(1, MOST)
 }
 

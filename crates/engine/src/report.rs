@@ -1,5 +1,7 @@
 //! What a load put where, as data for programs: the JSON of `--report`. Times and memory aside, the same input gives the same bytes.
 
+use std::convert::Infallible;
+
 use serde::Serialize;
 use shardwright_core::{
     DType, Region, ShardPlan, TensorKind, TensorPlan, Unit,
@@ -7,9 +9,10 @@ use shardwright_core::{
 };
 
 use crate::{
-    digest::sha256,
-    load::{LoadStats, Loaded, RankShards, RankStats, TensorView},
+    digest::{Sha256, sha256},
+    load::{LoadStats, Loaded, RankShards, RankStats},
     parallel,
+    save::Streamed,
 };
 
 /// Everything about a load.
@@ -157,49 +160,56 @@ impl Totals {
 impl<'a> Report<'a> {
     /// Describes a load for `plan`, with the digest of every tensor if asked; `totals` are its figures.
     pub fn new(plan: &'a ShardPlan, loaded: &'a Loaded<'_>, totals: Totals, digest: bool) -> Self {
+        // Digests take a while, so the cores share the ranks.
+        let digests = digest.then(|| {
+            let ranks: Vec<&RankShards<'_>> = loaded.ranks.iter().collect();
+            let digests = |rank: &&RankShards<'_>| Ok::<_, Infallible>(rank.iter().map(|view| sha256(view.bytes)).collect::<Vec<_>>());
+            match parallel::map(&ranks, digests) {
+                Ok(digests) => digests,
+                Err(never) => match never {},
+            }
+        });
+        let ranks: Vec<RankStats> = loaded.ranks.iter().map(|rank| *rank.stats()).collect();
+        Self::describe(plan, &ranks, digests.as_deref(), totals)
+    }
+
+    /// Describes a save that was made without loading first.
+    pub fn of_streamed(plan: &'a ShardPlan, streamed: &Streamed, totals: Totals) -> Self {
+        Self::describe(plan, &streamed.ranks, streamed.digests.as_deref(), totals)
+    }
+
+    fn describe(plan: &'a ShardPlan, ranks: &[RankStats], digests: Option<&[Vec<Sha256>]>, totals: Totals) -> Self {
+        let digests = |at: usize| digests.and_then(|digests| digests.get(at)).map(Vec::as_slice);
         Self {
             strategy: &plan.strategy,
             world_size: plan.mesh.world_size(),
             mesh: MeshReport { mp_replicate: plan.mesh.size_of(MP_REPLICATE), mp_shard: plan.mesh.size_of(MP_SHARD) },
             units: plan.units.iter().map(|unit| UnitReport::new(plan, unit)).collect(),
-            ranks: ranks(plan, &loaded.ranks, digest),
+            ranks: ranks.iter().enumerate().map(|(at, stats)| rank(plan, stats, digests(at))).collect(),
             totals,
         }
     }
 }
 
-/// Describes the ranks; digests take a while, so the cores share the ranks.
-fn ranks<'a>(plan: &'a ShardPlan, loaded: &'a [RankShards<'_>], digest: bool) -> Vec<RankReport<'a>> {
-    let describe = |shards: &'a RankShards<'_>| rank(plan, shards, digest);
-    if !digest {
-        return loaded.iter().map(describe).collect();
-    }
-    let ranks: Vec<&'a RankShards<'_>> = loaded.iter().collect();
-    let described = parallel::map(&ranks, |shards| Ok::<_, std::convert::Infallible>(describe(shards)));
-    match described {
-        Ok(described) => described,
-        Err(never) => match never {},
-    }
-}
-
-fn rank<'a>(plan: &'a ShardPlan, shards: &'a RankShards<'_>, digest: bool) -> RankReport<'a> {
-    let &RankStats { rank, bytes_needed, bytes_read, shard_bytes, padding_bytes, seconds, .. } = shards.stats();
-    let tensors = plan.tensors.iter().zip(shards.iter()).map(|(planned, view)| tensor(planned, &view, digest)).collect();
+fn rank<'a>(plan: &'a ShardPlan, stats: &RankStats, digests: Option<&[Sha256]>) -> RankReport<'a> {
+    let &RankStats { rank, bytes_needed, bytes_read, shard_bytes, padding_bytes, seconds, .. } = stats;
+    let digest = |index: usize| digests.and_then(|digests| digests.get(index)).map(Sha256::to_string);
+    let tensors = plan.tensors.iter().enumerate().map(|(index, planned)| tensor(planned, rank, digest(index))).collect();
     RankReport { rank, bytes_needed, bytes_read, shard_bytes, padding_bytes, seconds, tensors }
 }
 
-fn tensor<'a>(planned: &'a TensorPlan, view: &TensorView<'_>, digest: bool) -> TensorReport<'a> {
-    let elements = |bytes: &[u8]| bytes.len() as u64 * 8 / view.dtype.bits();
-    let flat = matches!(view.region, Region::Flat { .. });
+fn tensor(planned: &TensorPlan, rank: u32, sha256: Option<String>) -> TensorReport<'_> {
+    let region = planned.region(rank);
+    let flat = matches!(region, Region::Flat { .. });
     TensorReport {
         name: &planned.name,
         kind: planned.kind,
         global_shape: &planned.shape,
-        dtype: view.dtype,
+        dtype: planned.precision.storage,
         compute_dtype: planned.precision.compute,
-        local_shape: view.local_shape.clone(),
-        partition_numel: flat.then(|| elements(view.padded)),
-        valid_numel: flat.then(|| elements(view.bytes)),
-        sha256: digest.then(|| sha256(view.bytes).to_string()),
+        local_shape: region.local_shape(&planned.shape),
+        partition_numel: flat.then(|| planned.padded_numel(rank)),
+        valid_numel: flat.then(|| region.numel(&planned.shape)),
+        sha256,
     }
 }

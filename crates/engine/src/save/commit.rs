@@ -32,7 +32,7 @@ impl Saver<'_> {
         sync_dir(&self.dir)?;
 
         let (mut files, mut manifests) = (Vec::new(), Vec::new());
-        for StagedRank { files: told, shard, manifest } in staged {
+        for StagedRank { files: told, shard, manifest, .. } in staged {
             shard.rename()?;
             files.push(told);
             manifests.push(manifest);

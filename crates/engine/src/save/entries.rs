@@ -25,6 +25,16 @@ pub struct Entry {
     pub part: Part,
 }
 
+impl Entry {
+    /// Bytes in the file, padding left out; `None` where there is more padding than bytes.
+    pub(super) fn valid_bytes(&self) -> Option<u64> {
+        match self.part {
+            Part::Flat { padding, .. } => self.bytes.checked_sub(self.dtype.bytes(padding)?),
+            Part::SavedOffsets(_) => Some(self.bytes),
+        }
+    }
+}
+
 /// The part of the whole tensor that an entry holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -14,6 +14,8 @@ mod rank;
 mod refuse;
 mod source;
 mod staged;
+mod stream;
+mod supply;
 pub mod tied;
 
 use std::{
@@ -29,6 +31,7 @@ use self::source::SaveIdentity;
 pub use self::{
     names::{Format, MANIFEST},
     rank::RankBytes,
+    stream::Streamed,
 };
 use crate::{
     checkpoint::Checkpoint,
@@ -149,21 +152,35 @@ impl<'a> Saver<'a> {
     /// but what was there before, unless the commit had begun; a directory without its manifest is refused by verification.
     pub fn save(&self, ranks: &[&dyn RankBytes]) -> Result<Saved> {
         let identity = self.identity()?;
+        let headers = Mutex::new(());
+        let numbers: Vec<u32> = ranks.iter().map(|rank| rank.rank()).collect();
+        self.stage_and_commit(identity, &numbers, |stage, at| {
+            let supply = supply::Loaded { plan: self.plan, rank: ranks[at] };
+            self.stage_rank(stage, identity, &headers, numbers[at], &supply).map_err(|e| e.rank(numbers[at]))
+        })
+    }
+
+    /// Stages each of the ranks, given by its place in `ranks`, and commits them.
+    fn stage_and_commit(
+        &self,
+        identity: &SaveIdentity,
+        ranks: &[u32],
+        stage_rank: impl Fn(&staged::Stage, usize) -> Result<rank::StagedRank> + Sync,
+    ) -> Result<Saved> {
         let created = self.create_dir()?;
-        let saved = self.save_into(identity, ranks);
+        let save = || {
+            self.refuse(identity, ranks)?;
+            staged::remove_leftovers(&self.dir);
+            let stage = staged::Stage::create(&self.dir)?;
+            let places: Vec<usize> = (0..ranks.len()).collect();
+            let staged = parallel::map(&places, |&at| stage_rank(&stage, at))?;
+            self.commit(&stage, identity, staged)
+        };
+        let saved = save();
         if saved.is_err() && created {
             let _ = fs::remove_dir(&self.dir); // if it is empty
         }
         saved
-    }
-
-    fn save_into(&self, identity: &SaveIdentity, ranks: &[&dyn RankBytes]) -> Result<Saved> {
-        self.refuse(identity, &ranks.iter().map(|rank| rank.rank()).collect::<Vec<_>>())?;
-        staged::remove_leftovers(&self.dir);
-        let stage = staged::Stage::create(&self.dir)?;
-        let headers = Mutex::new(());
-        let staged = parallel::map(ranks, |rank| self.stage_rank(&stage, identity, &headers, *rank).map_err(|e| e.rank(rank.rank())))?;
-        self.commit(&stage, identity, staged)
     }
 
     fn entries<'e>(&'e self, aliases: &'e [tied::Alias], rank: u32) -> Result<entries::Entries<'e>> {

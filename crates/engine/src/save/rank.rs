@@ -3,14 +3,13 @@
 use std::sync::{Mutex, PoisonError};
 
 use super::{
-    Saver,
-    entries::{Entry, Part},
-    header,
+    Saver, header,
     source::SaveIdentity,
     staged::{Stage, Staged, StagedFile},
+    supply::Supply,
 };
 use crate::{
-    digest::sha256,
+    digest::{Hasher, Sha256},
     error::{EngineError, ErrorKind, Result},
     load::RankShards,
     manifest::{FileDigest, RankFiles, RankManifest, TensorDigest, VERSION, seal},
@@ -41,6 +40,8 @@ pub(super) struct StagedRank {
     pub(super) files: RankFiles,
     pub(super) shard: Staged,
     pub(super) manifest: Staged,
+    /// Digests of the tensors in its file, by their index in the plan; second names left out.
+    pub(super) digests: Vec<(usize, Sha256)>,
 }
 
 impl Saver<'_> {
@@ -50,9 +51,10 @@ impl Saver<'_> {
         stage: &Stage,
         identity: &SaveIdentity,
         headers: &Mutex<()>,
-        rank: &dyn RankBytes,
+        number: u32,
+        supply: &dyn Supply,
     ) -> Result<StagedRank> {
-        let (number, world_size) = (rank.rank(), self.plan.mesh.world_size());
+        let world_size = self.plan.mesh.world_size();
         let watch = |bytes| self.watch(bytes);
         self.watch(0)?;
         let aliases = self.plan_aliases()?;
@@ -65,13 +67,21 @@ impl Saver<'_> {
             shard.write(&header, &|_| Ok(()))?;
         }
         let mut tensors = Vec::with_capacity(entries.len());
-        for entry in entries.iter() {
-            let name = &entry.name;
-            let valid = self.valid_bytes(rank, &entry)?;
-            shard.write(valid, &watch).map_err(|e| e.tensor(name))?;
-            write_zeros(&mut shard, entry.bytes - valid.len() as u64).map_err(|e| e.tensor(name))?;
-            tensors.push(TensorDigest { name: name.clone(), sha256: sha256(valid) });
-        }
+        let (mut digest, mut digests) = (Hasher::default(), Vec::new());
+        supply.supply(&entries, &mut |entry, bytes, last| {
+            shard.write(bytes, &watch).map_err(|e| e.tensor(&entry.name))?;
+            digest.update(bytes);
+            if last {
+                let padding = entry.bytes.saturating_sub(entry.valid_bytes().unwrap_or(0));
+                write_zeros(&mut shard, padding).map_err(|e| e.tensor(&entry.name))?;
+                let sha256 = std::mem::take(&mut digest).finish();
+                if entry.name == self.plan.tensors[entry.tensor].name {
+                    digests.push((entry.tensor, sha256));
+                }
+                tensors.push(TensorDigest { name: entry.name.clone(), sha256 });
+            }
+            Ok(())
+        })?;
         let (shard, digest) = shard.sync()?;
         let shard_file = FileDigest::new(name, digest);
 
@@ -82,22 +92,7 @@ impl Saver<'_> {
         seal(&told, &mut |bytes| manifest.write(bytes, &|_| Ok(())))?;
         let (manifest, digest) = manifest.sync()?;
         let manifest_file = FileDigest::new(name, digest);
-        Ok(StagedRank { files: RankFiles { rank: number, shard: shard_file, manifest: manifest_file }, shard, manifest })
-    }
-
-    fn valid_bytes<'r>(&self, rank: &'r dyn RankBytes, entry: &Entry) -> Result<&'r [u8]> {
-        let padding = match entry.part {
-            Part::Flat { padding, .. } => entry.dtype.bytes(padding).unwrap_or(u64::MAX),
-            Part::SavedOffsets(_) => 0,
-        };
-        let valid = rank.valid(entry.tensor);
-        match entry.bytes.checked_sub(padding) {
-            Some(expected) if expected == valid.len() as u64 => Ok(valid),
-            expected => Err(EngineError::new(ErrorKind::Plan, "the loaded shard is not what the plan says")
-                .tensor(&self.plan.tensors[entry.tensor].name)
-                .expected(format_args!("{} bytes", expected.unwrap_or(0)))
-                .found(valid.len())),
-        }
+        Ok(StagedRank { files: RankFiles { rank: number, shard: shard_file, manifest: manifest_file }, shard, manifest, digests })
     }
 }
 

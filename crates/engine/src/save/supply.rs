@@ -1,0 +1,400 @@
+//! Where the bytes of a rank's file come from, in the order of the file: shards in memory, or the checkpoint itself, in windows.
+//!
+//! A window is a few MiB of consecutive bytes of the file. While one is written and digested, the next is read and cast, so that a save
+//! of any size takes the memory of a few windows.
+
+use std::{
+    collections::VecDeque,
+    ops::Range,
+    sync::{
+        atomic::{AtomicU64, Ordering},
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+    thread,
+};
+
+use shardwright_core::{Region, ShardPlan};
+
+use super::{
+    entries::{Entries, Entry, Part},
+    rank::RankBytes,
+};
+use crate::{
+    checkpoint::Checkpoint,
+    digest::{Hasher, Sha256, sha256},
+    error::{EngineError, ErrorKind, Result},
+    load::{self, CancelToken, Destination, IoOptions, Item},
+};
+
+/// Gives the valid bytes of a rank's entries, in the order of the file.
+pub(super) trait Supply {
+    /// Calls `take(entry, bytes, whether they are its last)` for consecutive bytes; an entry without bytes is given once.
+    fn supply(&self, entries: &Entries<'_>, take: &mut Take<'_>) -> Result<()>;
+}
+
+pub(super) type Take<'a> = dyn FnMut(&Entry, &[u8], bool) -> Result<()> + 'a;
+
+type EntryIter<'a> = Box<dyn Iterator<Item = Entry> + Send + 'a>;
+
+/// Shards that are in memory already.
+pub(super) struct Loaded<'a> {
+    pub(super) plan: &'a ShardPlan,
+    pub(super) rank: &'a dyn RankBytes,
+}
+
+impl Supply for Loaded<'_> {
+    fn supply(&self, entries: &Entries<'_>, take: &mut Take<'_>) -> Result<()> {
+        for entry in entries.iter() {
+            let (valid, expected) = (self.rank.valid(entry.tensor), entry.valid_bytes());
+            if expected != Some(valid.len() as u64) {
+                return Err(EngineError::new(ErrorKind::Plan, "the loaded shard is not what the plan says")
+                    .tensor(&self.plan.tensors[entry.tensor].name)
+                    .expected(format_args!("{} bytes", expected.unwrap_or(0)))
+                    .found(valid.len()));
+            }
+            take(&entry, valid, true)?;
+        }
+        Ok(())
+    }
+}
+
+/// Shards that are read from the checkpoint when they are written.
+pub(super) struct Streamed<'a> {
+    pub(super) plan: &'a ShardPlan,
+    pub(super) checkpoint: &'a Checkpoint,
+    pub(super) io: IoOptions,
+    pub(super) cancel: &'a CancelToken,
+    /// Bytes of a window.
+    pub(super) window: usize,
+    /// Bytes read from the checkpoint so far.
+    pub(super) read: AtomicU64,
+}
+
+/// Consecutive bytes of one entry.
+struct Stretch {
+    entry: Entry,
+    part: load::Part,
+    bytes: usize,
+    last: bool,
+}
+
+/// Consecutive stretches of a file, and the memory that they are read into.
+struct Window {
+    stretches: Vec<Stretch>,
+    bytes: usize,
+    memory: Vec<u8>,
+}
+
+impl Supply for Streamed<'_> {
+    fn supply(&self, entries: &Entries<'_>, take: &mut Take<'_>) -> Result<()> {
+        let windows = Windows::new(Box::new(entries.iter()), self.window);
+        let (filled, to_write) = sync_channel(1);
+        let (written, to_fill) = sync_channel(2);
+        thread::scope(|scope| {
+            let read_ahead = move || self.read_ahead(windows, &filled, &to_fill);
+            let reader = thread::Builder::new().name("save-read".into()).spawn_scoped(scope, read_ahead);
+            let result = match &reader {
+                Ok(_) => write_all(&to_write, &written, take),
+                Err(_) => Ok(()), // no thread to be had: read and write in turn, below
+            };
+            // Whoever stops first closes its ends, which stops the other.
+            drop((to_write, written));
+            reader.ok().map_or(Ok(false), |reader| match reader.join() {
+                Ok(read) => result.and(read).map(|()| true),
+                Err(panic) => std::panic::resume_unwind(panic),
+            })
+        })
+        .and_then(|done| if done { Ok(()) } else { self.in_turn(Box::new(entries.iter()), take) })
+    }
+}
+
+impl Streamed<'_> {
+    /// The same for one rank, whose bytes are counted apart.
+    pub(super) fn of_rank(&self) -> Self {
+        Self { io: self.io.clone(), read: AtomicU64::new(0), ..*self }
+    }
+
+    pub(super) fn bytes_read(&self) -> u64 {
+        self.read.load(Ordering::Relaxed)
+    }
+
+    fn read_ahead(&self, mut windows: Windows<'_>, filled: &SyncSender<Window>, to_fill: &Receiver<Vec<u8>>) -> Result<()> {
+        let mut made = 0;
+        loop {
+            // Three in all: one being read, one waiting, one being written.
+            let memory = if made < 3 {
+                made += 1;
+                Vec::new()
+            } else {
+                let Ok(memory) = to_fill.recv() else { return Ok(()) };
+                memory
+            };
+            let Some(mut window) = windows.next(memory)? else { return Ok(()) };
+            self.fill(&mut window)?;
+            if filled.send(window).is_err() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn in_turn(&self, entries: EntryIter<'_>, take: &mut Take<'_>) -> Result<()> {
+        let mut windows = Windows::new(entries, self.window);
+        let mut memory = Vec::new();
+        while let Some(mut window) = windows.next(memory)? {
+            self.fill(&mut window)?;
+            memory = window.write(take)?;
+        }
+        Ok(())
+    }
+
+    fn fill(&self, window: &mut Window) -> Result<()> {
+        window.memory.resize(window.bytes, 0);
+        let assemblies = &self.checkpoint.assembled().assemblies;
+        let mut items = Vec::with_capacity(window.stretches.len());
+        let mut rest = window.memory.as_mut_slice();
+        for stretch in window.stretches.iter().filter(|s| s.bytes > 0) {
+            let (here, behind) = std::mem::take(&mut rest).split_at_mut(stretch.bytes);
+            rest = behind;
+            let (entry, planned) = (&stretch.entry, &self.plan.tensors[stretch.entry.tensor]);
+            items.push(Item {
+                name: entry.name.clone(),
+                shape: planned.shape.clone(),
+                assembly: assemblies[entry.tensor].clone(),
+                rounded: planned.rounded,
+                part: stretch.part.clone(),
+                to: Destination { address: here.as_mut_ptr().expose_provenance(), bytes: here.len() as u64, dtype: entry.dtype },
+            });
+        }
+        // SAFETY: the destinations are disjoint parts of the window's memory, which nothing else touches until the call returns.
+        let stats = unsafe { load::fill(self.checkpoint, &items, &self.io, None, self.cancel) }?;
+        self.read.fetch_add(stats.bytes_read, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The digest of what `rank` holds of a tensor, which is in no file that it writes.
+    pub(super) fn digest(&self, tensor: usize, rank: u32) -> Result<Sha256> {
+        let planned = &self.plan.tensors[tensor];
+        let region = planned.region(rank);
+        let (shape, part) = match &region {
+            Region::Flat { range } => {
+                let valid = range.end - range.start;
+                (vec![valid], Part::Flat { start: range.start, valid, padding: 0 })
+            }
+            Region::Dim { dim, range } => {
+                let mut offsets = vec![0; planned.shape.len()];
+                offsets[*dim] = range.start;
+                (region.local_shape(&planned.shape).unwrap_or_default(), Part::SavedOffsets(offsets))
+            }
+            Region::Whole => (planned.shape.clone(), Part::SavedOffsets(vec![0; planned.shape.len()])),
+            Region::Empty => return Ok(sha256(&[])),
+        };
+        let dtype = planned.precision.storage;
+        let bytes = shardwright_core::model::numel(&shape).and_then(|n| dtype.bytes(n));
+        let bytes = bytes.ok_or_else(|| EngineError::new(ErrorKind::Plan, "the shard's size overflows").tensor(&planned.name))?;
+        let entry = Entry { name: planned.name.clone(), tensor, dtype, shape, bytes, part };
+        let mut digest = Hasher::default();
+        self.in_turn(Box::new(std::iter::once(entry)), &mut |_, bytes, _| {
+            digest.update(bytes);
+            Ok(())
+        })?;
+        Ok(digest.finish())
+    }
+}
+
+fn write_all(filled: &Receiver<Window>, written: &SyncSender<Vec<u8>>, take: &mut Take<'_>) -> Result<()> {
+    while let Ok(window) = filled.recv() {
+        let memory = window.write(take)?;
+        let _ = written.send(memory); // whoever has read the last window wants no more memory
+    }
+    Ok(())
+}
+
+impl Window {
+    /// Hands the bytes on, and gives the memory back.
+    fn write(self, take: &mut Take<'_>) -> Result<Vec<u8>> {
+        let mut at = 0;
+        for stretch in &self.stretches {
+            take(&stretch.entry, &self.memory[at..at + stretch.bytes], stretch.last)?;
+            at += stretch.bytes;
+        }
+        Ok(self.memory)
+    }
+}
+
+/// Stretches by the window.
+struct Windows<'a> {
+    stretches: Stretches<'a>,
+    /// The first of the next window.
+    next: Option<Stretch>,
+    window: usize,
+}
+
+impl<'a> Windows<'a> {
+    /// Stretches of many small tensors that a window takes at most.
+    const MOST: usize = 1024;
+
+    fn new(entries: EntryIter<'a>, window: usize) -> Self {
+        Self { stretches: Stretches { entries, current: None, most: window as u64 }, next: None, window }
+    }
+
+    fn next(&mut self, memory: Vec<u8>) -> Result<Option<Window>> {
+        let (mut stretches, mut bytes) = (Vec::new(), 0);
+        while let Some(stretch) = self.next.take().map_or_else(|| self.stretches.next().transpose(), |s| Ok(Some(s)))? {
+            let full = bytes + stretch.bytes > self.window || stretches.len() == Self::MOST;
+            // `fill` knows its items by name.
+            let again = stretches.last().is_some_and(|s: &Stretch| s.entry.name == stretch.entry.name);
+            if (full || again) && !stretches.is_empty() {
+                self.next = Some(stretch);
+                break;
+            }
+            bytes += stretch.bytes;
+            stretches.push(stretch);
+        }
+        Ok((!stretches.is_empty()).then_some(Window { stretches, bytes, memory }))
+    }
+}
+
+/// The entries of a file in parts of at most that many bytes.
+struct Stretches<'a> {
+    entries: EntryIter<'a>,
+    /// The entry that is being given, and its parts that are still to come.
+    current: Option<(Entry, Parts)>,
+    most: u64,
+}
+
+impl Iterator for Stretches<'_> {
+    type Item = Result<Stretch>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (entry, mut parts) = match self.current.take() {
+            Some(current) => current,
+            None => {
+                let entry = self.entries.next()?;
+                // Of dtypes below a byte, elements are not cut.
+                let most = if entry.dtype.bits() < 8 { u64::MAX } else { (self.most * 8 / entry.dtype.bits()).max(1) };
+                let parts = Parts::of(&entry, most);
+                (entry, parts)
+            }
+        };
+        let (part, numel) = parts.next()?;
+        let bytes = entry.dtype.bytes(numel).and_then(|n| usize::try_from(n).ok());
+        let Some(bytes) = bytes else {
+            return Some(Err(EngineError::new(ErrorKind::Plan, "the shard's size overflows").tensor(&entry.name)));
+        };
+        let last = parts.left == 0;
+        let stretch = Stretch { entry: entry.clone(), part, bytes, last };
+        self.current = (!last).then_some((entry, parts));
+        Some(Ok(stretch))
+    }
+}
+
+/// Consecutive parts of an entry.
+struct Parts {
+    /// The entry's place in the whole tensor.
+    of: Whole,
+    /// Elements given, and left.
+    given: u64,
+    left: u64,
+    most: u64,
+    begun: bool,
+}
+
+enum Whole {
+    Box(VecDeque<Range<u64>>),
+    Flat(u64),
+}
+
+impl Parts {
+    fn of(entry: &Entry, most: u64) -> Self {
+        let (of, left) = match &entry.part {
+            Part::SavedOffsets(offsets) => {
+                let ranges: VecDeque<_> = offsets.iter().zip(&entry.shape).map(|(&from, &size)| from..from.saturating_add(size)).collect();
+                let numel = shardwright_core::model::numel(&entry.shape).unwrap_or(u64::MAX);
+                (Whole::Box(ranges), numel)
+            }
+            Part::Flat { start, valid, .. } => (Whole::Flat(*start), *valid),
+        };
+        Self { of, given: 0, left, most, begun: false }
+    }
+}
+
+impl Iterator for Parts {
+    /// The part and the number of its elements.
+    type Item = (load::Part, u64);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.left == 0 && self.begun {
+            return None;
+        }
+        self.begun = true;
+        let (part, numel) = match &self.of {
+            Whole::Flat(start) => {
+                let numel = self.left.min(self.most);
+                (load::Part::Flat(start + self.given..start + self.given + numel), numel)
+            }
+            Whole::Box(ranges) => {
+                let (ranges, numel) = next_box(ranges, self.given, self.left, self.most);
+                (load::Part::Box(ranges), numel)
+            }
+        };
+        (self.given, self.left) = (self.given + numel, self.left - numel);
+        Some((part, numel))
+    }
+}
+
+/// The largest box of at most `most` elements that is row-major consecutive in `ranges` from its element `given` on.
+fn next_box(ranges: &VecDeque<Range<u64>>, given: u64, left: u64, most: u64) -> (Vec<Range<u64>>, u64) {
+    if left == 0 {
+        return (ranges.iter().cloned().collect(), 0);
+    }
+    let sizes: Vec<u64> = ranges.iter().map(|r| r.end - r.start).collect();
+    // Elements under one index of each dim. None is 0, for there are elements left.
+    let inner: Vec<u64> = (0..sizes.len()).map(|dim| sizes[dim + 1..].iter().product()).collect();
+    // The outermost dim of which one index is no more than may be taken, and where `given` is at the start of one.
+    let dim = (0..sizes.len()).find(|&dim| inner[dim] <= most && given % inner[dim] == 0).unwrap_or(sizes.len());
+    let mut numel = 1;
+    let part = ranges.iter().enumerate().map(|(d, range)| {
+        let index = given / inner[d] % sizes[d];
+        let (from, size) = match d.cmp(&dim) {
+            std::cmp::Ordering::Less => (range.start + index, 1),
+            std::cmp::Ordering::Equal => (range.start + index, (most / inner[d]).max(1).min(sizes[d] - index)),
+            std::cmp::Ordering::Greater => (range.start, sizes[d]),
+        };
+        numel *= size;
+        from..from + size
+    });
+    (part.collect(), numel)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every box in parts: each is at most as large as it may be, and one after the other they are the box's elements in order.
+    #[test]
+    fn the_parts_of_a_box_are_consecutive() {
+        let boxes: [&[Range<u64>]; 7] = [&[], &[3..4], &[0..5], &[2..5, 0..4], &[1..4, 2..5, 0..7], &[0..2, 0..1, 3..9], &[0..2, 5..5]];
+        for ranges in boxes {
+            let shape: Vec<u64> = ranges.iter().map(|r| r.end + 1).collect();
+            let strides: Vec<u64> = (0..shape.len()).map(|d| shape[d + 1..].iter().product()).collect();
+            let elements = |ranges: &[Range<u64>]| {
+                ranges.iter().zip(&strides).fold(vec![0], |flat: Vec<u64>, (range, stride)| {
+                    flat.iter().flat_map(|at| range.clone().map(move |i| at + i * stride)).collect()
+                })
+            };
+            let whole = elements(ranges);
+            for most in 1..=whole.len() as u64 + 2 {
+                let mut parts =
+                    Parts { of: Whole::Box(ranges.iter().cloned().collect()), given: 0, left: whole.len() as u64, most, begun: false };
+                let mut found = Vec::new();
+                for (part, numel) in &mut parts {
+                    let load::Part::Box(part) = part else { panic!("not a box") };
+                    let part = elements(&part);
+                    assert!(part.len() as u64 == numel && numel <= most, "{ranges:?}, at most {most}: {numel}");
+                    found.extend(part);
+                }
+                assert_eq!(found, whole, "{ranges:?}, at most {most}");
+            }
+        }
+    }
+}
