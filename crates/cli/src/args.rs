@@ -76,7 +76,7 @@ pub struct LoadArgs {
     /// Write the report to FILE as JSON.
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
-    /// Keep the shards in DIR, as safetensors files with a manifest.
+    /// Write the shards to DIR, as safetensors files with a manifest. Memory stays below 64 MiB, whatever the model's size.
     #[arg(long, value_name = "DIR")]
     pub save: Option<PathBuf>,
     /// Replace the shards that DIR holds already.

@@ -44,6 +44,11 @@ impl Saver<'_> {
     /// # Errors
     /// As [`Loader::load`] and [`Saver::save`].
     pub fn stream(&self, ranks: &[u32], io: &IoOptions, digests: bool) -> Result<Streamed> {
+        self.stream_by(WINDOWS / WINDOWS_A_RANK / parallel::threads(ranks.len()), ranks, io, digests)
+    }
+
+    /// With windows of that many bytes.
+    pub(super) fn stream_by(&self, window: usize, ranks: &[u32], io: &IoOptions, digests: bool) -> Result<Streamed> {
         let started = Instant::now();
         let loader = Loader::new(self.plan, self.checkpoint).ranks(ranks).io(io.clone());
         let threads = loader.explain()?.threads;
@@ -51,14 +56,8 @@ impl Saver<'_> {
         let identity = self.identity()?;
         let side_by_side = parallel::threads(ranks.len());
         let io = IoOptions { threads: Some((threads / side_by_side).max(1)), ..io.clone() };
-        let supply = supply::Streamed {
-            plan: self.plan,
-            checkpoint: self.checkpoint,
-            io,
-            cancel: &self.cancel,
-            window: WINDOWS / WINDOWS_A_RANK / side_by_side,
-            read: AtomicU64::new(0),
-        };
+        let supply =
+            supply::Streamed { plan: self.plan, checkpoint: self.checkpoint, io, cancel: &self.cancel, window, read: AtomicU64::new(0) };
         let headers = Mutex::new(());
         let made = Mutex::new(Vec::new());
         let saved = self.stage_and_commit(identity, ranks, |stage, at| {

@@ -351,7 +351,7 @@ fn next_box(ranges: &VecDeque<Range<u64>>, given: u64, left: u64, most: u64) -> 
     // Elements under one index of each dim. None is 0, for there are elements left.
     let inner: Vec<u64> = (0..sizes.len()).map(|dim| sizes[dim + 1..].iter().product()).collect();
     // The outermost dim of which one index is no more than may be taken, and where `given` is at the start of one.
-    let dim = (0..sizes.len()).find(|&dim| inner[dim] <= most && given % inner[dim] == 0).unwrap_or(sizes.len());
+    let dim = (0..sizes.len()).find(|&dim| inner[dim] <= most && given.is_multiple_of(inner[dim])).unwrap_or(sizes.len());
     let mut numel = 1;
     let part = ranges.iter().enumerate().map(|(d, range)| {
         let index = given / inner[d] % sizes[d];
@@ -372,6 +372,7 @@ mod tests {
 
     /// Every box in parts: each is at most as large as it may be, and one after the other they are the box's elements in order.
     #[test]
+    #[expect(clippy::single_range_in_vec_init, reason = "boxes of one dim")]
     fn the_parts_of_a_box_are_consecutive() {
         let boxes: [&[Range<u64>]; 7] = [&[], &[3..4], &[0..5], &[2..5, 0..4], &[1..4, 2..5, 0..7], &[0..2, 0..1, 3..9], &[0..2, 5..5]];
         for ranges in boxes {

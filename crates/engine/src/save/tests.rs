@@ -15,7 +15,7 @@ use super::{
     testing::{Cut, load, plan, write_model},
     *,
 };
-use crate::{error::ErrorKind, manifest::Manifest, verify::Verifier};
+use crate::{error::ErrorKind, load::IoOptions, manifest::Manifest, verify::Verifier};
 
 struct Case {
     _dir: TempDir,
@@ -64,6 +64,50 @@ fn refused(result: Result<impl std::fmt::Debug>, kind: ErrorKind, needles: &[&st
     let error = result.unwrap_err();
     assert_eq!(error.kind(), kind, "{error}");
     needles.iter().for_each(|n| assert!(error.to_string().contains(n), "'{n}' is not in: {error}"));
+}
+
+/// Through windows of a few bytes and of many, rank by rank and all at once: the same files, to the byte, as of shards in memory, and the
+/// digests of what each rank holds.
+#[test]
+fn a_save_from_the_checkpoint_is_that_of_a_load() {
+    for cut in [Cut::Rows, Cut::Columns, Cut::Flat] {
+        for (replicate, shard) in [(1, 1), (1, 3), (2, 3)] {
+            let case = case(cut, replicate, shard);
+            case.save_all().unwrap();
+            let expected = contents(&case.out);
+            let all: Vec<u32> = (0..replicate * shard).collect();
+            let held = |rank: &u32| {
+                let shards = load(&case.plan, &case.checkpoint, *rank);
+                (0..case.plan.tensors.len()).map(|tensor| crate::digest::sha256(shards.valid(tensor))).collect::<Vec<_>>()
+            };
+            let held: Vec<_> = all.iter().map(held).collect();
+            for window in [8, 100, 1 << 20] {
+                fs::remove_dir_all(&case.out).unwrap();
+                let streamed = case.saver().stream_by(window, &all, &IoOptions::default(), true).unwrap();
+                assert!(contents(&case.out) == expected, "{cut:?}, {replicate} × {shard}, windows of {window}");
+                assert_eq!(streamed.digests.unwrap(), held, "{cut:?}, {replicate} × {shard}, windows of {window}");
+                assert!(streamed.saved.missing.is_empty() && streamed.ranks.len() == all.len());
+            }
+            fs::remove_dir_all(&case.out).unwrap();
+            for rank in &all {
+                let streamed = case.saver().stream(&[*rank], &IoOptions::default(), true).unwrap();
+                assert_eq!(streamed.digests.unwrap()[0], held[*rank as usize]);
+            }
+            assert!(contents(&case.out) == expected, "{cut:?}, {replicate} × {shard}, rank by rank");
+        }
+    }
+}
+
+#[test]
+fn a_save_from_the_checkpoint_can_be_stopped_and_fails_with_its_cause() {
+    let case = case(Cut::Rows, 1, 2);
+    let cancel = CancelToken::new();
+    cancel.cancel();
+    refused(case.saver().cancel(&cancel).stream(&[0, 1], &IoOptions::default(), false), ErrorKind::Cancelled, &[]);
+    let file = fs::OpenOptions::new().write(true).open(&case.checkpoint.files()[0].path).unwrap();
+    file.set_len(case.checkpoint.files()[0].data_start + 1).unwrap();
+    refused(case.saver().stream(&[0, 1], &IoOptions::default(), false), ErrorKind::Checkpoint, &["model-00000.safetensors"]);
+    assert!(!case.out.exists(), "nothing is left behind");
 }
 
 #[test]
