@@ -1,28 +1,75 @@
 #!/usr/bin/env bash
-# Installs the package into a venv of its own and checks it: lint, types, tests with the real engines. PYTHON_VENV names a venv to reuse.
+# Checks the package: builds it, lints, checks types, and tests it with the real engines, in virtual environments of its own that are kept for the
+# next run. Where the packages cannot be had it says so and passes.
+#
+#   bindings/python/ci.sh [pytest arguments]
+#
+# SHARDWRIGHT_PYTHON_ENV  a directory for the environments; by default in the user's cache, by the pinned versions
+# PYTHON                  the interpreter that makes them; by default python3
 set -euo pipefail
 cd "$(dirname "$0")"
-venv=${PYTHON_VENV:-.venv}
-[ -x "$venv/bin/python" ] || python3 -m venv "$venv"
-export OMP_NUM_THREADS=1 DS_ACCELERATOR=cpu HF_HUB_OFFLINE=1
-# DeepSpeed builds its CPU communication with ninja; not where another venv's build lies.
-PATH=$(cd "$venv/bin" && pwd):$PATH
-export PATH TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$(cd "$venv" && pwd)/torch_extensions}
+here=$PWD
 
-echo "== python: dependencies"
-python -m pip install --quiet 'maturin>=1.9,<2' ruff mypy 'pytest>=8' numpy safetensors ninja torch transformers accelerate deepspeed
+skip() {
+    echo "python: skipped: $*"
+    exit 0
+}
 
-echo "== python: install"
-python -m pip install --quiet --no-build-isolation --no-deps --force-reinstall .
+python=${PYTHON:-python3}
+command -v "$python" >/dev/null || skip "no $python"
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || skip "$("$python" --version) is older than 3.10"
+command -v c++ >/dev/null || skip "no C++ compiler, which DeepSpeed needs to build its communication"
+
+# ---- two environments: the current versions, and over them LLaMA-Factory with the oldest supported transformers
+key=$({ cat requirements/*.txt; "$python" -c 'import sys; print(sys.version, sys.base_prefix)'; } | cksum | cut -d' ' -f1)
+home=${SHARDWRIGHT_PYTHON_ENV:-${XDG_CACHE_HOME:-$HOME/.cache}/shardwright/python-$key}
+mkdir -p "$home"
+exec 9>"$home/lock"
+flock 9
+
+if [ ! -e "$home/complete" ]; then
+    echo "== python: packages, into $home"
+    rm -rf "$home/current" "$home/llamafactory"
+    "$python" -m venv "$home/current" || skip "$python makes no virtual environment"
+    # DeepSpeed comes as source; nothing of it is built ahead.
+    DS_BUILD_OPS=0 timeout 1200 "$home/current/bin/python" -m pip install --quiet --disable-pip-version-check -r requirements/current.txt ||
+        skip "the packages of requirements/current.txt cannot be installed"
+    "$python" -m venv "$home/llamafactory"
+    # Its own packages come first, those of the other environment after them.
+    for site in "$home"/llamafactory/lib/python*/site-packages; do
+        echo "$home"/current/lib/python*/site-packages >"$site/current.pth"
+    done
+    timeout 300 "$home/llamafactory/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --ignore-installed \
+        -r requirements/llamafactory.txt || skip "LLaMA-Factory cannot be installed"
+    touch "$home/complete"
+fi
+
+export OMP_NUM_THREADS=1 DS_ACCELERATOR=cpu HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false TRITON_CACHE_DIR=$home/triton
+export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-lo} TORCH_EXTENSIONS_DIR=$home/torch_extensions
+unset RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT PYTHONPATH
+PATH=$home/current/bin:$PATH
+
+# ---- the extension: shares the workspace's build
+echo "== python: build"
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$here/../../target}
+wheels=$(mktemp -d)
+trap 'rm -rf "$wheels"' EXIT
+maturin build --quiet --profile dev --locked --out "$wheels" --interpreter "$home/current/bin/python"
+for venv in current llamafactory; do
+    "$home/$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall "$wheels"/shardwright-*.whl
+done
 
 echo "== python: lint and types"
 cargo fmt --check
+cargo clippy --quiet --all-targets --locked -- -D warnings
 ruff check python tests
 ruff format --check python tests
 mypy
 
-echo "== python: tests"
-# From another directory, so that the installed package is what is tested.
-here=$PWD
-cd "$venv"
-python -m pytest -q "$here/tests"
+# ---- from another directory, so that the installed package is what is tested
+cd "$wheels"
+echo "== python: tests, current versions"
+timeout 1500 python -m pytest -q "$here/tests" -p no:cacheprovider "$@"
+echo "== python: tests, LLaMA-Factory and the oldest transformers"
+PATH=$home/llamafactory/bin:$PATH
+timeout 1500 python -m pytest -q "$here/tests" -p no:cacheprovider "$@"

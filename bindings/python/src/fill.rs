@@ -1,26 +1,27 @@
 //! `fill` and `casts` for Python: arguments checked and handed on.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use pyo3::{prelude::*, types::PyDict};
 use shardwright::{
     cast,
-    core::{DType, model::numel},
-    engine::{Checkpoint as Engine, IoOptions, ReadMethod},
+    core::{Assembly as Pieces, DType, Loop, Name, Piece},
+    engine::{
+        Checkpoint as Engine, IoOptions, ReadMethod,
+        load::{Destination, Item as Wanted, Part, fill as read},
+    },
 };
 
-use crate::{
-    checkpoint::Checkpoint,
-    errors,
-    transfer::{self, Loop, Piece, Region},
-    wait,
-};
+use crate::{checkpoint::Checkpoint, errors, wait};
+
+/// A loop of a strided box: size, source stride, target stride.
+type LoopOf = (u64, u64, u64);
 
 /// How a parameter is made: one whole tensor, or pieces (source, source offset, target offset, loops).
 #[derive(FromPyObject)]
 pub enum Assembly {
     Whole(String),
-    Pieces(Vec<(String, u64, u64, Vec<Loop>)>),
+    Pieces(Vec<(String, u64, u64, Vec<LoopOf>)>),
 }
 
 /// Name, shape, assembly, dtype to round through, ranges by dim, flat range, address, bytes, dtype.
@@ -36,39 +37,36 @@ pub fn casts(from: &str, to: &str) -> PyResult<bool> {
     Ok(cast::caster(dtype(from)?, dtype(to)?).is_some())
 }
 
-fn item(checkpoint: &Engine, item: Item) -> PyResult<transfer::Item> {
+fn item(checkpoint: &Engine, item: Item, seen: &mut HashMap<String, u64>) -> PyResult<Wanted> {
     let (name, shape, assembly, rounded, ranges, flat, address, bytes, to) = item;
     let refuse = |what: &str| errors::raise("PlanError", &format!("tensor '{name}': {what}"));
-    let tensors = &checkpoint.model().tensors;
+    let sources = checkpoint.sources();
     let find = |source: &str| {
-        let found = tensors.binary_search_by(|t| t.name.as_str().cmp(source));
-        found.map_err(|_| refuse(&format!("the checkpoint has no tensor '{source}'")))
+        let found = sources.binary_search_by(|t| t.name.as_str().cmp(source));
+        let index = found.map_err(|_| refuse(&format!("the checkpoint has no tensor '{source}'")))?;
+        u32::try_from(index).map_err(|_| refuse("the checkpoint has too many tensors"))
     };
-    let pieces = match assembly {
-        Assembly::Whole(source) => {
-            let source = find(&source)?;
-            // An empty tensor has no piece.
-            match numel(&tensors[source].shape) {
-                Some(0) => Vec::new(),
-                Some(1) => vec![Piece { source, from: 0, to: 0, loops: Vec::new() }],
-                Some(n) => vec![Piece { source, from: 0, to: 0, loops: vec![(n, 1, 1)] }],
-                None => return Err(refuse("its size overflows")),
-            }
+    let assembly = match assembly {
+        Assembly::Whole(source) => Pieces::Whole(find(&source)?),
+        Assembly::Pieces(pieces) => {
+            let piece = |(source, source_offset, target_offset, loops): (String, u64, u64, Vec<LoopOf>)| {
+                let kept = loops.into_iter().filter(|l| l.0 != 1);
+                let loops = kept.map(|(size, source_stride, target_stride)| Loop { size, source_stride, target_stride }).collect();
+                Ok(Piece { source: find(&source)?, source_offset, target_offset, loops })
+            };
+            Pieces::Pieces(pieces.into_iter().map(piece).collect::<PyResult<_>>()?)
         }
-        Assembly::Pieces(pieces) => pieces
-            .into_iter()
-            .map(|(source, from, to, mut loops)| {
-                loops.retain(|l| l.0 != 1);
-                Ok(Piece { source: find(&source)?, from, to, loops })
-            })
-            .collect::<PyResult<_>>()?,
     };
-    let region = match flat {
-        Some((first, end)) => Region::Flat(first..end),
-        None => Region::Box(ranges.into_iter().map(|(first, end)| first..end).collect()),
+    let part = match flat {
+        Some((first, end)) => Part::Flat(first..end),
+        None => Part::Box(ranges.into_iter().map(|(first, end)| first..end).collect()),
     };
     let rounded = rounded.as_deref().map(dtype).transpose()?;
-    Ok(transfer::Item { dtype: dtype(&to)?, name, shape, pieces, rounded, region, address, bytes })
+    let to = Destination { address, bytes, dtype: dtype(&to)? };
+    // Several parts of one tensor, as a distributed checkpoint's reader wants them, have names of their own.
+    let count = seen.entry(name.clone()).and_modify(|n| *n += 1).or_insert(1);
+    let unique = if *count == 1 { name } else { format!("{name} (part {count})") };
+    Ok(Wanted { name: Name::from(unique.as_str()), shape, assembly, rounded, part, to })
 }
 
 /// Fills each item's memory and returns what it took.
@@ -90,10 +88,11 @@ pub fn fill<'py>(
     let method = direct.then_some(ReadMethod::Direct);
     let io = IoOptions { threads, block_size, method, local_processes, ..IoOptions::default() };
     let opened = Arc::clone(&checkpoint.0);
-    let items = items.into_iter().map(|i| item(&opened, i)).collect::<PyResult<Vec<_>>>()?;
+    let mut seen = HashMap::with_capacity(items.len());
+    let items = items.into_iter().map(|i| item(&opened, i, &mut seen)).collect::<PyResult<Vec<_>>>()?;
     let stats = wait::run(py, progress.as_ref(), |cancel, progress| {
         // SAFETY: the Python side takes address and size from tensors that it holds and that nothing else uses before it returns.
-        unsafe { transfer::fill(&opened, &items, &io, progress, cancel) }
+        unsafe { read(&opened, &items, &io, Some(&|p| progress.note(p.read, p.total)), cancel) }
     })?;
     let out = PyDict::new(py);
     out.set_item("bytes_read", stats.bytes_read)?;

@@ -5,7 +5,6 @@ mod checkpoint;
 mod errors;
 mod files;
 mod fill;
-mod transfer;
 mod wait;
 
 use pyo3::prelude::*;

@@ -1,0 +1,29 @@
+"""Starts torchrun for the tests; a run that hangs is ended with all its processes."""
+
+import os
+import signal
+import subprocess
+import sys
+
+
+def torchrun(ranks, *arguments, cwd=None, env=None, timeout=600, ok=True):
+    """Runs a script, or `-m` a module, on that many ranks, on a port that is free, and returns what it printed."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--standalone", *map(str, arguments)]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired as late:
+        os.killpg(process.pid, signal.SIGKILL)
+        out, err = process.communicate()
+        raise AssertionError(f"no end after {timeout} s: {' '.join(command)}\n{out[-2000:]}\n{err[-4000:]}") from late
+    if ok:
+        assert process.returncode == 0, f"{' '.join(command)}\n{out[-2000:]}\n{err[-6000:]}"
+    return out + err
