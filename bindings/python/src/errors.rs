@@ -28,3 +28,18 @@ pub fn engine(error: EngineError) -> PyErr {
     };
     raise(class, &error.to_string())
 }
+
+/// The exception for the exit code of a command.
+pub fn exit(code: u8, text: &str) -> PyErr {
+    let class = match code {
+        2 | 3 => "ConfigError",
+        4 => "CheckpointError",
+        5 => "PlanError",
+        7 => "OutOfMemoryError",
+        8 => "MismatchError",
+        10 => "DeviceError",
+        130 => "CancelledError",
+        _ => "IoError",
+    };
+    raise(class, text)
+}

@@ -12,7 +12,7 @@ use shardwright::{
     },
 };
 
-use crate::{checkpoint::Checkpoint, errors, wait};
+use crate::{checkpoint::Checkpoint, errors, memory, wait};
 
 /// A loop of a strided box: size, source stride, target stride.
 type LoopOf = (u64, u64, u64);
@@ -90,8 +90,10 @@ pub fn fill<'py>(
     let opened = Arc::clone(&checkpoint.0);
     let mut seen = HashMap::with_capacity(items.len());
     let items = items.into_iter().map(|i| item(&opened, i, &mut seen)).collect::<PyResult<Vec<_>>>()?;
+    let items = memory::check(items)?;
     let stats = wait::run(py, progress.as_ref(), |cancel, progress| {
-        // SAFETY: the Python side takes address and size from tensors that it holds and that nothing else uses before it returns.
+        // SAFETY: `memory::check` saw that the memory is writable and that no two parts overlap; the Python side takes address and size
+        // from tensors that it holds and that nothing else uses before it returns.
         unsafe { read(&opened, &items, &io, Some(&|p| progress.note(p.read, p.total)), cancel) }
     })?;
     let out = PyDict::new(py);

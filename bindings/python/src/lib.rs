@@ -1,10 +1,13 @@
 //! The extension module `shardwright._native`: arguments in, the library's work, results out. What a model needs is decided in Python, which
 //! bytes are read and how in `shardwright_engine`.
 
+mod api;
 mod checkpoint;
+mod convert;
 mod errors;
 mod files;
 mod fill;
+mod memory;
 mod wait;
 
 use pyo3::prelude::*;
@@ -18,7 +21,9 @@ mod _native {
 
     #[pymodule_export]
     use super::{
+        api::{Plan, Resolution, Shards, Tensor, plan, resolve, world},
         checkpoint::Checkpoint,
+        convert::{convert, diff},
         files::{inspect, verify},
         fill::{casts, fill},
     };

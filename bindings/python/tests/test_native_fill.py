@@ -58,7 +58,9 @@ def test_any_region_of_any_moves_is_what_torch_has(checkpoint, seed):
     stats = run(checkpoint, y.shape, pieces(x), ranges, flat, out, block_size=4096)
     assert torch.equal(out[: want.numel()], want)
     assert bool((out[want.numel() :] == 0).all())
-    assert stats["bytes_read"] == stats["bytes_needed"] == want.numel() * 4
+    # Gaps of up to a page are read with what is around them.
+    assert stats["bytes_needed"] == want.numel() * 4 <= stats["bytes_read"]
+    assert want.numel() or not stats["bytes_read"]
 
 
 def test_values_are_rounded_on_their_way(tmp_path):
@@ -73,14 +75,14 @@ def test_values_are_rounded_on_their_way(tmp_path):
     ("assembly", "message"),
     [
         ("nothing", "no tensor 'nothing'"),
-        ([("a", 0, 0, [(10, 1, 1)])], "do not fill"),
-        ([("a", 0, 0, [(240, 1, 1)]), ("b", 0, 0, [(240, 1, 1)])], "beyond|do not fill|overlap"),
+        ([("a", 0, 0, [(10, 1, 1)])], "10 elements, expected 240"),
+        ([("a", 0, 0, [(240, 1, 1)]), ("b", 0, 0, [(240, 1, 1)])], "480 elements, expected 240"),
         ([("a", 0, 0, [(120, 1, 1)]), ("b", 0, 60, [(120, 1, 1)])], "overlap"),
-        ([("a", 1, 0, [(240, 1, 1)])], "beyond"),
-        ([("a", 0, 0, [(2, 120, 60), (120, 1, 1)])], "overlap"),
-        ([("a", 0, 0, [(240, 2**63, 1)])], "beyond"),
-        ([("a", 2**64 - 1, 2**64 - 1, [])], "beyond"),
-        ([("a", 0, 0, [(0, 1, 1)])], "beyond"),
+        ([("a", 1, 0, [(240, 1, 1)])], "reaches element 240"),
+        ([("a", 0, 0, [(2, 120, 60), (120, 1, 1)])], "twice"),
+        ([("a", 0, 0, [(240, 2**63, 1)])], "overflows"),
+        ([("a", 2**64 - 1, 2**64 - 1, [])], "reaches element"),
+        ([("a", 0, 0, [(0, 1, 1)])], "overflows"),
     ],
 )
 def test_pieces_that_do_not_tile_are_refused(checkpoint, assembly, message):
@@ -93,9 +95,9 @@ def test_memory_and_regions_are_checked(checkpoint):
     whole = [(0, 6), (0, 4), (0, 10)]
     with pytest.raises(shardwright.PlanError, match="too small"):
         run(checkpoint, (6, 4, 10), "a", whole, None, torch.empty(239))
-    with pytest.raises(shardwright.PlanError, match="region"):
+    with pytest.raises(shardwright.PlanError, match="does not lie inside|are asked for"):
         run(checkpoint, (6, 4, 10), "a", [(0, 7), (0, 4), (0, 10)], None, torch.empty(280))
-    with pytest.raises(shardwright.PlanError, match="region"):
+    with pytest.raises(shardwright.PlanError, match="does not lie inside|are asked for"):
         run(checkpoint, (6, 4, 10), "a", whole, (10, 5), torch.empty(240))
     with pytest.raises(shardwright.PlanError, match="cast"):
         run(checkpoint, (6, 4, 10), "a", whole, None, torch.empty(240, dtype=torch.int8))

@@ -3,9 +3,14 @@
 use std::path::Path;
 
 use shardwright_config::{IoSettings, Resolved};
-use shardwright_core::{Globs, diagnostic::Source, registry::Registry, text::shown};
+use shardwright_core::{
+    Globs,
+    diagnostic::{Diagnostic, Source},
+    registry::Registry,
+    text::shown,
+};
 use shardwright_engine::{
-    Checkpoint, IoOptions, ReadMethod, World, WorldFlags, architecture::ModelOptions, setup, world::set_process_world,
+    Checkpoint, EngineError, IoOptions, ReadMethod, World, WorldFlags, architecture::ModelOptions, setup, world::set_process_world,
 };
 
 use crate::{
@@ -27,32 +32,81 @@ pub struct Input {
     pub io: IoOptions,
 }
 
-/// Reads the config, says what is odd about it, and opens the checkpoint.
+/// Something that stops nothing.
+#[derive(Debug)]
+pub enum Note<'a> {
+    /// Findings of the config, with the texts that their places point into.
+    Findings(&'a [Diagnostic], &'a [Source]),
+    /// A sentence.
+    Warning(&'a str),
+}
+
+/// Why there is no input.
+#[derive(Debug)]
+pub enum Refused {
+    /// Findings of the config.
+    Findings(Vec<Diagnostic>, Vec<Source>),
+    /// Everything else.
+    Failure(Failure),
+}
+
+impl From<EngineError> for Refused {
+    fn from(error: EngineError) -> Self {
+        Self::Failure(error.into())
+    }
+}
+
+impl From<Refused> for Failure {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Findings(diagnostics, sources) => render::failure(&diagnostics, &sources),
+            Refused::Failure(failure) => failure,
+        }
+    }
+}
+
+/// Reads the config, prints what is odd about it, and opens the checkpoint.
 pub fn read(config: &Path, overrides: &[String], world: WorldArgs, io: &IoArgs) -> Result<Input, Failure> {
     let world = known_world(world)?;
     let registry = Registry::linked().map_err(|d| render::failure(&[d], &[]))?;
-    let setup = setup::resolve(config, overrides, &world, &registry)?;
+    let print = |note: Note<'_>| match note {
+        Note::Findings(diagnostics, sources) => render::warn(diagnostics, sources),
+        Note::Warning(text) => print_note(&format!("warning: {text}")),
+    };
+    Ok(gather(config, overrides, world, &registry, io, &print)?)
+}
+
+/// Reads the config and opens the checkpoint; what is odd goes to `note`.
+pub fn gather(
+    config: &Path,
+    overrides: &[String],
+    world: World,
+    registry: &Registry,
+    io: &IoArgs,
+    note: &dyn Fn(Note<'_>),
+) -> Result<Input, Refused> {
+    let setup = setup::resolve(config, overrides, &world, registry)?;
     let outcome = setup.outcome;
-    let Some(resolved) = outcome.resolved else { return Err(render::failure(&outcome.diagnostics, &outcome.sources)) };
-    render::warn(&outcome.diagnostics, &outcome.sources);
+    let Some(resolved) = outcome.resolved else { return Err(Refused::Findings(outcome.diagnostics, outcome.sources)) };
+    note(Note::Findings(&outcome.diagnostics, &outcome.sources));
     let checkpoint = setup.model?.checkpoint()?;
     for warning in checkpoint.warnings() {
-        print_note(&format!("warning: {}", shown(warning)));
+        note(Note::Warning(&shown(warning)));
     }
     let class = resolved.document.get("/training/model_class").and_then(|v| v.as_str()).unwrap_or("llm").to_owned();
     let none = Globs::default();
     let options = ModelOptions { class: &class, exclude: &none, tied_in_each_unit: resolved.strategy.ties_per_unit() };
     let found = checkpoint.find_model(&options)?;
     for warning in &found.warnings {
-        print_note(&format!("warning: {}", shown(warning)));
+        note(Note::Warning(&shown(warning)));
     }
     let checkpoint = checkpoint.with_model(found)?;
     for odd in resolved.lint(checkpoint.model()) {
-        print_note(&format!("warning: {odd}"));
+        note(Note::Warning(&odd.to_string()));
     }
     let undecided = resolved.undecided();
     if !undecided.is_empty() {
-        return Err(render::failure(&undecided, &outcome.sources));
+        return Err(Refused::Findings(undecided, outcome.sources));
     }
     let io = io_options(io, &resolved.io, &world);
     Ok(Input { resolved, sources: outcome.sources, checkpoint, world, io })

@@ -6,6 +6,7 @@ mod convert;
 mod counted;
 mod device;
 mod exit;
+mod host;
 mod input;
 mod inspect;
 mod load;
@@ -21,6 +22,9 @@ mod summary;
 mod table;
 mod verify;
 mod yaml;
+
+#[doc(hidden)]
+pub use host::{Prepared, Stopped, prepare, resolve as resolve_config};
 
 use std::{ffi::OsString, io::Write, process::ExitCode};
 

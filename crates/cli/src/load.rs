@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, atomic::AtomicBool};
 
-use shardwright_core::{PlanInput, ShardPlan, plan_checked};
+use shardwright_core::{PlanInput, ShardPlan, diagnostic::Diagnostic, plan_checked};
 use shardwright_engine::{
     device::{DeviceOptions, Devices},
     load::{CancelToken, Loader, RankStats, all_ranks},
@@ -91,14 +91,21 @@ fn next_step(args: &LoadArgs, saved: bool) -> String {
 
 /// The proven plan. Nothing of the shards' size is allocated before this holds.
 fn plan(input: &Input) -> Result<ShardPlan, Failure> {
+    let (plan, odd) = plan_of(input)?;
+    render::warn(&odd, &input.sources);
+    Ok(plan)
+}
+
+/// The proven plan, and what is odd about its precision.
+pub fn plan_of(input: &Input) -> Result<(ShardPlan, Vec<Diagnostic>), Failure> {
     let resolved = &input.resolved;
     let mut wanted = PlanInput::new(input.checkpoint.model(), &resolved.mesh, resolved.precision.as_ref());
     wanted.buffers = &resolved.buffers;
     wanted.units = &resolved.units;
     wanted.trainable = &resolved.trainable;
     let plan = plan_checked(resolved.strategy.as_ref(), &wanted)?;
-    render::warn(&resolved.precision.lint(&wanted), &input.sources);
-    Ok(plan)
+    let odd = resolved.precision.lint(&wanted);
+    Ok((plan, odd))
 }
 
 /// The ranks of this process: the one that it is, or all.

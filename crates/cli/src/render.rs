@@ -14,6 +14,11 @@ pub fn failure(diagnostics: &[Diagnostic], sources: &[Source]) -> Failure {
     Failure { exit: Exit::Config, text: all(diagnostics, sources, Paint::for_stderr()) }
 }
 
+/// The findings as plain text.
+pub fn plain(diagnostics: &[Diagnostic], sources: &[Source]) -> String {
+    all(diagnostics, sources, Paint::Plain)
+}
+
 /// Says findings that stop nothing.
 pub fn warn(diagnostics: &[Diagnostic], sources: &[Source]) {
     if !diagnostics.is_empty() {

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from . import _native
 from ._errors import MismatchError
+from ._progress import Bar
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def verify(
     directory: str | os.PathLike[str],
     against: str | os.PathLike[str] | _native.Checkpoint | None = None,
     *,
-    progress: Callable[[int, int], object] | None = None,
+    progress: bool | Callable[[int, int], object] = False,
 ) -> Verified:
     """Checks what `shardwright load --save` wrote: files against the manifest, and with `against` each element against the source.
 
@@ -91,5 +92,9 @@ def verify(
         CheckpointError: the directory is not one of shards, or the source is malformed.
     """
     source = _opened(against) if against is not None else None
-    found = json.loads(_native.verify(Path(directory), source, progress=progress))
+    bar = Bar(progress)
+    try:
+        found = json.loads(_native.verify(Path(directory), source, progress=bar.report))
+    finally:
+        bar.close()
     return Verified(**{**found, "problems": tuple(found["problems"]), "strangers": tuple(found["strangers"])})

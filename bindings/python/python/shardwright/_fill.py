@@ -16,6 +16,7 @@ import torch
 from . import _native
 from ._errors import ConfigError, PlanError, UnsupportedError
 from ._model import Part, Slot, check_writable, initialise, materialise, part, reshard, slots
+from ._progress import Bar as _Bar
 from ._trace import Recipe, Traced, trace
 
 logger = logging.getLogger("shardwright")
@@ -443,32 +444,3 @@ def _check_kind(slot: Slot, kind: str, dtype: torch.dtype) -> None:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-class _Bar:
-    """Progress: a tqdm bar, a callable, or nothing."""
-
-    def __init__(self, wanted: bool | Callable[[int, int], None]) -> None:
-        self.bar: Any = None
-        self.call = wanted if callable(wanted) else None
-        self.done = 0
-        if wanted is True:
-            try:
-                from tqdm.auto import tqdm
-            except ImportError:
-                logger.info("progress: tqdm is not installed")
-            else:
-                self.bar = tqdm(unit="B", unit_scale=True, desc="shardwright")
-        self.report = self.update if self.bar is not None or self.call is not None else None
-
-    def update(self, done: int, total: int) -> None:
-        if self.call is not None:
-            self.call(done, total)
-        if self.bar is not None:
-            self.bar.total = total
-            self.bar.update(done - self.done)
-            self.done = done
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()

@@ -268,6 +268,8 @@ def check_writable(slot: Slot, local: torch.Tensor) -> None:
         last = local.storage_offset() + sum((n - 1) * s for n, s in zip(local.shape, local.stride(), strict=True)) + 1
         if storage.nbytes() < last * local.element_size():
             raise ConfigError(f"tensor '{slot.name}': its memory was freed: expected {needed} bytes, found {storage.nbytes()}")
+    if any(n > 1 and s == 0 for n, s in zip(local.shape, local.stride(), strict=True)) if local.layout is torch.strided else False:
+        raise ConfigError(f"tensor '{slot.name}': several of its elements share memory, as after expand(); give it memory of its own")
     if local.layout is not torch.strided:
         raise UnsupportedError(f"tensor '{slot.name}': layout {local.layout}; only strided tensors are filled")
 

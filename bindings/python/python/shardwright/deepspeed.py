@@ -13,8 +13,9 @@ import torch
 
 from . import _native
 from ._errors import ConfigError, PlanError, UnsupportedError
-from ._fill import LoadReport, Options, _Bar, _item, _native_fill, fill, open_checkpoint, options_of, resolve
+from ._fill import LoadReport, Options, _item, _native_fill, fill, open_checkpoint, options_of, resolve
 from ._model import Part, Slot, part, slots
+from ._progress import Bar as _Bar
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 

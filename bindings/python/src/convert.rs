@@ -1,0 +1,129 @@
+//! `convert` and `diff` for Python.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
+    time::Instant,
+};
+
+use pyo3::prelude::*;
+use serde_json::json;
+use shardwright::{
+    core::DType,
+    engine::{
+        Checkpoint, EngineError, HubEnv,
+        convert::{Contents, Conversion, ConvertOptions, Data, Difference, Target, check_free, diff as compare},
+    },
+};
+
+use crate::{errors, wait};
+
+fn open(path: &Path, ties: &[(String, String)]) -> Result<Contents, EngineError> {
+    let mut contents = match path.exists() {
+        true => Contents::open(path)?,
+        false => Contents::open(Checkpoint::find(&path.to_string_lossy(), &[] as &[PathBuf], &HubEnv::from_process())?.dir())?,
+    };
+    for (alias, name) in ties {
+        contents.tie(alias, name)?;
+    }
+    Ok(contents)
+}
+
+fn bytes(contents: &Contents) -> u64 {
+    let states = contents.optimizer.iter().flat_map(|o| &o.states).flat_map(|s| &s.tensors).map(|(_, data)| data);
+    contents.tensors.iter().map(|t| &t.data).chain(states).map(Data::bytes).fold(0, u64::saturating_add)
+}
+
+/// Converts a checkpoint of any format to another.
+#[pyfunction]
+#[pyo3(signature = (source, target, to, *, ranks = 1, dtype = None, params_only = false, max_file_size = None, sub_group_size = None,
+    config = None, ties = Vec::new(), dry_run = false, progress = None))]
+#[expect(clippy::too_many_arguments, reason = "keyword arguments of Python")]
+pub fn convert(
+    py: Python<'_>,
+    source: PathBuf,
+    target: PathBuf,
+    to: &str,
+    ranks: u32,
+    dtype: Option<&str>,
+    params_only: bool,
+    max_file_size: Option<u64>,
+    sub_group_size: Option<u64>,
+    config: Option<PathBuf>,
+    ties: Vec<(String, String)>,
+    dry_run: bool,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<String> {
+    let wrong = |what: String| errors::raise("ConfigError", &what);
+    let to = match to {
+        "hf" => Target::Hf,
+        "hf-sharded" => Target::HfSharded,
+        "dcp" => Target::Dcp,
+        "zero3" => Target::Zero3,
+        "zero3-universal" => Target::Universal,
+        other => return Err(wrong(format!("to={other:?}: expected one of hf, hf-sharded, dcp, zero3, zero3-universal"))),
+    };
+    let mut options = ConvertOptions::new(to);
+    options.ranks = ranks;
+    options.params_only = params_only;
+    options.config = config;
+    options.max_file_size = max_file_size.unwrap_or(options.max_file_size);
+    options.sub_group_size = sub_group_size.unwrap_or(options.sub_group_size);
+    options.dtype = match dtype {
+        Some(name) => Some(DType::from_spelling(name).ok_or_else(|| wrong(format!("dtype={name:?}: expected a dtype such as bfloat16")))?),
+        None => None,
+    };
+    let done = wait::run(py, progress.as_ref(), |cancel, progress| {
+        if !dry_run {
+            check_free(&target)?;
+        }
+        let contents = open(&source, &ties)?;
+        let plan = Conversion::plan(&contents, &options)?;
+        let files: Vec<_> = plan.files().map(|(name, bytes)| json!({"name": name, "bytes": bytes})).collect();
+        let (lost, total, size) = (plan.lost().to_vec(), plan.source_bytes(), plan.bytes());
+        let (started, done) = (Instant::now(), AtomicU64::new(0));
+        if !dry_run {
+            let watch = |n| progress.note(done.fetch_add(n, Ordering::Relaxed) + n, total);
+            plan.run(&target, &watch, cancel)?;
+        }
+        let seconds = started.elapsed().as_secs_f64();
+        let format = contents.format.to_string();
+        Ok(
+            json!({"format": format, "files": files, "bytes": size, "source_bytes": total, "lost": lost, "notes": contents.notes, "seconds": seconds}),
+        )
+    })?;
+    Ok(done.to_string())
+}
+
+/// How two checkpoints of any formats differ.
+#[pyfunction]
+#[pyo3(signature = (first, second, *, common = false, ties = Vec::new(), progress = None))]
+pub fn diff(
+    py: Python<'_>,
+    first: PathBuf,
+    second: PathBuf,
+    common: bool,
+    ties: Vec<(String, String)>,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<String> {
+    let done = wait::run(py, progress.as_ref(), |cancel, progress| {
+        let (a, b) = (open(&first, &ties)?, open(&second, &ties)?);
+        let (total, done) = (bytes(&a).saturating_add(bytes(&b)), AtomicU64::new(0));
+        let found = compare(&a, &b, common, &|n| progress.note(done.fetch_add(n, Ordering::Relaxed) + n, total), cancel)?;
+        let different = found.different.iter().map(|(name, difference)| {
+            let what = match difference {
+                Difference::OnlyFirst => "only in the first".to_owned(),
+                Difference::OnlySecond => "only in the second".to_owned(),
+                Difference::Shape(a, b) => format!("shape {a:?} and {b:?}"),
+                Difference::Elements { count, first, most } => {
+                    format!("{count} elements differ, from element {first} on, by {most:e} at most")
+                }
+                _ => "differs".to_owned(),
+            };
+            (name.clone(), what.into())
+        });
+        let different: serde_json::Map<String, serde_json::Value> = different.collect();
+        Ok(json!({"equal": found.equal, "cast": found.cast, "elements": found.elements, "different": different, "notes": found.notes}))
+    })?;
+    Ok(done.to_string())
+}

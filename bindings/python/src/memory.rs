@@ -1,0 +1,67 @@
+//! What can be known of memory that a caller names by its address: that it is mapped and writable, and that no two parts share any of it.
+
+use pyo3::prelude::*;
+use shardwright::engine::load::Item;
+
+use crate::errors;
+
+/// A stretch of addresses that may be written.
+type Stretch = std::ops::Range<usize>;
+
+/// The process's writable mappings, neighbours joined; `None` where the kernel does not list them.
+fn writable() -> Option<Vec<Stretch>> {
+    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
+    let mut found: Vec<Stretch> = Vec::new();
+    for line in maps.lines() {
+        let (range, rest) = line.split_once(' ')?;
+        let (start, end) = range.split_once('-')?;
+        let (start, end) = (usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?);
+        if rest.as_bytes().get(1) != Some(&b'w') {
+            continue;
+        }
+        match found.last_mut() {
+            Some(last) if last.end == start => last.end = end,
+            _ => found.push(start..end),
+        }
+    }
+    Some(found)
+}
+
+/// Refuses memory that a fill would not survive. Parts that are the same in every respect are kept once.
+pub fn check(items: Vec<Item>) -> PyResult<Vec<Item>> {
+    let size = |item: &Item| usize::try_from(item.to.bytes).unwrap_or(usize::MAX);
+    let mut order: Vec<usize> = (0..items.len()).filter(|&i| items[i].to.bytes > 0).collect();
+    order.sort_by_key(|&i| (items[i].to.address, items[i].to.bytes));
+    let maps = writable();
+    for &i in &order {
+        let item = &items[i];
+        let (start, end) = (item.to.address, item.to.address.saturating_add(size(item)));
+        let inside = maps.as_ref().is_none_or(|maps| {
+            let at = maps.partition_point(|m| m.end <= start);
+            maps.get(at).is_some_and(|m| m.start <= start && end <= m.end)
+        });
+        if start != 0 && !inside {
+            let what = "its memory cannot be written: it is read-only, or was freed";
+            return Err(errors::raise("ConfigError", &format!("tensor '{}': {what}", item.name)));
+        }
+    }
+    let mut dropped = vec![false; items.len()];
+    let mut last: Option<usize> = None;
+    for &i in &order {
+        if let Some(before) = last {
+            let (a, b) = (&items[before], &items[i]);
+            if b.to.address < a.to.address.saturating_add(size(a)) && b.to.address != 0 {
+                let to = |item: &Item| (item.to.address, item.to.bytes, item.to.dtype);
+                if to(a) != to(b) || a.assembly != b.assembly || a.part != b.part || a.shape != b.shape || a.rounded != b.rounded {
+                    let what = format!("tensors '{}' and '{}' share memory, and are not the same values", a.name, b.name);
+                    return Err(errors::raise("ConfigError", &what));
+                }
+                dropped[i] = true;
+                continue;
+            }
+        }
+        last = Some(i);
+    }
+    let mut dropped = dropped.into_iter();
+    Ok(items.into_iter().filter(|_| !dropped.next().unwrap_or(false)).collect())
+}
