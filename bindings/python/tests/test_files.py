@@ -108,7 +108,7 @@ def test_float8_and_bfloat16_cross_by_dlpack_and_as_bytes(tmp_path):
         "d": torch.tensor([True, False, True]),
     }
     save_file(tensors, tmp_path / "model.safetensors")
-    (tmp_path / "train.yaml").write_text(f"model: {tmp_path}\ndist_config: {{name: ddp}}\nshardwright: {{buffers: ['*']}}\n")
+    (tmp_path / "train.yaml").write_text(f"model: {tmp_path}\ndist_config: {{name: replicate}}\nshardwright: {{buffers: ['*']}}\n")
     shards = shardwright.load(tmp_path / "train.yaml")[0]
     for name, want in tensors.items():
         got = torch.from_dlpack(shards[name])
@@ -148,7 +148,7 @@ def test_warnings_go_to_logging(home, caplog):
 def large(tmp_path_factory):
     """A checkpoint whose load takes a while on one thread."""
     path = tmp_path_factory.mktemp("large")
-    save_file({f"w{i}": torch.zeros(1 << 24, dtype=torch.bfloat16) for i in range(16)}, path / "model.safetensors")
+    save_file({f"w{i}": torch.zeros(1 << 24, dtype=torch.bfloat16) for i in range(8)}, path / "model.safetensors")
     (path / "train.yaml").write_text(f"model: {path}\ndist_config: {{name: fsdp2}}\n")
     return path
 
