@@ -121,7 +121,7 @@ def test_sparse_parameters(saved):
 
 
 def test_files_that_change_or_vanish_after_opening(saved):
-    model, path = saved
+    _, path = saved
     checkpoint = _native.Checkpoint.open(path)
     (path / "model.safetensors").write_bytes(b"x")
     with pytest.raises(shardwright.ShardwrightError, match=r"model\.safetensors"):

@@ -78,9 +78,7 @@ def test_plan_has_every_tensor_on_every_rank(home):
 def test_loaded_shards_are_shared_not_copied(home, to):
     path, tensors = home
     seen = []
-    loaded = shardwright.load(
-        path / "train.yaml", {"bf16": to == "bfloat16"}, world_size=3, progress=lambda done, total: seen.append((done, total))
-    )
+    loaded = shardwright.load(path / "train.yaml", {"bf16": to == "bfloat16"}, world_size=3, progress=lambda done, total: seen.append((done, total)))
     assert len(loaded) == 3 and loaded.bytes_read == sum(t.nbytes for t in tensors.values()) and seen[-1][0] == seen[-1][1]
     parts = [shards["model.embed.weight"] for shards in loaded]
     whole = torch.cat([part.torch() for part in parts])
