@@ -210,8 +210,126 @@ fn the_largest_worlds_are_planned_at_once() {
         assert_eq!(made.worlds[0].ranks.iter().map(|g| g.count).sum::<u32>(), 1024);
         assert_eq!(made.model.parameters / 1_000_000_000, 70);
         assert_eq!(made.worlds[0].fits, Some(true));
-        let most = if cfg!(debug_assertions) { 20 } else { 1 };
+        let most = if cfg!(debug_assertions) { 60 } else { 1 };
         eprintln!("{} in {took:?}", config.display());
+        let page = text(&plan(&[config.to_str().unwrap(), "--world-size", "1024", "--compare", "--format", "html"]));
+        assert!(page.len() < 2_000_000, "{} bytes", page.len());
         assert!(took < Duration::from_secs(most), "{took:?}");
     }
+}
+
+/// What a reader does with the page: looks at the numbers, moves the slider, walks over the map by keyboard, asks for dark. Its answers go
+/// into the page itself, from where the browser prints them.
+const READER: &str = r##"<script>
+"use strict";
+const key = (name) => document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key: name, bubbles: true, cancelable: true }));
+const all = (selector) => [...document.querySelectorAll(selector)];
+const numbers = () => all("main [data-bytes]").map((e) => [Number(e.dataset.bytes), e.textContent]);
+const read = { title: document.title, numbers: numbers(), sizes: [], unnamed: 0, outside: 0 };
+const slider = document.getElementById("size");
+for (let i = 0; slider && i <= slider.max; i += 1) {
+  slider.value = i;
+  slider.dispatchEvent(new Event("input"));
+  read.sizes.push([Number(document.querySelector("output").textContent), Number(document.querySelector("p strong[data-bytes]").dataset.bytes)]);
+}
+read.background = getComputedStyle(document.body).backgroundColor;
+document.getElementById("theme").click();
+read.changed = getComputedStyle(document.body).backgroundColor;
+const cell = document.querySelector('[role=gridcell][tabindex="0"]');
+cell.focus();
+read.first = document.activeElement.getAttribute("aria-label");
+key("ArrowDown");
+read.second = document.activeElement.getAttribute("aria-label");
+read.reachable = all('[role=gridcell][tabindex="0"]').length;
+read.detail = document.querySelector("[aria-live]").textContent;
+read.unnamed = all("[role=img], [role=gridcell], [role=grid], [role=region]").filter((e) => !e.getAttribute("aria-label")).length
+  + all("input, select").filter((e) => !e.labels.length).length + all("table").filter((t) => !t.caption && !t.closest("[aria-live]")).length;
+read.outside = performance.getEntriesByType("resource").length;
+document.body.dataset.read = JSON.stringify(read);
+</script></body>"##;
+
+/// Chromium's answer to a page with the reader in it; `None` where there is no Chromium.
+fn browse(test: &str, page: &Path) -> Option<Value> {
+    let programs = ["chromium", "chromium-browser", "google-chrome"];
+    let program = programs.into_iter().find(|p| std::process::Command::new(p).arg("--version").output().is_ok_and(|o| o.status.success()));
+    let Some(program) = program else {
+        eprintln!("skipped: {test}: no chromium, which `apt-get install chromium` brings");
+        return None;
+    };
+    let with = fs::read_to_string(page).unwrap().replace("</body>", READER);
+    let read = page.with_extension("read.html");
+    fs::write(&read, with).unwrap();
+    let profile = tempfile::tempdir().unwrap();
+    let output = std::process::Command::new(program)
+        .args(["--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", "--window-size=1200,900"])
+        .arg(format!("--user-data-dir={}", profile.path().display()))
+        .arg(format!("file://{}", read.canonicalize().unwrap().display()))
+        .output()
+        .unwrap();
+    let dom = String::from_utf8_lossy(&output.stdout).into_owned();
+    let answer = dom.split("data-read=\"").nth(1).unwrap_or_else(|| panic!("the page's script failed: {}", stderr(&output)));
+    let answer = answer.split('"').next().unwrap().replace("&quot;", "\"").replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&");
+    Some(serde_json::from_str(&answer).unwrap())
+}
+
+/// Table, JSON and page say the same numbers.
+#[test]
+fn the_page_shows_the_numbers_of_json_and_table() {
+    let dir = tempfile::tempdir().unwrap();
+    let page = dir.path().join("plan.html");
+    let args = ["examples/fsdp2.yaml", "global_batch_size=null", "--world-size", "4", "--device-memory", "2GiB", "--compare"];
+    text(&plan(&[&args[..], &["--format", "html", "--out", page.to_str().unwrap()]].concat()));
+    let made = prediction(&args);
+    let html = fs::read_to_string(&page).unwrap();
+    let inside = html.split(r#"id="data">"#).nth(1).unwrap().split("</script>").next().unwrap();
+    let inside: Value = serde_json::from_str(inside).unwrap();
+    assert_eq!(serde_json::from_value::<Prediction>(inside["plan"].clone()).unwrap(), made, "the page's data is the JSON");
+    let again = plan(&[&args[..], &["--format", "html", "--out", page.to_str().unwrap()]].concat());
+    assert!(again.status.success(), "a page of ours may be written over: {}", stderr(&again));
+    fs::write(dir.path().join("mine.html"), "<p>mine").unwrap();
+    let mine = plan(&[&args[..], &["--format", "html", "--out", dir.path().join("mine.html").to_str().unwrap()]].concat());
+    assert_eq!(mine.status.code(), Some(6), "another's page is left alone");
+
+    let table = text(&plan(&args));
+    let first = &made.worlds[0];
+    let Some(read) = browse("the_page_shows_the_numbers_of_json_and_table", &page) else { return };
+    let numbers: Vec<(u64, &str)> =
+        read["numbers"].as_array().unwrap().iter().map(|n| (n[0].as_u64().unwrap(), n[1].as_str().unwrap())).collect();
+    let shown = |bytes: u64| numbers.iter().find(|(n, _)| *n == bytes).unwrap_or_else(|| panic!("{bytes} is not on the page")).1;
+    for row in first.ranks.iter().flat_map(|g| &g.phases) {
+        assert!(table.contains(shown(row.device)), "{} of the page is not in the table", shown(row.device));
+        shown(row.host);
+    }
+    for world in &made.worlds {
+        for n in [world.peak.device, world.traffic.gather, world.traffic.reduce] {
+            assert!(table.contains(shown(n)), "{} of the page is not in the table", shown(n));
+        }
+    }
+    let mut sizes: Vec<(u32, u64)> =
+        made.worlds.iter().filter(|w| w.strategy == first.strategy).map(|w| (w.world_size, w.peak.device)).collect();
+    sizes.sort_unstable();
+    assert_eq!(read["sizes"], json!(sizes), "the slider goes over all worlds");
+    assert_ne!(read["background"], read["changed"], "light and dark");
+    assert_ne!(read["first"], read["second"], "arrow keys move");
+    assert_eq!((&read["reachable"], &read["unnamed"], &read["outside"]), (&json!(1), &json!(0), &json!(0)), "{read}");
+    let detail = read["detail"].as_str().unwrap();
+    for part in ["model.layers.0.", "float32, computed in bfloat16", "strategy.name = fsdp2", "examples/fsdp2.yaml:11"] {
+        assert!(detail.contains(part), "no '{part}' in {detail}");
+    }
+}
+
+#[test]
+fn the_report_of_a_load_is_a_page_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let page = dir.path().join("load.html");
+    let args = ["load", "examples/zero3.yaml", "--world-size", "3", "--format", "json", "--report", page.to_str().unwrap()];
+    let report = support::json(&shardwright().current_dir(root()).args(args).output().unwrap());
+    let Some(read) = browse("the_report_of_a_load_is_a_page_too", &page) else { return };
+    assert_eq!(read["title"], "Load report");
+    for rank in report["ranks"].as_array().unwrap() {
+        let read = read["numbers"].as_array().unwrap();
+        assert!(read.iter().any(|n| n[0] == rank["bytes_read"]), "{}", rank["bytes_read"]);
+    }
+    assert!(read["detail"].as_str().unwrap().contains("model.layers.0."), "{read}");
+    assert_eq!((&read["unnamed"], &read["outside"]), (&json!(0), &json!(0)), "{read}");
 }

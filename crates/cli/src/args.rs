@@ -73,7 +73,7 @@ pub struct LoadArgs {
     /// Give each tensor's SHA-256 over its valid bytes in row-major order.
     #[arg(long)]
     pub digest: bool,
-    /// Write the report to FILE as JSON.
+    /// Write the report to FILE as JSON, or as a page to look at where FILE ends in .html.
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
     /// Write the shards to DIR, as safetensors files with a manifest. Memory stays below 64 MiB, whatever the model's size.

@@ -1,6 +1,9 @@
 //! `shardwright load`: config, checkpoint, plan, proof, load, report. The order in which things happen; what they mean is elsewhere.
 
-use std::sync::{Arc, Mutex, atomic::AtomicBool};
+use std::{
+    path::Path,
+    sync::{Arc, Mutex, atomic::AtomicBool},
+};
 
 use shardwright_core::{PlanInput, ShardPlan, diagnostic::Diagnostic, plan_checked};
 use shardwright_engine::{
@@ -16,6 +19,7 @@ use crate::{
     exit::{Exit, Failure},
     input::{self, Input},
     output::{Written, check_writable, print, print_next, print_note, write_whole},
+    page::{self, Page},
     progress::Progress,
     render,
     save::Target,
@@ -34,7 +38,7 @@ pub fn run(args: &LoadArgs) -> Result<Exit, Failure> {
     let cancel = cancel_on_signal()?;
     let target = args.save.as_deref().map(|dir| Target::new(dir, args.overwrite, &plan, &input.checkpoint, &ranks)).transpose()?;
     // What can be known now should not be found out after an hour of loading.
-    args.report.as_deref().map(|file| check_writable(file, Written::Report)).transpose()?;
+    args.report.as_deref().map(|file| check_writable(file, written(file))).transpose()?;
     let devices = device::of(args.device, &input, &ranks)?;
     match (target, devices) {
         (Some(target), None) => {
@@ -142,16 +146,24 @@ fn load<'p>(
     Ok(loaded?)
 }
 
+/// A report is JSON, or a page where its name says so.
+fn written(report: &Path) -> Written {
+    if report.extension().is_some_and(|e| e.eq_ignore_ascii_case("html")) { Written::Page } else { Written::Report }
+}
+
 /// Writes the report, where one is asked for.
 fn report<'a>(args: &LoadArgs, make: impl FnOnce() -> Report<'a>) -> Result<(), Failure> {
     if args.report.is_none() && args.format == Format::Table {
         return Ok(());
     }
+    let report = &make();
     let mut json =
-        serde_json::to_string_pretty(&make()).map_err(|e| Failure::new(Exit::Io, format_args!("cannot render the report: {e}")))?;
+        serde_json::to_string_pretty(report).map_err(|e| Failure::new(Exit::Io, format_args!("cannot render the report: {e}")))?;
     json.push('\n');
-    if let Some(file) = &args.report {
-        write_whole(file, &json, Written::Report)?;
+    match &args.report {
+        Some(file) if matches!(written(file), Written::Page) => write_whole(file, &page::render(Page::Load { report })?, Written::Page)?,
+        Some(file) => write_whole(file, &json, Written::Report)?,
+        None => {}
     }
     if args.format == Format::Json { print(&json) } else { Ok(()) }
 }

@@ -166,7 +166,7 @@ fn kinds(plan: &ShardPlan, settings: &Settings) -> Vec<Ranks> {
     let special = settings.saves_whole || settings.init == crate::Init::Rank0;
     // What a rank holds depends on its coordinates alone.
     let mut of_place: BTreeMap<(bool, Vec<u32>), usize> = BTreeMap::new();
-    let mut of_contents: BTreeMap<(bool, u64, u64, Vec<u64>), usize> = BTreeMap::new();
+    let mut of_parts: HashMap<(bool, Vec<(u64, u64)>), usize> = HashMap::new();
     let mut kinds: Vec<Ranks> = Vec::new();
     let alike = Alike::new(plan);
     for rank in 0..plan.mesh.world_size() {
@@ -174,11 +174,11 @@ fn kinds(plan: &ShardPlan, settings: &Settings) -> Vec<Ranks> {
         let place = (first, axes.iter().map(|a| a.coordinate(rank)).collect());
         let at = *of_place.entry(place).or_insert_with(|| {
             let local = alike.on(rank);
-            let held = |t: usize| sizes::bytes(plan.tensors[t].precision.storage, local.valid(t));
-            let units: Vec<u64> = plan.units.iter().map(|u| u.tensors.iter().map(|&t| held(t)).fold(0, u64::saturating_add)).collect();
-            let mut fixed = Fixed::new(plan, settings, &local, rank);
-            fixed.is_rank0 = first;
-            *of_contents.entry((first, fixed.parameters, fixed.optimizer_states, units.clone())).or_insert_with(|| {
+            *of_parts.entry((first, local.elements.clone())).or_insert_with(|| {
+                let held = |t: usize| sizes::bytes(plan.tensors[t].precision.storage, local.valid(t));
+                let units = plan.units.iter().map(|u| u.tensors.iter().map(|&t| held(t)).fold(0, u64::saturating_add)).collect();
+                let mut fixed = Fixed::new(plan, settings, &local, rank);
+                fixed.is_rank0 = first;
                 kinds.push(Ranks { ranks: Vec::new(), fixed, units });
                 kinds.len() - 1
             })

@@ -4,7 +4,11 @@
 mod compare;
 mod table;
 
-use std::path::{Path, PathBuf};
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use serde_json::Value as Json;
 use shardwright_config::{Resolved, output::origin_in_short};
@@ -24,6 +28,7 @@ use crate::{
     args::{PlanArgs, PlanFormat},
     exit::{Exit, Failure},
     output::{Written, check_writable, print, print_next, print_note, write_whole},
+    page::{self, Page},
     render,
 };
 
@@ -45,7 +50,7 @@ pub fn run(args: &PlanArgs) -> Result<Exit, Failure> {
             predictions.iter().map(|(config, p)| table::render(config, p, configs.len() > 1)).collect::<Vec<_>>().join("\n")
         }
         PlanFormat::Json => json(&predictions)?,
-        PlanFormat::Html => return Err(Failure::new(Exit::Usage, "--format html is not built in")),
+        PlanFormat::Html => page::render(Page::Plan { plan: &predictions[0].1 })?,
     };
     match &args.out {
         Some(file) => write_whole(file, &text, written)?,
@@ -72,7 +77,7 @@ fn arguments(args: &PlanArgs) -> Result<(Vec<PathBuf>, Vec<String>), Failure> {
 fn json(predictions: &[(String, Prediction)]) -> Result<String, Failure> {
     let text = match predictions {
         [(_, one)] => serde_json::to_string_pretty(one),
-        all => serde_json::to_string_pretty(&all.iter().map(|(config, p)| (config, p)).collect::<std::collections::BTreeMap<_, _>>()),
+        all => serde_json::to_string_pretty(&all.iter().map(|(config, p)| (config, p)).collect::<BTreeMap<_, _>>()),
     };
     text.map(|t| t + "\n").map_err(|e| Failure::new(Exit::Io, format_args!("cannot render JSON: {e}")))
 }
@@ -86,6 +91,8 @@ struct Case<'a> {
     checkpoint: Checkpoint,
     /// `config.json`; null where there is none.
     model_config: Json,
+    /// The model as its class has it, by whether a tied weight is a parameter of each unit.
+    models: RefCell<BTreeMap<bool, ModelMeta>>,
 }
 
 /// A plan with what its memory depends on.
@@ -107,7 +114,7 @@ fn one(args: &PlanArgs, config: &Path, overrides: &[String], registry: &Registry
     }
     let checkpoint = model?.checkpoint()?;
     let model_config = checkpoint.config_text().and_then(|text| serde_json::from_str(text).ok()).unwrap_or(Json::Null);
-    let case = Case { args, config, overrides, registry, checkpoint, model_config };
+    let case = Case { args, config, overrides, registry, checkpoint, model_config, models: RefCell::default() };
     let planned = case.plan(resolved, true)?;
     let budget = Budget { device: args.device_memory.map(|s| s.0), host: args.host_memory.map(|s| s.0) };
     let mut first = case.predict(&planned, &budget);
@@ -124,16 +131,9 @@ fn one(args: &PlanArgs, config: &Path, overrides: &[String], registry: &Registry
 impl Case<'_> {
     /// The proven plan, adapters included. Warnings are printed where `speak`.
     fn plan(&self, resolved: &Resolved, speak: bool) -> Result<Planned, Failure> {
-        let class = resolved.document.get("/training/model_class").and_then(Json::as_str).unwrap_or("llm");
-        let none = Globs::default();
-        let options = ModelOptions { class, exclude: &none, tied_in_each_unit: resolved.strategy.ties_per_unit() };
-        let found = self.checkpoint.find_model(&options)?;
-        if speak {
-            self.checkpoint.warnings().iter().chain(&found.warnings).for_each(|w| print_note(&format!("warning: {}", shown(w))));
-        }
         let on_cpu = resolved.device.as_deref() == Some("cpu");
         let settings = Settings::from_document(&resolved.document, resolved.strategy.name(), self.args.seq_len, on_cpu);
-        let mut model: ModelMeta = found.model.meta;
+        let mut model = self.model(resolved, speak)?;
         let mut trained: &Trainable = &resolved.trainable;
         let adapted;
         if let Some(lora) = settings.lora.as_ref().filter(|_| !settings.inference) {
@@ -146,6 +146,21 @@ impl Case<'_> {
         let plan = plan_checked(resolved.strategy.as_ref(), &wanted)?;
         let architecture = Architecture::new(&model, &self.model_config);
         Ok(Planned { plan, settings, architecture })
+    }
+
+    /// The model as its class has it.
+    fn model(&self, resolved: &Resolved, speak: bool) -> Result<ModelMeta, Failure> {
+        let tied_in_each_unit = resolved.strategy.ties_per_unit();
+        if let Some(known) = self.models.borrow().get(&tied_in_each_unit) {
+            return Ok(known.clone());
+        }
+        let class = resolved.document.get("/training/model_class").and_then(Json::as_str).unwrap_or("llm");
+        let found = self.checkpoint.find_model(&ModelOptions { class, exclude: &Globs::default(), tied_in_each_unit })?;
+        if speak {
+            self.checkpoint.warnings().iter().chain(&found.warnings).for_each(|w| print_note(&format!("warning: {}", shown(w))));
+        }
+        self.models.borrow_mut().insert(tied_in_each_unit, found.model.meta.clone());
+        Ok(found.model.meta)
     }
 
     fn predict(&self, planned: &Planned, budget: &Budget) -> output::World {
