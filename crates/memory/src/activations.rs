@@ -150,7 +150,7 @@ impl Architecture {
 
     /// How many tensors of the feed-forward width an ungated activation keeps: transformers' NewGELU is written out in Python.
     fn factor(&self) -> u64 {
-        if self.facts.activation == "gelu_new" { 6 } else { 2 }
+        if self.facts.activation == "gelu_new" { 5 } else { 2 }
     }
 
     /// One block under these settings; `width` is that of the compute dtype.
