@@ -39,16 +39,8 @@ impl From<Exit> for std::process::ExitCode {
 
 impl From<ErrorKind> for Exit {
     fn from(kind: ErrorKind) -> Self {
-        match kind {
-            ErrorKind::Config => Self::Config,
-            ErrorKind::Checkpoint => Self::Checkpoint,
-            ErrorKind::Plan | ErrorKind::World => Self::Plan,
-            ErrorKind::Memory => Self::Memory,
-            ErrorKind::Mismatch => Self::Mismatch,
-            ErrorKind::Cancelled => Self::Interrupted,
-            ErrorKind::Device => Self::Device,
-            _ => Self::Io,
-        }
+        let all = [Self::Config, Self::Checkpoint, Self::Plan, Self::Memory, Self::Mismatch, Self::Device, Self::Interrupted];
+        all.into_iter().find(|exit| *exit as u8 == kind.exit_code()).unwrap_or(Self::Io)
     }
 }
 

@@ -4,14 +4,11 @@ use std::path::Path;
 
 use shardwright_config::{IoSettings, Resolved};
 use shardwright_core::{
-    Globs,
     diagnostic::{Diagnostic, Source},
     registry::Registry,
     text::shown,
 };
-use shardwright_engine::{
-    Checkpoint, EngineError, IoOptions, ReadMethod, World, WorldFlags, architecture::ModelOptions, setup, world::set_process_world,
-};
+use shardwright_engine::{Checkpoint, EngineError, IoOptions, ReadMethod, World, WorldFlags, run, setup};
 
 use crate::{
     args::{IoArgs, WorldArgs},
@@ -93,17 +90,7 @@ pub fn gather(
     for warning in checkpoint.warnings() {
         note(Note::Warning(&shown(warning)));
     }
-    let class = resolved.document.get("/training/model_class").and_then(|v| v.as_str()).unwrap_or("llm").to_owned();
-    let none = Globs::default();
-    let options = ModelOptions { class: &class, exclude: &none, tied_in_each_unit: resolved.strategy.ties_per_unit() };
-    let found = checkpoint.find_model(&options)?;
-    for warning in &found.warnings {
-        note(Note::Warning(&shown(warning)));
-    }
-    let checkpoint = checkpoint.with_model(found)?;
-    for odd in resolved.lint(checkpoint.model()) {
-        note(Note::Warning(&odd.to_string()));
-    }
+    let checkpoint = run::with_model(checkpoint, &resolved, &mut |warning| note(Note::Warning(&shown(warning))))?;
     let undecided = resolved.undecided();
     if !undecided.is_empty() {
         return Err(Refused::Findings(undecided, outcome.sources));
@@ -112,13 +99,13 @@ pub fn gather(
     Ok(Input { resolved, sources: outcome.sources, checkpoint, world, io })
 }
 
-/// Who this process is: said once, kept by the engine.
+/// Who this process is.
 pub fn known_world(args: WorldArgs) -> Result<World, Failure> {
     let world = World::from_process(WorldFlags { rank: args.rank, world_size: args.world_size })?;
     if let Some(doubt) = &world.doubt {
         crate::output::print_note(&format!("warning: {doubt}"));
     }
-    Ok(set_process_world(world)?.clone())
+    Ok(world)
 }
 
 /// How to read: a flag wins over the config, and what neither says is the engine's choice. Neither flags nor a config that resolves say

@@ -5,12 +5,13 @@ use std::{
     sync::{Arc, Mutex, atomic::AtomicBool},
 };
 
-use shardwright_core::{PlanInput, ShardPlan, diagnostic::Diagnostic, plan_checked};
+use shardwright_core::{ShardPlan, diagnostic::Diagnostic};
 use shardwright_engine::{
     device::{DeviceOptions, Devices},
     load::{CancelToken, Loader, RankStats, all_ranks},
     memory::process_memory,
     report::{Report, Totals},
+    run,
 };
 
 use crate::{
@@ -100,16 +101,9 @@ fn plan(input: &Input) -> Result<ShardPlan, Failure> {
     Ok(plan)
 }
 
-/// The proven plan, and what is odd about its precision.
+/// The validated plan, and what is odd about its precision.
 pub fn plan_of(input: &Input) -> Result<(ShardPlan, Vec<Diagnostic>), Failure> {
-    let resolved = &input.resolved;
-    let mut wanted = PlanInput::new(input.checkpoint.model(), &resolved.mesh, resolved.precision.as_ref());
-    wanted.buffers = &resolved.buffers;
-    wanted.units = &resolved.units;
-    wanted.trainable = &resolved.trainable;
-    let plan = plan_checked(resolved.strategy.as_ref(), &wanted)?;
-    let odd = resolved.precision.lint(&wanted);
-    Ok((plan, odd))
+    Ok(run::plan(&input.resolved, &input.checkpoint)?)
 }
 
 /// The ranks of this process: the one that it is, or all.

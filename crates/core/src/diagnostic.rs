@@ -179,3 +179,19 @@ impl Diagnostic {
         self
     }
 }
+
+/// On one line: place, severity, code, message and advice.
+impl std::fmt::Display for Diagnostic {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        use crate::text::shown;
+        if let Some(at) = &self.at {
+            write!(f, "{}:{}:{}: ", shown(&at.file), at.line, at.column)?;
+        }
+        let severity = match self.severity {
+            Severity::Error => "error",
+            Severity::Warning => "warning",
+        };
+        write!(f, "{severity}[{}]: {}", self.code, shown(&self.message))?;
+        self.help.as_ref().map_or(Ok(()), |help| write!(f, "; help: {}", shown(help)))
+    }
+}

@@ -31,12 +31,39 @@ pub enum ErrorKind {
     Device,
 }
 
+impl ErrorKind {
+    /// The code that the command line exits with for it.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Config => 3,
+            Self::Checkpoint => 4,
+            Self::Plan | Self::World => 5,
+            Self::Io | Self::Exists => 6,
+            Self::Memory => 7,
+            Self::Mismatch => 8,
+            Self::Device => 10,
+            Self::Cancelled => 130,
+        }
+    }
+}
+
 /// A failure with its context. `Display` gives one line, the operating system's cause at its end; names of others in it are made harmless
 /// to a terminal, see [`shardwright_core::text`].
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
+#[derive(Debug)]
 #[non_exhaustive]
 pub struct EngineError(Box<Details>);
+
+impl fmt::Display for EngineError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for EngineError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.cause.as_ref().map(|cause| cause as _)
+    }
+}
 
 #[derive(Debug)]
 struct Details {

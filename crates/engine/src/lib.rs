@@ -16,6 +16,7 @@ pub mod manifest;
 pub mod memory;
 mod parallel;
 pub mod report;
+pub mod run;
 pub mod save;
 pub mod setup;
 mod source;

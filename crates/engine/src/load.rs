@@ -19,6 +19,7 @@ use std::sync::Arc;
 use shardwright_core::ShardPlan;
 
 use self::pipeline::{Job, Places, to_device::Target};
+pub(crate) use self::shards::OwnedRank;
 pub use self::{
     into::{Destination, Item, Part, fill},
     options::{IoChoice, IoOptions},

@@ -1,8 +1,6 @@
 //! What this process knows of its world: its rank and the number of ranks, from flags and from the launcher's environment variables.
 //! Detection is a pure function of a map; the process-wide cell at the end is set once. No collective lives here.
 
-use std::sync::OnceLock;
-
 use crate::error::{EngineError, ErrorKind, Result};
 
 /// Rank and size, and where they come from.
@@ -237,36 +235,6 @@ fn disagree(one: &str, other: &str) -> EngineError {
     EngineError::new(ErrorKind::World, format!("two settings of the world disagree: {one}; {other}"))
 }
 
-/// A cell that takes one world; the process has one, see [`set_process_world`].
-#[derive(Debug, Default)]
-struct WorldCell(OnceLock<World>);
-
-impl WorldCell {
-    fn set(&self, world: World) -> Result<&World> {
-        let held = self.0.get_or_init(|| world.clone());
-        if (held.rank, held.size, held.local_rank) == (world.rank, world.size, world.local_rank) {
-            Ok(held)
-        } else {
-            Err(disagree(&format!("first {}", held.origin), &format!("then {}", world.origin)))
-        }
-    }
-}
-
-static PROCESS: WorldCell = WorldCell(OnceLock::new());
-
-/// Sets the world of this process, once. Setting the same again is fine.
-///
-/// # Errors
-/// [`ErrorKind::World`] where another was set before; both are named.
-pub fn set_process_world(world: World) -> Result<&'static World> {
-    PROCESS.set(world)
-}
-
-/// The world of this process, once set.
-pub fn process_world() -> Option<&'static World> {
-    PROCESS.0.get()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -379,23 +347,5 @@ mod tests {
         assert_eq!(detect(NONE, &vars), Ok((Some(9), Some(16))));
         let batch = [("RANK", "3"), ("WORLD_SIZE", "8"), ("TORCHELASTIC_RUN_ID", "x"), ("SLURM_PROCID", "0"), ("SLURM_NTASKS", "1")];
         assert_eq!(detect(NONE, &batch), Ok((Some(3), Some(8))));
-    }
-
-    #[test]
-    fn a_world_is_set_once() {
-        let world = |rank| World {
-            rank: Some(rank),
-            size: Some(4),
-            size_is_flag: true,
-            local_rank: None,
-            local_size: None,
-            origin: format!("--rank {rank}"),
-            doubt: None,
-        };
-        let cell = WorldCell::default();
-        assert_eq!(cell.set(world(1)).unwrap().rank, Some(1));
-        assert!(cell.set(world(1)).is_ok());
-        let message = cell.set(world(2)).unwrap_err().to_string();
-        assert!(message.contains("--rank 1") && message.contains("--rank 2"), "{message}");
     }
 }

@@ -29,8 +29,24 @@ pub struct RankShards<'p> {
     plan: &'p ShardPlan,
     rank: u32,
     arenas: Vec<Arc<Arena>>,
-    slots: Vec<Slot>,
+    slots: Arc<[Slot]>,
     stats: RankStats,
+}
+
+/// The shards of one rank, without the plan.
+#[derive(Debug)]
+pub(crate) struct OwnedRank {
+    rank: u32,
+    arenas: Vec<Arc<Arena>>,
+    slots: Arc<[Slot]>,
+    stats: RankStats,
+}
+
+impl OwnedRank {
+    /// With the plan that they were loaded for.
+    pub(crate) fn shards<'p>(&self, plan: &'p ShardPlan) -> RankShards<'p> {
+        RankShards { plan, rank: self.rank, arenas: self.arenas.clone(), slots: Arc::clone(&self.slots), stats: self.stats }
+    }
 }
 
 /// What one rank holds of one tensor.
@@ -83,7 +99,8 @@ impl<'p> Loaded<'p> {
     pub(crate) fn new(plan: &'p ShardPlan, layouts: Vec<RankLayout>, done: Done) -> Self {
         let Done { arenas, ranks, stats } = done;
         let shards = layouts.into_iter().zip(arenas).zip(ranks);
-        let ranks = shards.map(|((layout, arenas), stats)| RankShards { plan, rank: layout.rank, arenas, slots: layout.slots, stats });
+        let ranks =
+            shards.map(|((layout, arenas), stats)| RankShards { plan, rank: layout.rank, arenas, slots: layout.slots.into(), stats });
         Self { ranks: ranks.collect(), stats }
     }
 }
@@ -96,7 +113,11 @@ impl std::fmt::Debug for RankShards<'_> {
 
 impl<'p> RankShards<'p> {
     pub(crate) fn from_parts(plan: &'p ShardPlan, rank: u32, arenas: Vec<Arc<Arena>>, slots: Vec<Slot>, stats: RankStats) -> Self {
-        Self { plan, rank, arenas, slots, stats }
+        Self { plan, rank, arenas, slots: slots.into(), stats }
+    }
+
+    pub(crate) fn into_owned(self) -> OwnedRank {
+        OwnedRank { rank: self.rank, arenas: self.arenas, slots: self.slots, stats: self.stats }
     }
 
     /// The rank.
