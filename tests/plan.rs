@@ -87,6 +87,7 @@ fn what_does_not_fit_exits_with_7_and_says_what_would() {
     let table = String::from_utf8(output.stdout).unwrap();
     assert!(table.contains("does not fit: the device has 1.07 GB"), "{table}");
     assert!(table.contains("what would save memory"), "{table}");
+    assert!(table.contains("dist_config.offload_params: true") && table.contains("more traffic a step"), "{table}");
     for (args, code, said) in [
         (&["examples/fsdp2.yaml", "--device-memory", "many"][..], 2, "expected a number of bytes"),
         (&["examples/fsdp2.yaml", "--seq-len", "0"], 2, "0 is not in"),
@@ -149,6 +150,47 @@ fn what_is_trained_changes_the_memory() {
     assert!(states(&lora) < states(&whole) && states(&freeze) < states(&whole) && states(&freeze) > 0);
     let inference = prediction(&[config, "--world-size", "2", "shardwright.inference=true"]);
     assert_eq!(states(&inference), 0);
+}
+
+/// Whatever saves memory is predicted anew: each change really makes the peak smaller, those that fit come first, and each says its cost.
+#[test]
+fn advice_is_what_the_changed_run_is_predicted_to_hold() {
+    let dir = tempfile::tempdir().unwrap();
+    hollow(dir.path(), 1024, 4096, 4, 32_000);
+    let text = format!(
+        "model: {}\ndist_config: {{name: fsdp2, reshard_after_forward: false}}\ninit_config: {{name: init_on_meta}}\n",
+        dir.path().display()
+    );
+    let config = write(dir.path(), "train.yaml", &text);
+    let args =
+        [config.to_str().unwrap(), "--world-size", "4", "micro_batch_size=4", "enable_activation_checkpointing=false", "--format", "json"];
+    let predict = |more: &[&str]| -> Prediction { serde_json::from_slice(&plan(&[&args[..], more].concat()).stdout).unwrap() };
+    let now = predict(&[]);
+    let all = &now.worlds[0].advice;
+    let of = |part: &str| all.iter().find(|a| a.change.contains(part)).unwrap_or_else(|| panic!("no {part} in {all:?}"));
+    for (change, with) in [
+        ("activation_checkpointing", &["enable_activation_checkpointing=true"][..]),
+        ("reshard_after_forward", &["dist_config.reshard_after_forward=true"]),
+        ("offload_params", &["dist_config.offload_params=true"]),
+        ("micro_batch_size: 2", &["micro_batch_size=2", "global_batch_size=16"]),
+    ] {
+        let then = &predict(with).worlds[0];
+        assert_eq!((of(change).device, of(change).host), (then.peak.device, then.peak.host), "{change}");
+        let traffic = i64::try_from(then.traffic.total()).unwrap() - i64::try_from(now.worlds[0].traffic.total()).unwrap();
+        assert_eq!(of(change).traffic, traffic, "{change}");
+        assert!(of(change).device < now.worlds[0].peak.device);
+    }
+    assert_eq!(predict(&[]), now, "the same input gives the same prediction");
+    // A budget that only the smallest of them meets.
+    let least = all.iter().map(|a| a.device).min().unwrap();
+    let tight = predict(&["--device-memory", &least.to_string()]);
+    let first = &tight.worlds[0].advice[0];
+    assert_eq!((tight.worlds[0].fits, first.fits), (Some(false), Some(true)), "{first:?}");
+    let whole = write(dir.path(), "whole.yaml", &format!("model: {}\n", dir.path().display()));
+    let whole = plan(&[whole.to_str().unwrap(), "--world-size", "4", "--device-memory", "1GiB", "--format", "json"]);
+    assert_eq!(whole.status.code(), Some(7), "{}", stderr(&whole));
+    let whole: Prediction = serde_json::from_slice(&whole.stdout).unwrap();
+    assert!(whole.worlds[0].advice.iter().any(|a| a.change == "dist_config.name: fsdp2"), "another strategy is advice too");
 }
 
 /// A checkpoint of a real size with headers alone: its data is a hole in the file.

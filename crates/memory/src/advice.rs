@@ -51,11 +51,35 @@ pub fn advise(plan: &ShardPlan, architecture: &Architecture, settings: &Settings
         })
         .filter(|advice| advice.device < world.peak.device)
         .collect();
-    found.sort_by(|a, b| {
+    sort(&mut found);
+    found
+}
+
+/// Adds other strategies on the same world, where they save device memory.
+pub fn advise_strategies<'a>(world: &mut World, others: impl IntoIterator<Item = &'a World>) {
+    for other in others {
+        if other.peak.device >= world.peak.device {
+            continue;
+        }
+        world.advice.push(Advice {
+            change: other.variant.clone(),
+            effect: "another strategy, with its defaults".to_owned(),
+            device: other.peak.device,
+            host: other.peak.host,
+            fits: other.fits,
+            traffic: difference(other.traffic.total(), world.traffic.total()),
+            computation: 0.0,
+        });
+    }
+    sort(&mut world.advice);
+}
+
+/// What fits comes first, then what costs less.
+fn sort(advice: &mut [Advice]) {
+    advice.sort_by(|a, b| {
         let cost = |x: &Advice| (x.fits != Some(true), x.traffic.max(0));
         cost(a).cmp(&cost(b)).then(a.computation.total_cmp(&b.computation)).then(a.device.cmp(&b.device))
     });
-    found
 }
 
 fn difference(then: u64, now: u64) -> i64 {

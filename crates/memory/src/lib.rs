@@ -23,7 +23,7 @@ mod zero3;
 pub use self::{
     activations::{Architecture, Facts},
     adapters::{adapters, adapters_trained},
-    advice::{Budget, advise},
+    advice::{Budget, advise, advise_strategies},
     optimizer::Optimizer,
     predict::predict,
     settings::{Engine, Init, Settings, Zero},

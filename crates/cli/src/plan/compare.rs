@@ -33,6 +33,14 @@ impl Case<'_> {
         found
     }
 
+    /// The other strategies of this binary on the asked world.
+    pub(super) fn other_strategies(&self, outcome: &Outcome, asked: u32, budget: &Budget) -> Vec<output::World> {
+        let own = outcome.resolved.as_ref().map(|r| r.strategy.name().to_owned()).unwrap_or_default();
+        let document = outcome.to_json();
+        let names = self.registry.strategies().iter().map(|s| s.name).filter(|name| *name != own);
+        names.filter_map(|name| self.variant(&document, Some(name), asked, budget)).collect()
+    }
+
     fn variant(&self, document: &Json, strategy: Option<&str>, size: u32, budget: &Budget) -> Option<output::World> {
         let world = World::from_process(WorldFlags { rank: None, world_size: Some(size) }).ok()?;
         // First as it is written; then with sizes that follow from the world.

@@ -19,7 +19,7 @@ use shardwright_engine::{
     setup::{self, Setup},
 };
 use shardwright_memory::{
-    Architecture, Budget, Settings, adapters, adapters_trained, advise, formulas,
+    Architecture, Budget, Settings, adapters, adapters_trained, advise, advise_strategies, formulas,
     output::{self, Decision, Prediction},
     predict,
 };
@@ -119,10 +119,15 @@ fn one(args: &PlanArgs, config: &Path, overrides: &[String], registry: &Registry
     let budget = Budget { device: args.device_memory.map(|s| s.0), host: args.host_memory.map(|s| s.0) };
     let mut first = case.predict(&planned, &budget);
     first.advice = advise(&planned.plan, &planned.architecture, &planned.settings, &first, &budget);
-    let mut worlds = vec![first];
+    let ranks = planned.plan.mesh.world_size();
+    let mut worlds = Vec::new();
     if args.compare {
-        worlds.extend(case.compare(&outcome, planned.plan.mesh.world_size(), &budget));
+        worlds = case.compare(&outcome, ranks, &budget);
+        advise_strategies(&mut first, worlds.iter().filter(|w| w.world_size == ranks));
+    } else if first.fits == Some(false) {
+        advise_strategies(&mut first, &case.other_strategies(&outcome, ranks, &budget));
     }
+    worlds.insert(0, first);
     let mut prediction = describe(resolved, &planned);
     (prediction.worlds, prediction.budget) = (worlds, budget);
     Ok(prediction)
