@@ -36,7 +36,7 @@ pub fn verify(py: Python<'_>, dir: PathBuf, against: Option<&Checkpoint>, progre
             "elements": found.elements,
             "problems": problems,
             "more_problems": found.more_problems,
-            "strangers": found.strangers,
+            "unexpected": found.unexpected,
         }))
     })?;
     Ok(found.to_string())

@@ -53,10 +53,10 @@ fn tell(args: &VerifyArgs, verifier: &Verifier<'_>, found: Verified) -> Result<E
     if found.more_problems > 0 {
         print_note(&format!("error: and {} more", found.more_problems));
     }
-    if !found.strangers.is_empty() {
-        let names = found.strangers.join(", ");
+    if !found.unexpected.is_empty() {
+        let names = found.unexpected.join(", ");
         let names = shown(&names);
-        print_note(&format!("note: {} also holds what is none of the save's: {names}", args.dir.display()));
+        print_note(&format!("note: {} also holds other files: {names}", args.dir.display()));
     }
     match args.format {
         Format::Json => print(&as_json(&found))?,
@@ -97,7 +97,7 @@ fn as_json(found: &Verified) -> String {
         "elements_compared": found.elements,
         "problems": problems,
         "more_problems": found.more_problems,
-        "strangers": found.strangers,
+        "unexpected": found.unexpected,
     });
     format!("{told:#}\n")
 }

@@ -53,7 +53,7 @@ class Verified:
     elements: int
     problems: tuple[str, ...]
     more_problems: int
-    strangers: tuple[str, ...]
+    unexpected: tuple[str, ...]
 
     def __bool__(self) -> bool:
         return not self.problems
@@ -97,4 +97,4 @@ def verify(
         found = json.loads(_native.verify(Path(directory), source, progress=bar.report))
     finally:
         bar.close()
-    return Verified(**{**found, "problems": tuple(found["problems"]), "strangers": tuple(found["strangers"])})
+    return Verified(**{**found, "problems": tuple(found["problems"]), "unexpected": tuple(found["unexpected"])})

@@ -312,9 +312,8 @@ fn one_ranks_shards_are_no_checkpoint() {
         refused(shard.path(), ErrorKind::Checkpoint, &["one rank's shards", "not whole tensors", name]);
         refused(&shard.path().join(name), ErrorKind::Checkpoint, &["one rank's shards"]);
     }
-    let strangers = r#","partitions":"3""#.to_owned();
-    let whole =
-        [("model-00001-of-00001.safetensors", format!(",{at_the_start}")), (SHARD, String::new()), ("model.safetensors", strangers)];
+    let others = r#","partitions":"3""#.to_owned();
+    let whole = [("model-00001-of-00001.safetensors", format!(",{at_the_start}")), (SHARD, String::new()), ("model.safetensors", others)];
     for (name, metadata) in whole {
         assert!(Checkpoint::open(with(name, &metadata).path()).is_ok(), "{name} {metadata}");
     }

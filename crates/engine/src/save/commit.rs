@@ -28,7 +28,7 @@ impl Saver<'_> {
         for rank in &staged {
             remove(&self.dir.join(self.format.rank_manifest_name(rank.files.rank, world_size)))?;
         }
-        self.remove_strangers(identity)?;
+        self.remove_overwritten(identity)?;
         sync_dir(&self.dir)?;
 
         let (mut files, mut manifests) = (Vec::new(), Vec::new());
@@ -56,9 +56,9 @@ impl Saver<'_> {
     }
 
     /// Removes what an overwritten save has left and this one will not replace.
-    fn remove_strangers(&self, identity: &SaveIdentity) -> Result<()> {
+    fn remove_overwritten(&self, identity: &SaveIdentity) -> Result<()> {
         let names = list(&self.dir).map_err(|e| EngineError::io("cannot list the directory", &self.dir, e))?;
-        let strangers: Vec<_> = names.iter().filter(|n| is_rank_file(n) && !self.belongs(n, identity)).collect();
-        strangers.into_iter().try_for_each(|name| remove(&self.dir.join(name)))
+        let overwritten: Vec<_> = names.iter().filter(|n| is_rank_file(n) && !self.belongs(n, identity)).collect();
+        overwritten.into_iter().try_for_each(|name| remove(&self.dir.join(name)))
     }
 }

@@ -54,7 +54,7 @@ impl Verifier<'_> {
                     if shard { "it is not in the manifest, and readers would take it for a shard" } else { "it is not in the manifest" };
                 found.problem(mismatch(&self.dir.join(&name), what));
             } else if !name.starts_with(TEMPORARY_PREFIX) {
-                found.strangers.push(name);
+                found.unexpected.push(name);
             }
         }
         Ok(())

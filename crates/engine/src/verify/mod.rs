@@ -48,8 +48,8 @@ pub struct Verified {
     pub problems: Vec<EngineError>,
     /// How many more problems there are.
     pub more_problems: u64,
-    /// Files that are none of the save's, which torch's reader ignores.
-    pub strangers: Vec<String>,
+    /// Other files in the directory, which torch's reader ignores.
+    pub unexpected: Vec<String>,
 }
 
 impl<'a> Verifier<'a> {

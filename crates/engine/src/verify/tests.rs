@@ -145,7 +145,7 @@ fn files_that_readers_would_take_for_shards_are_problems_and_others_are_told() {
     fs::write(case.dir.join("notes.txt"), "").unwrap();
     fs::write(case.dir.join(".shardwright-tmp-1-0"), "").unwrap();
     let found = Verifier::open(&case.dir).unwrap().run().unwrap();
-    assert_eq!((found.problems.len(), found.strangers), (0, vec!["notes.txt".to_owned()]));
+    assert_eq!((found.problems.len(), found.unexpected), (0, vec!["notes.txt".to_owned()]));
     fs::copy(case.shard(1), case.shard(2)).unwrap();
     fs::write(case.dir.join("x.safetensors"), "").unwrap();
     names(&case.problems(), &["shard-00003-model-00001-of-00001.safetensors: it is not in the manifest", "x.safetensors: it is not in"]);
