@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds and tests the example plugin as an outsider does: outside of this repository, from the crates as they would be published.
+# Builds and tests the example plugins as an outsider does: outside of this repository, from the crates as they would be published.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
@@ -13,30 +13,46 @@ rm -rf "$target/package"
 cargo package --workspace --no-verify --allow-dirty --locked --quiet --target-dir "$target"
 
 echo "-- unpack, as from a registry"
-mkdir "$work/crates" "$work/plugin"
+plugins="expert-parallel tensor-parallel"
+mkdir "$work/crates"
 for crate in "$target"/package/shardwright*.crate; do tar -xzf "$crate" -C "$work/crates"; done
-git ls-files examples/expert-parallel | tar -cf - -T - | tar -xf - -C "$work/plugin" --strip-components=2
-
-# The versions that this repository pins; what the plugin adds is resolved.
-cp Cargo.lock "$work/plugin/"
-
-# Instead of the working tree's crates: the packages.
-{
-    echo "[patch.crates-io]"
-    for crate in "$work"/crates/*/; do
-        name=$(basename "$crate")
-        echo "${name%-*} = { path = \"$crate\" }"
-    done
-} >"$work/plugin/.cargo/config.toml"
-
-echo "-- test the plugin against the packages"
-cd "$work/plugin"
-CARGO_TARGET_DIR=$target cargo test --quiet
-
-echo "-- its commands, as its README has them"
+for plugin in $plugins; do
+    git ls-files "examples/$plugin" | tar -cf - -T - | tar -xf - -C "$work" --strip-components=1
+    # The versions that this repository pins; what the plugin adds is resolved.
+    cp Cargo.lock "$work/$plugin/"
+    # Instead of the working tree's crates: the packages.
+    {
+        echo "[patch.crates-io]"
+        for crate in "$work"/crates/*/; do
+            name=$(basename "$crate")
+            echo "${name%-*} = { path = \"$crate\" }"
+        done
+    } >"$work/$plugin/.cargo/config.toml"
+done
 export CARGO_TARGET_DIR=$target
+
+# Loads, saves and verifies a model end to end with the program that is built here; torch reads the save where there is one.
+end_to_end() {
+    cargo run --quiet -- load train.yaml --world-size 4 --save shards
+    cargo run --quiet -- verify shards --against "$1"
+    if [ -n "${SHARDWRIGHT_PYTHON:-}" ]; then
+        echo "-- torch reads what it saved, on another number of ranks"
+        "$SHARDWRIGHT_PYTHON" -m torch.distributed.run --nproc-per-node 2 "$root/tests/interop/read_with_torch.py" "shards=$1"
+    fi
+}
+
+for plugin in $plugins; do
+    echo "-- test $plugin against the packages"
+    (cd "$work/$plugin" && cargo test --quiet)
+done
+
+echo "-- their commands, as their READMEs have them"
+cd "$work/tensor-parallel"
+cargo run --quiet --example tiny -- tiny
+end_to_end tiny
+cd "$work/expert-parallel"
 cargo run --quiet --example tiny_moe -- tiny-moe
-cargo run --quiet -- load train.yaml --world-size 4
+end_to_end tiny-moe
 cargo run --quiet -- strategies | grep -q '^example/expert-parallel  *expert-parallel  *0.1.0'
 
 echo "-- another version of core in the same binary is refused by cargo"

@@ -192,7 +192,7 @@ fn plan(model: &ModelMeta, replicate: u32, world: u32, storage: DType) -> ShardP
     let axis = mesh.axis("mp_shard").unwrap();
     let place = |t: &TensorMeta| {
         let layout = Layout::Dim { dim: 0, chunk: t.shape[0].div_ceil(u64::from(shards)) };
-        Ok(Placement { axis, layout, padding: Padding::ToFirst })
+        Ok(Placement::one(axis, layout, Padding::ToFirst))
     };
     let mut plan = PlanInput::new(model, &mesh, &Storage(storage)).plan_tensors("chunks", place).unwrap();
     plan.units = units_by(&plan.tensors, Reshard::Never, |_| "");

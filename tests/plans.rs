@@ -1,8 +1,8 @@
 //! Plans as data, without a checkpoint's bytes or a device: what each strategy decides for one small model.
 
 use shardwright::core::{
-    DType, Globs, Mesh, ModelFacts, ModelMeta, PlanError, PlanInput, Precision, PrecisionPolicy, Reshard, ShardPlan, ShardStrategy,
-    TensorMeta, plan_checked, replicate::Replicate,
+    Cut, DType, Globs, Mesh, ModelFacts, ModelMeta, Placement, PlanError, PlanInput, Precision, PrecisionPolicy, Reshard, ShardPlan,
+    ShardStrategy, TensorMeta, plan_checked, replicate::Replicate, testkit::elements,
 };
 use shardwright::{fsdp2::Fsdp2, zero3::Zero3};
 
@@ -134,4 +134,58 @@ fn fsdp2_gives_no_rows_of_tensors_without_elements() {
             assert_eq!(plan.tensors[0].region(rank).local_shape(&shape), Some(local.to_vec()), "{shape:?}");
         }
     }
+}
+
+/// A rank as the oracle has it: its local shape, the elements of its padded buffer if torch pads, and the runs of values that it holds.
+fn held(placement: &Placement, shape: &[u64], rank: u32, padded: bool) -> String {
+    let region = placement.region(shape, rank);
+    let mut runs: Vec<(u64, u64)> = Vec::new();
+    for flat in elements(&region, shape) {
+        match runs.last_mut() {
+            Some((_, last)) if *last + 1 == flat => *last = flat,
+            _ => runs.push((flat, flat)),
+        }
+    }
+    let buffer = if padded { format!("/{}", placement.padded_numel(shape, rank)) } else { String::new() };
+    let runs: Vec<String> = runs.iter().map(|(from, to)| format!("{from}-{to}")).collect();
+    format!("{:?}{buffer}: {}", region.local_shape(shape).unwrap(), runs.join(" "))
+}
+
+/// torch 2.15, ran on 4, 6 and 8 ranks (tests/oracle/generate/gen_mesh.py): what each rank holds of tensors on meshes of two and three axes,
+/// by `distribute_tensor` in every combination of Shard and Replicate, and by `fully_shard` over parameters that are DTensors already.
+#[test]
+fn several_cuts_are_dtensors() {
+    let dims = |of: &serde_json::Value| of.as_array().unwrap().iter().map(|d| d.as_u64().unwrap()).collect::<Vec<u64>>();
+    let mut rows = 0;
+    for (world, kind) in [4u32, 6, 8].iter().flat_map(|world| [(world, "distribute"), (world, "fully_shard")]) {
+        let path = format!("{}/tests/oracle/mesh/w{world}.json", env!("CARGO_MANIFEST_DIR"));
+        let oracle: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        for row in oracle[kind].as_array().unwrap() {
+            let (sizes, shape) = (dims(&row[0]), dims(&row[1]));
+            let names = ["a", "b", "c"];
+            let mesh = Mesh::new(names.into_iter().zip(sizes.iter().map(|&n| u32::try_from(n).unwrap()))).unwrap();
+            let words = row[2].as_array().unwrap().iter().map(|word| word.as_str().unwrap());
+            let mut cuts: Vec<Cut> = names
+                .into_iter()
+                .zip(words.clone())
+                .filter_map(|(name, word)| Some(Cut::chunk(mesh.axis(name).unwrap(), word.strip_prefix('S')?.parse().unwrap())))
+                .collect();
+            // fully_shard cuts what the other axes left, and pads.
+            let placement = if kind == "distribute" {
+                Placement::of(cuts)
+            } else {
+                let first = cuts.remove(0);
+                Placement::of(cuts.into_iter().chain([first])).padded()
+            };
+            let model = ModelMeta::new(vec![TensorMeta::new("w", DType::F32, shape.clone())], ModelFacts::default()).unwrap();
+            let mut plan = PlanInput::new(&model, &mesh, &Mixed).plan_tensors("mesh", |_| Ok(placement.clone())).unwrap();
+            plan.units = shardwright::core::strategy::units_by(&plan.tensors, Reshard::ToShards, |_| "");
+            plan.check(&model).unwrap_or_else(|e| panic!("{row}: {e}"));
+            for (rank, expected) in (0..*world).zip(row[3].as_array().unwrap()) {
+                assert_eq!(held(&placement, &shape, rank, kind == "fully_shard"), expected.as_str().unwrap(), "{kind} rank {rank}: {row}");
+            }
+            rows += 1;
+        }
+    }
+    assert!(rows > 1_500, "{rows} rows");
 }

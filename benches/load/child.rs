@@ -4,7 +4,7 @@ use std::{fs::File, ops::Range, path::Path, time::Instant};
 
 use serde_json::{Value, json};
 use shardwright_cast::caster;
-use shardwright_core::{DType, Mesh, PlanInput, Precision, PrecisionPolicy, ShardPlan, TensorMeta, plan_checked};
+use shardwright_core::{DType, Mesh, PlanInput, Precision, PrecisionPolicy, Region, ShardPlan, TensorMeta, plan_checked};
 use shardwright_engine::{Checkpoint, IoOptions, Loader, ReadMethod, memory::process_memory};
 
 use crate::bare;
@@ -98,14 +98,28 @@ fn sequential(plan: &ShardPlan, checkpoint: &Checkpoint, ranks: &[u32]) -> Value
     json!({ "seconds": started.elapsed().as_secs_f64(), "cpu": cpu_seconds() - cpu })
 }
 
+/// A region that is cut along one dim at most, as runs of row-major elements.
+fn runs(region: &Region, shape: &[u64]) -> Vec<Range<u64>> {
+    let numel = |dims: &[u64]| dims.iter().product::<u64>();
+    match region {
+        Region::Whole => std::iter::once(0..numel(shape)).collect(),
+        Region::Flat { range } => std::iter::once(range.clone()).collect(),
+        Region::Dim { dim, range } => {
+            let (inner, step) = (numel(&shape[dim + 1..]), numel(&shape[*dim..]));
+            (0..numel(&shape[..*dim])).map(|row| row * step + range.start * inner..row * step + range.end * inner).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
 /// The bytes that these ranks need, merged.
 fn ranges(plan: &ShardPlan, checkpoint: &Checkpoint, ranks: &[u32]) -> Vec<(usize, Range<u64>)> {
     let mut ranges = Vec::new();
     for (t, tensor) in plan.tensors.iter().enumerate() {
         let (at, size) = (checkpoint.location(t), tensor.source.bits() / 8);
         for &rank in ranks {
-            let runs = tensor.region(rank).runs(&tensor.shape);
-            ranges.extend(runs.map(|r| (at.file, at.offset + r.start * size..at.offset + r.end * size)));
+            let runs = runs(&tensor.region(rank), &tensor.shape);
+            ranges.extend(runs.into_iter().map(|r| (at.file, at.offset + r.start * size..at.offset + r.end * size)));
         }
     }
     ranges.sort_by_key(|(file, r)| (*file, r.start));

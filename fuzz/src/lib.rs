@@ -173,11 +173,16 @@ fn walk(plan: &ShardPlan) {
             assert!(valid <= tensor.padded_numel(rank), "'{}': rank {rank}'s buffer is too small", tensor.name);
             let local = region.local_shape(&tensor.shape);
             assert!(local.is_none_or(|s| s.len() == tensor.shape.len()));
-            let runs = region.runs(&tensor.shape);
-            assert!(runs.clone().take(1000).all(|r| r.start < r.end && r.end <= tensor.numel()), "'{}': a run outside", tensor.name);
-            if runs.size_hint().0 <= 1000 {
-                assert_eq!(runs.map(|r| r.end - r.start).sum::<u64>(), valid, "'{}': runs of another size", tensor.name);
+            assert!(local.is_none_or(|s| s.iter().try_fold(1u64, |n, &d| n.checked_mul(d)).is_none_or(|n| n == valid)));
+            let inside = |(at, size, whole): (u64, u64, u64)| at.checked_add(size).is_some_and(|end| end <= whole);
+            if let (Some(offsets), Some(local)) = (region.offsets(&tensor.shape), region.local_shape(&tensor.shape)) {
+                let dims = offsets.into_iter().zip(local).zip(&tensor.shape).map(|((at, size), &whole)| (at, size, whole));
+                assert!(valid == 0 || dims.into_iter().all(inside), "'{}': rank {rank}'s part lies outside", tensor.name);
             }
+            if let shardwright::core::Region::Flat { range } = &region {
+                assert!(range.end <= tensor.numel(), "'{}': rank {rank}'s part lies outside", tensor.name);
+            }
+            assert_eq!(region, tensor.placement.region_at(&tensor.shape, tensor.placement.coordinate(rank)));
         }
     }
     let units = plan.unit_of();

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::Path};
 
 use shardwright::core::{
-    DType, Globs, GroupAxis, Layout, Mesh, ModelFacts, ModelMeta, Padding, Placement, PlanInput, Precision, PrecisionPolicy, Reshard,
+    Cut, DType, Globs, GroupAxis, Layout, Mesh, ModelFacts, ModelMeta, Padding, Placement, PlanInput, Precision, PrecisionPolicy, Reshard,
     ShardPlan, ShardStrategy, TensorMeta, plan_checked, strategy::units_by,
 };
 
@@ -75,7 +75,8 @@ pub fn every_layout() -> (Mesh, Vec<Spec>) {
     let mesh = Mesh::replicate_shard(2, 3).unwrap();
     let axis = mesh.axis("mp_shard").unwrap();
     let whole = Placement::replicated();
-    let at = |layout, padding| Placement { axis, layout, padding };
+    let at = |layout, padding| Placement::one(axis, layout, padding);
+    let (tp, fsdp) = (mesh.axis("mp_replicate").unwrap(), axis);
     let placements = [
         (vec![301u64, 33], Placement::chunked(axis, &[301, 33], 0).unwrap()),
         (vec![301, 33], at(Layout::Dim { dim: 1, chunk: 11 }, Padding::None)),
@@ -85,6 +86,8 @@ pub fn every_layout() -> (Mesh, Vec<Spec>) {
         (vec![0, 9], whole.clone()),
         (vec![77, 1000], whole),
         (vec![50, 50], Placement::owned(axis, 2)),
+        (vec![31, 40, 9], Placement::of([Cut::chunk(tp, 1), Cut::chunk(fsdp, 0)]).padded()),
+        (vec![101, 12], Placement::of([Cut::chunk(tp, 0), Cut::chunk(fsdp, 0)]).padded()),
     ];
     let mut specs = Vec::new();
     for (i, (shape, placement)) in placements.iter().enumerate() {

@@ -131,7 +131,7 @@ fn short_runs_cross_together() {
     let axis = mesh.axis("mp_shard").unwrap();
     for (to, narrow) in [(DType::BF16, Narrow::Host), (DType::F32, Narrow::Host), (DType::F8E4M3, Narrow::Host)] {
         let dir = tempfile::tempdir().unwrap();
-        let columns = Placement { axis, layout: Layout::Dim { dim: 1, chunk: 8 }, padding: Padding::None };
+        let columns = Placement::one(axis, Layout::Dim { dim: 1, chunk: 8 }, Padding::None);
         let plan = planned(dir.path(), &mesh, &[("w".to_owned(), DType::BF16, to, vec![ROWS, 32], columns)], 0);
         let checkpoint = Checkpoint::open(dir.path()).unwrap();
         for method in [ReadMethod::Pread, ReadMethod::Direct] {

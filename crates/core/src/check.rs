@@ -4,10 +4,10 @@
 
 use crate::{
     mesh::GroupAxis,
-    model::{ModelMeta, TensorKind},
+    model::{ModelMeta, TensorKind, numel},
     name::Name,
+    placement::{Cut, Layout, Padding},
     plan::{Reshard, ShardPlan, TensorPlan},
-    region::{Layout, Padding},
     text::shown,
 };
 
@@ -112,7 +112,7 @@ impl ShardPlan {
 
 fn check_tensor(tensor: &TensorPlan, world_size: u32) -> Result<(), CheckError> {
     let wrong = |what: String| Err(CheckError::Tensor { tensor: tensor.name.clone(), what });
-    if tensor.kind == TensorKind::Buffer && tensor.placement.layout != Layout::Replicated {
+    if tensor.kind == TensorKind::Buffer && !tensor.placement.is_replicated() {
         return wrong("a buffer, but not whole on every rank".into());
     }
     if let Some(rounded) = tensor.rounded
@@ -126,55 +126,130 @@ fn check_tensor(tensor: &TensorPlan, world_size: u32) -> Result<(), CheckError> 
     if !tensor.source.casts_to(tensor.precision.storage) {
         return wrong(format!("stored as {}, to which there is no cast from {}", tensor.precision.storage, tensor.source));
     }
-    let axis = tensor.placement.axis;
-    let tiling = if axis.divides(world_size) {
-        tiles(tensor, axis)
-    } else {
-        Err(format!("groups of {} ranks at stride {} do not divide {world_size} ranks", axis.size, axis.stride))
-    };
-    tiling.map_err(|what| CheckError::Tiling { tensor: tensor.name.clone(), shape: tensor.shape.clone(), ranks: axis.size, what })
+    let tiling = axes_are_apart(&tensor.placement.cuts, world_size).and_then(|()| tiles(tensor));
+    let ranks = tensor.placement.group_size();
+    tiling.map_err(|what| CheckError::Tiling { tensor: tensor.name.clone(), shape: tensor.shape.clone(), ranks, what })
 }
 
-/// Proves that the coordinates of a group tile the tensor exactly once, and that every region fits its buffer.
-fn tiles(tensor: &TensorPlan, axis: GroupAxis) -> Result<(), String> {
+/// Proves that the axes of the cuts divide the world evenly, and that a coordinate along one says nothing about those along the others.
+fn axes_are_apart(cuts: &[Cut], world_size: u32) -> Result<(), String> {
+    if let Some(GroupAxis { size, stride }) = cuts.iter().map(|cut| cut.axis).find(|axis| !axis.divides(world_size)) {
+        return Err(format!("groups of {size} ranks at stride {stride} do not divide {world_size} ranks"));
+    }
+    let mut axes: Vec<GroupAxis> = cuts.iter().map(|cut| cut.axis).filter(|axis| axis.size > 1).collect();
+    axes.sort_unstable_by_key(|axis| axis.stride);
+    match axes.windows(2).find(|pair| !pair[1].stride.is_multiple_of(pair[0].stride.saturating_mul(pair[0].size))) {
+        Some(pair) => Err(format!(
+            "it is cut over {} ranks at stride {} and over {} ranks at stride {}, which are not different axes of one mesh",
+            pair[0].size, pair[0].stride, pair[1].size, pair[1].stride
+        )),
+        None => Ok(()),
+    }
+}
+
+/// What cuts leave of a dim or of the flat elements, over all coordinates.
+#[derive(Clone, Copy)]
+struct Left {
+    largest: u64,
+    /// Whether every coordinate has the largest.
+    even: bool,
+}
+
+impl Left {
+    /// In steps; the largest is the first coordinate's.
+    fn in_steps(self, step: u64, ranks: u64) -> Self {
+        Self { largest: self.largest.min(step), even: self.even && step.checked_mul(ranks) == Some(self.largest) }
+    }
+}
+
+/// Proves that the coordinates of a group tile the tensor exactly once, and that every region fits its buffer. Each cut tiles what the one
+/// before left, so it is the cuts that are proven, one by one, at the largest part that the cuts before leave.
+fn tiles(tensor: &TensorPlan) -> Result<(), String> {
     let shape = &tensor.shape;
-    let numel = crate::model::numel(shape).ok_or("its number of elements overflows")?;
+    let numel = numel(shape).ok_or("its number of elements overflows")?;
     let placement = &tensor.placement;
-    let covers = |step: u64, size: u64, what: &str| {
-        let reach = step.saturating_mul(u64::from(axis.size));
-        if reach >= size { Ok(()) } else { Err(format!("{what} {reach} of {size} are in no region")) }
-    };
-    let dim_size = |dim: usize| shape.get(dim).copied().ok_or_else(|| format!("it has no dim {dim}"));
     let bits = (tensor.source.bits(), tensor.precision.storage.bits());
-    if bits.0 < 8 && !matches!(placement.layout, Layout::Replicated | Layout::Owner { .. }) {
+    if bits.0 < 8 && !placement.cuts.iter().all(|cut| matches!(cut.layout, Layout::Owner { .. })) {
         return Err(format!("elements of {} bits cannot be cut", bits.0));
     }
-    match &placement.layout {
-        Layout::Replicated if axis.size == 1 => {}
-        Layout::Replicated => return Err("it is whole on every rank, so its groups are of one rank each".into()),
-        // Regions [c·step, (c+1)·step) clamped to the size are disjoint and ascending: only their reach is in question.
-        // Without elements there is nothing to cover.
-        Layout::Dim { dim, .. } if numel == 0 => dim_size(*dim).map(drop)?,
-        Layout::Dim { dim, chunk } => covers(*chunk, dim_size(*dim)?, "indices from")?,
-        Layout::Flat { partition } => covers(*partition, numel, "elements from")?,
-        Layout::Owner { coordinate } if *coordinate < axis.size => {}
-        Layout::Owner { coordinate } => return Err(format!("its owner is coordinate {coordinate}, which no group has")),
-        Layout::Bounds { dim, bounds } => check_bounds(bounds, dim_size(*dim)?, axis.size)?,
+    let mut dims: Vec<Left> = shape.iter().map(|&size| Left { largest: size, even: true }).collect();
+    let mut flat: Option<Left> = None;
+    for cut in &placement.cuts {
+        tiles_cut(cut, shape, &mut dims, &mut flat)?;
     }
-    let largest_first = match &placement.layout {
-        Layout::Bounds { bounds, .. } => bounds.windows(2).all(|w| w[1] - w[0] <= bounds[1] - bounds[0]),
-        Layout::Owner { coordinate } => *coordinate == 0,
+    let largest_first = match placement.cuts.last().map(|cut| &cut.layout) {
+        Some(Layout::Bounds { bounds, .. }) => bounds.windows(2).all(|w| w[1] - w[0] <= bounds[1] - bounds[0]),
+        Some(Layout::Owner { coordinate }) => *coordinate == 0,
         _ => true,
     };
     if placement.padding == Padding::ToFirst && !largest_first {
         return Err("buffers are as large as coordinate 0's, but another region is larger".into());
     }
-    // Coordinate 0's is the largest buffer where all are padded to it; where none is, a buffer is at most the tensor.
-    let largest = placement.padded_numel(shape, 0).max(numel);
-    match tensor.precision.storage.bits().checked_mul(largest) {
+    // Padding is at most a partition; without any, a buffer is at most the tensor.
+    let partition = if let Some(Layout::Flat { partition }) = placement.cuts.last().map(|cut| &cut.layout) { *partition } else { 0 };
+    match bits.1.checked_mul(partition.max(numel)) {
         Some(_) => Ok(()),
         None => Err(format!("its size in {} overflows", tensor.precision.storage)),
     }
+}
+
+fn tiles_cut(cut: &Cut, shape: &[u64], dims: &mut [Left], flat: &mut Option<Left>) -> Result<(), String> {
+    let ranks = u64::from(cut.axis.size);
+    // Regions [c·step, (c+1)·step) clamped to the size are disjoint and ascending: only their reach is in question.
+    let covers = |step: u64, size: u64, what: &str| {
+        let reach = step.saturating_mul(ranks);
+        if reach >= size { Ok(()) } else { Err(format!("{what} {reach} of {size} are in no region")) }
+    };
+    match &cut.layout {
+        Layout::Owner { coordinate } if *coordinate < cut.axis.size => {}
+        Layout::Owner { coordinate } => return Err(format!("its owner is coordinate {coordinate}, which no group has")),
+        Layout::Dim { dim, .. } | Layout::Chunk { dim } | Layout::Bounds { dim, .. } => {
+            let left = dims.get_mut(*dim).ok_or_else(|| format!("it has no dim {dim}"))?;
+            if flat.is_some() {
+                return Err(format!("dim {dim} is cut after the flat elements are"));
+            }
+            *left = match &cut.layout {
+                Layout::Bounds { .. } if !left.even => return Err(format!("bounds of dim {dim} after a cut that leaves uneven parts")),
+                Layout::Bounds { bounds, .. } => {
+                    check_bounds(bounds, left.largest, cut.axis.size)?;
+                    let sizes = || bounds.windows(2).map(|w| w[1] - w[0]);
+                    Left { largest: sizes().max().unwrap_or(0), even: sizes().max() == sizes().min() }
+                }
+                Layout::Dim { chunk, .. } => {
+                    // Without elements there is nothing to cover.
+                    if !shape.contains(&0) {
+                        covers(*chunk, left.largest, "indices from")?;
+                    }
+                    left.in_steps(*chunk, ranks)
+                }
+                _ => left.in_steps(left.largest.div_ceil(ranks), ranks),
+            };
+        }
+        Layout::Flat { .. } | Layout::Partition => {
+            let left = match flat {
+                Some(left) => *left,
+                None => flat_of(shape, dims)?,
+            };
+            let step = if let Layout::Flat { partition } = cut.layout { partition } else { left.largest.div_ceil(ranks) };
+            covers(step, left.largest, "elements from")?;
+            *flat = Some(left.in_steps(step, ranks));
+        }
+    }
+    Ok(())
+}
+
+/// The flat elements of what cuts left, where that is one run on every rank: all cuts so far are on one dim, and those outside it have
+/// one index.
+fn flat_of(shape: &[u64], dims: &[Left]) -> Result<Left, String> {
+    let cut = |d: &usize| dims[*d].largest != shape[*d] || !dims[*d].even;
+    let mut cuts = (0..shape.len()).filter(cut);
+    let dim = cuts.next().unwrap_or(0);
+    if cuts.next().is_some() || numel(&shape[..dim.min(shape.len())]).is_none_or(|outer| outer > 1) {
+        return Err("flat elements are cut after a cut that leaves more than one run of them".into());
+    }
+    let inner = shape.get(dim + 1..).and_then(numel).unwrap_or(1);
+    let left = dims.get(dim).copied().unwrap_or(Left { largest: 1, even: true });
+    Ok(Left { largest: left.largest.saturating_mul(inner), even: left.even })
 }
 
 fn check_bounds(bounds: &[u64], size: u64, ranks: u32) -> Result<(), String> {

@@ -19,6 +19,7 @@ mod name;
 #[doc(hidden)]
 pub mod panics;
 pub mod piece;
+pub mod placement;
 pub mod plan;
 pub mod precision;
 pub mod region;
@@ -41,9 +42,10 @@ pub use crate::{
     model::{ModelFacts, ModelMeta, Modules, TensorKind, TensorMeta},
     name::Name,
     piece::{Assembly, Loop, Model, Piece},
+    placement::{Cut, Layout, Padding, Placement},
     plan::{Offload, Reshard, ShardPlan, TensorPlan, Unit},
     precision::{Precision, PrecisionPolicy},
-    region::{Layout, Padding, Placement, Region},
+    region::Region,
     strategy::{PlanError, PlanInput, ShardStrategy, plan_checked},
     trainable::Trainable,
 };

@@ -2,7 +2,7 @@
 //!
 //! All offsets and strides count elements. The assembly was validated; a piece that is not a strided box of the parameter's dims is an error.
 
-use std::ops::Range;
+use std::{borrow::Cow, ops::Range};
 
 use crate::{
     model::numel,
@@ -40,6 +40,11 @@ pub fn run_length(piece: &Piece) -> Option<u64> {
         [only] if only.size == 0 || (only.source_stride == 1 && only.target_stride == 1) => Some(only.size),
         _ => None,
     }
+}
+
+/// The piece of a parameter of `numel` elements that is one source tensor.
+pub fn whole(source: u32, numel: u64) -> Piece {
+    Piece { source, source_offset: 0, target_offset: 0, loops: vec![lp(numel, 1, 1)] }
 }
 
 fn lp(size: u64, source_stride: u64, target_stride: u64) -> Loop {
@@ -249,33 +254,21 @@ fn clip(steps: &[Step], start: u64, source: u64, range: &Range<u64>, emit: &mut 
 /// # Errors
 /// A piece that is not a strided box of this shape.
 pub fn local_pieces(assembly: &Assembly, shape: &[u64], region: &Region) -> Result<Vec<Piece>, String> {
-    let size = numel(shape).ok_or("its number of elements overflows")?;
-    let whole;
-    let pieces = match assembly {
-        Assembly::Whole(source) => {
-            whole = [Piece { source: *source, source_offset: 0, target_offset: 0, loops: vec![lp(size, 1, 1)] }];
-            whole.as_slice()
-        }
-        Assembly::Pieces(pieces) => pieces.as_slice(),
-    };
-    let pieces = pieces.iter().filter(|p| p.numel() != Some(0));
-    if size == 0 || region.numel(shape) == 0 {
+    if region.numel(shape) == 0 {
         return Ok(Vec::new());
     }
     match region {
-        Region::Empty => Ok(Vec::new()),
-        Region::Whole => Ok(pieces.cloned().map(normalized).collect()),
-        Region::Flat { range } => Ok(pieces.flat_map(|p| within_flat(p, range)).collect()),
-        Region::Dim { dim, range } if shape[..*dim].iter().all(|&d| d == 1) => {
-            let inner: u64 = shape[*dim + 1..].iter().product();
-            let range = range.start * inner..range.end * inner;
-            Ok(pieces.flat_map(|p| within_flat(p, &range)).collect())
-        }
-        Region::Dim { dim, range } => {
-            let mut ranges: Vec<Range<u64>> = shape.iter().map(|&d| 0..d).collect();
-            ranges[*dim] = range.clone();
-            pieces_in_box(assembly, shape, &ranges)
-        }
+        Region::Whole => Ok(pieces(assembly, shape)?.iter().cloned().map(normalized).collect()),
+        Region::Box { ranges } => pieces_in_box(assembly, shape, ranges),
+        _ => match (region.as_run(shape), region) {
+            (Some(run), _) => Ok(pieces(assembly, shape)?.iter().flat_map(|p| within_flat(p, &run)).collect()),
+            (None, Region::Dim { dim, range }) => {
+                let mut ranges: Vec<Range<u64>> = shape.iter().map(|&d| 0..d).collect();
+                ranges[*dim] = range.clone();
+                pieces_in_box(assembly, shape, &ranges)
+            }
+            (None, _) => Err("its number of elements overflows".into()),
+        },
     }
 }
 
@@ -284,23 +277,14 @@ pub fn local_pieces(assembly: &Assembly, shape: &[u64], region: &Region) -> Resu
 /// # Errors
 /// Ranges that do not lie inside the shape; a piece that is not a strided box of it.
 pub fn pieces_in_box(assembly: &Assembly, shape: &[u64], ranges: &[Range<u64>]) -> Result<Vec<Piece>, String> {
-    let size = numel(shape).ok_or("its number of elements overflows")?;
     if ranges.len() != shape.len() || ranges.iter().zip(shape).any(|(r, &d)| r.start > r.end || r.end > d) {
         return Err(format!("the box {ranges:?} does not lie inside the shape {shape:?}"));
     }
-    if size == 0 || ranges.iter().any(Range::is_empty) {
+    if ranges.iter().any(Range::is_empty) {
         return Ok(Vec::new());
     }
-    let whole;
-    let pieces = match assembly {
-        Assembly::Whole(source) => {
-            whole = [Piece { source: *source, source_offset: 0, target_offset: 0, loops: vec![lp(size, 1, 1)] }];
-            whole.as_slice()
-        }
-        Assembly::Pieces(pieces) => pieces.as_slice(),
-    };
     let mut local = Vec::new();
-    for piece in pieces.iter().filter(|p| p.numel() != Some(0)) {
+    for piece in pieces(assembly, shape)?.iter() {
         let mut parts = Dims::of(piece, shape)?;
         for (dim, range) in ranges.iter().enumerate().filter(|(d, r)| r.end - r.start != shape[*d]) {
             parts = parts.iter().flat_map(|p| p.within(dim, range)).collect();
@@ -308,6 +292,17 @@ pub fn pieces_in_box(assembly: &Assembly, shape: &[u64], ranges: &[Range<u64>]) 
         local.extend(parts.iter().map(|p| p.local(ranges)));
     }
     Ok(local)
+}
+
+/// The pieces of a parameter that have elements; one for a parameter that is one source tensor.
+fn pieces<'a>(assembly: &'a Assembly, shape: &[u64]) -> Result<Cow<'a, [Piece]>, String> {
+    let size = numel(shape).ok_or("its number of elements overflows")?;
+    Ok(match assembly {
+        _ if size == 0 => Cow::Borrowed(&[]),
+        Assembly::Whole(source) => Cow::Owned(vec![whole(*source, size)]),
+        Assembly::Pieces(pieces) if pieces.iter().all(|p| p.numel() != Some(0)) => Cow::Borrowed(pieces),
+        Assembly::Pieces(pieces) => Cow::Owned(pieces.iter().filter(|p| p.numel() != Some(0)).cloned().collect()),
+    })
 }
 
 /// The parts of a piece inside a flat range, with offsets from the range's start.
@@ -326,6 +321,7 @@ fn within_flat(piece: &Piece, range: &Range<u64>) -> Vec<Piece> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testkit::elements;
 
     /// Fills a buffer by walking the pieces one element at a time.
     fn filled(pieces: &[Piece], size: usize) -> Vec<Option<(u32, u64)>> {
@@ -389,10 +385,7 @@ mod tests {
             regions.extend((0..=size).flat_map(|a| (a..=size).map(move |b| Region::Flat { range: a..b })));
             for region in regions {
                 let local = local_pieces(&assembly, &shape, &region).unwrap();
-                let expected: Vec<_> = region
-                    .runs(&shape)
-                    .flat_map(|r| whole[usize::try_from(r.start).unwrap()..usize::try_from(r.end).unwrap()].to_vec())
-                    .collect();
+                let expected: Vec<_> = elements(&region, &shape).iter().map(|&flat| whole[usize::try_from(flat).unwrap()]).collect();
                 assert_eq!(filled(&local, expected.len()), expected, "{shape:?} {assembly:?} {region:?}");
             }
         }
@@ -414,6 +407,7 @@ mod tests {
                 let expected: Vec<_> = expected.iter().map(|&at| whole[usize::try_from(at).unwrap()]).collect();
                 let local = pieces_in_box(&assembly, &shape, &ranges).unwrap();
                 assert_eq!(filled(&local, expected.len()), expected, "{shape:?} {assembly:?} {ranges:?}");
+                assert_eq!(local_pieces(&assembly, &shape, &Region::Box { ranges }), Ok(local));
             }
         }
         assert!(pieces_in_box(&Assembly::Whole(0), &[4], std::slice::from_ref(&(0..5))).is_err());

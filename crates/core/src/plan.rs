@@ -9,8 +9,9 @@ use crate::{
     mesh::Mesh,
     model::{TensorKind, numel},
     name::Name,
+    placement::Placement,
     precision::Precision,
-    region::{Placement, Region},
+    region::Region,
     steps,
 };
 

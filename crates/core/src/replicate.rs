@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     diagnostic::Diagnostic,
+    placement::Placement,
     plan::{Reshard, ShardPlan},
-    region::Placement,
     strategy::{PlanError, PlanInput, ShardStrategy, units_by},
     strategy_config::{BuildContext, Built, StrategyConfig},
 };

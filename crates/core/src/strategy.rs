@@ -9,9 +9,9 @@ use crate::{
     model::{ModelMeta, TensorKind, TensorMeta},
     name::Name,
     panics::caught,
+    placement::Placement,
     plan::{Offload, Reshard, ShardPlan, TensorPlan, Unit},
     precision::{Precision, PrecisionPolicy},
-    region::Placement,
     text::shown,
     trainable::Trainable,
 };

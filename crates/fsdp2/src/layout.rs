@@ -1,7 +1,7 @@
 //! Which rows of a parameter each rank holds. Source: `torch/distributed/fsdp/_fully_shard/_fsdp_param.py`.
 
 use shardwright_core::{
-    Layout, Offload, Padding, Placement, PlanError, PlanInput, Reshard, ShardPlan, ShardStrategy, TensorMeta,
+    Offload, Placement, PlanError, PlanInput, Reshard, ShardPlan, ShardStrategy, TensorMeta,
     mesh::{GroupAxis, MP_SHARD},
     strategy::units_by,
 };
@@ -66,15 +66,14 @@ impl ShardStrategy for Fsdp2 {
     }
 }
 
-/// `torch.chunk` on dim 0, then empty chunks; every rank's buffer is padded with zeros to chunk 0's size.
+/// `torch.chunk` on dim 0, then empty chunks; every rank's buffer is padded with zeros to chunk 0's size. torch makes every shard of a tensor
+/// without elements one of 0 rows, `[5, 0]` too.
 fn place(tensor: &TensorMeta, axis: GroupAxis) -> Result<Placement, PlanError> {
-    let Some(&rows) = tensor.shape.first() else {
+    if tensor.shape.is_empty() {
         return Err(PlanError::tensor(
             tensor,
             "is 0-d, and fully_shard does not support scalar parameters; reshape it to 1-d, or name it under shardwright.buffers",
         ));
-    };
-    // torch makes every shard of a tensor without elements one of 0 rows, `[5, 0]` too.
-    let chunk = if tensor.shape.contains(&0) { 0 } else { rows.div_ceil(u64::from(axis.size)) };
-    Ok(Placement { axis, layout: Layout::Dim { dim: 0, chunk }, padding: Padding::ToFirst })
+    }
+    Placement::chunked(axis, &tensor.shape, 0).map_err(|what| PlanError::tensor(tensor, what))
 }

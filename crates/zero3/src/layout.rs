@@ -1,8 +1,8 @@
 //! Which flat elements of a parameter each rank holds. Source: `deepspeed/runtime/zero/partition_parameters.py` and `mics.py`.
 
 use shardwright_core::{
-    Layout, Offload, Padding, Placement, PlanError, PlanInput, Reshard, ShardPlan, ShardStrategy, TensorKind, TensorMeta, TensorPlan,
-    mesh::GroupAxis, strategy::units_by,
+    Offload, Placement, PlanError, PlanInput, Reshard, ShardPlan, ShardStrategy, TensorKind, TensorMeta, TensorPlan, mesh::GroupAxis,
+    strategy::units_by,
 };
 
 /// Flat partitions over all ranks, or over each MiCS group.
@@ -80,8 +80,5 @@ impl Zero3 {
 
 /// Of n elements on W ranks, p = ceil(n / W): rank r owns `[r·p, min((r+1)·p, n))` and its partition always has p elements.
 fn place(tensor: &TensorMeta, axis: GroupAxis) -> Result<Placement, PlanError> {
-    let numel = tensor
-        .numel()
-        .ok_or_else(|| PlanError::tensor(tensor, format!("has more elements than a u64 counts: shape {:?}", tensor.shape)))?;
-    Ok(Placement { axis, layout: Layout::Flat { partition: numel.div_ceil(u64::from(axis.size)) }, padding: Padding::ToFirst })
+    Placement::flat(axis, &tensor.shape).map_err(|what| PlanError::tensor(tensor, what))
 }

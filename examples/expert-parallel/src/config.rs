@@ -14,7 +14,8 @@ use crate::layout::ExpertParallel;
 #[serde(crate = "shardwright_core::serde", default, deny_unknown_fields)]
 #[schemars(crate = "shardwright_core::schemars")]
 pub struct ExpertParallelConfig {
-    /// Consecutive ranks that share one set of experts, a divisor of mp_shard_size; null for all of these.
+    /// Consecutive ranks that hold different experts, a divisor of mp_shard_size; null for all of these. Where there are more ranks, those
+    /// that share an expert cut it among them.
     pub ep_size: Option<u32>,
     /// What the list of experts is called in tensor names: `mlp.experts.5.up_proj.weight`, `mlp.experts.gate_up_proj`.
     pub experts: String,
@@ -30,7 +31,7 @@ impl Default for ExpertParallelConfig {
 
 impl StrategyConfig for ExpertParallelConfig {
     const NAME: &'static str = crate::layout::NAME;
-    const SUMMARY: &'static str = "experts by index over an ep axis, everything else on dim 0 over all ranks";
+    const SUMMARY: &'static str = "experts by index over an ep axis and cut over an fsdp axis, everything else on dim 0 over both";
 
     fn build(self, cx: &mut BuildContext<'_>) -> Result<Built, Diagnostic> {
         let shard = cx.mesh.size_of(MP_SHARD);

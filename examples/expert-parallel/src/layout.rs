@@ -1,7 +1,8 @@
-//! Where each tensor goes: experts to ranks of an `ep` group by index, everything else on dim 0 over the ranks that share one model.
+//! Where each tensor goes: experts to ranks of an `ep` axis by index and each of them cut over an `fsdp` axis, everything else cut on dim 0
+//! over both.
 
 use shardwright_core::{
-    GroupAxis, Mesh, Placement, PlanError, PlanInput, Reshard, ShardPlan, ShardStrategy, TensorMeta,
+    Cut, GroupAxis, Mesh, Placement, PlanError, PlanInput, Reshard, ShardPlan, ShardStrategy, TensorMeta,
     mesh::{MP_REPLICATE, MP_SHARD},
     strategy::{modules, units_by},
 };
@@ -11,7 +12,7 @@ use crate::experts::{Role, counts, role};
 /// The registered name.
 pub const NAME: &str = "example/expert-parallel";
 
-/// Expert parallelism.
+/// Expert parallelism under FSDP.
 #[derive(Clone, Debug)]
 pub struct ExpertParallel {
     /// Consecutive ranks that share one set of experts.
@@ -28,12 +29,16 @@ impl ShardStrategy for ExpertParallel {
     }
 
     fn plan(&self, input: &PlanInput<'_>) -> Result<ShardPlan, PlanError> {
-        let (all, ep) = self.axes(input.mesh)?;
+        let Axes { all, ep, fsdp } = self.axes(input.mesh)?;
         let counts = counts(&input.model.tensors, &self.experts);
         let mut plan = input.plan_tensors(NAME, |tensor| {
             let placed = match role(tensor, &self.experts) {
-                Role::One { list, index } => Ok(Placement::owned(ep, owner(index, counts[list], ep))),
-                Role::All { .. } => Placement::chunked(ep, &tensor.shape, 0),
+                // One expert's dim 0 is dim 1 of all of them: both kinds of checkpoint put the same elements on the same rank.
+                Role::One { .. } if tensor.shape.is_empty() => Ok(Placement::replicated()),
+                Role::One { list, index } => {
+                    Ok(Placement::of([Cut::owner(ep, owner(index, counts[list], ep)), Cut::chunk(fsdp, 0)]).padded())
+                }
+                Role::All { .. } => Ok(Placement::of([Cut::chunk(ep, 0), Cut::chunk(fsdp, 1)]).padded()),
                 Role::None if tensor.shape.is_empty() => Ok(Placement::replicated()),
                 Role::None => Placement::chunked(all, &tensor.shape, 0),
             };
@@ -48,16 +53,26 @@ impl ShardStrategy for ExpertParallel {
     }
 }
 
+/// The axes that tensors are cut over.
+struct Axes {
+    /// All ranks that share one model.
+    all: GroupAxis,
+    /// Of these, consecutive ones that hold different experts.
+    ep: GroupAxis,
+    /// Those that share an expert.
+    fsdp: GroupAxis,
+}
+
 impl ExpertParallel {
-    /// The axis of the ranks that share one model, and inside it that of the ranks that share one set of experts.
-    fn axes(&self, mesh: &Mesh) -> Result<(GroupAxis, GroupAxis), PlanError> {
+    /// The ranks that share one model as a mesh of `fsdp` × `ep`.
+    fn axes(&self, mesh: &Mesh) -> Result<Axes, PlanError> {
         let (replicate, shard) = (mesh.size_of(MP_REPLICATE), mesh.size_of(MP_SHARD));
         let refused =
             || PlanError::Mesh(format!("ep_size is {}, expected a divisor of the {shard} ranks that share one model", self.ep_size));
-        let groups = shard.checked_div(self.ep_size).filter(|groups| groups * self.ep_size == shard).ok_or_else(refused)?;
-        let inner = Mesh::new([(MP_REPLICATE, replicate), ("ep_replicate", groups), ("ep", self.ep_size)]).map_err(PlanError::Mesh)?;
-        let all = mesh.axis(MP_SHARD).unwrap_or_else(|| mesh.all_ranks());
-        Ok((all, inner.axis("ep").unwrap_or_else(|| mesh.all_ranks())))
+        let fsdp = shard.checked_div(self.ep_size).filter(|fsdp| fsdp * self.ep_size == shard).ok_or_else(refused)?;
+        let inner = Mesh::new([(MP_REPLICATE, replicate), ("fsdp", fsdp), ("ep", self.ep_size)]).map_err(PlanError::Mesh)?;
+        let axis = |mesh: &Mesh, name: &str| mesh.axis(name).unwrap_or_else(|| mesh.all_ranks());
+        Ok(Axes { all: axis(mesh, MP_SHARD), ep: axis(&inner, "ep"), fsdp: axis(&inner, "fsdp") })
     }
 
     /// The module that gathers a parameter: a list of experts, else its layer, else the root; or what the user's globs say.

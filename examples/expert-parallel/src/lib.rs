@@ -1,4 +1,5 @@
-//! Expert parallelism as a sharding strategy: each rank of an `ep` group holds whole experts, and everything else is cut on dim 0.
+//! Expert parallelism under FSDP as a sharding strategy: experts go to the ranks of an `ep` axis, those that share an expert cut it over an
+//! `fsdp` axis, and everything else is cut on dim 0 over both.
 //!
 //! The section is in [`config`], which expert a tensor belongs to in [`experts`], where it goes in [`layout`].
 

@@ -61,13 +61,14 @@ fn experts_go_to_their_ranks_in_both_kinds_of_checkpoint() {
     assert_eq!(code, Some(0), "{err}");
     let report: Json = serde_json::from_str(&out).unwrap();
     assert_eq!(report["strategy"], "example/expert-parallel");
-    // 6 experts on ep groups of 2 ranks: experts 0 to 2 on ranks 0 and 2, experts 3 to 5 on ranks 1 and 3.
+    // 6 experts over 2 ranks along ep: experts 0 to 2 on ranks 0 and 2, experts 3 to 5 on ranks 1 and 3; of their 3 rows two on the lower rank.
     for rank in 0..4 {
-        let own = |expert: usize| (expert / 3 == rank % 2).then_some(3).unwrap_or(0);
+        let rows = [2, 1][rank / 2];
+        let own = |expert: usize| if expert / 3 == rank % 2 { rows } else { 0 };
         for expert in 0..6 {
             assert_eq!(held(&report, rank, &format!("model.layers.0.mlp.experts.{expert}.up_proj.weight")), [own(expert), 4]);
         }
-        assert_eq!(held(&report, rank, "model.layers.1.mlp.experts.gate_up_proj"), [3, 4, 6]);
+        assert_eq!(held(&report, rank, "model.layers.1.mlp.experts.gate_up_proj"), [3, 2, 6]);
         assert_eq!(held(&report, rank, "lm_head.weight"), [if rank < 3 { 3 } else { 2 }, 4]);
     }
     let units: Vec<&str> = report["units"].as_array().unwrap().iter().map(|u| u["name"].as_str().unwrap()).collect();

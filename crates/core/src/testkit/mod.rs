@@ -22,6 +22,7 @@ mod tests;
 mod violation;
 
 pub use self::{
+    count::elements,
     load::Loader,
     policy::{PolicyKit, policy},
     registered::strategy,

@@ -11,7 +11,7 @@ use super::{
     violation::{Found, Rule},
 };
 use crate::{
-    DType, Globs, Layout, ModelMeta, PlanError, PlanInput, Precision, PrecisionPolicy, Reshard, ShardPlan, ShardStrategy, TensorKind,
+    Cut, DType, Globs, Layout, ModelMeta, PlanError, PlanInput, Precision, PrecisionPolicy, Reshard, ShardPlan, ShardStrategy, TensorKind,
     TensorMeta, TensorPlan, Trainable, panics, steps,
 };
 
@@ -152,13 +152,13 @@ fn inputs(setting: &Setting, tensor: &TensorPlan, meta: &TensorMeta) -> Result<(
 }
 
 fn buffers(tensor: &TensorPlan) -> Result<(), Found> {
-    let whole = tensor.placement.layout == Layout::Replicated && tensor.precision.storage == tensor.source && !tensor.trainable;
+    let whole = tensor.placement.is_replicated() && tensor.precision.storage == tensor.source && !tensor.trainable;
     if tensor.kind == TensorKind::Parameter || whole {
         return Ok(());
     }
     Err((
         Rule::Buffers,
-        format!("buffer '{}' is placed by {:?} and stored as {}", tensor.name, tensor.placement.layout, tensor.precision.storage),
+        format!("buffer '{}' is placed by {:?} and stored as {}", tensor.name, tensor.placement.cuts, tensor.precision.storage),
     ))
 }
 
@@ -232,8 +232,9 @@ fn difference<T: serde::Serialize>(first: &T, again: &T) -> String {
 
 /// Entries of a plan: what it costs to hold, and what it took to make at the least.
 pub(super) fn entries(plan: &ShardPlan) -> u64 {
-    let bounds = |t: &TensorPlan| if let Layout::Bounds { bounds, .. } = &t.placement.layout { bounds.len() } else { 0 };
-    let tensors: usize = plan.tensors.iter().map(|t| 1 + bounds(t)).sum();
+    let of = |cut: &Cut| if let Layout::Bounds { bounds, .. } = &cut.layout { bounds.len() } else { 0 };
+    let cuts = |cuts: &[Cut]| cuts.iter().map(of).sum::<usize>() + cuts.len().max(1);
+    let tensors: usize = plan.tensors.iter().map(|t| cuts(&t.placement.cuts)).sum();
     let units: usize = plan.units.iter().map(|u| 1 + u.tensors.len()).sum();
     (tensors + units) as u64
 }

@@ -294,8 +294,10 @@ fn steps(setting: &Setting, plan: &ShardPlan) -> Result<(), Found> {
         return too_many(format!("the policy was asked {} times", setting.asked()));
     }
     let bounds = tensors * (u64::from(plan.mesh.world_size()) + 1);
-    let cut_by_bounds = plan.tensors.iter().any(|t| matches!(t.placement.layout, crate::Layout::Bounds { .. }));
-    let allowed = 4 * tensors + 4 + if cut_by_bounds { bounds } else { 0 };
+    let cuts = || plan.tensors.iter().flat_map(|t| &t.placement.cuts);
+    let cut_by_bounds = cuts().any(|cut| matches!(cut.layout, crate::Layout::Bounds { .. }));
+    let more_cuts: usize = plan.tensors.iter().map(|t| t.placement.cuts.len().saturating_sub(1)).sum();
+    let allowed = 4 * tensors + 4 + more_cuts as u64 + if cut_by_bounds { bounds } else { 0 };
     match entries(plan) {
         entries if entries > allowed => too_many(format!("the plan has {entries} entries, expected at most {allowed},")),
         _ => Ok(()),

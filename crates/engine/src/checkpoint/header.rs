@@ -115,10 +115,12 @@ pub(super) fn read(file: &File, path: &Path, size: u64) -> Result<Header> {
     };
     let mut length = [0; 8];
     read(&mut length, 0)?;
-    if let Some(what) = text_instead(length) {
-        return Err(error(what).expected("a safetensors file").found(format_args!("'{}…'", String::from_utf8_lossy(&length))));
-    }
+    let start = length;
     let length = u64::from_le_bytes(length);
+    // A header of 1,152 bytes begins like a pickle: what can be a length is one.
+    if let Some(what) = text_instead(start).filter(|_| length > MAX_HEADER.min(size - 8)) {
+        return Err(error(what).expected("a safetensors file").found(format_args!("'{}…'", String::from_utf8_lossy(&start))));
+    }
     if length > MAX_HEADER {
         return Err(error("the header is too long").expected(format_args!("at most {MAX_HEADER} bytes")).found(length));
     }

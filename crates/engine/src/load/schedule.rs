@@ -23,7 +23,7 @@ pub(crate) use self::{
 use self::{
     group::{Group, GroupKey},
     queue::Queue,
-    read::{TensorRead, cuts_into_runs},
+    read::{Rows, TensorRead},
 };
 use crate::{
     checkpoint::Checkpoint,
@@ -110,9 +110,22 @@ impl Schedule {
             let tensor = &plan.tensors[t as usize];
             let group = schedule.group(GroupKey::of(tensor), ranks);
             match &assemblies[t as usize] {
+                Assembly::Whole(source) if Rows::of(tensor) == Rows::Boxes => {
+                    assembled = true;
+                    let at = checkpoint.location(*source as usize);
+                    let members = &schedule.groups[group as usize].members;
+                    match TensorRead::boxes(tensor, t, (number(at.file)?, at.offset), (group, members))? {
+                        Some(reads) => reads.into_iter().for_each(|read| {
+                            schedule.tensors.push(read);
+                            schedule.add_pieces(at.file);
+                        }),
+                        None => schedule.add_assembled(tensor, t, &local::whole(*source, tensor.numel()), (checkpoint, group, block))?,
+                    }
+                }
                 Assembly::Whole(source) => {
                     let at = checkpoint.location(*source as usize);
-                    schedule.tensors.push(TensorRead::new(tensor, t, number(at.file)?, at.offset, group)?);
+                    let members = &schedule.groups[group as usize].members;
+                    schedule.tensors.push(TensorRead::new(tensor, t, number(at.file)?, at.offset, (group, members))?);
                     schedule.add_pieces(at.file);
                 }
                 Assembly::Pieces(pieces) => {
@@ -141,10 +154,12 @@ impl Schedule {
         let file = number(at.file)?;
         let size = (tensor.source.bits() / 8).max(1);
         let piece = local::normalized(piece.clone());
-        if let (Some(length), true) = (local::run_length(&piece), cuts_into_runs(tensor)) {
+        let members = &self.groups[group as usize].members;
+        if let (Some(length), Rows::Runs) = (local::run_length(&piece), Rows::of(tensor)) {
             if length > 0 {
                 let start = at.offset + piece.source_offset * size;
-                self.tensors.push(TensorRead::run(tensor, number_in_plan, (file, start), (piece.target_offset, length), group)?);
+                let read = TensorRead::run(tensor, number_in_plan, (file, start), (piece.target_offset, length), (group, members))?;
+                self.tensors.push(read);
                 self.add_pieces(at.file);
             }
             return Ok(());
@@ -154,7 +169,7 @@ impl Schedule {
             return Err(wrong(format!("elements of {} bits cannot be rearranged", tensor.source.bits())));
         }
         let read = number(self.tensors.len())?;
-        self.tensors.push(TensorRead::new(tensor, number_in_plan, file, at.offset, group)?);
+        self.tensors.push(TensorRead::swept(tensor, number_in_plan, file, at.offset, group)?);
         let assembly = Assembly::Pieces(vec![piece]);
         for m in 0..self.groups[group as usize].members.len() {
             let coordinate = self.groups[group as usize].members[m].coordinate;

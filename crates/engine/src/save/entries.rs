@@ -132,35 +132,39 @@ fn bytes(dtype: DType, shape: &[u64]) -> Option<u64> {
 /// What `rank` writes of a tensor, if anything.
 fn part(tensor: &TensorPlan, rank: u32) -> Option<(Vec<u64>, Part)> {
     let (placement, shape) = (&tensor.placement, &tensor.shape);
-    let coordinate = placement.axis.coordinate(rank);
-    if placement.axis.stride.checked_mul(coordinate) != Some(rank) {
-        return None; // a replica of a lower rank
+    if !placement.is_first_replica(rank) {
+        return None; // a lower rank has the same
     }
-    let region_of = |c| placement.region_at(shape, c);
-    let origin = || Part::SavedOffsets(vec![0; shape.len()]);
-    match region_of(coordinate) {
-        Region::Empty => None,
-        Region::Whole if coordinate > 0 && region_of(0) == Region::Whole => None,
-        Region::Whole => Some((shape.clone(), origin())),
+    let region = tensor.region(rank);
+    match &region {
+        Region::Empty => return None,
         Region::Flat { range } => {
             let (partition, valid) = (tensor.padded_numel(rank), range.end - range.start);
             let part = Part::Flat { start: range.start, valid, padding: partition.checked_sub(valid)? };
-            Some((vec![partition], part))
+            return Some((vec![partition], part));
         }
-        region @ Region::Dim { .. } => {
-            let Region::Dim { dim, range } = &region else { return None };
-            // torch keeps one empty shard a tensor, behind its end; in the middle it would hide the shard that starts there.
-            let empty_already = range.is_empty() && (range.start < shape[*dim] || (coordinate > 0 && region_of(coordinate - 1) == region));
-            let mut offsets = vec![0; shape.len()];
-            offsets[*dim] = range.start;
-            (!empty_already).then(|| Some((region.local_shape(shape)?, Part::SavedOffsets(offsets)))).flatten()
+        _ => {}
+    }
+    // Of a tensor without elements one shard stands for all.
+    if shape.contains(&0) {
+        let first = placement.cuts.iter().all(|cut| cut.axis.coordinate(rank) == 0 || cut.layout.dim().is_none());
+        return first.then(|| (shape.clone(), Part::SavedOffsets(vec![0; shape.len()])));
+    }
+    if region.numel(shape) == 0 {
+        // torch keeps an empty shard behind the end of a tensor, once. One in the middle would hide the shard that starts there.
+        let behind = matches!(&region, Region::Dim { dim, range } if range.start >= shape[*dim]);
+        let coordinate = placement.coordinate(rank);
+        let once = coordinate == 0 || placement.region_at(shape, coordinate - 1) != region;
+        if !(behind && once && placement.cuts.len() == 1) {
+            return None;
         }
     }
+    Some((region.local_shape(shape)?, Part::SavedOffsets(region.offsets(shape)?)))
 }
 
 #[cfg(test)]
 mod tests {
-    use shardwright_core::{GroupAxis, Layout, Mesh, ModelFacts, ModelMeta, Padding, Placement, PlanInput, TensorMeta};
+    use shardwright_core::{Cut, GroupAxis, Layout, Mesh, ModelFacts, ModelMeta, Padding, Placement, PlanInput, TensorMeta};
 
     use super::*;
     use crate::testing::AsStored;
@@ -168,8 +172,15 @@ mod tests {
     fn plan(shape: &[u64], axis: GroupAxis, layout: Layout, world_size: u32) -> ShardPlan {
         let model = ModelMeta::new(vec![TensorMeta::new("t", DType::F32, shape)], ModelFacts::default()).unwrap();
         let mesh = Mesh::replicate_shard(world_size / axis.size, axis.size).unwrap();
-        let placement = Placement { axis, layout, padding: Padding::ToFirst };
+        let placement = Placement::one(axis, layout, Padding::ToFirst);
         PlanInput::new(&model, &mesh, &AsStored).plan_tensors("test", |_| Ok(placement.clone())).unwrap()
+    }
+
+    /// As [`plan`], with these cuts on 2 × 2 ranks, or none.
+    fn of_cuts(shape: &[u64], cuts: &[Cut]) -> ShardPlan {
+        let mut plan = plan(shape, GroupAxis { stride: 1, size: 1 }, Layout::Chunk { dim: 0 }, 4);
+        plan.tensors[0].placement = Placement::of(cuts.iter().cloned()).padded();
+        plan
     }
 
     /// Per rank: the offset and the rows of each entry.
@@ -203,8 +214,26 @@ mod tests {
         assert_eq!(rows(&plan(&[4], inner, dim.clone(), 4)), [vec![(0, 2)], vec![(2, 2)], vec![], vec![]]);
         let outer = GroupAxis { stride: 2, size: 2 };
         assert_eq!(rows(&plan(&[4], outer, dim, 4)), [vec![(0, 2)], vec![], vec![(2, 2)], vec![]]);
-        assert_eq!(rows(&plan(&[4], GroupAxis { stride: 1, size: 1 }, Layout::Replicated, 4)), [vec![(0, 4)], vec![], vec![], vec![]]);
+        assert_eq!(rows(&of_cuts(&[4], &[])), [vec![(0, 4)], vec![], vec![], vec![]]);
         assert_eq!(rows(&plan(&[4], inner, Layout::Owner { coordinate: 1 }, 4)), [vec![], vec![(0, 4)], vec![], vec![]]);
+    }
+
+    #[test]
+    fn boxes_are_kept_with_their_offsets_and_empty_ones_are_not() {
+        let (tp, fsdp) = (GroupAxis { stride: 1, size: 2 }, GroupAxis { stride: 2, size: 2 });
+        let of = |shape: &[u64], cuts: &[Cut]| {
+            let plan = of_cuts(shape, cuts);
+            let part = |rank| entries(&plan, &[], rank).unwrap().iter().map(|e| (e.shape, e.part)).next();
+            [0, 1, 2, 3].map(part)
+        };
+        let at = |shape: [u64; 2], offsets: [u64; 2]| Some((shape.to_vec(), Part::SavedOffsets(offsets.to_vec())));
+        let grid = of(&[3, 5], &[Cut::chunk(tp, 1), Cut::chunk(fsdp, 0)]);
+        assert_eq!(grid, [at([2, 3], [0, 0]), at([2, 2], [0, 3]), at([1, 3], [2, 0]), at([1, 2], [2, 3])]);
+        let strided = of(&[7, 2], &[Cut::chunk(tp, 0), Cut::chunk(fsdp, 0)]);
+        assert_eq!(strided, [at([2, 2], [0, 0]), at([2, 2], [4, 0]), at([2, 2], [2, 0]), at([1, 2], [6, 0])]);
+        assert_eq!(of(&[1, 2], &[Cut::chunk(tp, 1), Cut::chunk(fsdp, 0)]), [at([1, 1], [0, 0]), at([1, 1], [0, 1]), None, None]);
+        assert_eq!(of(&[5, 0], &[Cut::chunk(tp, 1), Cut::chunk(fsdp, 0)]), [at([5, 0], [0, 0]), None, None, None]);
+        assert_eq!(of(&[4, 2], &[Cut::owner(tp, 1), Cut::chunk(fsdp, 0)]), [None, at([2, 2], [0, 0]), None, at([2, 2], [2, 0])]);
     }
 
     #[test]

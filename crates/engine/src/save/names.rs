@@ -1,7 +1,7 @@
 //! The names of the files of a saved directory, from the format, the rank and the world size alone.
 
 use serde::{Deserialize, Serialize};
-use shardwright_core::{Region, ShardPlan};
+use shardwright_core::ShardPlan;
 
 /// The manifest of the whole directory: there, and only there, once every rank is saved.
 pub const MANIFEST: &str = "shardwright.manifest.json";
@@ -25,8 +25,7 @@ pub enum Format {
 impl Format {
     /// The format that can hold a plan: torch's own, unless a tensor is cut into flat partitions, which it has no words for.
     pub fn of(plan: &ShardPlan) -> Self {
-        let flat = |region| matches!(region, Region::Flat { .. });
-        if plan.tensors.iter().any(|t| flat(t.placement.region_at(&t.shape, 0))) { Self::Flat } else { Self::TorchDcp }
+        if plan.tensors.iter().any(|t| t.placement.is_flat()) { Self::Flat } else { Self::TorchDcp }
     }
 
     /// What both names of a rank's files begin with.

@@ -5,7 +5,9 @@ use std::{fs, path::Path};
 
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use shardwright_cast::cast;
-use shardwright_core::{DType, Mesh, ModelMeta, Placement, PlanInput, Precision, PrecisionPolicy, ShardPlan, TensorMeta};
+use shardwright_core::{
+    Cut as OneCut, DType, Mesh, ModelMeta, Placement, PlanInput, Precision, PrecisionPolicy, ShardPlan, TensorMeta, testkit::elements,
+};
 
 use super::RankBytes;
 use crate::checkpoint::Checkpoint;
@@ -29,6 +31,10 @@ pub(crate) enum Cut {
     Columns,
     /// As ZeRO-3.
     Flat,
+    /// The last dim over inner ranks, then dim 0 over outer ones, as FSDP over tensor parallelism. As many inner ranks as divide `shard`.
+    Grid,
+    /// Dim 0 twice.
+    Strided,
 }
 
 /// A model of two files with config and tokenizer; `seed` changes every value.
@@ -60,11 +66,16 @@ pub(crate) fn write_model(dir: &Path, seed: usize) -> Checkpoint {
 pub(crate) fn plan(model: &ModelMeta, cut: Cut, replicate: u32, shard: u32) -> ShardPlan {
     let mesh = Mesh::replicate_shard(replicate, shard).unwrap();
     let axis = mesh.axis(shardwright_core::mesh::MP_SHARD).unwrap();
+    let inner = (1..shard).rev().find(|n| shard.is_multiple_of(*n)).unwrap_or(1);
+    let axes = Mesh::new([("replicate", replicate), ("fsdp", shard / inner), ("tp", inner)]).unwrap();
+    let (tp, fsdp) = (axes.axis("tp").unwrap(), axes.axis("fsdp").unwrap());
     let place = |tensor: &TensorMeta| {
         let placed = match cut {
             Cut::Rows => Placement::chunked(axis, &tensor.shape, 0),
             Cut::Columns => Placement::chunked(axis, &tensor.shape, tensor.shape.len() - 1),
             Cut::Flat => Placement::flat(axis, &tensor.shape),
+            Cut::Grid => Ok(Placement::of([OneCut::chunk(tp, tensor.shape.len() - 1), OneCut::chunk(fsdp, 0)]).padded()),
+            Cut::Strided => Ok(Placement::of([OneCut::chunk(tp, 0), OneCut::chunk(fsdp, 0)]).padded()),
         };
         Ok(placed.unwrap())
     };
@@ -107,8 +118,8 @@ pub(crate) fn load(plan: &ShardPlan, checkpoint: &Checkpoint, rank: u32) -> Shar
         } else {
             cast(tensor.source, to, source, &mut whole).unwrap();
         }
-        let byte = |element: u64| usize::try_from(element).unwrap() * size;
-        tensor.region(rank).runs(&tensor.shape).flat_map(|run| whole[byte(run.start)..byte(run.end)].to_vec()).collect()
+        let bytes = |flat: &u64| whole[usize::try_from(*flat).unwrap() * size..][..size].to_vec();
+        elements(&tensor.region(rank), &tensor.shape).iter().flat_map(bytes).collect()
     };
     Shards { rank, tensors: plan.tensors.iter().enumerate().map(shard).collect() }
 }

@@ -112,8 +112,8 @@ fn a_save_from_the_checkpoint_can_be_stopped_and_fails_with_its_cause() {
 
 #[test]
 fn every_cut_and_mesh_is_saved_and_proven_against_its_source() {
-    for cut in [Cut::Rows, Cut::Columns, Cut::Flat] {
-        for (replicate, shard) in [(1, 1), (1, 2), (1, 3), (1, 8), (2, 3), (3, 2)] {
+    for cut in [Cut::Rows, Cut::Columns, Cut::Flat, Cut::Grid, Cut::Strided] {
+        for (replicate, shard) in [(1, 1), (1, 2), (1, 3), (1, 8), (2, 3), (3, 2), (2, 6)] {
             let case = case(cut, replicate, shard);
             let saved = case.save_all().unwrap();
             assert_eq!((u32::try_from(saved.files.len()), saved.missing.len()), (Ok(replicate * shard), 0));
@@ -187,7 +187,7 @@ fn the_manifest_tells_strategy_precision_mesh_and_sources() {
 
 #[test]
 fn processes_may_save_a_rank_each_and_the_last_one_completes() {
-    for cut in [Cut::Rows, Cut::Flat] {
+    for cut in [Cut::Rows, Cut::Flat, Cut::Grid] {
         let case = case(cut, 1, 3);
         let whole = case.save_all().map(|_| contents(&case.out)).unwrap();
         fs::remove_dir_all(&case.out).unwrap();

@@ -135,7 +135,7 @@ impl Verifier<'_> {
             return Ok(found);
         };
         let numel = shardwright_core::model::numel(original.shape).unwrap_or(u64::MAX);
-        if let Err(what) = tensor.tiles(numel) {
+        if let Err(what) = tensor.tiles(original.shape) {
             found.problem(wrong(what));
             return Ok(found);
         }

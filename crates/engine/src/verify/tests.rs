@@ -200,8 +200,8 @@ fn a_forged_manifest_is_refused() {
 fn no_forged_value_is_more_than_a_refusal() {
     let nonsense = ["null", "-1", "0", "18446744073709551615", "\"../x\"", "[[0]]"];
     let nonsense = nonsense.map(|text| serde_json::from_str::<serde_json::Value>(text).unwrap());
-    for cut in [Cut::Columns, Cut::Flat] {
-        let case = saved(cut, 2);
+    for (cut, ranks) in [(Cut::Columns, 2), (Cut::Flat, 2), (Cut::Grid, 4)] {
+        let case = saved(cut, ranks);
         let path = case.dir.join(MANIFEST);
         let whole = fs::read(&path).unwrap();
         let mut value: serde_json::Value = serde_json::from_slice(&whole).unwrap();
@@ -347,7 +347,7 @@ fn assembled_parameters_are_compared_with_their_sources() {
     let open = |parameters| Checkpoint::open(checkpoint.dir()).unwrap().assemble(model(parameters)).unwrap();
     let assembled = open(parameters());
     let elements: u64 = assembled.model().tensors.iter().map(|t| t.numel().unwrap()).sum();
-    for (cut, ranks) in [(Cut::Rows, 3), (Cut::Columns, 2), (Cut::Flat, 4)] {
+    for (cut, ranks) in [(Cut::Rows, 3), (Cut::Columns, 2), (Cut::Flat, 4), (Cut::Grid, 6), (Cut::Strided, 8)] {
         let plan = plan(assembled.model(), cut, 1, ranks);
         let dir = temporary.path().join(format!("shards-{ranks}"));
         let loaded = crate::Loader::new(&plan, &assembled).load().unwrap();

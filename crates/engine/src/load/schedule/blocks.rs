@@ -101,7 +101,9 @@ impl Blocks<'_> {
             let (offset, run) = self.schedule.run_at(self.at);
             let tensor = &self.schedule.tensors[run.tensor as usize];
             let tile = run.tile.is_some();
-            let alone = tile || (tensor.cast.is_none() && run.bytes >= limits.in_place);
+            // What is left of the task counts: the end of a long run may be too short to be read into place.
+            let long = usize::try_from(self.left).unwrap_or(usize::MAX).min(run.bytes) >= limits.in_place;
+            let alone = tile || (tensor.cast.is_none() && long);
             if !runs.is_empty() && (alone || offset != block.offset + block.bytes) {
                 break;
             }
