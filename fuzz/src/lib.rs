@@ -172,7 +172,7 @@ fn walk(plan: &ShardPlan) {
             assert!(valid <= tensor.numel(), "'{}': rank {rank} holds more than there is", tensor.name);
             assert!(valid <= tensor.padded_numel(rank), "'{}': rank {rank}'s buffer is too small", tensor.name);
             let local = region.local_shape(&tensor.shape);
-            assert!(local.is_none_or(|s| s.len() == tensor.shape.len()));
+            assert!(local.as_ref().is_none_or(|s| s.len() == tensor.shape.len()));
             assert!(local.is_none_or(|s| s.iter().try_fold(1u64, |n, &d| n.checked_mul(d)).is_none_or(|n| n == valid)));
             let inside = |(at, size, whole): (u64, u64, u64)| at.checked_add(size).is_some_and(|end| end <= whole);
             if let (Some(offsets), Some(local)) = (region.offsets(&tensor.shape), region.local_shape(&tensor.shape)) {

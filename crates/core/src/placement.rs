@@ -325,8 +325,8 @@ impl Placement {
 
     fn region_by(&self, shape: &[u64], mut coordinate: impl FnMut(&Cut) -> u32) -> Region {
         let region = self.cuts.iter().fold(Region::Whole, |left, cut| cut.apply(left, shape, coordinate(cut)));
-        let several = self.padding == Padding::ToFirst && self.cuts.len() > 1;
-        let Some(dim) = self.cuts.last().and_then(|cut| cut.layout.dim()).filter(|_| several) else { return region };
+        let padded = self.padding == Padding::ToFirst;
+        let Some(dim) = self.cuts.last().and_then(|cut| cut.layout.dim()).filter(|_| padded) else { return region };
         if region.numel(shape) > 0 {
             return region;
         }

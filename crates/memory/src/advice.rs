@@ -187,20 +187,22 @@ fn twice_the_ranks(plan: &ShardPlan) -> Option<ShardPlan> {
     let mut wider = plan.clone();
     let mut cut = false;
     for tensor in &mut wider.tensors {
-        let placement = &mut tensor.placement;
-        if placement.layout == Layout::Replicated {
-            continue;
-        }
+        let only = match tensor.placement.cuts.as_mut_slice() {
+            [] => continue,
+            [only] => only,
+            _ => return None,
+        };
         // A group that is no whole row of ranks says nothing of how it would grow.
-        if placement.axis.stride != 1 || placement.axis.size.checked_rem(last.size) != Some(0) {
+        if only.axis.stride != 1 || only.axis.size.checked_rem(last.size) != Some(0) {
             return None;
         }
-        let size = placement.axis.size.checked_mul(2)?;
-        placement.axis.size = size;
+        let size = only.axis.size.checked_mul(2)?;
+        only.axis.size = size;
         cut = true;
-        match &mut placement.layout {
+        match &mut only.layout {
             Layout::Dim { dim, chunk } => *chunk = tensor.shape.get(*dim)?.div_ceil(u64::from(size)),
             Layout::Flat { partition } => *partition = numel(&tensor.shape)?.div_ceil(u64::from(size)),
+            Layout::Chunk { .. } | Layout::Partition => {}
             _ => return None,
         }
     }

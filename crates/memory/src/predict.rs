@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use shardwright_core::{GroupAxis, Layout as Rule, Offload, Placement, Reshard, ShardPlan, TensorKind, TensorPlan};
+use shardwright_core::{Cut, GroupAxis, Layout as Rule, Offload, Placement, Reshard, ShardPlan, TensorKind, TensorPlan};
 
 pub use crate::output::Traffic;
 use crate::{
@@ -158,9 +158,9 @@ struct Ranks {
 /// Rank 0 is a kind of its own only where it has work of its own.
 fn kinds(plan: &ShardPlan, settings: &Settings) -> Vec<Ranks> {
     let mut axes: Vec<GroupAxis> = Vec::new();
-    for tensor in &plan.tensors {
-        if !axes.contains(&tensor.placement.axis) {
-            axes.push(tensor.placement.axis);
+    for cut in plan.tensors.iter().flat_map(|tensor| &tensor.placement.cuts) {
+        if !axes.contains(&cut.axis) {
+            axes.push(cut.axis);
         }
     }
     let special = settings.saves_whole || settings.init == crate::Init::Rank0;
@@ -276,11 +276,12 @@ fn layouts(plan: &ShardPlan, settings: &Settings) -> (Vec<Layout>, Vec<u32>) {
 }
 
 fn layout(tensor: &TensorPlan, settings: &Settings) -> Layout {
-    let axis = tensor.placement.axis;
-    let (rule, dim) = match &tensor.placement.layout {
-        Rule::Replicated => ("whole", 0),
-        Rule::Dim { dim, .. } => ("dim", *dim),
-        Rule::Flat { .. } => ("flat", 0),
+    let cuts = tensor.placement.cuts.as_slice();
+    let axis = cuts.last().map_or(GroupAxis { stride: 1, size: 1 }, |cut| cut.axis);
+    let (rule, dim) = match cuts {
+        [] => ("whole", 0),
+        [Cut { layout: Rule::Dim { dim, .. }, .. }] => ("dim", *dim),
+        [Cut { layout: Rule::Flat { .. }, .. }] => ("flat", 0),
         _ => ("other", 0),
     };
     let place = match tensor.offload {

@@ -53,12 +53,12 @@ pub(crate) fn is_matrix(tensor: &TensorPlan) -> bool {
     tensor.shape.len() == 2 && block_of(&tensor.name).is_some()
 }
 
-/// Ranks that share the tensor.
+/// Ranks that gather the tensor: those along the axis of its last cut. What cuts before it took away, such as tensor parallelism, stays away.
 pub(crate) fn group(tensor: &TensorPlan) -> u64 {
-    u64::from(tensor.placement.axis.size.max(1))
+    tensor.placement.cuts.last().map_or(1, |cut| u64::from(cut.axis.size.max(1)))
 }
 
-/// Elements of the whole tensor as it is gathered: the padded shards of all ranks of a group.
+/// Elements of the tensor as it is gathered: the padded shards of all ranks that gather it.
 pub(crate) fn gathered_numel(tensor: &TensorPlan) -> u64 {
     tensor.padded_numel(0).saturating_mul(group(tensor))
 }
