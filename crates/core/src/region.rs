@@ -8,7 +8,6 @@ use crate::model::numel;
 
 /// The part of one tensor that one rank holds.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[non_exhaustive]
 pub enum Region {
     /// Nothing.
     Empty,

@@ -292,6 +292,7 @@ fn part(region: &Region, shape: &[u64]) -> Part {
         Region::Flat { range } => Part::Flat(range.clone()),
         Region::Dim { dim, range } => Part::Box((0..).zip(shape).map(|(d, &n)| if d == *dim { range.clone() } else { 0..n }).collect()),
         Region::Whole => Part::Box(shape.iter().map(|&n| 0..n).collect()),
+        Region::Box { ranges } => Part::Box(ranges.clone()),
         Region::Empty => Part::Flat(0..0),
     }
 }

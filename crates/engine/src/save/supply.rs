@@ -180,12 +180,10 @@ impl Streamed<'_> {
                 let valid = range.end - range.start;
                 (vec![valid], Part::Flat { start: range.start, valid, padding: 0 })
             }
-            Region::Dim { dim, range } => {
-                let mut offsets = vec![0; planned.shape.len()];
-                offsets[*dim] = range.start;
-                (region.local_shape(&planned.shape).unwrap_or_default(), Part::SavedOffsets(offsets))
+            Region::Dim { .. } | Region::Box { .. } | Region::Whole => {
+                let (local, offsets) = (region.local_shape(&planned.shape), region.offsets(&planned.shape));
+                (local.unwrap_or_default(), Part::SavedOffsets(offsets.unwrap_or_default()))
             }
-            Region::Whole => (planned.shape.clone(), Part::SavedOffsets(vec![0; planned.shape.len()])),
             Region::Empty => return Ok(sha256(&[])),
         };
         let dtype = planned.precision.storage;
