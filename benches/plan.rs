@@ -1,7 +1,7 @@
 //! Planning a model of 70 billion parameters on 1,024 ranks, per strategy: the plan with its proof, then one rank's regions and every
 //! rank's; and a plugin's strategy, found in the registry and called through `dyn`, against the same layout called directly.
 
-use std::{collections::BTreeMap, hint::black_box};
+use std::{collections::BTreeMap, fs, hint::black_box, io::Write, path::Path};
 
 use criterion::Criterion;
 use shardwright::config::{Draft, Input, Resolved, Supplied};
@@ -14,6 +14,7 @@ use shardwright::core::{
     strategy::{modules, units_by},
     strategy_config::{BuildContext, Built, StrategyConfig},
 };
+use shardwright::engine::{Checkpoint, architecture::ModelOptions};
 
 const RANKS: u32 = 1024;
 
@@ -110,7 +111,132 @@ fn main() {
         group.finish();
     }
     dispatch(&mut criterion, &model, &mesh);
+    experts(&mut criterion);
     criterion.final_summary();
+}
+
+/// A checkpoint's headers, with holes for data.
+fn headers(dir: &Path, config: &str, tensors: &[(String, Vec<u64>)], files: usize) {
+    fs::write(dir.join("config.json"), config).expect("a scratch directory");
+    for (number, part) in tensors.chunks(tensors.len().div_ceil(files)).enumerate() {
+        let (mut header, mut end) = (serde_json::Map::new(), 0u64);
+        for (name, shape) in part {
+            let start = end;
+            end += 2 * shape.iter().product::<u64>();
+            header.insert(name.clone(), serde_json::json!({ "dtype": "BF16", "shape": shape, "data_offsets": [start, end] }));
+        }
+        let header = serde_json::Value::Object(header).to_string();
+        let path = dir.join(format!("part-{number}.safetensors"));
+        let mut file = fs::File::create(path).expect("a scratch file");
+        file.write_all(&(header.len() as u64).to_le_bytes()).and_then(|()| file.write_all(header.as_bytes())).expect("a header");
+        file.set_len(8 + header.len() as u64 + end).expect("a hole");
+    }
+}
+
+fn qwen3_30b_a3b() -> (&'static str, Vec<(String, Vec<u64>)>) {
+    let config = r#"{"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "hidden_size": 2048, "num_hidden_layers": 48,
+        "num_experts": 128, "moe_intermediate_size": 768, "intermediate_size": 6144, "num_attention_heads": 32, "num_key_value_heads": 4,
+        "head_dim": 128, "vocab_size": 151936, "tie_word_embeddings": false, "torch_dtype": "bfloat16", "num_experts_per_tok": 8,
+        "decoder_sparse_step": 1, "mlp_only_layers": []}"#;
+    let mut tensors = vec![
+        ("model.embed_tokens.weight".to_owned(), vec![151_936, 2048]),
+        ("lm_head.weight".to_owned(), vec![151_936, 2048]),
+        ("model.norm.weight".to_owned(), vec![2048]),
+    ];
+    for layer in 0..48 {
+        let under = |part: &str| format!("model.layers.{layer}.{part}.weight");
+        for (part, shape) in
+            [("input_layernorm", 2048), ("post_attention_layernorm", 2048), ("self_attn.q_norm", 128), ("self_attn.k_norm", 128)]
+        {
+            tensors.push((under(part), vec![shape]));
+        }
+        for (part, rows, columns) in [
+            ("self_attn.q_proj", 4096, 2048),
+            ("self_attn.k_proj", 512, 2048),
+            ("self_attn.v_proj", 512, 2048),
+            ("self_attn.o_proj", 2048, 4096),
+            ("mlp.gate", 128, 2048),
+        ] {
+            tensors.push((under(part), vec![rows, columns]));
+        }
+        for expert in 0..128 {
+            for (part, rows, columns) in [("gate_proj", 768, 2048), ("up_proj", 768, 2048), ("down_proj", 2048, 768)] {
+                tensors.push((under(&format!("mlp.experts.{expert}.{part}")), vec![rows, columns]));
+            }
+        }
+    }
+    (config, tensors)
+}
+
+/// Without scales: bfloat16, as it is trained.
+fn deepseek_v3() -> (&'static str, Vec<(String, Vec<u64>)>) {
+    let config = r#"{"architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3", "hidden_size": 7168, "num_hidden_layers": 61,
+        "n_routed_experts": 256, "n_shared_experts": 1, "first_k_dense_replace": 3, "moe_intermediate_size": 2048, "intermediate_size": 18432,
+        "num_attention_heads": 128, "num_key_value_heads": 128, "q_lora_rank": 1536, "kv_lora_rank": 512, "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64, "v_head_dim": 128, "vocab_size": 129280, "tie_word_embeddings": false, "torch_dtype": "bfloat16"}"#;
+    let mut tensors = vec![
+        ("model.embed_tokens.weight".to_owned(), vec![129_280, 7168]),
+        ("lm_head.weight".to_owned(), vec![129_280, 7168]),
+        ("model.norm.weight".to_owned(), vec![7168]),
+    ];
+    let mlp = |tensors: &mut Vec<(String, Vec<u64>)>, under: &str, size: u64| {
+        tensors.push((format!("{under}.gate_proj.weight"), vec![size, 7168]));
+        tensors.push((format!("{under}.up_proj.weight"), vec![size, 7168]));
+        tensors.push((format!("{under}.down_proj.weight"), vec![7168, size]));
+    };
+    // The predictor of further tokens, which the class drops, as released.
+    for layer in 0..62 {
+        let under = format!("model.layers.{layer}");
+        for (part, shape) in [
+            ("input_layernorm", vec![7168]),
+            ("post_attention_layernorm", vec![7168]),
+            ("self_attn.q_a_proj", vec![1536, 7168]),
+            ("self_attn.q_a_layernorm", vec![1536]),
+            ("self_attn.q_b_proj", vec![24_576, 1536]),
+            ("self_attn.kv_a_proj_with_mqa", vec![576, 7168]),
+            ("self_attn.kv_a_layernorm", vec![512]),
+            ("self_attn.kv_b_proj", vec![32_768, 512]),
+            ("self_attn.o_proj", vec![7168, 16_384]),
+        ] {
+            tensors.push((format!("{under}.{part}.weight"), shape));
+        }
+        if layer < 3 {
+            mlp(&mut tensors, &format!("{under}.mlp"), 18_432);
+            continue;
+        }
+        tensors.push((format!("{under}.mlp.gate.weight"), vec![256, 7168]));
+        tensors.push((format!("{under}.mlp.gate.e_score_correction_bias"), vec![256]));
+        mlp(&mut tensors, &format!("{under}.mlp.shared_experts"), 2048);
+        (0..256).for_each(|expert| mlp(&mut tensors, &format!("{under}.mlp.experts.{expert}"), 2048));
+    }
+    (config, tensors)
+}
+
+fn experts(criterion: &mut Criterion) {
+    for (name, (config, tensors), files) in [("qwen3-30b-a3b", qwen3_30b_a3b(), 16), ("deepseek-v3", deepseek_v3(), 160)] {
+        let dir = tempfile::tempdir().expect("a scratch directory");
+        headers(dir.path(), config, &tensors, files);
+        let mut group = criterion.benchmark_group(format!("experts/{name}"));
+        group.sample_size(10);
+        let open = || Checkpoint::open(dir.path()).expect("sound headers");
+        let found = |checkpoint: Checkpoint| {
+            let model = checkpoint.find_model(&ModelOptions::new("llm")).expect("the model of its config");
+            checkpoint.with_model(model).expect("sound pieces")
+        };
+        let resolved = resolved("fsdp2");
+        let mesh = Mesh::replicate_shard(1, 8).expect("a sound mesh");
+        let plan = |checkpoint: &Checkpoint| {
+            let input = PlanInput::new(checkpoint.model(), &mesh, &*resolved.precision);
+            plan_checked(&*resolved.strategy, &input).map(|plan| held(&plan, 3..4)).expect("a plan")
+        };
+        group.bench_function(format!("{} headers", tensors.len()), |b| b.iter(open));
+        let opened = open();
+        group.bench_function("the class's parameters", |b| b.iter(|| found(opened.clone())));
+        let assembled = found(opened.clone());
+        group.bench_function("plan and proof", |b| b.iter(|| plan(&assembled)));
+        group.bench_function("all of it, one rank of 8", |b| b.iter(|| plan(&found(open()))));
+        group.finish();
+    }
 }
 
 fn dispatch(criterion: &mut Criterion, model: &ModelMeta, mesh: &Mesh) {

@@ -2,10 +2,11 @@
 """Makes crates/arch/data/transformers.txt: what shardwright knows of transformers' architectures, read off transformers itself.
 
     python scripts/make-architectures.py [--out FILE] [--types llama,qwen3] [--jobs 2]
+    python scripts/make-architectures.py --check [--types llama,qwen3]      which model types the installed transformers has otherwise
 
 Every class of every model type is built on the meta device, from its default config and from configs that differ from it in one key; the module
 trees are merged. Which keys change a size tells its formula. The result is a text of one line a module class, sorted, so that a new version of
-transformers shows as a diff. Needs torch and transformers; takes about a quarter of an hour.
+transformers shows as a diff. Needs torch and transformers, and timm, torchvision and scipy for the classes that need them; takes about half an hour.
 
 Lines, a name and JSON apart by a tab:
     %version        {"transformers": "5.24.0"}
@@ -17,8 +18,10 @@ Lines, a name and JSON apart by a tab:
 
 import argparse
 import ast
+import base64
 import contextlib
 import copy
+import hashlib
 import importlib
 import inspect
 import json
@@ -27,6 +30,7 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -38,13 +42,20 @@ ROOT = Path(__file__).resolve().parent.parent
 
 import torch  # noqa: E402
 import transformers  # noqa: E402
-from transformers import PreTrainedConfig, PreTrainedModel  # noqa: E402
-from transformers import initialization as init  # noqa: E402
+from transformers import PreTrainedModel  # noqa: E402
 from transformers.models.auto import modeling_auto as autos  # noqa: E402
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES  # noqa: E402
 
+try:
+    from transformers import PreTrainedConfig  # noqa: E402
+    from transformers.initialization import no_init_weights  # noqa: E402
+except ImportError:  # transformers 4
+    from transformers import PretrainedConfig as PreTrainedConfig  # noqa: E402
+    from transformers.modeling_utils import no_init_weights  # noqa: E402
+
+MAJOR = int(transformers.__version__.split(".")[0])
 SECONDS = 20  # for one build
-LAYERS = 8  # of a list, at most, where a default config has more
+LAYERS = 8 if MAJOR >= 5 else 5  # of a list, at most, where a default config has more
 SMALL = 4
 
 
@@ -66,7 +77,7 @@ def build(cls, config):
     old = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
-        with torch.device("meta"), init.no_init_weights():
+        with torch.device("meta"), no_init_weights():
             return cls(copy.deepcopy(config))
     finally:
         torch.set_default_dtype(old)
@@ -142,10 +153,62 @@ def configs(cls, config, deep):
             yield key, value, new, other
 
 
+ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+MOE = {"num_experts": 128, "top_k_experts": 8, "moe_intermediate_size": 704}
+INDEXER = {"indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 256, "indexer_budget": 2048, "indexer_compress_ratio": 16}
+LACKS = {
+    "autoformer": {"prediction_length": 24},
+    "informer": {"prediction_length": 24},
+    "time_series_transformer": {"prediction_length": 24},
+    "cohere_compass": {"text_config": {"rope_parameters": {"full_attention": ROPE, "sliding_attention": ROPE}}},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": ROPE, "sliding_attention": ROPE}},
+    "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense", *["sparse"] * 63], "num_experts_per_tok": 6}},
+    "deepseek_ocr2_text": {"mlp_layer_types": ["dense", *["sparse"] * 63], "num_experts_per_tok": 6},
+    "diffusion_gemma": {"text_config": MOE},
+    "diffusion_gemma_text": MOE,
+    "dots1": {"n_routed_experts": 128, "num_experts_per_tok": 6, "n_shared_experts": 2},
+    "esm": {"vocab_size": 33},
+    "granite4_vision": {"deepstack_layer_map": [[0, 0], [1, 1]], "downsample_rate": "1/4"},
+    "nougat": {"encoder": {"model_type": "donut-swin"}, "decoder": {"model_type": "mbart"}},
+    "qwen4_exp": {"text_config": INDEXER},
+    "qwen4_exp_text": INDEXER,
+    "chameleon": {"vocabulary_map": {"<image>": 4, "IMGIMGA": 5}},
+    "emu3": {"vocabulary_map": {"<image>": 4, "<|extra_0|>": 5}},
+    "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}},
+}
+"""What a model type's default config does not say and its class wants."""
+LACKS_AFTER = {
+    "aya_vision": {"vision_config.num_attention_heads": 16},
+    "dbrx": {"attn_config.rope_theta": 500000.0},
+    "hunyuan_vl": {"text_config.head_dim": 128},
+    "perception_lm": {
+        "vision_config.architecture": "vit_pe_core_large_patch14_336",
+        "vision_config.model_args": {"embed_dim": 1024, "depth": 4, "img_size": [448, 448], "ref_feat_shape": [32, 32], "global_pool": ""},
+    },
+    "bridgetower": {"contrastive_hidden_size": 512},
+    "t5gemma2_decoder": {"dropout_rate": 0.0},
+    "t5gemma2_encoder": {"text_config.dropout_rate": 0.0},
+    "t5gemma2_text": {"dropout_rate": 0.0},
+    "qwen3_omni_moe_talker_text": {"shared_expert_intermediate_size": 1024},
+}
+
+
+def default_config(model_type):
+    config = CONFIG_MAPPING[model_type](**LACKS.get(model_type, {}))
+    for path, value in LACKS_AFTER.get(model_type, {}).items():
+        *to, last = path.split(".")
+        of = config
+        for key in to:
+            of = getattr(of, key, None)
+        if of is not None:
+            setattr(of, last, value)
+    return config
+
+
 def repaired(config):
     """A default config that no class takes, with what it lacks."""
     config = copy.deepcopy(config)
-    lacks = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "rope_theta": 10000.0}
+    lacks = {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "rope_theta": 10000.0}
     hidden, heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
     if isinstance(heads, int):
         lacks["num_key_value_heads"] = heads
@@ -157,6 +220,8 @@ def repaired(config):
     for key, value in lacks.items():
         if getattr(config, key, None) is None:
             setattr(config, key, value)
+    if vars(config).get("is_decoder") is False:
+        config.is_decoder = True
     return config
 
 
@@ -167,6 +232,11 @@ HEADS = {"vocab_size", "hidden_size", "n_embd", "d_model", "dim", "word_embed_pr
 def shrunk(config, most):
     """Long lists of layers cut short; keys that are as long as the number of layers follow."""
     config = copy.deepcopy(config)
+    for of in (config, *(v for v in vars(config).values() if isinstance(v, PreTrainedConfig))) if MAJOR < 5 else ():
+        # each expert is a module of its own there
+        for key, n in plain(of).items():
+            if "experts" in key and isinstance(n, int) and not isinstance(n, bool) and n > 8:
+                setattr(of, key, 8)
     for key in ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers", "depth"):
         n = vars(config).get(key)
         if isinstance(n, int) and n > most:
@@ -247,6 +317,8 @@ def tree(module, owner, references, path="", base=None):
                     elements.params[n] = ["p" if p.dtype != torch.float32 else "f", True, list(p.shape)]
             merged = {}
             for i, element in enumerate(child):
+                if element is None:
+                    continue
                 key, sub = variant(element, owner, references, f"{path}.{name}.{i}", base)
                 if key in merged and isinstance(sub, Node):
                     merged[key].merge(sub)
@@ -348,15 +420,39 @@ def describe(cls, config, deep, within=None):
         "root": node.cls,
         "type": config.model_type,
         "base": model.base_model_prefix,
-        "tied": getattr(model, "_tied_weights_keys", None) if isinstance(getattr(model, "_tied_weights_keys", None), dict) else None,
+        "tied": tied(cls, model),
         "tie": getattr(type(config)(), "tie_word_embeddings", None) if not needs_arguments(type(config)) else getattr(config, "tie_word_embeddings", None),
         "fp32": sorted(model._keep_in_fp32_modules_strict or ()),
         "fp32half": sorted(model._keep_in_fp32_modules or ()),
-        "unexpected": [str(p) for p in model._keys_to_ignore_on_load_unexpected or ()],
-        "missing": [str(p) for p in model._keys_to_ignore_on_load_missing or ()],
+        "unexpected": sorted(str(p) for p in model._keys_to_ignore_on_load_unexpected or ()),
+        "missing": sorted(str(p) for p in model._keys_to_ignore_on_load_missing or ()),
         "split": sorted(model._no_split_modules or ()),
     }
+    if MAJOR < 5:
+        says["mapping"] = mapping_before_5(cls)
     return {k: v for k, v in says.items() if v not in (None, [], "")}, node, references, defaults
+
+
+def tied(cls, model):
+    """Names of one parameter: alias -> first. transformers 5 has them as data; before, the model is asked."""
+    keys = getattr(model, "_tied_weights_keys", None)
+    if MAJOR >= 5:
+        return keys if isinstance(keys, dict) else None
+    if not keys:
+        return None
+    config = copy.deepcopy(model.config)
+    for c in (config, *(v for v in vars(config).values() if isinstance(v, PreTrainedConfig))):
+        c.tie_word_embeddings = True
+    try:
+        other = build(cls, config)
+        other.tie_weights()
+    except Exception:
+        return None
+    first, out = {}, {}
+    for name, p in other.named_parameters(remove_duplicate=False):
+        if first.setdefault(id(p), name) != name:
+            out[name] = first[id(p)]
+    return out
 
 
 def other_config(model):
@@ -431,6 +527,20 @@ def use(found):
     return {"llm": first("FOR_IMAGE_TEXT_TO_TEXT", "FOR_MULTIMODAL_LM", "FOR_CAUSAL_LM"), "cls": first("FOR_TOKEN_CLASSIFICATION"), "base": base}
 
 
+def modules_beside(module, config_class):
+    """A model type's modeling files, that of its classes first."""
+    package = sys.modules.get(config_class.__module__.rpartition(".")[0])
+    found = [module] if module is not None else []
+    for path in sorted(Path(package.__file__).parent.glob("modeling_*.py")) if package is not None and package.__file__ else []:
+        if any(word in path.stem for word in ("modeling_tf_", "modeling_flax_")):
+            continue
+        with contextlib.suppress(Exception):
+            other = importlib.import_module(f"{package.__name__}.{path.stem}")
+            if other not in found:
+                found.append(other)
+    return found
+
+
 def one_type(model_type):
     """Everything of a model type: [(class, what it says, tree, references, defaults)], and the type's own line."""
     torch.set_num_threads(1)
@@ -440,7 +550,7 @@ def one_type(model_type):
     line = {"llm": use(found)["llm"], "cls": use(found)["cls"], "base": base}
     failed, out, described = {}, [], False
     try:
-        config = CONFIG_MAPPING[model_type]()
+        config = default_config(model_type)
     except Exception as error:
         return model_type, {}, [], {"config": f"{type(error).__name__}: {error}"}
     attribute_map = {k: v for k, v in (config.attribute_map or {}).items()}
@@ -461,14 +571,18 @@ def one_type(model_type):
             module = importlib.import_module(type(config).__module__.replace("configuration_", "modeling_"))
         except ImportError:
             pass
-    # the classes of its file besides: those that a composite model uses of it
-    if module is not None:
-        for name, cls in vars(module).items():
-            if isinstance(cls, type) and issubclass(cls, PreTrainedModel) and cls.__module__ == module.__name__ and not name.endswith("PreTrainedModel"):
+    if model_type == "dinat" and module is not None:
+        module.requires_backends = lambda *_: None  # natten computes; it has no parameters
+    # the classes of its files besides: those that a composite model uses of it
+    others = {}
+    for file in modules_beside(module, type(config)):
+        for name, cls in vars(file).items():
+            if isinstance(cls, type) and issubclass(cls, PreTrainedModel) and cls.__module__ == file.__name__ and not name.endswith("PreTrainedModel"):
+                others.setdefault(name, cls)
                 if getattr(cls, "config_class", None) is type(config) and name not in names:
                     names.append(name)
     for name in names:
-        cls = getattr(transformers, name, None) or getattr(module, name, None)
+        cls = getattr(transformers, name, None) or others.get(name)
         if cls is None or not issubclass(cls, PreTrainedModel):
             continue
         own = getattr(cls, "config_class", None)
@@ -507,34 +621,75 @@ def pack(node):
 
 
 class Table:
-    """Modules by content: the first of a class has the class's name, others a number behind it."""
+    """Modules by content. A class that is built in one way has its own name, one that is built in several a digest of each behind it, so that
+    a new module changes no line but those of what it is part of."""
 
     def __init__(self):
-        self.lines, self.names = {}, {}
+        self.modules, self.lengths = {}, {}
 
     def add(self, packed):
+        """Takes a tree in; its digest stands for it."""
         cls, flags, params, children = packed
         listed = []
         for name, always, length, variants in children:
-            kinds = [key if sub is None else self.add(sub) for key, sub in variants]
-            listed.append([name, kinds, length] if always else [name, kinds, length, 0])
-        # A list has one child, which stands for every element.
-        values = [[n, kind, shape] if always else [n, kind, shape, 0] for n, kind, always, shape in params]
-        line = json.dumps([flags, values, listed], separators=(",", ":"))
-        if (cls, line) not in self.names:
-            n = sum(1 for c, _ in self.names if c == cls)
-            self.names[cls, line] = cls if n == 0 else f"{cls}#{n}"
-            self.lines[self.names[cls, line]] = line
-        return self.names[cls, line]
+            kinds = [(key, None if sub is None else self.add(sub)) for key, sub in variants]
+            listed.append((name, tuple(kinds), length, always))
+        values = tuple((n, kind, json.dumps(shape), always) for n, kind, always, shape in params)
+        content = (cls, flags, values, tuple(listed))
+        digest = base64.b32encode(hashlib.sha256(repr(content).encode()).digest()).decode().lower()
+        self.modules[digest] = content
+        return digest
+
+    def name(self, digest):
+        cls = self.modules[digest][0]
+        return cls if not self.lengths[cls] else f"{cls}#{digest[: self.lengths[cls]]}"
+
+    def lines(self):
+        by_class = {}
+        for digest, (cls, *_) in self.modules.items():
+            by_class.setdefault(cls, []).append(digest)
+        for cls, digests in by_class.items():
+            enough = (n for n in range(3, 53) if len({d[:n] for d in digests}) == len(digests))
+            self.lengths[cls] = 0 if len(digests) == 1 else next(enough)
+        out = {}
+        for digest, (_, flags, params, children) in self.modules.items():
+            values = [[n, kind, json.loads(shape), *([] if always else [0])] for n, kind, shape, always in params]
+            # A list has one child, which stands for every element.
+            listed = [
+                [n, [key if sub is None else self.name(sub) for key, sub in kinds], length, *([] if always else [0])]
+                for n, kinds, length, always in children
+            ]
+            out[self.name(digest)] = json.dumps([flags, values, listed], separators=(",", ":"))
+        return out
+
+
+def mapping_before_5(cls):
+    """The renames that `from_pretrained` of transformers 4 does for a class: the first that matches, then no other."""
+    from transformers import modeling_utils
+
+    listed = any(name in cls.__name__.lower() for name in getattr(modeling_utils, "VLMS", ()))
+    rows = list((getattr(cls, "_checkpoint_conversion_mapping", None) or {}).items()) if listed else []
+    return [["First", f"(?P<g0>{pattern})", [pattern], [to], {}] for pattern, to in rows]
+
+
+LEGACY_BEFORE_5 = [
+    ["WeightRenaming", rf"(?P<g0>{source}$)", [source], [target], {}]
+    for source, target in (
+        ("LayerNorm.gamma", "LayerNorm.weight"),
+        ("LayerNorm.beta", "LayerNorm.bias"),
+        ("weight_g", "parametrizations.weight.original0"),
+        ("weight_v", "parametrizations.weight.original1"),
+    )
+]
 
 
 def conversions():
-    """transformers' tables as data; none before transformers 5."""
-    try:
-        from transformers import conversion_mapping as tables
-        from transformers import core_model_loading as loading
-    except ImportError:
-        return {}
+    """transformers' tables as data; before transformers 5 each class has its own."""
+    if MAJOR < 5:
+        return {"legacy": LEGACY_BEFORE_5}
+    from transformers import conversion_mapping as tables
+    from transformers import core_model_loading as loading
+
     out = {}
     for key, transforms in tables._build_checkpoint_conversion_mapping().items():
         rows = []
@@ -552,13 +707,62 @@ def conversions():
     return out
 
 
+def read(path):
+    """What a file of this script's says: {model type: (its line, its classes)}. The inverse of `write`."""
+    rows = dict(line.split("\t", 1) for line in path.read_text().splitlines())
+    packed = {}
+
+    def unpack(name):
+        if name not in packed:
+            flags, params, children = json.loads(rows[name])
+            listed = [
+                [n, len(rest) < 3, rest[1], [[k.split("#")[0], None] if k.startswith("@") else [k.split("#")[0], unpack(k)] for k in rest[0]]]
+                for n, *rest in children
+            ]
+            packed[name] = [name.split("#")[0], flags, [[n, kind, not more, shape] for n, kind, shape, *more in params], listed]
+        return packed[name]
+
+    done = {key[1:]: (json.loads(row), []) for key, row in rows.items() if key[0] == ":"}
+    for key, row in rows.items():
+        if key[0] == "!":
+            says = json.loads(row)
+            done.setdefault(says["type"], ({}, []))[1].append((key[1:], says, unpack(says["root"])))
+    return done
+
+
+def write(path, done, tables):
+    table, lines, classes_of_all = Table(), {"%version": json.dumps({"transformers": transformers.__version__})}, {}
+    for key, rows in tables.items():
+        lines[f">{key}"] = json.dumps(rows, separators=(",", ":"))
+    for model_type in sorted(done):
+        line, classes = done[model_type]
+        if line:
+            lines[f":{model_type}"] = json.dumps(line, separators=(",", ":"))
+        for name, says, packed in classes:
+            mapping = says.pop("mapping", None)
+            if mapping:
+                lines[f">{name}"] = json.dumps(mapping, separators=(",", ":"))
+            # a class of several model types is its own one's
+            if name not in classes_of_all or says["type"] == model_type:
+                classes_of_all[name] = ({k: v for k, v in says.items() if k != "root"}, table.add(packed))
+    modules = table.lines()
+    for name, (says, digest) in classes_of_all.items():
+        lines[f"!{name}"] = json.dumps({"root": table.name(digest), **says}, separators=(",", ":"))
+    lines.update(modules)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{k}\t{v}\n" for k, v in sorted(lines.items())))
+    print(f"{path}: {len(lines)} lines, {path.stat().st_size} bytes")
+
+
 def main():
     args = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    args.add_argument("--out", type=Path, default=ROOT / "crates/arch/data/transformers.txt")
-    args.add_argument("--types")
+    args.add_argument("--out", type=Path, help="crates/arch/data/transformers.txt, or transformers-4.txt for a transformers before 5")
+    args.add_argument("--types", help="these model types alone are made; the others stay as the file has them")
     args.add_argument("--jobs", type=int, default=2)
+    args.add_argument("--check", action="store_true", help="write nothing; name the model types that differ from the file, and exit with 1")
     args.add_argument("--state", type=Path, help="keeps what is done, a line a model type, and goes on from it")
     args = args.parse_args()
+    out = args.out or ROOT / f"crates/arch/data/transformers{'' if MAJOR >= 5 else '-4'}.txt"
     types = args.types.split(",") if args.types else list(CONFIG_MAPPING_NAMES)
     done = {}
     if args.state and args.state.exists():
@@ -566,28 +770,53 @@ def main():
     todo = [t for t in types if t not in done]
     with multiprocessing.get_context("fork").Pool(args.jobs, maxtasksperchild=20) as pool:
         for model_type, line, classes, failed in pool.imap_unordered(one_type, todo):
+            if not classes:
+                others = {line.get(k) for k in ("llm", "cls", "base")} - {None} if not failed else ()
+                line = line if others else {**line, "none": reason(failed)}
             done[model_type] = (line, classes)
             if args.state:
                 with args.state.open("a") as file:
                     file.write(json.dumps([model_type, line, classes]) + "\n")
             for name, why in failed.items():
                 print(f"{model_type} {name}: {why}", file=sys.stderr, flush=True)
-            print(f"{len(done)}/{len(types)} {model_type}: {len(classes)} classes", flush=True)
-    table, lines = Table(), {"%version": json.dumps({"transformers": transformers.__version__})}
-    for key, rows in conversions().items():
-        lines[f">{key}"] = json.dumps(rows, separators=(",", ":"))
+            print(f"{len(done)}/{len(types)} {model_type}: {len(classes)} classes", file=sys.stderr if args.check else sys.stdout, flush=True)
+    if args.check:
+        sys.exit(check(out, done))
+    if args.types and out.exists():
+        done = {**read(out), **done}
+    write(out, done, conversions())
+
+
+def check(path, done):
+    """Says which model types a file has otherwise than the installed transformers."""
+    had = json.loads(path.read_text().split("%version\t", 1)[1].split("\n", 1)[0])["transformers"]
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
+        write(Path(folder) / path.name, done, {})  # as a file has it
+        new_of, old, changed = read(Path(folder) / path.name), read(path), []
+
+    def plain_data(model_type, line, classes):
+        of = {n: ({k: v for k, v in says.items() if k not in ("root", "mapping")}, tree) for n, says, tree in classes if says["type"] == model_type}
+        return json.loads(json.dumps([line, of]))
+
     for model_type in sorted(done):
-        line, classes = done[model_type]
-        if line:
-            lines[f":{model_type}"] = json.dumps(line, separators=(",", ":"))
-        for name, says, packed in classes:
-            if f"!{name}" not in lines or says["type"] == model_type and json.loads(lines[f"!{name}"])["type"] != name:
-                says["root"] = table.add(packed)
-                lines.setdefault(f"!{name}", json.dumps(says, separators=(",", ":")))
-    lines.update(table.lines)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text("".join(f"{k}\t{v}\n" for k, v in sorted(lines.items())))
-    print(f"{args.out}: {len(lines)} lines, {args.out.stat().st_size} bytes")
+        new = plain_data(model_type, *new_of[model_type])
+        if model_type not in old:
+            changed.append(f"{model_type}: new")
+            continue
+        (line_before, before), (line_now, now) = plain_data(model_type, *old[model_type]), new
+        differs = sorted(n for n in before.keys() | now.keys() if before.get(n) != now.get(n))
+        if differs or line_before != line_now:
+            changed.append(f"{model_type}: {', '.join(differs) or 'its keys'}")
+    print(f"{path.name} is of transformers {had}, {transformers.__version__} is installed: {len(changed)} of {len(done)} model types differ")
+    for line in changed:
+        print(f"changed: {line}")
+    return bool(changed)
+
+
+def reason(failed):
+    """Why nothing is known of a model type, in a line."""
+    why = next(iter(failed.values()), "transformers has no class of its own for it")
+    return " ".join(why.split())[:120]
 
 
 if __name__ == "__main__":

@@ -151,6 +151,12 @@ fn matches_pattern(pattern: &str, text: &str) -> bool {
             let digits = |d: &str| !d.is_empty() && d.bytes().all(|b| b.is_ascii_digit());
             rest.is_some_and(|rest| rest.is_empty() || rest.strip_prefix('.').is_some_and(digits))
         }
+        r"^[45](\.[0-9]+)?(\.[0-9]+)?$" => {
+            let parts: Vec<&str> = text.split('.').collect();
+            parts.len() <= 3
+                && ["4", "5"].contains(&parts[0])
+                && parts.iter().all(|p| !p.is_empty() && p.bytes().all(|b| b.is_ascii_digit()))
+        }
         r"^\s*[0-9]+\s*([bB]|[kKmMgG]([iI][bB])?)?\s*$" => {
             let unit = text.trim().trim_start_matches(|c: char| c.is_ascii_digit());
             let number = text.trim().len() > unit.len();
@@ -207,6 +213,8 @@ fn unknown_keys_and_wrong_types_are_found_where_they_stand() {
         ("distributed_type: FSDP\nfsdp_config: {fsdp_version: 1}", "/fsdp_config/fsdp_version"),
         ("shardwright: {io: {block_size: 1TB}}", "/shardwright"),
         ("shardwright: {engines: {deepspeed: '0.17'}}", "/shardwright"),
+        ("shardwright: {engines: {transformers: '3.5'}}", "/shardwright"),
+        ("shardwright: {exclude: 3}", "/shardwright"),
         ("distributed_type: FSDP", ""),
         ("distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 4}", "/deepspeed_config/zero_stage"),
         ("machine_rank: 0\nmixed_precision: bf16", ""),
@@ -216,6 +224,8 @@ fn unknown_keys_and_wrong_types_are_found_where_they_stand() {
     }
     for text in [
         "shardwright: {io: {block_size: 4 MiB}, engines: {deepspeed: '0.18.9'}}",
+        "shardwright: {engines: {transformers: '4.57.1'}, exclude: ['*.mtp.*'], architecture: model.yaml}",
+        "shardwright: {engines: {transformers: 4.57}}",
         "",
         "dist_config: '{\"name\": \"fsdp2\"}'",
         "learning_rate: 1e-4",

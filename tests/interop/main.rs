@@ -16,24 +16,30 @@ use support::{checkpoint, fsdp2_config, real_model, root, run, stderr};
 use tempfile::TempDir;
 
 fn main() -> ExitCode {
-    let tests: [(&str, fn()); 3] = [
+    let tests: [(&str, fn()); 5] = [
         ("torch_reads_shards_into_a_smaller_world", torch_reads_shards_into_a_smaller_world),
         ("torch_reads_shards_into_a_larger_world", torch_reads_shards_into_a_larger_world),
         ("torchrun_saves_a_rank_a_process", torchrun_saves_a_rank_a_process),
+        (CLASSES, torch_fills_the_classes_of_eleven_architectures),
+        (DRIFT, the_architecture_data_is_what_transformers_says),
     ];
     let skipped = !has_torch();
+    let without_classes = skipped || !imports("import transformers; assert int(transformers.__version__.split('.')[0]) >= 5");
     if skipped {
         eprintln!(
             "skipped: {} has no safetensors and torch with HuggingFaceStorageReader; set SHARDWRIGHT_PYTHON to one that has",
             python_name().display()
         );
     }
+    if without_classes && !skipped {
+        eprintln!("skipped: {CLASSES}, {DRIFT}: {} has no transformers 5", python_name().display());
+    }
     let trial = |(name, test): (&str, fn())| {
         let run = move || {
             test();
             Ok(())
         };
-        Trial::test(name, run).with_ignored_flag(skipped)
+        Trial::test(name, run).with_ignored_flag(if [CLASSES, DRIFT].contains(&name) { without_classes } else { skipped })
     };
     libtest_mimic::run(&Arguments::from_args(), tests.map(trial).into()).exit_code()
 }
@@ -46,7 +52,73 @@ fn python_name() -> OsString {
 fn has_torch() -> bool {
     let imports = "import safetensors, torch; from torch.distributed.checkpoint import HuggingFaceStorageReader; \
                    from torch.distributed.fsdp import fully_shard";
-    Command::new(python_name()).args(["-c", imports]).output().is_ok_and(|o| o.status.success())
+    self::imports(imports)
+}
+
+fn imports(lines: &str) -> bool {
+    Command::new(python_name()).args(["-c", lines]).output().is_ok_and(|o| o.status.success())
+}
+
+const DRIFT: &str = "the_architecture_data_is_what_transformers_says";
+
+/// A few model types are made anew with the transformers that is installed. Of the data's own version nothing may differ; of another, the model
+/// types that differ are named.
+fn the_architecture_data_is_what_transformers_says() {
+    let data = include_str!("../../crates/arch/data/transformers.txt");
+    let version = data.lines().find_map(|line| line.strip_prefix("%version\t")).unwrap();
+    let mut python = Command::new(python_name());
+    python.env("OMP_NUM_THREADS", "1").arg(root().join("scripts/make-architectures.py"));
+    let output = python.args(["--check", "--jobs", "1", "--types", "llama,gpt2,qwen3_moe"]).output().expect("python starts");
+    let told = String::from_utf8_lossy(&output.stdout);
+    let summary = told.lines().find(|line| line.contains("model types differ")).unwrap_or_else(|| panic!("{told}\n{}", stderr(&output)));
+    println!("{told}");
+    let installed = summary.split(", ").nth(1).and_then(|s| s.split(' ').next()).unwrap();
+    if version.contains(&format!("\"{installed}\"")) {
+        assert!(output.status.success(), "the generator and its data differ: {told}");
+    } else {
+        assert!(output.status.success() || told.contains("changed: "), "{told}");
+    }
+}
+
+const CLASSES: &str = "torch_fills_the_classes_of_eleven_architectures";
+
+/// Experts that are stacked, vision-language models that are renamed, tied weights under each of their names: `model.state_dict()` of the class
+/// itself is filled, on another world size, with what `from_pretrained` makes of the checkpoint.
+fn torch_fills_the_classes_of_eleven_architectures() {
+    const NAMES: [&str; 11] = [
+        "qwen3_moe",
+        "mixtral",
+        "glm4_moe",
+        "ernie4_5_moe",
+        "deepseek_v3-mtp",
+        "qwen3_vl_moe",
+        "qwen2_vl",
+        "llava",
+        "gemma3",
+        "gpt2",
+        "qwen3",
+    ];
+    let dir = TempDir::new().unwrap();
+    let script = root().join("tests/interop/classes_with_torch.py");
+    let mut python = Command::new(python_name());
+    let made = python.arg(&script).arg("make").arg(dir.path()).args(NAMES).output().expect("python starts");
+    let made = String::from_utf8_lossy(&made.stdout).into_owned();
+    let told: Vec<String> = made
+        .lines()
+        .map(|line| {
+            let (name, class) = line.split_once('=').unwrap();
+            let at = dir.path().join(format!("saved-{name}"));
+            std::fs::create_dir(&at).unwrap();
+            let pair = save(&at, name, &dir.path().join(name), 3, 1, "float32");
+            format!("{pair}={class}")
+        })
+        .collect();
+    assert_eq!(told.len(), NAMES.len(), "{made}");
+    let output = torchrun().arg("2").arg(script).arg("check").args(&told).output().expect("python starts");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "torch did not fill the classes:\n{said}\n{}", stderr(&output));
+    print!("{said}");
+    assert_eq!(said.lines().filter(|line| line.ends_with(" equal")).count(), NAMES.len(), "{said}");
 }
 
 /// torchrun, without the environment of any launcher.

@@ -10,6 +10,7 @@ use crate::{
     data::Data,
     lazy::Lazy,
     ops::{Around, Asks, Named},
+    own::Architecture,
     regex::Regex,
     rename::{Renamer, Taken, Transform, natural_order, with_prefix},
     tree::{Choices, Found, Kind, Tree},
@@ -36,8 +37,10 @@ pub struct Options<'a> {
     pub exclude: &'a Globs,
     /// A tied weight is a parameter of every unit that has it, as under FSDP2.
     pub tied_in_each_unit: bool,
-    /// The first part of transformers' version: before 5, names stay and experts are not stacked.
+    /// The first part of transformers' version: before 5, experts are not stacked and most names stay.
     pub transformers: u32,
+    /// An architecture of the user's own, which comes before the built-in data.
+    pub own: Option<&'a Architecture>,
 }
 
 /// One parameter or buffer of the model.
@@ -150,6 +153,8 @@ pub struct Assembled {
     pub class: Option<String>,
     /// Its model type.
     pub model_type: Option<String>,
+    /// The version of transformers whose data decided.
+    pub version: Option<String>,
     /// Parameters and buffers, sorted by name.
     pub tensors: Vec<Made>,
     /// Tensors that fill nothing, by index.
@@ -176,9 +181,9 @@ pub fn knows(model_type: &str) -> bool {
     Data::embedded().has(":", model_type)
 }
 
-/// The version of transformers that the data is of.
-pub fn version() -> String {
-    Data::embedded().version()
+/// The version of transformers that the data is of, for one of that first part.
+pub fn version(major: u32) -> String {
+    Data::of(major).version()
 }
 
 /// Every model type in the data.
@@ -186,13 +191,18 @@ pub fn model_types() -> Vec<&'static str> {
     Data::embedded().names(":").collect()
 }
 
-/// The class that the engine makes.
-fn class_of(data: &Data, config: &Value, class: Use) -> Option<String> {
-    let line = data.get(":", config["model_type"].as_str()?)?;
+/// Why a model type that transformers lists has no class in the data; `None` where it has one, or is not listed.
+pub fn without(model_type: &str) -> Option<String> {
+    Data::embedded().get(":", model_type)?["none"].as_str().map(str::to_owned)
+}
+
+/// The class that the engine makes for a model type.
+fn class_of(data: &Data, model_type: &str, config: &Value, class: Use) -> Option<String> {
+    let line = data.get(":", model_type)?;
     let of = |key: &str| line[key].as_str().map(str::to_owned);
     let declared = config["architectures"][0].as_str().filter(|c| data.has("!", c));
     // The config's own class, unless it is another type's or a head that LLaMA-Factory would replace by the language model's.
-    let declared = declared.filter(|c| data.get("!", c).is_some_and(|l| l["type"] == line["type"] || l["type"] == config["model_type"]));
+    let declared = declared.filter(|c| data.get("!", c).is_some_and(|l| l["type"] == line["type"] || l["type"] == model_type));
     let head = |c: &str| ["ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering"].iter().any(|h| c.ends_with(h));
     let chosen = match class {
         Use::Cls => of("cls").or_else(|| declared.map(str::to_owned)),
@@ -204,11 +214,31 @@ fn class_of(data: &Data, config: &Value, class: Use) -> Option<String> {
 
 /// Makes the model.
 pub fn assemble(sources: &[TensorMeta], config: &Value, options: &Options<'_>) -> Assembled {
-    let data = Data::embedded();
-    let tree = class_of(data, config, options.class).and_then(|class| Some((Tree::new(data, &class, config)?, class)));
-    match tree {
-        Some((tree, class)) => Assembler::new(data, sources, config, options, &tree).run(class),
-        None => as_they_are(sources, config, options),
+    let data = Data::of(options.transformers);
+    let model_type = options.own.map_or(config["model_type"].as_str(), |own| own.like.as_deref());
+    let tree_of = |data: &'static Data| {
+        let class = class_of(data, model_type?, config, options.class)?;
+        Some((Tree::new(data, &class, model_type?, config)?, class))
+    };
+    // What 5 converts nothing of is built by 4 in the same way.
+    let unconverted = || {
+        let newest = Data::embedded();
+        let known = options.transformers < 5 && !model_type.is_some_and(|model_type| data.has(":", model_type));
+        let tree = known.then(|| tree_of(newest)).flatten()?;
+        let converts = |(_, class, model_type, _): &(String, String, String, &Value)| newest.has(">", class) || newest.has(">", model_type);
+        (!tree.0.models().iter().any(converts)).then_some(tree)
+    };
+    match (tree_of(data).or_else(unconverted), options.own) {
+        (Some((tree, class)), own) => {
+            let shown = own.and_then(|own| own.class.clone()).unwrap_or(class);
+            Assembler::new(tree.data(), sources, config, options, &tree).run(shown)
+        }
+        (None, Some(own)) => {
+            let shown = own.class.clone().or_else(|| config["architectures"][0].as_str().map(str::to_owned));
+            Assembler::new(data, sources, config, options, &Tree::open(data, config))
+                .run(shown.unwrap_or_else(|| "a class of its own".into()))
+        }
+        (None, None) => as_they_are(sources, config, options),
     }
 }
 
@@ -289,7 +319,7 @@ impl<'a, 'c> Assembler<'a, 'c> {
             out: Assembled::default(),
         };
         assembler.base = assembler.models().first().and_then(|(_, line, _)| line["base"].as_str().map(str::to_owned)).unwrap_or_default();
-        assembler.renamer = Renamer::new(if options.transformers >= 5 { assembler.transforms() } else { Vec::new() });
+        assembler.renamer = Renamer::new(assembler.transforms());
         assembler
     }
 
@@ -306,7 +336,15 @@ impl<'a, 'c> Assembler<'a, 'c> {
 
     /// transformers' `get_model_conversion_mapping`.
     fn transforms(&self) -> Vec<Transform> {
-        let mut out = Vec::new();
+        let mut out: Vec<Transform> = self.options.own.into_iter().flat_map(Architecture::transforms).collect();
+        if self.options.transformers < 5 {
+            // The class's own renames alone, after the old names of norms.
+            let (legacy, root) = (self.data.get(">", "legacy"), self.tree.models().into_iter().next());
+            let class = root.and_then(|(_, class, ..)| self.data.get(">", &class));
+            let rows = legacy.iter().chain(&class).filter_map(Value::as_array).flatten();
+            out.extend(rows.filter_map(|row| Transform::new(row).ok()));
+            return out;
+        }
         let mut seen: BTreeMap<String, Vec<String>> = BTreeMap::new();
         let covered = |seen: &BTreeMap<String, Vec<String>>, key: &str, path: &str| {
             let under = |s: &String| s.is_empty() || path.strip_prefix(s.as_str()).is_some_and(|rest| rest.starts_with('.'));
@@ -398,6 +436,7 @@ impl<'a, 'c> Assembler<'a, 'c> {
     fn run(mut self, class: String) -> Assembled {
         self.out.model_type = self.config["model_type"].as_str().map(str::to_owned);
         self.out.class = Some(class);
+        self.out.version = Some(self.data.version());
         let names = self.names();
         self.choose(&names);
         let models = self.models();
@@ -440,7 +479,7 @@ impl<'a, 'c> Assembler<'a, 'c> {
             let source = u32::try_from(i).unwrap_or(u32::MAX);
             let name = &self.sources[i].name;
             let mut leave = |reason| self.out.unused.push(Unused { source, reason });
-            if self.options.exclude.matches(name) {
+            if self.options.exclude.matches(name) || self.options.own.is_some_and(|own| own.exclude.matches(name)) {
                 leave(Reason::Excluded);
                 continue;
             }
@@ -551,8 +590,9 @@ impl<'a, 'c> Assembler<'a, 'c> {
                 self.out.misfits.push(Misfit::Shape { name: name.clone(), found: shape.clone(), expected, from });
             }
         }
-        let keep_fp32 = strict.iter().any(|r| r.search(&name).is_some());
-        let buffer = Some(found.kind == Kind::Buffer);
+        let own = |globs: fn(&Architecture) -> &Globs| self.options.own.is_some_and(|own| globs(own).matches(&name));
+        let keep_fp32 = strict.iter().any(|r| r.search(&name).is_some()) || own(|own| &own.keep_fp32);
+        let buffer = Some(found.kind == Kind::Buffer || self.tree.is_open() && !dtype.is_float() || own(|own| &own.buffers));
         let of = Made { name: name.clone(), dtype, shape, buffer, keep_fp32, fp32: found.fp32, assembly, block: None, embedding: false };
         made.entry(name).or_insert(of);
     }
@@ -560,23 +600,29 @@ impl<'a, 'c> Assembler<'a, 'c> {
     /// Tied weights: of the names of one parameter the first of the class stays, filled by whichever the checkpoint has.
     fn tie(&mut self, made: &mut BTreeMap<String, Made>, models: &[(String, Value, bool)]) {
         let mut groups: Vec<BTreeSet<String>> = Vec::new();
+        let mut put_together = |target: String, source: String| {
+            let (mut same, rest): (Vec<_>, Vec<_>) =
+                std::mem::take(&mut groups).into_iter().partition(|g| g.contains(&target) || g.contains(&source));
+            groups = rest;
+            let mut all: BTreeSet<String> = same.drain(..).flatten().collect();
+            all.extend([target, source]);
+            groups.push(all);
+        };
+        for (target, source) in self.options.own.iter().flat_map(|own| &own.tied) {
+            put_together(target.clone(), source.clone());
+        }
         for (path, line, _) in models.iter().filter(|(.., tie)| *tie) {
             let under = |n: &str| if path.is_empty() { n.to_owned() } else { format!("{path}.{n}") };
             for (target, source) in line["tied"].as_object().into_iter().flatten() {
                 let Some(source) = source.as_str() else { continue };
                 for (target, source) in self.tied_pairs(made, path, target, source) {
-                    let (target, source) = (under(&target), under(&source));
-                    let (mut same, rest): (Vec<_>, Vec<_>) = groups.into_iter().partition(|g| g.contains(&target) || g.contains(&source));
-                    groups = rest;
-                    let mut all: BTreeSet<String> = same.drain(..).flatten().collect();
-                    all.extend([target, source]);
-                    groups.push(all);
+                    put_together(under(&target), under(&source));
                 }
             }
         }
         for group in groups {
             let mut names: Vec<String> = group.into_iter().filter(|n| self.tree.find(n, &self.choices).is_some()).collect();
-            names.sort_by_cached_key(|n| self.tree.order(n));
+            names.sort_by_cached_key(|n| (self.options.own.is_some_and(|own| own.tied.contains_key(n)), self.tree.order(n)));
             let Some(filled) = names.iter().find(|n| made.contains_key(*n)).cloned() else { continue };
             let Some(of) = made.get(&filled).cloned() else { continue };
             for name in &names {
@@ -620,6 +666,13 @@ impl<'a, 'c> Assembler<'a, 'c> {
 
     /// LLaMA-Factory's rule: the class of element 0 of every list called `layers` or `blocks`, else `_no_split_modules`.
     fn blocks(&mut self, made: &mut BTreeMap<String, Made>, models: &[(String, Value, bool)]) {
+        if let Some(own) = self.options.own.filter(|own| self.tree.is_open() || !own.wrap.is_empty()) {
+            for of in made.values_mut().filter(|_| !own.wrap.is_empty()) {
+                of.block = Some(own.block(&of.name).to_owned());
+                of.embedding = of.name.rsplit_once('.').is_some_and(|(module, _)| own.embeddings.matches(module));
+            }
+            return;
+        }
         let found: BTreeMap<String, Found> = {
             let aliases = self.out.aliases.iter().map(|(alias, _)| alias);
             made.keys().chain(aliases).filter_map(|n| Some((n.clone(), self.tree.find(n, &self.choices)?))).collect()

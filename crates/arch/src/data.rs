@@ -13,15 +13,30 @@ pub struct Data {
 }
 
 impl Data {
-    /// What was made from transformers.
+    /// What was made from the newest transformers.
     pub fn embedded() -> &'static Self {
         static DATA: OnceLock<Data> = OnceLock::new();
         DATA.get_or_init(|| {
-            let bytes = env!("SHARDWRIGHT_ARCH_BYTES").parse().unwrap_or(usize::MAX);
-            let packed = include_bytes!(concat!(env!("OUT_DIR"), "/transformers.z"));
-            let text = miniz_oxide::inflate::decompress_to_vec_with_limit(packed, bytes).unwrap_or_default();
-            Self::new(String::from_utf8(text).unwrap_or_default())
+            Self::inflate(include_bytes!(concat!(env!("OUT_DIR"), "/transformers.z")), env!("SHARDWRIGHT_ARCH_BYTES_TRANSFORMERS"))
         })
+    }
+
+    /// What was made from the last transformers before 5, whose classes differ.
+    fn before_5() -> &'static Self {
+        static DATA: OnceLock<Data> = OnceLock::new();
+        DATA.get_or_init(|| {
+            Self::inflate(include_bytes!(concat!(env!("OUT_DIR"), "/transformers-4.z")), env!("SHARDWRIGHT_ARCH_BYTES_TRANSFORMERS_4"))
+        })
+    }
+
+    /// The data for a version of transformers, by its first part.
+    pub fn of(major: u32) -> &'static Self {
+        if major < 5 { Self::before_5() } else { Self::embedded() }
+    }
+
+    fn inflate(packed: &[u8], bytes: &str) -> Self {
+        let text = miniz_oxide::inflate::decompress_to_vec_with_limit(packed, bytes.parse().unwrap_or(usize::MAX)).unwrap_or_default();
+        Self::new(String::from_utf8(text).unwrap_or_default())
     }
 
     fn new(text: String) -> Self {
@@ -69,10 +84,12 @@ mod tests {
 
     #[test]
     fn the_embedded_lines_are_sorted_and_found() {
-        let data = Data::embedded();
-        assert!(data.lines.len() > 1000);
-        assert!(data.lines.windows(2).all(|w| data.text[w[0].0..w[0].1] < data.text[w[1].0..w[1].1]));
-        assert_eq!(data.get(":", "llama").unwrap()["llm"], "LlamaForCausalLM");
-        assert!(!data.version().is_empty());
+        for (major, version) in [(5, "5."), (4, "4.")] {
+            let data = Data::of(major);
+            assert!(data.lines.len() > 1000);
+            assert!(data.lines.windows(2).all(|w| data.text[w[0].0..w[0].1] < data.text[w[1].0..w[1].1]));
+            assert_eq!(data.get(":", "llama").unwrap()["llm"], "LlamaForCausalLM");
+            assert!(data.version().starts_with(version), "{}", data.version());
+        }
     }
 }

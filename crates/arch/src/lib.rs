@@ -8,8 +8,12 @@ mod contract;
 mod data;
 mod lazy;
 mod ops;
+mod own;
 mod regex;
 mod rename;
 mod tree;
 
-pub use assemble::{Assembled, Made, Misfit, Missing, Options, Reason, Unused, Use, assemble, attribute, knows, model_types, version};
+pub use assemble::{
+    Assembled, Made, Misfit, Missing, Options, Reason, Unused, Use, assemble, attribute, knows, model_types, version, without,
+};
+pub use own::{Architecture, Assemble, Flaw, Rename, Step};

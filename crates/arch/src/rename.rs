@@ -35,6 +35,10 @@ enum Kind {
     Offset(i64),
     /// Two blocks of a checkpoint are one layer.
     Pairs,
+    /// As `re.sub` of one match, with every group; where it is exclusive, no other such follows one that matched.
+    Substitute {
+        exclusive: bool,
+    },
     Convert(Vec<Op>),
 }
 
@@ -50,12 +54,14 @@ impl Transform {
             "WeightConverter" => Kind::Convert(row[4]["ops"].as_array().map(|ops| ops.iter().map(Op::new).collect()).unwrap_or_default()),
             "GroupWeightRename" => Kind::Group,
             "LayerPairCollapse" => Kind::Pairs,
+            "First" => Kind::Substitute { exclusive: true },
+            "Substitute" => Kind::Substitute { exclusive: false },
             _ => row[4]["offset"].as_i64().map_or(Kind::Rename, Kind::Offset),
         };
         let branches = regex.names.iter().filter_map(|(name, group)| Some((*group, name.strip_prefix('g')?.parse().ok()?))).collect();
         let sources: Vec<String> = texts(&row[2]);
         let digits = |p: &String| p.replace("\\d", "").bytes().any(|b| b.is_ascii_digit());
-        let plain = matches!(kind, Kind::Rename | Kind::Convert(_)) && !sources.iter().any(digits);
+        let plain = matches!(kind, Kind::Rename | Kind::Convert(_) | Kind::Substitute { .. }) && !sources.iter().any(digits);
         Ok(Self { kind, regex, branches, sources, targets: texts(&row[3]), scope: None, active: false, plain })
     }
 
@@ -93,6 +99,16 @@ impl Transform {
                 _ => "mlp",
             };
             return Some((format!("{prefix}{}layers.{}.{part}{}", &rest[..start], index / 2, &rest[end..]), 0));
+        }
+        if let Kind::Substitute { .. } = self.kind {
+            let mut text = self.targets.first()?.clone();
+            for n in 1..=9 {
+                let mark = format!("\\{n}");
+                if text.contains(&mark) {
+                    text = text.replace(&mark, group(rest, &found, n + 1).unwrap_or_default());
+                }
+            }
+            return Some((format!("{prefix}{}{text}{}", &rest[..start], &rest[end..]), 0));
         }
         let &(number, source) = self.branches.iter().find(|(number, _)| found.get(*number).is_some_and(Option::is_some))?;
         let replacement = match &self.kind {
@@ -155,9 +171,15 @@ impl Renamer {
     /// All renames in turn, then at most one converter.
     pub fn rename(&mut self, name: &str) -> (String, Taken) {
         let mut name = name.to_owned();
+        let mut mapped = false;
         for transform in &mut self.renames {
+            let exclusive = matches!(transform.kind, Kind::Substitute { exclusive: true });
+            if exclusive && mapped {
+                continue;
+            }
             if let Some((renamed, _)) = transform.rename(&name) {
                 name = renamed;
+                mapped |= exclusive;
             }
         }
         let found = self.converters.iter_mut().enumerate().find_map(|(i, c)| c.rename(&name).map(|(renamed, source)| (i, renamed, source)));

@@ -114,10 +114,9 @@ pub struct Tree<'c> {
 static NULL: Value = Value::Null;
 
 impl<'c> Tree<'c> {
-    /// The tree of a class; `None` where it is not in the data.
-    pub fn new(data: &'static Data, class: &str, config: &'c Value) -> Option<Self> {
+    /// The tree of a class under a model type's config; `None` where it is not in the data.
+    pub fn new(data: &'static Data, class: &str, model_type: &str, config: &'c Value) -> Option<Self> {
         let line = data.get("!", class)?;
-        let model_type = line["type"].as_str()?.to_owned();
         let mut tree = Self {
             data,
             modules: Vec::new(),
@@ -128,10 +127,36 @@ impl<'c> Tree<'c> {
             absent: line["absent"].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect(),
             root: Place { module: 0, scope: 0 },
         };
-        tree.scope(config, model_type);
+        tree.scope(config, model_type.to_owned());
         tree.root.module = tree.load(line["root"].as_str()?);
         tree.load_all(tree.root);
         Some(tree)
+    }
+
+    /// A tree that has every name.
+    pub fn open(data: &'static Data, config: &'c Value) -> Self {
+        let mut tree = Self {
+            data,
+            modules: vec![open("model")],
+            by_name: BTreeMap::new(),
+            scopes: Vec::new(),
+            by_key: BTreeMap::new(),
+            links: BTreeMap::new(),
+            absent: Vec::new(),
+            root: Place { module: 0, scope: 0 },
+        };
+        tree.scope(config, String::new());
+        tree
+    }
+
+    /// The data that it is of.
+    pub fn data(&self) -> &'static Data {
+        self.data
+    }
+
+    /// True where nothing is known of the model: every name is one of its.
+    pub fn is_open(&self) -> bool {
+        self.modules[self.root.module].open
     }
 
     fn scope(&mut self, config: &'c Value, model_type: String) -> usize {

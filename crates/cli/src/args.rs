@@ -387,6 +387,7 @@ pub struct DiffArgs {
 Examples:
   shardwright inspect models/Qwen3-0.6B
   shardwright inspect Qwen/Qwen3-0.6B --format json | jq '.tensors[].name'
+  shardwright inspect Qwen/Qwen3-30B-A3B --as-model
   shardwright inspect model-00001-of-00005.safetensors")]
 pub struct InspectArgs {
     /// A checkpoint of any format: a directory, a file, or a hub id in the local Hugging Face cache.
@@ -394,6 +395,18 @@ pub struct InspectArgs {
     /// What to print on standard output.
     #[arg(long, value_enum, default_value_t = Format::Table)]
     pub format: Format,
+    /// Show the parameters of the model's class, each with the tensors that it is made from.
+    #[arg(long)]
+    pub as_model: bool,
+    /// The class: llm, cls or other, as `model_class` of a config.
+    #[arg(long, requires = "as_model", default_value = "llm", value_parser = ["llm", "cls", "other"])]
+    pub model_class: String,
+    /// The version of transformers that builds the model, as `shardwright.engines.transformers` of a config.
+    #[arg(long, requires = "as_model", value_name = "VERSION")]
+    pub transformers: Option<String>,
+    /// A file that describes the architecture, as `shardwright.architecture` of a config.
+    #[arg(long, requires = "as_model", value_name = "FILE")]
+    pub architecture: Option<PathBuf>,
 }
 
 /// List the strategies and precision policies of this binary, or show how to write one's section
@@ -422,4 +435,8 @@ pub struct StrategiesArgs {
 Examples:
   shardwright schema > shardwright.schema.json
   then, on the first line of a config:  # yaml-language-server: $schema=shardwright.schema.json")]
-pub struct SchemaArgs {}
+pub struct SchemaArgs {
+    /// Print the schema of the file that `shardwright.architecture` names instead.
+    #[arg(long)]
+    pub architecture: bool,
+}

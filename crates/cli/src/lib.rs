@@ -68,7 +68,7 @@ fn run(cli: Cli) -> u8 {
         Command::Diff(args) => convert::compare(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Strategies(args) => strategies::run(&args),
-        Command::Schema(_) => schema::run(),
+        Command::Schema(args) => schema::run(&args),
     };
     let exit = done.unwrap_or_else(|failure| {
         // A closed standard error leaves the exit code.

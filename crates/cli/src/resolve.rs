@@ -39,7 +39,10 @@ pub fn run(args: &ResolveArgs) -> Result<Exit, Failure> {
     let mut documents = Vec::new();
     for config in &configs {
         let exit = match setup::resolve(config, &overrides, &world, &registry) {
-            Ok(setup) => one(args, config, configs.len() > 1, &setup, &mut documents)?,
+            Ok(mut setup) => {
+                setup.describe_model();
+                one(args, config, configs.len() > 1, &setup, &mut documents)?
+            }
             // One that cannot be read does not hide what the others say.
             Err(error) => unreadable(args, config, &error, &mut documents)?,
         };

@@ -165,7 +165,14 @@ impl Draft {
 
     /// Files that the config names, as written there.
     pub fn files(&self) -> Vec<String> {
-        self.strategy.as_ref().map(|s| s.config.files()).unwrap_or_default()
+        let mut files = self.strategy.as_ref().map(|s| s.config.files()).unwrap_or_default();
+        files.extend(self.architecture().and_then(Node::as_str).map(str::to_owned));
+        files
+    }
+
+    /// The file of `shardwright.architecture`.
+    pub(super) fn architecture(&self) -> Option<&Node> {
+        self.root.find(&["shardwright", "architecture"]).filter(|n| !n.is_null())
     }
 
     /// The model, as written or by default: a directory or a hub id. Empty where an accelerate YAML names none, which is usual.

@@ -26,5 +26,5 @@ mod v0;
 pub use self::{
     draft::{Draft, Input},
     resolve::{Outcome, Resolved, Supplied},
-    settings::{ByteSize, DeepSpeedVersion, Engines, IoSettings, Place, Settings},
+    settings::{ByteSize, DeepSpeedVersion, Engines, IoSettings, Place, Settings, TransformersVersion},
 };

@@ -22,7 +22,7 @@ use crate::{
     elsewhere,
     keys::{EXTRA, KEYS, Values},
     resolved,
-    settings::IoSettings,
+    settings::{IoSettings, TransformersVersion},
 };
 
 /// What the shell found for a draft.
@@ -65,6 +65,12 @@ pub struct Resolved {
     pub buffers: Globs,
     /// Modules that are a unit each.
     pub units: Globs,
+    /// Checkpoint tensors that are left out.
+    pub exclude: Globs,
+    /// The text of `shardwright.architecture`.
+    pub architecture: Option<Source>,
+    /// The version of transformers that the model is built with; `None` for the newest that is known.
+    pub transformers: Option<TransformersVersion>,
     /// A directory or a hub id, as written.
     pub model: String,
     /// How files are read.
@@ -174,6 +180,9 @@ impl Resolver<'_> {
             trainable,
             buffers: settings.buffers,
             units: settings.units,
+            exclude: settings.exclude,
+            architecture: settings.architecture.and_then(|name| self.supplied.files.get(&name)?.as_ref().ok().cloned()),
+            transformers: settings.engines.transformers,
             model: draft.model(),
             io: settings.io,
             device: settings.device,

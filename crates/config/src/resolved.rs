@@ -74,6 +74,12 @@ pub(super) fn carry_over(root: &Node, document: &mut Document) {
     {
         document.set(&["precision", "rule"], rule.to_json(), Origin::Written(rule.at.clone()));
     }
+    // What the checkpoint said, where it is not at hand any more.
+    for entry in root.get("model").map(Node::entries).unwrap_or_default() {
+        if document.get(&format!("/model/{}", entry.key)).is_none() {
+            document.set_node(&["model", &entry.key], &entry.value);
+        }
+    }
     if let Some(config) = root.find(&["strategy", "config"]) {
         document.remove(&["strategy", "config"]);
         match &config.value {

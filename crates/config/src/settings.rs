@@ -22,6 +22,10 @@ pub struct Settings {
     pub buffers: Globs,
     /// Globs of modules that are an all-gather group each, instead of the strategy's own choice.
     pub units: Globs,
+    /// Globs of checkpoint tensors that are left out, by their names in the checkpoint.
+    pub exclude: Globs,
+    /// A file that describes the model's architecture, where the built-in data does not have it: see docs/architectures.md.
+    pub architecture: Option<String>,
     /// Allow DeepSpeed's fp16, which LLaMA-Factory refuses.
     pub zero3_fp16: bool,
     /// Load for inference: nothing is trained, and the checkpoint's dtype is kept.
@@ -42,6 +46,80 @@ pub struct Settings {
 pub struct Engines {
     /// DeepSpeed: `"0.18"` (read off 0.18.9) or `"0.19"` (0.19.8), which null means.
     pub deepspeed: Option<DeepSpeedVersion>,
+    /// transformers, such as `"4.57"`: before 5 experts are not stacked and most names stay as in the checkpoint. null means the newest that is known.
+    pub transformers: Option<TransformersVersion>,
+}
+
+/// A version of transformers as the YAML spells it, by its first two parts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TransformersVersion {
+    /// 4 or 5.
+    pub major: u32,
+    /// The second part, where it is told.
+    pub minor: Option<u32>,
+}
+
+impl TransformersVersion {
+    /// Reads `4.57`, `4.57.1`, `5`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.split('.').map(|p| p.parse::<u32>().ok().filter(|_| p.bytes().all(|b| b.is_ascii_digit())));
+        let (major, minor, patch) = (parts.next()??, parts.next(), parts.next());
+        let fits = parts.next().is_none() && minor != Some(None) && patch != Some(None) && matches!(major, 4 | 5);
+        fits.then(|| Self { major, minor: minor.flatten() })
+    }
+}
+
+impl std::fmt::Display for TransformersVersion {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.minor {
+            None => write!(f, "{}", self.major),
+            Some(minor) => write!(f, "{}.{minor}", self.major),
+        }
+    }
+}
+
+impl JsonSchema for TransformersVersion {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "TransformersVersion".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({ "anyOf": [
+            { "type": "string", "pattern": "^[45](\\.[0-9]+)?(\\.[0-9]+)?$" },
+            { "type": "number", "minimum": 4, "maximum": 5.99 },
+        ] })
+    }
+}
+
+impl Serialize for TransformersVersion {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for TransformersVersion {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl serde::de::Visitor<'_> for Visitor {
+            type Value = TransformersVersion;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a version of transformers such as \"4.57\" or \"5.24\"")
+            }
+            fn visit_u64<E: serde::de::Error>(self, v: u64) -> Result<TransformersVersion, E> {
+                self.visit_str(&v.to_string())
+            }
+            fn visit_i64<E: serde::de::Error>(self, v: i64) -> Result<TransformersVersion, E> {
+                self.visit_str(&v.to_string())
+            }
+            fn visit_f64<E: serde::de::Error>(self, v: f64) -> Result<TransformersVersion, E> {
+                self.visit_str(&v.to_string())
+            }
+            fn visit_str<E: serde::de::Error>(self, v: &str) -> Result<TransformersVersion, E> {
+                TransformersVersion::parse(v).ok_or_else(|| E::invalid_value(serde::de::Unexpected::Str(v), &self))
+            }
+        }
+        d.deserialize_any(Visitor)
+    }
 }
 
 /// A version of DeepSpeed as the YAML spells it.

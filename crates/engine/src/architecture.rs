@@ -1,15 +1,24 @@
 //! From a checkpoint to the model as its class has it, by the architecture data; what does not fit is told before anything is allocated.
 
+mod describe;
+
 use std::collections::BTreeMap;
 
 use serde_json::Value;
-use shardwright_arch::{Assembled, Options, Reason, Use};
-use shardwright_core::{Assembly, DType, Globs, Model, ModelFacts, ModelMeta, Modules, Name, TensorKind, TensorMeta, piece};
+use shardwright_arch::{Architecture, Assembled, Options, Reason, Use};
+use shardwright_config::{Resolved, TransformersVersion};
+use shardwright_core::{
+    Assembly, DType, Globs, Model, ModelFacts, ModelMeta, Modules, Name, TensorKind, TensorMeta,
+    diagnostic::{Diagnostic, Source},
+    piece, tree,
+};
 
 use crate::{
     checkpoint::{Checkpoint, ModelRecord},
     error::{EngineError, ErrorKind, Result},
 };
+
+pub use describe::{AsModel, Counts, FromTensor, MissingTensor, ModelTensor, UnusedTensor};
 
 /// What the model's class depends on besides the checkpoint.
 #[derive(Clone, Debug)]
@@ -20,6 +29,83 @@ pub struct ModelOptions<'a> {
     pub exclude: &'a Globs,
     /// A tied weight is a parameter of each unit that has it.
     pub tied_in_each_unit: bool,
+    /// The version of transformers that builds the model; `None` for the newest that is known.
+    pub transformers: Option<TransformersVersion>,
+    /// An architecture of the user's own, which comes before the built-in data.
+    pub architecture: Option<&'a Architecture>,
+}
+
+impl<'a> ModelOptions<'a> {
+    /// For a class, everything else as by default.
+    pub fn new(class: &'a str) -> Self {
+        const NONE: &Globs = &Globs::none();
+        Self { class, exclude: NONE, tied_in_each_unit: false, transformers: None, architecture: None }
+    }
+
+    /// What a config decides.
+    pub fn of(resolved: &'a Resolved, architecture: Option<&'a Architecture>) -> Self {
+        Self {
+            class: resolved.document.get("/training/model_class").and_then(Value::as_str).unwrap_or("llm"),
+            exclude: &resolved.exclude,
+            tied_in_each_unit: resolved.strategy.ties_per_unit(),
+            transformers: resolved.transformers,
+            architecture,
+        }
+    }
+
+    fn major(&self) -> u32 {
+        self.transformers.map_or(NEWEST, |version| version.major)
+    }
+
+    /// Which data decides.
+    pub fn source(&self) -> String {
+        let data = format!("transformers {}", shardwright_arch::version(self.major()));
+        match self.architecture {
+            None => data,
+            Some(Architecture { like: None, .. }) => "shardwright.architecture".into(),
+            Some(Architecture { like: Some(like), .. }) => format!("shardwright.architecture, like '{like}' of {data}"),
+        }
+    }
+
+    /// Why that data.
+    pub fn why(&self) -> String {
+        let has = shardwright_arch::version(self.major());
+        match self.transformers {
+            None => "the newest version of transformers that is known".into(),
+            Some(asked) if is_of(asked, &has) => "shardwright.engines.transformers".into(),
+            Some(asked) => format!("shardwright.engines.transformers is {asked}; of its major version the data of {has} is at hand"),
+        }
+    }
+}
+
+/// The major version of transformers that is taken by default.
+const NEWEST: u32 = 5;
+
+fn is_of(asked: TransformersVersion, has: &str) -> bool {
+    let minor = has.split('.').nth(1).and_then(|m| m.parse().ok());
+    asked.minor.is_none() || asked.minor == minor
+}
+
+/// The JSON Schema of what [`parse_architecture`] reads.
+pub fn architecture_schema() -> Value {
+    Architecture::schema()
+}
+
+/// Reads an architecture of the user's own, a YAML or JSON.
+///
+/// # Errors
+/// What is wrong with it, each with its place.
+pub fn parse_architecture(text: &Source) -> Result<Architecture, Vec<Diagnostic>> {
+    let mut found = Vec::new();
+    let parse = if text.name.ends_with(".json") { tree::json::parse } else { tree::yaml::parse };
+    let node = parse(text, &mut found).map_err(|error| vec![error])?;
+    let own: Architecture = tree::from_node(&node, "architecture")?;
+    own.check().map_err(|flaw| {
+        let keys: Vec<&str> = flaw.key.split(['.', '[']).take(1).collect();
+        let at = node.find(&keys).map_or_else(|| node.at.clone(), |n| n.at.clone());
+        vec![Diagnostic::error("architecture", format!("architecture.{flaw}")).at(at)]
+    })?;
+    Ok(own)
 }
 
 /// The model, and what a user should know of how it was found.
@@ -44,6 +130,8 @@ impl ModelOptions<'_> {
             class: self.class.to_owned(),
             exclude: self.exclude.patterns().to_vec(),
             tied_in_each_unit: self.tied_in_each_unit,
+            transformers: self.transformers.map(|version| version.to_string()),
+            architecture: self.architecture.cloned(),
             source: source.to_owned(),
         }
     }
@@ -66,7 +154,7 @@ impl Checkpoint {
     /// that fail, names of which none is the model's.
     pub fn find_model(&self, options: &ModelOptions<'_>) -> Result<Found> {
         let (sources, facts) = (self.sources(), &self.model().facts);
-        let source = format!("transformers {}", shardwright_arch::version());
+        let mut source = options.source();
         let record = options.record(&source);
         let error = |what: String| EngineError::new(ErrorKind::Checkpoint, what).file(self.dir().join("config.json"));
         if sources.iter().all(|t| t.shape.contains(&0)) {
@@ -85,7 +173,13 @@ impl Checkpoint {
             "other" => Use::Other,
             _ => Use::Llm,
         };
-        let wanted = Options { class, exclude: options.exclude, tied_in_each_unit: options.tied_in_each_unit, transformers: 5 };
+        let wanted = Options {
+            class,
+            exclude: options.exclude,
+            tied_in_each_unit: options.tied_in_each_unit,
+            transformers: options.major(),
+            own: options.architecture,
+        };
         let assembled = shardwright_arch::assemble(sources, &config, &wanted);
         let mut warnings = Vec::new();
         self.wrapped(&assembled, &mut warnings)?;
@@ -96,12 +190,21 @@ impl Checkpoint {
             };
             return Err(error(format!("the checkpoint is not the model that config.json describes: {first}{more}")));
         }
+        let has = shardwright_arch::version(options.major());
+        if let Some(asked) = options.transformers.filter(|&asked| !is_of(asked, &has)) {
+            warnings.push(format!(
+                "shardwright.engines.transformers is {asked}, but the architectures are those of {has}: check names if they differ"
+            ));
+        }
         if assembled.class.is_none() {
             warnings.extend(unknown(&config, &source));
         }
         warnings.extend(left_over(&assembled, sources));
         warnings.extend(missing(&assembled));
         let (class, known) = (assembled.class.clone(), assembled.class.is_some());
+        if let Some(other) = assembled.version.as_ref().filter(|version| **version != has && options.architecture.is_none()) {
+            source = format!("transformers {other}, which converts nothing of it, so that {has} builds it alike");
+        }
         let model = model_of(assembled, facts).map_err(|n| error(format!("'{n}' would be made twice")))?;
         let source = if known { source } else { "the checkpoint's tensors".into() };
         Ok(Found { model, class, source, warnings, record })
@@ -122,7 +225,13 @@ impl Checkpoint {
     pub fn with_recorded_model(self, record: Option<&ModelRecord>) -> Result<Self> {
         let Some(record) = record else { return Ok(self) };
         let exclude = Globs::new(record.exclude.iter().cloned()).map_err(|what| EngineError::new(ErrorKind::Checkpoint, what))?;
-        let options = ModelOptions { class: &record.class, exclude: &exclude, tied_in_each_unit: record.tied_in_each_unit };
+        let options = ModelOptions {
+            class: &record.class,
+            exclude: &exclude,
+            tied_in_each_unit: record.tied_in_each_unit,
+            transformers: record.transformers.as_deref().and_then(TransformersVersion::parse),
+            architecture: record.architecture.as_ref(),
+        };
         let found = self.find_model(&options)?;
         self.with_model(found)
     }
@@ -166,7 +275,7 @@ impl Checkpoint {
 fn model_of(assembled: Assembled, facts: &ModelFacts) -> Result<Model, Name> {
     let mut modules = Modules::default();
     modules.ties_embeddings = assembled.ties_embeddings;
-    let known = assembled.class.is_some();
+    let known = assembled.tensors.iter().any(|t| t.block.is_some());
     let mut tensors = Vec::with_capacity(assembled.tensors.len());
     let mut assemblies: Vec<Assembly> = Vec::with_capacity(assembled.tensors.len());
     for made in assembled.tensors {
@@ -210,9 +319,10 @@ fn reason(reason: &Reason) -> String {
 fn unknown(config: &Value, source: &str) -> Option<String> {
     let model_type = config["model_type"].as_str()?;
     let remote = if config.get("auto_map").is_some() { ", and its code comes with the checkpoint" } else { "" };
+    let why = shardwright_arch::without(model_type).map_or(String::new(), |why| format!(" ({why})"));
     Some(format!(
-        "model type '{model_type}' is not one that {source} builds{remote}: the checkpoint's tensors are taken for the model's parameters, under \
-         their own names"
+        "model type '{model_type}' is not one that {source} builds{why}{remote}: the checkpoint's tensors are taken for the model's parameters, \
+         under their own names. Where that is wrong, shardwright.architecture describes the model: see docs/architectures.md"
     ))
 }
 

@@ -170,7 +170,7 @@ impl Checkpoint {
     /// # Errors
     /// [`ErrorKind::Checkpoint`] where it is missing or a link that leaves the directory.
     pub fn side_file(&self, name: &str) -> Result<PathBuf> {
-        ModelDir { dir: self.dir.clone(), file: None, config_text: None }.resolve(name)
+        ModelDir { dir: self.dir.clone(), file: None, config_text: None, index_first: false }.resolve(name)
     }
 
     /// Oddities that do not stop a load, such as an index whose `total_size` is off.
@@ -307,6 +307,7 @@ impl ModelDir {
         });
         let mut warnings = index.map_or_else(|| Ok(Vec::new()), |index| check_index(&index, &files, &tensors))?;
         warnings.extend(led_out);
+        warnings.extend(self.passed_over(&names));
         let config = self.config()?;
         if let Some((key, expected, found)) = config.as_ref().and_then(config::wrong_type) {
             let path = self.dir.join(find::CONFIG);

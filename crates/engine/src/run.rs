@@ -10,11 +10,11 @@ use std::{
 };
 
 use shardwright_config::Resolved;
-use shardwright_core::{Globs, PlanInput, Region, ShardPlan, diagnostic::Diagnostic, document::Document, plan_checked, registry::Registry};
+use shardwright_core::{PlanInput, Region, ShardPlan, diagnostic::Diagnostic, document::Document, plan_checked, registry::Registry};
 
 pub use self::error::Error;
 use crate::{
-    architecture::ModelOptions,
+    architecture::{ModelOptions, parse_architecture},
     checkpoint::Checkpoint,
     error::{EngineError, ErrorKind},
     load::{self, CancelToken, Destination, IoOptions, Item, LoadStats, Loaded, Loader, Part, RankShards, TensorView, all_ranks},
@@ -155,10 +155,8 @@ impl Run {
 /// # Errors
 /// As [`Checkpoint::find_model`].
 pub fn with_model(checkpoint: Checkpoint, resolved: &Resolved, warn: &mut dyn FnMut(&str)) -> Result<Checkpoint, EngineError> {
-    let class = resolved.document.get("/training/model_class").and_then(|v| v.as_str()).unwrap_or("llm").to_owned();
-    let none = Globs::default();
-    let options = ModelOptions { class: &class, exclude: &none, tied_in_each_unit: resolved.strategy.ties_per_unit() };
-    let found = checkpoint.find_model(&options)?;
+    let own = resolved.architecture.as_ref().and_then(|text| parse_architecture(text).ok());
+    let found = checkpoint.find_model(&ModelOptions::of(resolved, own.as_ref()))?;
     found.warnings.iter().for_each(|warning| warn(warning));
     let checkpoint = checkpoint.with_model(found)?;
     resolved.lint(checkpoint.model()).iter().for_each(|odd| warn(odd));

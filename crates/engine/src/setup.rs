@@ -6,10 +6,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use shardwright_arch::Architecture;
 use shardwright_config::{Draft, Input, Outcome, Supplied};
 use shardwright_core::{diagnostic::Source, registry::Registry, suggest::nearest};
 
 use crate::{
+    architecture::parse_architecture,
     checkpoint::{HubEnv, ModelDir},
     error::{EngineError, ErrorKind, Result},
     world::World,
@@ -29,6 +31,8 @@ pub struct Setup {
     pub outcome: Outcome,
     /// The model's directory, or why there is none. Resolution goes on without; loading cannot.
     pub model: Result<ModelDir>,
+    /// The user's own architecture.
+    pub architecture: Option<Architecture>,
 }
 
 /// Reads and resolves the config at `path` for `world`. Files that it names are sought beside it, then in the working directory.
@@ -48,7 +52,7 @@ pub fn resolve_source(config: Source, path: &Path, overrides: &[String], world: 
     let env = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect();
     let draft = Draft::parse(&Input { config, overrides: overrides.to_vec(), env }, registry);
     let bases = bases(path);
-    let model = match draft.model() {
+    let mut model = match draft.model() {
         none if none.is_empty() => {
             Err(EngineError::new(ErrorKind::Config, "the config names no model; add model=DIR to the command line").file(path))
         }
@@ -60,7 +64,21 @@ pub fn resolve_source(config: Source, path: &Path, overrides: &[String], world: 
         world_size: world.size,
         world_size_is_flag: world.size_is_flag,
     };
-    Ok(Setup { outcome: draft.resolve(&supplied, registry), model })
+    let mut outcome = draft.resolve(&supplied, registry);
+    if let (Ok(model), Some(resolved)) = (&mut model, &outcome.resolved) {
+        let on_meta = resolved.document.get("/training/init_config/name").is_some_and(|name| name == "init_on_meta");
+        model.index_first = on_meta;
+    }
+    let own = outcome.resolved.as_ref().and_then(|r| r.architecture.as_ref()).map(parse_architecture);
+    let architecture = match own {
+        None => None,
+        Some(Ok(own)) => Some(own),
+        Some(Err(found)) => {
+            (outcome.resolved, outcome.diagnostics) = (None, [found, outcome.diagnostics].concat());
+            None
+        }
+    };
+    Ok(Setup { outcome, model, architecture })
 }
 
 /// Where relative names are sought: the config's directory, then the working directory.
@@ -101,7 +119,11 @@ fn neighbour(path: &Path) -> Option<String> {
 }
 
 /// A whole text file, bounded; or why not.
-fn read_text(path: &Path) -> Result<String, String> {
+/// The text of a regular file of a size that a config may have.
+///
+/// # Errors
+/// Why there is none.
+pub fn read_text(path: &Path) -> std::result::Result<String, String> {
     // Opening a pipe would wait for who writes to it, and a device may never end.
     if std::fs::metadata(path).is_ok_and(|meta| !meta.is_file()) {
         return Err("not a regular file".to_owned());

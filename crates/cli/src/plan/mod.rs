@@ -12,10 +12,10 @@ use std::{
 
 use serde_json::Value as Json;
 use shardwright_config::{Resolved, output::origin_in_short};
-use shardwright_core::{Globs, ModelMeta, PlanInput, ShardPlan, TensorKind, Trainable, plan_checked, registry::Registry, text::shown};
+use shardwright_core::{ModelMeta, PlanInput, ShardPlan, TensorKind, Trainable, plan_checked, registry::Registry, text::shown};
 use shardwright_engine::{
     Checkpoint, World, WorldFlags,
-    architecture::ModelOptions,
+    architecture::{ModelOptions, parse_architecture},
     setup::{self, Setup},
 };
 use shardwright_memory::{
@@ -159,8 +159,8 @@ impl Case<'_> {
         if let Some(known) = self.models.borrow().get(&tied_in_each_unit) {
             return Ok(known.clone());
         }
-        let class = resolved.document.get("/training/model_class").and_then(Json::as_str).unwrap_or("llm");
-        let found = self.checkpoint.find_model(&ModelOptions { class, exclude: &Globs::default(), tied_in_each_unit })?;
+        let own = resolved.architecture.as_ref().and_then(|text| parse_architecture(text).ok());
+        let found = self.checkpoint.find_model(&ModelOptions::of(resolved, own.as_ref()))?;
         if speak {
             self.checkpoint.warnings().iter().chain(&found.warnings).for_each(|w| print_note(&format!("warning: {}", shown(w))));
         }

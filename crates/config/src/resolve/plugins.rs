@@ -32,6 +32,16 @@ impl Resolver<'_> {
             self.diagnostics.extend(errors);
             Settings::default()
         });
+        if let Some(name) = &settings.architecture {
+            let why = match self.supplied.files.get(name) {
+                Some(Ok(_)) => None,
+                Some(Err(why)) => Some(why.as_str()),
+                None => Some("it was not read"),
+            };
+            if let Some(why) = why {
+                self.error("file-unreadable", format!("cannot read '{name}': {why}"), draft.architecture().map(|n| n.at.clone()));
+            }
+        }
         (settings, policy)
     }
 

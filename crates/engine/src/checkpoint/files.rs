@@ -22,10 +22,11 @@ impl ModelDir {
             let what = "it holds shards that were saved for one world, not a checkpoint; `shardwright verify` checks them";
             return Err(EngineError::new(ErrorKind::Checkpoint, what).file(&self.dir));
         }
-        if self.dir.join(SINGLE).symlink_metadata().is_ok() {
+        let [single, indexed] = [SINGLE, index::INDEX].map(|name| self.dir.join(name).symlink_metadata().is_ok());
+        if single && !(indexed && self.index_first) {
             return Ok((vec![SINGLE.into()], None));
         }
-        if self.dir.join(index::INDEX).symlink_metadata().is_ok() {
+        if indexed {
             let index = index::read(&self.resolve(index::INDEX)?)?;
             self.all_there(&index)?;
             return Ok((index.files.clone(), Some(index)));
@@ -53,6 +54,35 @@ impl ModelDir {
                 .found(found));
         }
         Ok((names, None))
+    }
+
+    /// Weights of the directory beside those that are read, which a user may have meant.
+    pub(super) fn passed_over(&self, names: &[String]) -> Vec<String> {
+        if self.file.is_some() {
+            return Vec::new();
+        }
+        let there = |name: &str| self.dir.join(name).symlink_metadata().is_ok();
+        let mut found = Vec::new();
+        if there(SINGLE) && there(index::INDEX) {
+            let [read, left, why] = if self.index_first {
+                [index::INDEX, SINGLE, "as LLaMA-Factory's init_on_meta does"]
+            } else {
+                [SINGLE, index::INDEX, "as transformers does; under init_on_meta LLaMA-Factory's FSDP2 takes the index"]
+            };
+            found.push(format!("{}: '{read}' and '{left}' are both there: '{read}' is read, {why}", self.dir.display()));
+        }
+        let is_left = |n: &String| n.starts_with("consolidated") && n.ends_with(".safetensors") && !names.contains(n);
+        let left: Vec<String> = self.list().unwrap_or_default().into_iter().filter(is_left).collect();
+        if let Some(first) = left.first() {
+            let more = if left.len() == 1 { String::new() } else { format!(" and {} more", left.len() - 1) };
+            let what = "the same weights under Mistral's own names, by that name";
+            found.push(format!(
+                "{}: '{first}'{more} is left out: {what}; '{}' is read",
+                self.dir.display(),
+                names.first().map_or("", String::as_str)
+            ));
+        }
+        found
     }
 
     /// An adapter is not a model.

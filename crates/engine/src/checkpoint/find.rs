@@ -86,6 +86,8 @@ pub struct ModelDir {
     pub file: Option<String>,
     /// The text of `config.json`, where there is one.
     pub config_text: Option<String>,
+    /// Of `model.safetensors` and an index beside it, the index counts, as for LLaMA-Factory's `init_on_meta`; transformers takes the file.
+    pub index_first: bool,
 }
 
 impl ModelDir {
@@ -105,7 +107,7 @@ impl ModelDir {
             let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
             (parent.to_owned(), Some(name.to_owned()))
         };
-        let mut found = Self { dir, file, config_text: None };
+        let mut found = Self { dir, file, config_text: None, index_first: false };
         if file_exists(&found.dir.join(CONFIG))? {
             let path = found.resolve(CONFIG)?;
             found.config_text = Some(read_text(&path)?);

@@ -1,6 +1,7 @@
 //! How the model was found in a checkpoint's tensors.
 
 use serde::{Deserialize, Serialize};
+use shardwright_arch::Architecture;
 
 /// What [`ModelOptions`](crate::architecture::ModelOptions) were and which data decided: enough to find the same model in the same checkpoint again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,6 +15,12 @@ pub struct ModelRecord {
     /// A tied weight is a parameter of each parameter group that has it.
     #[serde(default)]
     pub tied_in_each_unit: bool,
+    /// The version of transformers that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transformers: Option<String>,
+    /// The user's own architecture.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub architecture: Option<Architecture>,
     /// Which data decided, such as `transformers 5.24.0`.
     pub source: String,
 }

@@ -335,3 +335,29 @@ fn a_config_is_read_as_python_writes_it_and_its_facts_have_types() {
     );
     refused(with("{").path(), ErrorKind::Checkpoint, &["config.json", "not valid JSON"]);
 }
+
+#[test]
+fn weights_that_are_passed_over_are_told() {
+    let index = br#"{"metadata":{"total_size":8},"weight_map":{"w":"model-00001-of-00001.safetensors"}}"#;
+    let both = dir(&[
+        ("model.safetensors", &two("single")),
+        ("model.safetensors.index.json", index),
+        ("model-00001-of-00001.safetensors", &two("w")),
+        ("consolidated.00.safetensors", &two("mistral")),
+    ]);
+    let open = |index_first: bool| {
+        let mut found = ModelDir::open(both.path()).unwrap();
+        found.index_first = index_first;
+        let found = found.checkpoint().unwrap();
+        (found.sources()[0].name.to_string(), found.warnings().join("\n"))
+    };
+    let (name, warnings) = open(false);
+    assert_eq!(name, "single");
+    assert!(
+        warnings.contains("'model.safetensors' is read") && warnings.contains("'consolidated.00.safetensors' is left out"),
+        "{warnings}"
+    );
+    let (name, warnings) = open(true);
+    assert_eq!(name, "w");
+    assert!(warnings.contains("'model.safetensors.index.json' is read") && warnings.contains("init_on_meta"), "{warnings}");
+}

@@ -76,7 +76,7 @@ impl<'a> Saver<'a> {
             overwrite: false,
             progress: &|_| {},
             cancel: CancelToken::new(),
-            aliases: tied::aliases(checkpoint.model()),
+            aliases: tied::of_checkpoint(checkpoint),
             identity: OnceLock::new(),
         }
     }
@@ -88,7 +88,7 @@ impl<'a> Saver<'a> {
         self
     }
 
-    /// Pairs of a second name and the tensor that the model has under it too, instead of what `config.json` tells of tied embeddings.
+    /// Pairs of a second name and the tensor that the model has under it too, instead of those of the model's class.
     #[must_use]
     pub fn aliases(mut self, aliases: Vec<(Name, Name)>) -> Self {
         self.aliases = aliases;

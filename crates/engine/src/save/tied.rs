@@ -3,6 +3,8 @@
 
 use shardwright_core::{ModelMeta, Name, ShardPlan};
 
+use crate::checkpoint::Checkpoint;
+
 /// A second name of a tensor of the plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Alias {
@@ -12,7 +14,7 @@ pub struct Alias {
     pub tensor: usize,
 }
 
-/// Output embeddings and the input embeddings that they are tied to, by the names that transformers' classes give them.
+/// Output embeddings and the input embeddings that they are tied to, by usual names: a guess for classes that no data describes.
 const TIED: [(&str, &str); 9] = [
     ("lm_head.weight", "model.embed_tokens.weight"),
     ("lm_head.weight", "model.language_model.embed_tokens.weight"),
@@ -28,9 +30,16 @@ const TIED: [(&str, &str); 9] = [
 /// Classes with an output embedding end so.
 const HEADS: [&str; 5] = ["ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForMaskedLM", "ForPreTraining"];
 
-/// The tied weights of a model as its `config.json` tells: a class with an output embedding, embeddings tied (transformers' default), and
+/// The second names of the tied weights of the model's class; of a class that is not known, what its `config.json` tells.
+pub(super) fn of_checkpoint(checkpoint: &Checkpoint) -> Vec<(Name, Name)> {
+    let model = checkpoint.assembled();
+    let known = model.meta.modules.is_some() || !model.aliases.is_empty();
+    if known { model.aliases.clone() } else { aliases(&model.meta) }
+}
+
+/// The tied weights of a model of an unknown class as its `config.json` tells: a class with an output embedding, embeddings tied (transformers' default), and
 /// no tensor of its own in the checkpoint.
-pub(super) fn aliases(model: &ModelMeta) -> Vec<(Name, Name)> {
+fn aliases(model: &ModelMeta) -> Vec<(Name, Name)> {
     let facts = &model.facts;
     let head = facts.architecture.as_deref().is_some_and(|class| HEADS.iter().any(|end| class.ends_with(end)));
     if !head || facts.tie_word_embeddings == Some(false) {

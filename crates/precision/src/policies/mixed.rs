@@ -17,6 +17,8 @@ use crate::rules::{self, Case, Keep};
 pub struct Ruled {
     case: Case,
     loaded: Loaded,
+    /// What the engine loads the model in where it keeps the checkpoint's dtype: config.json's.
+    own: Option<DType>,
 }
 
 /// How the engine loads a model before it shards it, for tensors of which the class is known.
@@ -33,7 +35,9 @@ pub enum Loaded {
 
 impl PrecisionPolicy for Ruled {
     fn decide(&self, param: &TensorMeta, trainable: bool) -> Precision {
-        self.case.decide(param.dtype, trainable)
+        let own = self.own.filter(|_| param.kind.is_some() && param.dtype.is_float());
+        let own = own.map(|own| if param.made_fp32 || param.keep_fp32 { DType::F32 } else { own });
+        self.case.decide(own.unwrap_or(param.dtype), trainable)
     }
 
     /// Engines cast float buffers as they cast parameters, except those that the class keeps in float32.
@@ -57,7 +61,7 @@ impl Ruled {
     /// With its summary.
     pub fn built<P: Into<String>>(case: Case, loaded: Loaded, from: impl IntoIterator<Item = P>) -> BuiltPolicy {
         let summary = case.summary().from(from);
-        BuiltPolicy::new(Self { case, loaded }, summary)
+        BuiltPolicy::new(Self { case, loaded, own: None }, summary)
     }
 }
 
@@ -117,7 +121,11 @@ impl PolicyConfig for MixedConfig {
             Dialect::LlamaFactory => Loaded::Auto(model),
             Dialect::Accelerate => Loaded::AsStored,
         };
-        Ok(Ruled::built(case, loaded, from))
+        // `dtype="auto"`, unless shardwright's own settings say what is stored.
+        let is_engines = loaded != Loaded::AsStored && cx.storage.is_none() && self.storage.is_none();
+        let own = model.or(cx.model.and_then(|facts| facts.dtype)).filter(|dtype| is_engines && dtype.is_float());
+        let summary = case.summary().from(from);
+        Ok(BuiltPolicy::new(Ruled { case, loaded, own }, summary))
     }
 }
 
