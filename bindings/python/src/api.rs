@@ -7,7 +7,7 @@ use pyo3::{exceptions::PyBufferError, ffi, prelude::*};
 use serde_json::json;
 use shardwright::{
     config::Resolved,
-    core::{ShardPlan, registry::Registry},
+    core::ShardPlan,
     engine::{
         Loader, RankShards, World, WorldFlags,
         device::dlpack::{ManagedTensor, Raw},
@@ -16,14 +16,10 @@ use shardwright::{
 };
 use shardwright_cli::{Prepared, Stopped, prepare, resolve_config};
 
-use crate::{errors, wait};
+use crate::{errors, plugin::registry, wait};
 
 fn stopped(stopped: Stopped) -> PyErr {
     errors::exit(stopped.code, &stopped.text)
-}
-
-fn registry() -> PyResult<Registry> {
-    Registry::linked().map_err(|d| errors::raise("ConfigError", &d.message))
 }
 
 fn text<T: shardwright::core::serde::Serialize>(value: &T) -> PyResult<String> {

@@ -8,6 +8,7 @@ mod errors;
 mod files;
 mod fill;
 mod memory;
+mod plugin;
 mod wait;
 
 use pyo3::prelude::*;
@@ -26,6 +27,7 @@ mod _native {
         convert::{convert, diff},
         files::{inspect, verify},
         fill::{casts, fill},
+        plugin::{placement, prove_policy, prove_strategy, register},
     };
 
     /// The version of the library.

@@ -4,6 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
 
 
 def torchrun(ranks, *arguments, cwd=None, env=None, timeout=600, ok=True):

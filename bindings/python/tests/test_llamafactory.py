@@ -1,14 +1,12 @@
 """LLaMA-Factory v1 with and without shardwright: the same losses, and what it saves it resumes."""
 
 import re
-from pathlib import Path
 
 import pytest
 import tiny
-from launch import torchrun
+from launch import HERE, torchrun
 
 pytest.importorskip("llamafactory")
-HERE = Path(__file__).parent
 ENV = {"USE_V1": "1", "DS_ACCELERATOR": "cpu", "PYTHONHASHSEED": "0"}
 STEP = re.compile(r"'?step'?\W+(\d+).*?'?loss'?\W+([-\d.e]+).*?'?grad_norm'?\W+([-\d.e]+)")
 

@@ -37,6 +37,7 @@ from ._errors import (
 from ._files import Inspection, TensorInfo, Verified, inspect, verify
 from ._native import VERSION as __version__
 from ._native import Checkpoint
+from ._plugin import Placement, PlanInput, TensorMeta, precision, refuse, strategy
 
 if TYPE_CHECKING:
     from ._fill import LoadReport, fill
@@ -56,14 +57,17 @@ __all__ = [
     "Loaded",
     "MismatchError",
     "OutOfMemoryError",
+    "Placement",
     "Plan",
     "PlanError",
+    "PlanInput",
     "RankShards",
     "Resolution",
     "Shard",
     "ShardwrightError",
     "Tensor",
     "TensorInfo",
+    "TensorMeta",
     "TensorPlan",
     "UnsupportedError",
     "Verified",
@@ -75,7 +79,10 @@ __all__ = [
     "inspect",
     "load",
     "plan",
+    "precision",
+    "refuse",
     "resolve",
+    "strategy",
     "verify",
 ]
 

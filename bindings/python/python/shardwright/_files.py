@@ -10,6 +10,7 @@ from pathlib import Path
 
 from . import _native
 from ._errors import MismatchError
+from ._hub import open_checkpoint
 from ._progress import Bar
 
 
@@ -65,17 +66,13 @@ class Verified:
             raise MismatchError("\n".join(self.problems) + more)
 
 
-def _opened(checkpoint: str | os.PathLike[str] | _native.Checkpoint) -> _native.Checkpoint:
-    return checkpoint if isinstance(checkpoint, _native.Checkpoint) else _native.Checkpoint.open(Path(checkpoint))
-
-
 def inspect(checkpoint: str | os.PathLike[str] | _native.Checkpoint) -> Inspection:
     """Reads a checkpoint's headers.
 
     Raises:
         CheckpointError: it is missing or malformed.
     """
-    found = json.loads(_native.inspect(_opened(checkpoint)))
+    found = json.loads(_native.inspect(open_checkpoint(checkpoint)))
     tensors = {t["name"]: TensorInfo(**{**t, "shape": tuple(t["shape"])}) for t in found["tensors"]}
     return Inspection(found["architecture"], {f["name"]: f["bytes"] for f in found["files"]}, tensors)
 
@@ -91,7 +88,7 @@ def verify(
     Raises:
         CheckpointError: the directory is not one of shards, or the source is malformed.
     """
-    source = _opened(against) if against is not None else None
+    source = open_checkpoint(against) if against is not None else None
     bar = Bar(progress)
     try:
         found = json.loads(_native.verify(Path(directory), source, progress=bar.report))

@@ -8,14 +8,14 @@ import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from . import _native
 from ._errors import ConfigError, PlanError, UnsupportedError
-from ._model import Part, Slot, check_writable, initialise, materialise, part, reshard, slots
+from ._hub import open_checkpoint
+from ._model import Part, Slot, base_of, check_writable, initialise, materialise, part, reshard, slots
 from ._progress import Bar as _Bar
 from ._trace import Recipe, Traced, trace
 
@@ -97,16 +97,6 @@ def options_of(given: dict[str, Any]) -> Options:
     return options
 
 
-def open_checkpoint(checkpoint: str | os.PathLike[str] | _native.Checkpoint) -> _native.Checkpoint:
-    """A checkpoint from a path, a hub id in the local cache, or one that is already open."""
-    if isinstance(checkpoint, _native.Checkpoint):
-        return checkpoint
-    opened = _native.Checkpoint.open(Path(checkpoint))
-    for warning in opened.warnings:
-        logger.warning("%s", warning)
-    return opened
-
-
 def fill(model: torch.nn.Module, checkpoint: str | os.PathLike[str] | _native.Checkpoint, **options: Any) -> LoadReport:
     """Fills a model that `fully_shard` or `zero.Init` sharded, or a whole one, from a checkpoint: each rank reads its own bytes.
 
@@ -115,7 +105,7 @@ def fill(model: torch.nn.Module, checkpoint: str | os.PathLike[str] | _native.Ch
 
     Args:
         model: a module, wrapped in any way. Parameters may be on meta.
-        checkpoint: a directory of safetensors files, one such file, or a hub id in the local cache.
+        checkpoint: a directory of safetensors files, one such file, or a hub id, which is fetched if it is not in the cache.
         device: where tensors on meta are put; by default the device of the mesh, or the CPU.
         missing: what becomes of parameters that the checkpoint lacks: "error", "init" (the model's own initialisation), or "keep".
         unexpected: tensors that the model has no place for: "error", "warn" or "ignore".
@@ -166,9 +156,10 @@ def _fill(model: torch.nn.Module, checkpoint: Any, options: Options) -> LoadRepo
     started = time.perf_counter()
     opened = open_checkpoint(checkpoint)
     reshard(model)
+    whole, model = model, base_of(model)
     kept, transient = slots(model)
     report, jobs, new = resolve(model, opened, kept, options)
-    fresh = materialise(model, options.device)
+    fresh = materialise(whole, options.device)
     if fresh:
         # Buffers are other tensors now, and `_apply` may have replaced local tensors.
         at = {s.names[0]: s for of in slots(model) for s in of}
@@ -209,7 +200,13 @@ def resolve(
         for alias in slot.names:
             if found is not None and alias != found:
                 report.tied[alias] = found
-        if recipe is None:
+        if recipe is None and slot.adapter:
+            # PEFT's own, which no checkpoint of the base has: made anew only where it has no value yet.
+            if slot.tensor.is_meta:
+                new.append(slot)
+            else:
+                report.kept.append(slot.name)
+        elif recipe is None:
             (report.missing if not slot.buffer or slot.tensor.is_meta else report.kept).append(slot.name)
             new.append(slot)
         elif recipe.shape != slot.shape:
@@ -392,7 +389,7 @@ def remake(model: torch.nn.Module, new: list[Slot], transient: list[Slot], fresh
     for slot in new:
         how = options.mismatched if slot.name in report.mismatched else options.missing
         # What had no memory holds whatever was there before; "keep" cannot mean that.
-        if how != "keep" or id(slot.tensor) in fresh:
+        if how != "keep" or id(slot.tensor) in fresh:  # adapters are only here if they had none
             wanted.append(slot)
         else:
             report.kept.append(slot.name)

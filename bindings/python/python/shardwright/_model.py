@@ -22,6 +22,7 @@ class Slot:
     tensor: torch.Tensor
     names: list[str]
     buffer: bool = False
+    adapter: bool = False
     modules: list[tuple[torch.nn.Module, str]] = field(default_factory=list)
 
     @property
@@ -60,18 +61,31 @@ class Part:
         return whole
 
 
+def base_of(model: torch.nn.Module) -> torch.nn.Module:
+    """The model under PEFT's wrapper, else the model itself."""
+    if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
+        found: torch.nn.Module = model.get_base_model()  # type: ignore[operator]
+        return found
+    return model
+
+
 def slots(model: torch.nn.Module) -> tuple[list[Slot], list[Slot]]:
     """Parameters and persistent buffers, and buffers that no checkpoint has; a tensor with several names is one slot."""
     kept: dict[int, Slot] = {}
     other: dict[int, Slot] = {}
+    # PEFT puts a layer with adapters in the place of each that it adapts; the layer itself is inside of it.
+    tuned = tuple(p + "." for p, m in model.named_modules(remove_duplicate=False) if hasattr(m, "base_layer") and hasattr(m, "adapter_layer_names"))
     for prefix, module in model.named_modules(remove_duplicate=False):
         for wrapper in WRAPPERS:
             if wrapper[:-1] in prefix:
                 prefix = (prefix + ".").replace(wrapper, "").removesuffix(".")
         dot = prefix + "." if prefix else ""
+        adapter = bool(tuned) and dot.startswith(tuned) and ".base_layer." not in dot and dot not in tuned
+        if tuned:
+            dot = dot.replace(".base_layer.", ".")
         for name, tensor in module._parameters.items():
             if tensor is not None:
-                slot = kept.setdefault(id(tensor), Slot(tensor, []))
+                slot = kept.setdefault(id(tensor), Slot(tensor, [], adapter=adapter))
                 slot.names.append(dot + name)
                 slot.modules.append((module, name))
         for name, tensor in module._buffers.items():
@@ -201,7 +215,9 @@ def initialise(model: torch.nn.Module, targets: list[Slot], seed: int, put: Call
         clone = _clone(module, names, dtype)
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(seed ^ zlib.crc32(slot.name.encode()))
-            if not _run_init(owners.get(id(module)), clone):
+            if slot.adapter and not _adapt(slot, clone):
+                continue
+            if not slot.adapter and not _run_init(owners.get(id(module)), clone):
                 continue
         for name, target in names.items():
             value = clone._parameters.get(name, clone._buffers.get(name))
@@ -209,6 +225,18 @@ def initialise(model: torch.nn.Module, targets: list[Slot], seed: int, put: Call
                 put(target, value.detach())
                 done.add(id(target.tensor))
     return [s.name for s in targets if id(s.tensor) not in done]
+
+
+def _adapt(slot: Slot, clone: torch.nn.Module) -> bool:
+    """LoRA's default: A as a linear layer's, B zero, so that the adapter changes nothing at first. Of other adapters it says False."""
+    if ".lora_B." in slot.name or ".lora_embedding_A." in slot.name:
+        for parameter in clone.parameters():
+            parameter.zero_()
+        return True
+    if ".lora_A." in slot.name and hasattr(clone, "reset_parameters"):
+        clone.reset_parameters()  # type: ignore[operator]
+        return True
+    return False
 
 
 def _owners(model: torch.nn.Module) -> dict[int, torch.nn.Module]:

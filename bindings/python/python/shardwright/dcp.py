@@ -18,7 +18,8 @@ from torch.futures import Future
 
 from . import _native
 from ._errors import PlanError, UnsupportedError
-from ._fill import STAGING_BYTES, _name, open_checkpoint
+from ._fill import STAGING_BYTES, _name
+from ._hub import open_checkpoint
 
 
 class SafetensorsReader(StorageReader):

@@ -13,7 +13,8 @@ import torch
 
 from . import _native
 from ._errors import ConfigError, PlanError, UnsupportedError
-from ._fill import LoadReport, Options, _item, _native_fill, fill, open_checkpoint, options_of, resolve
+from ._fill import LoadReport, Options, _item, _native_fill, fill, options_of, resolve
+from ._hub import open_checkpoint
 from ._model import Part, Slot, part, slots
 from ._progress import Bar as _Bar
 

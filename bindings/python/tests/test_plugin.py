@@ -1,0 +1,117 @@
+"""Strategies and precision policies in Python: registered, chosen from a YAML, proven."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+import shardwright  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+from shardwright import testkit  # noqa: E402
+
+
+@shardwright.strategy("test/rows")
+class Rows:
+    """Cuts matrices by a dim; keeps the rest whole."""
+
+    def __init__(self, dim: int = 0):
+        self.dim = dim
+
+    def plan(self, input):
+        def place(tensor):
+            if len(tensor.shape) < 2:
+                return input.replicated(tensor)
+            return input.chunked(tensor, self.dim)
+
+        return input.plan(place, lambda tensor: ".".join(tensor.name.split(".")[:2]) if "." in tensor.name else "")
+
+
+@shardwright.precision("test/wide")
+class Wide:
+    """Everything in one dtype."""
+
+    def __init__(self, dtype: str = "float32"):
+        self.dtype = dtype
+
+    def decide(self, tensor, trainable):
+        return self.dtype, "bfloat16", "float32"
+
+
+@pytest.fixture
+def home(tmp_path):
+    torch.manual_seed(0)
+    tensors = {"layers.0.w": torch.randn(5, 6).bfloat16(), "layers.1.w": torch.randn(4, 6).bfloat16(), "norm": torch.randn(6).bfloat16()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    return tmp_path, tensors
+
+
+def config(home, dist, own=""):
+    (home / "train.yaml").write_text(f"model: {home}\ndist_config: {{{dist}}}\n{own}")
+    return home / "train.yaml"
+
+
+def test_a_yaml_chooses_a_strategy_and_its_options(home):
+    path, tensors = home
+    plan = shardwright.plan(config(path, "name: test/rows"), world_size=2)
+    assert plan.strategy == "test/rows" and plan.shards(1)["layers.0.w"].shape == (2, 6) and plan.shards(1)["norm"].shape == (6,)
+    assert [u["name"] for u in plan.units] == ["layers.0", "layers.1", ""]
+    loaded = shardwright.load(config(path, "name: test/rows, dim: 1"), world_size=2)
+    whole = torch.cat([shards["layers.0.w"].torch() for shards in loaded], 1)
+    assert torch.equal(whole, tensors["layers.0.w"].to(whole.dtype))
+
+
+def test_sections_are_checked_with_their_places(home):
+    path, _ = home
+    bad = shardwright.resolve(config(path, "name: test/rows, dum: 1"))
+    assert not bad and "dum" in bad.findings and "dim" in bad.findings and "train.yaml:2:" in bad.findings
+    assert "expected a value of type integer" in shardwright.resolve(config(path, "name: test/rows, dim: x")).findings
+    assert "test/rows" in shardwright.resolve(config(path, "name: test/rowz")).findings
+
+
+def test_a_precision_policy_is_chosen_too(home):
+    path, _ = home
+    own = "shardwright: {precision: {name: test/wide, dtype: float16}}\n"
+    plan = shardwright.plan(config(path, "name: fsdp2", own), world_size=2)
+    assert {t.storage for t in plan.tensors.values()} == {"float16"} and {t.compute for t in plan.tensors.values()} == {"bfloat16"}
+
+
+def test_the_proof_kit_finds_what_is_wrong():
+    class Tall:
+        def plan(self, input):
+            return input.plan(input.replicated)
+
+    assert "plans" in testkit.strategy("test/whole", Tall())
+    testkit.precision("test/wide", Wide())
+
+    class Gap(Tall):
+        def plan(self, input):
+            plan = super().plan(input)
+            plan["units"] = []
+            return plan
+
+    with pytest.raises(shardwright.PlanError):
+        testkit.strategy("test/gap", Gap())
+
+
+def test_errors_of_a_class_are_errors_of_the_plan(home):
+    path, _ = home
+
+    @shardwright.strategy("test/fails")
+    class Fails:
+        def plan(self, input):
+            raise ValueError("no luck")
+
+    with pytest.raises(shardwright.PlanError, match=r"test/fails(.|\n)*ValueError: no luck"):
+        shardwright.plan(config(path, "name: test/fails"))
+
+    @shardwright.strategy("test/refuses")
+    class Refuses:
+        def plan(self, input):
+            raise shardwright.refuse(input.parameters[0], "too small")
+
+    with pytest.raises(shardwright.PlanError, match=r"'layers\.0\.w': too small"):
+        shardwright.plan(config(path, "name: test/refuses"))
+    with pytest.raises(shardwright.PlanError, match=r"no dim 5"):
+        shardwright.plan(config(path, "name: test/rows, dim: 5"))
+    with pytest.raises(shardwright.ConfigError, match="vendor/name"):
+        shardwright.strategy("rows")(Rows)
+    with pytest.raises(shardwright.ConfigError, match="plan"):
+        shardwright.strategy("test/none")(object)

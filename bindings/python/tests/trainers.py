@@ -1,0 +1,170 @@
+"""Run by torchrun on two ranks: the ways in that other libraries have, each against what the library does without us."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["ACCELERATE_USE_CPU"] = "true"
+import shardwright
+import torch
+import torch.distributed as dist
+import transformers as T
+from accelerate import init_empty_weights
+from worker import agree, check, reference, wrap, wrong
+
+
+def whole(tensor):
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def build(path, dtype=torch.float32):
+    with init_empty_weights():
+        return T.AutoModelForCausalLM.from_config(T.AutoConfig.from_pretrained(path), dtype=dtype)
+
+
+def native(folder):
+    """`from_pretrained` with `distributed_config=`."""
+    from transformers.distributed import DistributedConfig
+
+    shardwright.transformers.enable(fallback=False)
+    try:
+        for name in ("qwen3", "qwen3-tied", "qwen3_moe"):
+            path, want = folder / name, reference(folder / name)
+            config = DistributedConfig(fsdp_size=dist.get_world_size())
+            model = T.AutoModelForCausalLM.from_pretrained(path, distributed_config=config, dtype=torch.float32)
+            assert any(hasattr(p, "placements") for p in model.parameters())
+            for n, p in [*model.named_parameters(), *model.named_buffers()]:
+                check(f"{name} {n}", torch.equal(whole(p), want[n].to(p.dtype)))
+            model(input_ids=torch.arange(8).view(1, 8), labels=torch.arange(8).view(1, 8)).loss.backward()
+    finally:
+        shardwright.transformers.disable()
+
+
+def lora(folder):
+    """PEFT over a base that is filled: adapters are PEFT's, the base is the checkpoint's, only adapters learn."""
+    from peft import LoraConfig, get_peft_model
+
+    path, want = folder / "qwen3", reference(folder / "qwen3")
+    with init_empty_weights():
+        model = get_peft_model(build(path), LoraConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM"))
+    base = model.get_base_model()
+    wrap(base, dist.device_mesh.init_device_mesh("cpu", (dist.get_world_size(),)))
+    report = shardwright.fill(model, path, unexpected="error")
+    assert not report.missing and any("lora_A" in n for n in report.initialised), report
+    for n, p in base.named_parameters():
+        if "lora_B" in n:
+            check(f"{n} is zero", bool((whole(p) == 0).all()))
+        elif "lora_A" in n:
+            check(f"{n} is random", bool(torch.isfinite(whole(p)).all() and whole(p).detach().std() > 0))
+        else:
+            check(n, torch.equal(whole(p), want[n.replace(".base_layer", "")]))
+    frozen = {n: whole(p).detach().clone() for n, p in base.named_parameters() if not p.requires_grad}
+    assert frozen and len(frozen) < len(list(base.named_parameters()))
+    tokens = torch.arange(8).view(1, 8)
+    plain = T.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    first = model(input_ids=tokens, labels=tokens).loss
+    check("loss at first", torch.allclose(first, plain(input_ids=tokens, labels=tokens).loss, atol=1e-5))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    first.backward()
+    optimizer.step()
+    check("frozen parameters stay", all(torch.equal(frozen[n], whole(p)) for n, p in base.named_parameters() if n in frozen))
+    check("adapters learn", any(bool((whole(p) != 0).any()) for n, p in base.named_parameters() if "lora_B" in n))
+
+
+def freeze(folder):
+    """Frozen layers are filled like the others and stay as they are."""
+    path, want = folder / "qwen3", reference(folder / "qwen3")
+    model = build(path)
+    for n, p in model.named_parameters():
+        p.requires_grad_("layers.1" in n)
+    wrap(model, dist.device_mesh.init_device_mesh("cpu", (dist.get_world_size(),)))
+    shardwright.fill(model, path)
+    tokens = torch.arange(8).view(1, 8)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    model(input_ids=tokens, labels=tokens).loss.backward()
+    optimizer.step()
+    for n, p in model.named_parameters():
+        check(f"{n} is {'trained' if p.requires_grad else 'frozen'}", torch.equal(whole(p), want[n]) != p.requires_grad)
+
+
+def accelerate(folder):
+    """`prepare`: accelerate refuses FSDP on a CPU, so its state is set by hand."""
+    import shardwright.accelerate
+    from accelerate import Accelerator, FullyShardedDataParallelPlugin
+    from accelerate.utils import DistributedType
+
+    path, want = folder / "qwen3", reference(folder / "qwen3")
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False)
+    accelerator = Accelerator(cpu=True)
+    accelerator.state._shared_state.update(distributed_type=DistributedType.FSDP, fsdp_plugin=plugin)
+    accelerator.state.__dict__.update(accelerator.state._shared_state)
+    make = lambda parameters: torch.optim.AdamW(parameters, lr=1e-2)  # noqa: E731
+    model, optimizer = shardwright.accelerate.prepare(accelerator, build(path), path, optimizer=make)
+    for n, p in model.named_parameters():
+        check(n, hasattr(p, "placements") and torch.equal(whole(p), want[n]))
+    mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert mine == {id(p) for p in model.parameters()}, "the optimizer has other parameters"
+    tokens = torch.arange(8).view(1, 8)
+    accelerator.backward(model(input_ids=tokens, labels=tokens).loss)
+    optimizer.step()
+    check("the model learns", any(not torch.equal(whole(p), want[n]) for n, p in model.named_parameters()))
+    # What follows needs accelerate as it was.
+    accelerator.state._reset_state(True)
+
+
+def trainer(folder):
+    """transformers' Trainer under ZeRO-3: the same losses with and without us."""
+    path = folder / "qwen3"
+    zero = {"stage": 3, "stage3_param_persistence_threshold": 0}
+    config = {"train_micro_batch_size_per_gpu": 1, "bf16": {"enabled": True}, "zero_optimization": zero, "zero_allow_untested_optimizer": True}
+    rows = [{"input_ids": torch.arange(i, i + 8), "labels": torch.arange(i, i + 8)} for i in range(16)]
+
+    def losses():
+        arguments = T.TrainingArguments(
+            output_dir=str(folder.parent / "trainer"),
+            deepspeed=config,
+            use_cpu=True,
+            bf16=True,
+            max_steps=4,
+            per_device_train_batch_size=1,
+            logging_steps=1,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            seed=0,
+        )
+        model = T.AutoModelForCausalLM.from_pretrained(path)
+        made = T.Trainer(model=model, args=arguments, train_dataset=rows, optimizers=(torch.optim.AdamW(model.parameters(), lr=1e-3), None))
+        made.train()
+        return [(x["loss"], x["grad_norm"]) for x in made.state.log_history if "loss" in x]
+
+    want = losses()
+    shardwright.transformers.enable(fallback=False)
+    try:
+        got = losses()
+    finally:
+        shardwright.transformers.disable()
+    check(f"losses {got}, without us {want}", got == want and len(got) == 4)
+
+
+if __name__ == "__main__":
+    import shardwright.transformers
+
+    dist.init_process_group("gloo")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    for what in sys.argv[2:]:
+        try:
+            globals()[what](Path(sys.argv[1]))
+        except Exception as error:
+            import traceback
+
+            traceback.print_exc()
+            wrong.append(f"{what}: {type(error).__name__}: {error}")
+        agree()
+        if dist.get_rank() == 0:
+            print(f"{what}: as it should be", flush=True)
+    dist.barrier()
+    os._exit(0)
