@@ -64,7 +64,7 @@ fn said(py: Python<'_>, error: &PyErr) -> String {
 }
 
 fn text_of(answer: &Py<PyAny>) -> Result<String, String> {
-    Python::attach(|py| answer.extract::<String>(py).map_err(|e| said(py, &PyErr::from(e))))
+    Python::attach(|py| answer.extract::<String>(py).map_err(|e| said(py, &e)))
 }
 
 /// The section of a slot: options by name.
@@ -218,7 +218,7 @@ impl Policy {
         let object = Python::attach(|py| self.object.clone_ref(py));
         let (name, shape) = (tensor.name.to_string(), tensor.shape.clone());
         let answer = call("decide", (object, name, tensor.dtype.torch_name(), shape, trainable))?;
-        let names: [String; 3] = Python::attach(|py| answer.extract(py).map_err(|e| said(py, &PyErr::from(e))))?;
+        let names: [String; 3] = Python::attach(|py| answer.extract(py).map_err(|e| said(py, &e)))?;
         let dtype = |name: &String| DType::from_spelling(name).ok_or_else(|| format!("no such dtype: {name}"));
         Ok(Precision::new(dtype(&names[0])?, dtype(&names[1])?, dtype(&names[2])?))
     }
