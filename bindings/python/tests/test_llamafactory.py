@@ -35,7 +35,7 @@ def ours(home, config):
     return steps(printed), printed
 
 
-@pytest.mark.parametrize(("engine", "kind"), [("fsdp2", "dense"), ("fsdp2", "moe")])
+@pytest.mark.parametrize(("engine", "kind"), [("fsdp2", "dense"), ("fsdp2", "moe"), ("zero3", "tied")])
 def test_ten_steps_are_those_without_us(home, engine, kind):
     name = f"{engine}-{kind}"
     want = stock(home, tiny.save_config(home, f"{name}-stock", kind, engine))
