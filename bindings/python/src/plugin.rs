@@ -12,9 +12,8 @@ use std::{
 use pyo3::prelude::*;
 use serde_json::{Map, Value as Json, json};
 use shardwright::core::{
-    DType, Mesh, PlanError, PlanInput, Precision, PrecisionPolicy, ShardPlan, ShardStrategy, TensorMeta,
+    DType, Mesh, Placement, PlanError, PlanInput, Precision, PrecisionPolicy, ShardPlan, ShardStrategy, TensorMeta,
     diagnostic::Diagnostic,
-    region::Placement,
     registry::{Place, PolicyEntry, Registry, StrategyEntry},
     schemars::{JsonSchema, Schema, SchemaGenerator},
     serde::{
