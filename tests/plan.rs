@@ -212,6 +212,15 @@ fn hollow(dir: &Path, hidden: u64, inner: u64, layers: u64, vocab: u64) {
         ]);
     }
     tensors.extend([("model.norm.weight".to_owned(), vec![hidden]), ("lm_head.weight".to_owned(), vec![vocab, hidden])]);
+    let config = json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden, "intermediate_size": inner,
+        "num_hidden_layers": layers, "num_attention_heads": hidden / 128, "num_key_value_heads": kv / 128, "head_dim": 128,
+        "vocab_size": vocab, "tie_word_embeddings": false, "dtype": "bfloat16", "hidden_act": "silu",
+    });
+    hollow_of(dir, tensors, &config);
+}
+
+fn hollow_of(dir: &Path, tensors: Vec<(String, Vec<u64>)>, config: &Value) {
     let mut at = 0;
     let mut header = serde_json::Map::new();
     for (name, shape) in tensors {
@@ -225,11 +234,6 @@ fn hollow(dir: &Path, hidden: u64, inner: u64, layers: u64, vocab: u64) {
     file.write_all(header.as_bytes()).unwrap();
     let start = file.stream_position().unwrap();
     file.set_len(start + at).unwrap();
-    let config = json!({
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden, "intermediate_size": inner,
-        "num_hidden_layers": layers, "num_attention_heads": hidden / 128, "num_key_value_heads": kv / 128, "head_dim": 128,
-        "vocab_size": vocab, "tie_word_embeddings": false, "dtype": "bfloat16", "hidden_act": "silu",
-    });
     write(dir, "config.json", &config.to_string());
 }
 
@@ -374,4 +378,64 @@ fn the_report_of_a_load_is_a_page_too() {
     }
     assert!(read["detail"].as_str().unwrap().contains("model.layers.0."), "{read}");
     assert_eq!((&read["unnamed"], &read["outside"]), (&json!(0), &json!(0)), "{read}");
+}
+
+/// What torch 2.15 and DeepSpeed 0.19.8 allocated on rank 0, recorded by scripts/plan-measure.py; docs/plan.md has the table.
+#[test]
+fn predictions_hold_against_what_the_engines_allocated() {
+    let recorded = support::read_json(&root().join("tests/plan_measured.json"));
+    let dir = tempfile::tempdir().unwrap();
+    let mut off = Vec::new();
+    let cases = recorded["cases"].as_array().unwrap();
+    for case in cases {
+        let text = |key: &str| case[key].as_str().unwrap();
+        let (name, engine, variant) = (text("model"), text("engine"), text("variant"));
+        let model = dir.path().join(name);
+        if !model.exists() {
+            fs::create_dir(&model).unwrap();
+            let recorded = &recorded["models"][name];
+            hollow_of(&model, serde_json::from_value(recorded["tensors"].clone()).unwrap(), &recorded["config"]);
+        }
+        let mut yaml = format!(
+            "model: {}\nmicro_batch_size: {}\ncutoff_len: {}\nenable_activation_checkpointing: {}\ninit_config: {{name: init_on_meta}}\nshardwright: {{device: cpu}}\n",
+            model.display(),
+            recorded["batch"],
+            recorded["sequence"],
+            variant != "no-checkpointing"
+        );
+        if engine == "fsdp2" {
+            yaml += &format!("dist_config: {{name: fsdp2, reshard_after_forward: {}}}\n", variant != "no-reshard");
+        } else {
+            let mut zero = json!({"stage": 3, "reduce_bucket_size": 300_000, "stage3_prefetch_bucket_size": 100_000, "stage3_param_persistence_threshold": 1000});
+            if variant == "small-limits" {
+                (zero["stage3_max_reuse_distance"], zero["stage3_max_live_parameters"]) = (json!(0), json!(500_000));
+            }
+            let config = json!({"train_micro_batch_size_per_gpu": recorded["batch"], "zero_optimization": zero, "bf16": {"enabled": true}});
+            write(dir.path(), "ds.json", &config.to_string());
+            yaml += "dist_config: {name: deepspeed, config_file: ds.json}\n";
+        }
+        let config = write(dir.path(), "train.yaml", &yaml);
+        let made = prediction(&[config.to_str().unwrap(), "--world-size", &case["ranks"].to_string()]);
+        let group = made.worlds[0].ranks.iter().find(|g| g.ranks[0][0] == 0).unwrap();
+        let phase = |name: &str| group.phases.iter().find(|p| p.phase.name() == name).unwrap();
+        let of = |in_phase: &str, category: &str| -> u64 {
+            phase(in_phase).items.iter().filter(|i| i.place == Place::Device && i.category.name() == category).map(|i| i.bytes).sum()
+        };
+        for (what, predicted, most) in [
+            ("parameters", of("load", "parameters"), 0.03),
+            ("masters", of("load", "masters"), 0.03),
+            ("gradients", of("step", "gradients"), 0.03),
+            ("optimizer_states", of("step", "optimizer_states"), 0.03),
+            ("forward", phase("forward").device, 0.15),
+            ("backward", phase("backward").device, 0.15),
+            ("step", phase("step").device, 0.15),
+        ] {
+            let measured = case["measured"][what].as_u64().unwrap();
+            let error = (predicted as f64 - measured as f64).abs() / (measured as f64).max(1.0);
+            if error > most {
+                off.push(format!("{name} {engine} {variant} on {}: {what} predicted {predicted}, measured {measured}", case["ranks"]));
+            }
+        }
+    }
+    assert!(cases.len() >= 15 && off.is_empty(), "{off:#?}");
 }
