@@ -202,10 +202,13 @@ impl ModelTensor {
     }
 }
 
+/// Parts of a name, and the range of each that is a number.
+type Spans<'n> = (Vec<&'n str>, Vec<Option<(u64, u64)>>);
+
 /// Names that differ in numbers alone as one, with the range of each number.
 fn ranges(names: &[&str]) -> Vec<String> {
     let number = |part: &str| part.parse::<u64>().ok().filter(|_| part.bytes().all(|b| b.is_ascii_digit()));
-    let mut groups: Vec<(Vec<&str>, Vec<Option<(u64, u64)>>)> = Vec::new();
+    let mut groups: Vec<Spans<'_>> = Vec::new();
     for name in names {
         let parts: Vec<&str> = name.split('.').collect();
         let same = |of: &[&str]| {
@@ -225,7 +228,7 @@ fn ranges(names: &[&str]) -> Vec<String> {
             }
         }
     }
-    let shown = |(parts, spans): (Vec<&str>, Vec<Option<(u64, u64)>>)| {
+    let shown = |(parts, spans): Spans<'_>| {
         let part = |(part, span): (&str, Option<(u64, u64)>)| match span {
             Some((low, high)) if low != high => format!("{{{low}..{high}}}"),
             _ => part.to_owned(),
