@@ -34,6 +34,7 @@ fn page() -> String {
             writeln!(page, "| `{}` | {} |", code.name, code.meaning).unwrap();
         }
     }
+    page.push_str("\nNext: [every key of the YAML](reference/index.md), and `shardwright resolve CONFIG --explain KEY` for where a value comes from.\n");
     page
 }
 

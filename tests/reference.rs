@@ -34,9 +34,11 @@ fn table(keys: &[KeyReference]) -> String {
 
 const GENERATED: &str = "<!-- generated: UPDATE_DOCS=1 cargo test --test reference -->\n\n";
 
+const NEXT: &str = "Next: `shardwright resolve CONFIG` shows what is decided, and from where; [all pages](index.md).\n";
+
 fn section(kind: &str, name: &str, summary: &str, package: &str, reference: &SectionReference) -> String {
     let keys = if reference.keys.is_empty() { "Its section has no keys.\n".to_owned() } else { table(&reference.keys) };
-    format!("# `{name}`\n\n{GENERATED}{summary}\n\nA {kind} of `{package}`.\n\n{keys}\n```yaml\n{}```\n", reference.paste)
+    format!("# `{name}`\n\n{GENERATED}{summary}\n\nA {kind} of `{package}`.\n\n{keys}\n```yaml\n{}```\n\n{NEXT}", reference.paste)
 }
 
 fn subjects(rule: Rule) -> &'static str {
@@ -60,12 +62,14 @@ fn pages() -> BTreeMap<String, String> {
         pages.insert(format!("{}.md", e.name), section("precision policy", e.name, e.summary, e.place.package, &reference::of_policy(e)));
         writeln!(index, "- precision policy [`{}`]({0}.md): {}", e.name, e.summary).unwrap();
     }
-    index.push_str("- [what the proof kit proves](proof-kit.md)\n");
+    index.push_str("- [what the proof kit proves](proof-kit.md)\n\nNext: [write a strategy](../write-a-strategy.md) of your own.\n");
     let rules: String = Rule::ALL.iter().map(|rule| format!("| `{rule}` | {} | {} |\n", subjects(*rule), rule.meaning())).collect();
-    let rules = format!("# What the proof kit proves\n\n{GENERATED}| rule | of | what it demands |\n|---|---|---|\n{rules}");
+    let rules = format!(
+        "# What the proof kit proves\n\n{GENERATED}| rule | of | what it demands |\n|---|---|---|\n{rules}\nNext: [write a strategy](../write-a-strategy.md) and prove it.\n"
+    );
     let (flat, own) = (table(&reference::flat_keys()), table(&reference::settings()));
     let yaml = format!(
-        "# The YAML\n\n{GENERATED}Keys of LLaMA-Factory v1, at top level:\n\n{flat}\nKeys of the section `shardwright`, beside `precision`:\n\n{own}"
+        "# The YAML\n\n{GENERATED}Keys of LLaMA-Factory v1, at top level:\n\n{flat}\nKeys of the section `shardwright`, beside `precision`:\n\n{own}\n{NEXT}"
     );
     pages.insert("index.md".into(), index);
     pages.insert("proof-kit.md".into(), rules);

@@ -79,8 +79,12 @@ ACCELERATE = [
 ]
 
 
+# Whether `deepspeed.initialize` is called too, in a world of one process, with what the engine gave it.
+INITIALIZE = False
+
+
 class Captured(Exception):
-    """The config that an engine would have started DeepSpeed with."""
+    """What an engine would have started DeepSpeed with."""
 
 
 def plain(value):
@@ -124,6 +128,11 @@ def one_process():
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(20000 + os.getpid() % 20000))
 
 
+def ranks(world):
+    """What DeepSpeed asks for the number of ranks."""
+    return type("Ranks", (), {"get_data_parallel_world_size": staticmethod(lambda: world)})
+
+
 def captured(prepare, world):
     """The DeepSpeed config that accelerate fills, and what DeepSpeed reads out of it on `world` ranks."""
     import deepspeed
@@ -131,23 +140,24 @@ def captured(prepare, world):
     from deepspeed.runtime.config import DeepSpeedConfig
 
     def initialize(**kwargs):
-        raise Captured(kwargs["config_params"])
+        raise Captured(kwargs)
 
-    deepspeed.initialize = initialize
-    # The optimizer for offloading would have to be compiled.
-    importlib.import_module("accelerate.accelerator").map_pytorch_optim_to_deepspeed = lambda optimizer: optimizer
+    start, deepspeed.initialize = deepspeed.initialize, initialize
+    if not INITIALIZE:
+        # The optimizer for offloading would have to be compiled.
+        importlib.import_module("accelerate.accelerator").map_pytorch_optim_to_deepspeed = lambda optimizer: optimizer
     Accelerator.num_processes = property(lambda self: world)
     try:
         prepare()
     except Captured as found:
-        filled = found.args[0]
+        arguments = found.args[0]
+        filled = arguments["config_params"]
     left = [k for k, v in flat(filled) if v == "auto"]
 
-    class Ranks:
-        get_data_parallel_world_size = staticmethod(lambda: world)
-
-    read = DeepSpeedConfig(json.loads(json.dumps(plain(filled)).replace('"inf"', "1000000000")), mpu=Ranks)
+    read = DeepSpeedConfig(json.loads(json.dumps(plain(filled)).replace('"inf"', "1000000000")), mpu=ranks(world))
+    started = {"initialize": initialized(start, arguments, read)} if INITIALIZE else {}
     return {
+        **started,
         "left_auto": left,
         "zero_optimization": plain(read.zero_config),
         "bf16": plain(read.bfloat16_config),
@@ -159,6 +169,23 @@ def captured(prepare, world):
             "accumulation": read.gradient_accumulation_steps,
         },
     }
+
+
+# What tells of this machine and not of the config: no GPU, no MPI, no NVMe library.
+MACHINE = ("mpi4py", "cupy", "CUDA", "cuda", "nvcc", "NVCC", "async_io", "libaio", "/nvme", "compil", "Ninja", "No module named")
+
+
+def initialized(start, arguments, read):
+    """`deepspeed.initialize` in a world of one: "ok", or why this machine cannot tell. A refusal is raised."""
+    config = dict(arguments["config_params"], train_batch_size=read.train_micro_batch_size_per_gpu * read.gradient_accumulation_steps)
+    config.update(train_micro_batch_size_per_gpu=read.train_micro_batch_size_per_gpu, gradient_accumulation_steps=read.gradient_accumulation_steps)
+    try:
+        start(**{**arguments, "config_params": config})
+    except Exception as error:
+        if any(word in f"{type(error).__name__}: {error}" for word in MACHINE):
+            return f"not on this machine: {type(error).__name__}"
+        raise
+    return "ok"
 
 
 def flat(tree, path=""):
@@ -192,9 +219,10 @@ def llama_factory(file, deepspeed, world, overrides, model):
         os.environ.update(RANK="0", WORLD_SIZE=str(world))
     from llamafactory.v1.accelerator import interface
 
-    strategy = interface.DistributedStrategy(
-        **{k: getattr(training_args, k) for k in ("mp_replicate_size", "mp_shard_size", "dp_size", "cp_size")}
-    )
+    sizes = {"mp_replicate_size": 1, "mp_shard_size": None, "dp_size": None, "cp_size": 1}
+    # The release 0.9.5 has the sizes in dist_config, the tree after it on the top level.
+    written = vars(training_args) if hasattr(training_args, "mp_shard_size") else (training_args.dist_config or {})
+    strategy = interface.DistributedStrategy(**{k: written.get(k, default) for k, default in sizes.items()})
     for key in ("RANK", "WORLD_SIZE"):
         os.environ.pop(key, None)
     answer["mesh"] = {
@@ -238,27 +266,19 @@ def llama_factory(file, deepspeed, world, overrides, model):
     # What the backend makes of its section.
     if name is None:
         return answer
+    answer["strategy"] = name
+    if not hasattr(training_args, "mp_shard_size"):
+        return released(answer, name, training_args, strategy, batch, world)
     from llamafactory.v1.plugins.trainer_plugins.distributed import interface as backends
 
     plugin = backends.DistributedPlugin(name)
     plugin._resolve()
-    answer["strategy"] = name
     if name == "deepspeed":
         if training_args.cp_size > 1:
             # What BaseTrainer checks, whose constructor wants a dataset.
             raise ValueError("Context parallelism currently requires `dist_config.name: fsdp2`.")
-        one_process()
-        from llamafactory.v1.plugins.trainer_plugins.distributed.deepspeed import DeepSpeedEngine
-        from transformers import Qwen3ForCausalLM
-
         params = plugin.parse_params(training_args.dist_config, backends.DeepSpeedParams)
-        engine = DeepSpeedEngine(vars(params), num_micro_batch=batch.num_micro_batch, micro_batch_size=batch.micro_batch_size)
-        torch.distributed.device_mesh.init_device_mesh = lambda *args, **kwargs: None
-        built = Qwen3ForCausalLM(model_config())
-        optimizer = torch.optim.AdamW(built.parameters(), lr=training_args.learning_rate)
-        # The trainer always makes a schedule of its own.
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_lambda=lambda step: 1.0)
-        answer["deepspeed"] = captured(lambda: engine.prepare(built, optimizer, schedule), world)
+        answer["deepspeed"] = deepspeed_engine(vars(params), training_args, batch, world)
         return answer
     kind = {"fsdp2": backends.FSDP2Params, "fsdpturbo": backends.FSDPTurboParams}[name]
     params = plugin.parse_params(training_args.dist_config, kind)
@@ -267,6 +287,61 @@ def llama_factory(file, deepspeed, world, overrides, model):
     engine = FSDP2Engine(vars(params), bf16=training_args.bf16)
     policy = engine.get_mp_policy()
     answer["config"] = plain({k: v for k, v in vars(params).items() if k != "name"})
+    answer["policy"] = {"compute": plain(policy.param_dtype), "reduce": plain(policy.reduce_dtype), "output": plain(policy.output_dtype)}
+    return answer
+
+
+def deepspeed_engine(section, training_args, batch, world):
+    import torch
+
+    one_process()
+    loading(section)
+    from llamafactory.v1.plugins.trainer_plugins.distributed.deepspeed import DeepSpeedEngine
+    from transformers import Qwen3ForCausalLM
+
+    engine = DeepSpeedEngine(section, num_micro_batch=batch.num_micro_batch, micro_batch_size=batch.micro_batch_size)
+    torch.distributed.device_mesh.init_device_mesh = lambda *args, **kwargs: None
+    built = Qwen3ForCausalLM(model_config())
+    optimizer = torch.optim.AdamW(built.parameters(), lr=training_args.learning_rate)
+    # The trainer always makes a schedule of its own.
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_lambda=lambda step: 1.0)
+    return captured(lambda: engine.prepare(built, optimizer, schedule), world)
+
+
+def loading(section):
+    """What the model is built under, before the engine: `zero.Init` reads a config whose batch sizes are not yet the YAML's, and reads it before
+    `deepspeed.comm` knows of any ranks."""
+    from deepspeed.runtime.config import DeepSpeedConfig
+    from llamafactory.v1.plugins.model_plugins import deepspeed_utils
+
+    if hasattr(deepspeed_utils, "register_deepspeed_dist_config"):
+        deepspeed_utils.register_deepspeed_dist_config(section)
+        plugin = deepspeed_utils.setup_deepspeed_zero3_model_loading()
+    else:
+        plugin = deepspeed_utils.setup_deepspeed_zero3_model_loading(True, section)
+    if plugin is not None:
+        DeepSpeedConfig(json.loads(json.dumps(plain(plugin.dschf.config))))
+    deepspeed_utils.teardown_deepspeed_zero3_model_loading(plugin)
+    for state in ("AcceleratorState", "PartialState"):
+        getattr(importlib.import_module("accelerate.state"), state)._reset_state()
+
+
+def released(answer, name, training_args, strategy, batch, world):
+    """What the backends of the release 0.9.5 make of their section, which they take as a mapping."""
+    from llamafactory.v1.plugins.trainer_plugins.distributed.hub import DistributedPlugin
+
+    section = training_args.dist_config
+    if name == "deepspeed":
+        if strategy.cp_size > 1:
+            raise ValueError("CP currently requires `dist_config.name: fsdp2`.")
+        answer["deepspeed"] = deepspeed_engine(section, training_args, batch, world)
+        return answer
+    DistributedPlugin(name)["__call__"]
+    from llamafactory.v1.plugins.trainer_plugins.distributed.fsdp2 import FSDP2Engine
+
+    engine = FSDP2Engine(section, bf16=training_args.bf16)
+    policy = engine.get_mp_policy()
+    answer["config"] = {k: plain(getattr(engine, k)) for k in ("reshard_after_forward", "offload_params", "pin_memory", "dcp_path")}
     answer["policy"] = {"compute": plain(policy.param_dtype), "reduce": plain(policy.reduce_dtype), "output": plain(policy.output_dtype)}
     return answer
 

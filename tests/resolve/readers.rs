@@ -99,7 +99,7 @@ fn values_are_taken_and_refused_as_deepspeed_does() {
     assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
 }
 
-/// DeepSpeed reads its file with hjson, recorded by `hjson_corpus.py`: JSON, with comments or without, is the same value; what is hjson
+/// DeepSpeed reads its file with hjson, recorded by `hjson_corpus.py`: JSON, with comments or without, is the same value (a comment is an error beside it); what is hjson
 /// beyond that is refused with one located error; and nothing is read that DeepSpeed would not read.
 #[test]
 fn a_deepspeed_file_is_hjsons_or_refused() {
@@ -109,7 +109,8 @@ fn a_deepspeed_file_is_hjsons_or_refused() {
         let text = row["text"].as_str().unwrap();
         let mut found = Vec::new();
         let node = reader::parse(&Source::new("ds.json", text), &mut found);
-        let errors: Vec<_> = found.iter().chain(node.as_ref().err()).filter(|d| d.severity == Severity::Error).collect();
+        let errors: Vec<_> =
+            found.iter().chain(node.as_ref().err()).filter(|d| d.severity == Severity::Error && d.code != "json-comment").collect();
         let must_read = ["json", "comments"].contains(&row["kind"].as_str().unwrap());
         named += usize::from(errors.iter().any(|d| d.code == "json-hjson"));
         let problem = match (row.get("value"), node.as_ref().ok().filter(|_| errors.is_empty())) {

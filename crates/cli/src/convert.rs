@@ -11,7 +11,7 @@ use crate::{
     counted::Counted,
     exit::{Exit, Failure},
     load::cancel_on_signal,
-    output::{print, print_note},
+    output::{print, print_next, print_note},
     table::bytes,
     verify::find,
 };
@@ -43,7 +43,12 @@ pub fn convert(args: &ConvertArgs) -> Result<Exit, Failure> {
     let done = done?;
     let seconds = started.elapsed().as_secs_f64();
     print(&format!("{} to {}: {} in {} files, {:.2} s\n", contents.format, args.target.display(), bytes(done.bytes), done.files, seconds))?;
-    if args.verify { verify(args, &contents, &options, &cancel) } else { Ok(Exit::Done) }
+    if args.verify {
+        return verify(args, &contents, &options, &cancel);
+    }
+    let (source, target) = (args.source.to_string_lossy(), args.target.display());
+    print_next(&format!("shardwright diff {source} {target} compares every element; convert --verify does so at once"));
+    Ok(Exit::Done)
 }
 
 /// Reads the target back, and compares every element with the source's.

@@ -21,7 +21,7 @@ use shardwright_engine::{
 use crate::{
     args::{ResolveArgs, ResolveFormat},
     exit::{Exit, Failure},
-    output::{Written, print, print_note, write_whole},
+    output::{Written, print, print_next, print_note, write_whole},
     render,
     table::{self, Align},
     yaml,
@@ -54,7 +54,20 @@ pub fn run(args: &ResolveArgs) -> Result<Exit, Failure> {
         let document = if configs.len() == 1 { documents.remove(0).1 } else { documents.into_iter().collect() };
         print(&pretty(&document)?)?;
     }
+    if let (Exit::Done, Some(step)) = (worst, next_step(args, &configs)) {
+        print_next(&step);
+    }
     Ok(worst)
+}
+
+/// What to do after a resolution that went well, and was shown to people or locked.
+fn next_step(args: &ResolveArgs, configs: &[PathBuf]) -> Option<String> {
+    let config = configs.first()?.display();
+    if let Some(lock) = &args.lock {
+        return Some(format!("in CI, shardwright resolve {config} --check {} fails if a value changes", lock.display()));
+    }
+    let is_shown = args.format == ResolveFormat::Table && args.check.is_none() && args.explain.is_none();
+    is_shown.then(|| format!("shardwright load {config} loads it as it will run; resolve --lock FILE keeps these values for CI"))
 }
 
 /// What has an equals sign and is no file is an override.

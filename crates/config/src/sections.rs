@@ -2,7 +2,7 @@
 //! and numbers made so.
 
 use shardwright_core::{
-    diagnostic::{Diagnostic, Location, Severity, Source},
+    diagnostic::{Diagnostic, Location, Source},
     text::short,
     tree::{Node, Value, json},
 };
@@ -67,7 +67,7 @@ fn from_string(node: &Node, text: &str, sources: &[Source], warnings: &mut Vec<D
         if d.code == "json-comment" {
             // No DeepSpeed file: nothing reads comments here.
             d.message = "in this JSON string, a comment stands where JSON has none".into();
-            (d.code, d.severity, d.help) = ("json-syntax", Severity::Error, None);
+            (d.code, d.help) = ("json-syntax", None);
         }
         moved(d, &shift)
     };

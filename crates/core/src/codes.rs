@@ -13,7 +13,7 @@ pub const CODES: &[Code] = &[
     Code::error("config-unknown-key", "a key that the section does not have; the help names the nearest"),
     Code::error("config-value", "a value of the right type is none of those that its key takes"),
     Code::error("json-bom", "a byte order mark, which Python's JSON reader refuses"),
-    Code::warning("json-comment", "a comment, which DeepSpeed's hjson reader takes and Hugging Face's strict one does not"),
+    Code::error("json-comment", "a comment, which DeepSpeed's hjson reader takes and Hugging Face's strict one does not"),
     Code::error("json-duplicate-key", "a key occurs twice in one object, which DeepSpeed rejects"),
     Code::error("json-hjson", "hjson beyond comments, such as a string without quotes or a comma after the last member; no other reader of such files takes it"),
     Code::error("json-syntax", "the text is no JSON"),

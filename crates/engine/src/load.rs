@@ -157,7 +157,7 @@ impl<'p, 'a> Loader<'p, 'a> {
         self.validate()?;
         let order = schedule::file_order(self.checkpoint);
         let sizes = |&rank: &u32| {
-            let layout = layout::RankLayout::new(self.plan, rank, &order)?;
+            let layout = layout::RankLayout::new(self.plan, rank, &order, &mut layout::Tables::default())?;
             let (bytes_needed, shard_bytes, padding_bytes) = (layout.needed_bytes, layout.shard_bytes, layout.padding_bytes);
             Ok(RankStats { rank, bytes_needed, shard_bytes, padding_bytes, ..RankStats::default() })
         };
@@ -182,7 +182,7 @@ impl<'p, 'a> Loader<'p, 'a> {
         }
         let arenas = layouts.iter().map(allocate).collect::<Result<Vec<_>>>()?;
         let plan = self.plan;
-        let slots = layouts.iter().map(|l| l.slots.clone()).collect();
+        let slots = layouts.iter().map(|l| Arc::clone(&l.slots)).collect();
         let done = self.job(choice, schedule, Places::Arenas { arenas, slots }, None).run(&layouts, started)?;
         Ok(Loaded::new(plan, layouts, done))
     }
@@ -219,7 +219,8 @@ impl<'p, 'a> Loader<'p, 'a> {
     fn prepare(&self) -> Result<(Vec<layout::RankLayout>, schedule::Schedule)> {
         self.validate()?;
         let order = schedule::file_order(self.checkpoint);
-        let layouts = self.ranks.iter().map(|&r| layout::RankLayout::new(self.plan, r, &order)).collect::<Result<Vec<_>>>()?;
+        let mut tables = layout::Tables::default();
+        let layouts = self.ranks.iter().map(|&r| layout::RankLayout::new(self.plan, r, &order, &mut tables)).collect::<Result<Vec<_>>>()?;
         let schedule = schedule::Schedule::new(self.plan, self.checkpoint, &self.ranks, &order, self.explain()?.block_size)?;
         Ok((layouts, schedule))
     }

@@ -1,4 +1,4 @@
-//! JSON texts to trees: strict JSON, plus the comments that DeepSpeed's hjson reader takes, the first of which is a warning because Hugging
+//! JSON texts to trees: strict JSON. Comments, which DeepSpeed's hjson reader takes, are passed over, and the first is an error because Hugging
 //! Face reads strict JSON. What else hjson is laxer in is refused by name. Keys that occur twice are an error, as in DeepSpeed.
 
 use super::{
@@ -35,8 +35,9 @@ pub fn parse(source: &Source, findings: &mut Vec<Diagnostic>) -> Result<Node, Di
         findings.push(Diagnostic::error("json-bom", message).at(source.at(0..at)).help(help));
     }
     if let Some(comment) = reader.comment {
-        let message = "DeepSpeed reads comments (hjson), but Hugging Face and LLaMA-Factory read this file as strict JSON and fail here";
-        findings.push(Diagnostic::warning("json-comment", message).at(comment).help("say it in a \"_comment\" key"));
+        let message =
+            "a comment: DeepSpeed alone reads them (hjson), accelerate and LLaMA-Factory read this file as strict JSON and fail here";
+        findings.push(Diagnostic::error("json-comment", message).at(comment).help("write it as the value of a \"_comment\" key"));
     }
     Ok(node)
 }

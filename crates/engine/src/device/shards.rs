@@ -30,7 +30,7 @@ pub struct DeviceShards<'p> {
     pub(crate) plan: &'p ShardPlan,
     pub(crate) rank: u32,
     pub(crate) arenas: Vec<Arc<DeviceMemory>>,
-    pub(crate) slots: Vec<Slot>,
+    pub(crate) slots: Arc<[Slot]>,
     pub(crate) stats: RankStats,
     pub(crate) stream: Arc<Stream>,
 }
@@ -142,7 +142,7 @@ impl<'p> DeviceShards<'p> {
     /// Copies the whole rank to host memory.
     fn download(&self) -> Result<RankShards<'p>> {
         let arenas = self.arenas.iter().map(|a| self.download_arena(a)).collect::<Result<Vec<_>>>()?;
-        Ok(RankShards::from_parts(self.plan, self.rank, arenas, self.slots.clone(), self.stats))
+        Ok(RankShards::from_parts(self.plan, self.rank, arenas, Arc::clone(&self.slots), self.stats))
     }
 
     fn download_arena(&self, from: &DeviceMemory) -> Result<Arc<Arena>> {

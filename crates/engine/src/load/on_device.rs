@@ -38,7 +38,7 @@ impl<'p> Loader<'p, '_> {
         }
         let target = Arc::new(Target::new(devices, (ring, choice.workers(), kept), &layouts, self.plan, options.narrow)?);
         let plan = self.plan;
-        let places = Places::Arenas { arenas: Vec::new(), slots: layouts.iter().map(|l| l.slots.clone()).collect() };
+        let places = Places::Arenas { arenas: Vec::new(), slots: layouts.iter().map(|l| Arc::clone(&l.slots)).collect() };
         let Done { ranks, stats, .. } = self.job(choice, schedule, places, Some(Arc::clone(&target))).run(&layouts, started)?;
         let shards = layouts.into_iter().zip(ranks).enumerate().map(|(i, (layout, stats))| DeviceShards {
             plan,

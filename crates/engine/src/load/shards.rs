@@ -99,8 +99,7 @@ impl<'p> Loaded<'p> {
     pub(crate) fn new(plan: &'p ShardPlan, layouts: Vec<RankLayout>, done: Done) -> Self {
         let Done { arenas, ranks, stats } = done;
         let shards = layouts.into_iter().zip(arenas).zip(ranks);
-        let ranks =
-            shards.map(|((layout, arenas), stats)| RankShards { plan, rank: layout.rank, arenas, slots: layout.slots.into(), stats });
+        let ranks = shards.map(|((layout, arenas), stats)| RankShards { plan, rank: layout.rank, arenas, slots: layout.slots, stats });
         Self { ranks: ranks.collect(), stats }
     }
 }
@@ -112,8 +111,8 @@ impl std::fmt::Debug for RankShards<'_> {
 }
 
 impl<'p> RankShards<'p> {
-    pub(crate) fn from_parts(plan: &'p ShardPlan, rank: u32, arenas: Vec<Arc<Arena>>, slots: Vec<Slot>, stats: RankStats) -> Self {
-        Self { plan, rank, arenas, slots: slots.into(), stats }
+    pub(crate) fn from_parts(plan: &'p ShardPlan, rank: u32, arenas: Vec<Arc<Arena>>, slots: Arc<[Slot]>, stats: RankStats) -> Self {
+        Self { plan, rank, arenas, slots, stats }
     }
 
     pub(crate) fn into_owned(self) -> OwnedRank {

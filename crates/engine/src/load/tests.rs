@@ -753,7 +753,9 @@ fn a_load_is_cancelled_from_its_progress() {
     loader.faults = Some(Arc::new(Faults::new(0, Misbehaviour::Slow(16, Duration::from_millis(10)))));
     let error = loader.load().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Cancelled);
-    let total = plan.tensors.iter().map(|t| t.source.bytes(t.numel()).unwrap()).sum();
+    let total: u64 = plan.tensors.iter().map(|t| t.source.bytes(t.numel()).unwrap()).sum();
+    let said = error.to_string();
+    assert!(said.contains(&format!(" of {total} bytes")) && !said.contains("expected"), "{said}");
     let told = told.into_inner().unwrap();
     assert!(told.iter().all(|t| t.1 == total && t.0 < total) && told.is_sorted(), "{told:?}");
 }

@@ -10,7 +10,7 @@ use std::{
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
-    digest::{Hasher, Sha256, sha256},
+    digest::{Hasher, Sha256},
     error::{EngineError, ErrorKind, Result},
 };
 
@@ -80,20 +80,43 @@ impl io::Write for Sealing<'_> {
     }
 }
 
-/// The struct in a sealed text, once the seal holds; the text's seal is lost.
-fn unseal<T: DeserializeOwned>(text: &mut [u8]) -> Result<T, String> {
+/// The struct in a sealed text of `size` bytes, and the digest of all of it. It is read once, in blocks, and never held whole.
+fn unseal<T: DeserializeOwned>(text: &mut (impl io::Read + io::Seek), size: u64) -> io::Result<Result<(T, Sha256), String>> {
     let torn = "it is torn or garbled: it does not end with its own sha256";
-    let before = text.strip_suffix(END).ok_or(torn)?;
-    let (before, digest) = before.split_at_checked(before.len().saturating_sub(HEX)).ok_or(torn)?;
-    let body = before.strip_suffix(SEAL).ok_or(torn)?;
-    let stated: Sha256 = std::str::from_utf8(digest).ok().and_then(|d| d.parse().ok()).ok_or(torn)?;
-    let found = sha256(body);
+    let tail = (SEAL.len() + HEX + END.len()) as u64;
+    let Some(body) = size.checked_sub(tail) else { return Ok(Err(torn.to_owned())) };
+    let mut end = Vec::new();
+    text.seek(io::SeekFrom::Start(body))?;
+    text.by_ref().take(tail).read_to_end(&mut end)?;
+    let digest = end.strip_prefix(SEAL).and_then(|end| end.strip_suffix(END));
+    let stated: Option<Sha256> = digest.and_then(|d| std::str::from_utf8(d).ok()?.parse().ok());
+    let Some(stated) = stated else { return Ok(Err(torn.to_owned())) };
+    text.seek(io::SeekFrom::Start(0))?;
+    let mut hashed = Hashed { text: text.by_ref().take(body), digest: Hasher::default() };
+    let parsed = serde_json::from_reader(io::BufReader::with_capacity(BLOCK, hashed.by_ref()).chain(CLOSE));
+    // What the parser did not come to is in the digest too.
+    io::copy(&mut hashed, &mut io::sink())?;
+    let mut whole = hashed.digest.clone();
+    whole.update(&end);
+    let found = hashed.digest.finish();
     if stated != found {
-        return Err(format!("it was altered: its sha256 is {found}, and it says {stated}"));
+        return Ok(Err(format!("it was altered: its sha256 is {found}, and it says {stated}")));
     }
-    let body = body.len();
-    text[body..body + CLOSE.len()].copy_from_slice(CLOSE);
-    serde_json::from_slice(&text[..body + CLOSE.len()]).map_err(|e| format!("it is not what was expected: {e}"))
+    Ok(parsed.map(|parsed| (parsed, whole.finish())).map_err(|e| format!("it is not what was expected: {e}")))
+}
+
+/// Digests what is read.
+struct Hashed<R> {
+    text: R,
+    digest: Hasher,
+}
+
+impl<R: io::Read> io::Read for Hashed<R> {
+    fn read(&mut self, block: &mut [u8]) -> io::Result<usize> {
+        let read = self.text.read(block)?;
+        self.digest.update(&block[..read]);
+        Ok(read)
+    }
 }
 
 /// Reads a sealed file; its digest and size come along.
@@ -107,13 +130,13 @@ pub(super) fn read<T: DeserializeOwned>(path: &Path) -> Result<(T, (Sha256, u64)
     if !meta.is_file() {
         return Err(wrong("it is no regular file".into()));
     }
-    let mut text = Vec::with_capacity(usize::try_from(meta.len().min(MAX_BYTES)).unwrap_or(0) + 1);
-    File::open(path).and_then(|f| f.take(MAX_BYTES + 1).read_to_end(&mut text)).map_err(cannot)?;
-    if text.len() as u64 > MAX_BYTES {
+    let mut file = File::open(path).map_err(cannot)?;
+    let size = file.metadata().map_err(cannot)?.len();
+    if size > MAX_BYTES {
         return Err(wrong(format!("it is larger than {MAX_BYTES} bytes, as no manifest is")));
     }
-    let digest = (sha256(&text), text.len() as u64);
-    Ok((unseal(&mut text).map_err(wrong)?, digest))
+    let (told, digest) = unseal(&mut file, size).map_err(cannot)?.map_err(wrong)?;
+    Ok((told, (digest, size)))
 }
 
 /// Pretty for the outer levels, compact below.
@@ -178,6 +201,7 @@ mod tests {
     use serde::Deserialize;
 
     use super::*;
+    use crate::digest::sha256;
 
     #[derive(Serialize, Deserialize, PartialEq, Debug)]
     struct Told {
@@ -186,7 +210,9 @@ mod tests {
     }
 
     fn unseal<T: DeserializeOwned>(text: &[u8]) -> Result<T, String> {
-        super::unseal(&mut text.to_vec())
+        let (told, digest) = super::unseal(&mut io::Cursor::new(text), text.len() as u64).unwrap()?;
+        assert_eq!(digest, sha256(text));
+        Ok(told)
     }
 
     fn told() -> Told {

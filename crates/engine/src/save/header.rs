@@ -145,7 +145,7 @@ impl Serialize for Parts<'_> {
     }
 }
 
-fn dtype(dtype: DType) -> Result<Dtype, String> {
+pub(crate) fn dtype(dtype: DType) -> Result<Dtype, String> {
     let name = serde::de::value::StrDeserializer::<serde::de::value::Error>::new(dtype.safetensors_name());
     serde::Deserialize::deserialize(name).map_err(|_| format!("safetensors has no dtype '{}'", dtype.safetensors_name()))
 }

@@ -164,11 +164,12 @@ impl Verifier<'_> {
             BTreeMap::new()
         });
         // By name: the order of empty tensors, which all lie at one offset, is nobody's.
-        let stored: BTreeMap<&str, _> = file.tensors.iter().map(|t| (t.name.as_str(), t)).collect();
+        let mut stored: Vec<&super::shard::StoredTensor> = file.tensors.iter().collect();
+        stored.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         let matches = |entry: &entries::Entry| {
             let name = entry.name.as_str();
-            let same = |t: &&super::shard::StoredTensor| (t.dtype, &t.shape) == (entry.dtype, &entry.shape);
-            stored.get(name).is_some_and(same) && parts.get(name) == Some(&entry.part)
+            let found = stored.binary_search_by(|t| t.name.as_str().cmp(name)).map(|at| stored[at]);
+            found.is_ok_and(|t| (t.dtype, &t.shape) == (entry.dtype, &entry.shape)) && parts.get(name) == Some(&entry.part)
         };
         let same = expected.len() == stored.len() && expected.iter().all(|entry| matches(&entry));
         drop((stored, parts));

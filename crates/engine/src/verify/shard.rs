@@ -3,18 +3,23 @@
 
 use std::{
     collections::HashMap,
+    fmt,
     fs::File,
     io,
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
 };
 
-use safetensors::tensor::Metadata;
+use safetensors::tensor::{Metadata, TensorInfo};
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error as _, MapAccess, Visitor},
+};
 use shardwright_core::DType;
 
 use crate::{
     error::{EngineError, ErrorKind, Result},
-    save::header::dtype_of,
+    save::header::{dtype, dtype_of},
 };
 
 const MAX_HEADER: u64 = 100_000_000;
@@ -61,15 +66,16 @@ impl Safetensors {
         }
         let mut header = vec![0; usize::try_from(length).unwrap_or(0)];
         file.read_exact_at(&mut header, 8).map_err(cannot)?;
-        let metadata: Metadata = serde_json::from_slice(&header).map_err(|e| wrong(format!("its header is not one: {e}")))?;
+        let Header { metadata, mut tensors } = serde_json::from_slice(&header).map_err(|e| wrong(format!("its header is not one: {e}")))?;
+        drop(header);
         let start = 8 + length;
-        let end = start.saturating_add(metadata.data_len() as u64); // the header may claim nearly 2^64
+        let end = prove(&mut tensors).map_err(wrong)?;
+        let end = start.saturating_add(end); // the header may claim nearly 2^64
         if end != size {
             return Err(wrong("its size is not what its header says".into()).expected(format_args!("{end} bytes")).found(size));
         }
-        drop(header);
-        let tensors = stored(&metadata, start).map_err(wrong)?;
-        Ok(Self { path: path.to_owned(), metadata: metadata.metadata().clone().unwrap_or_default(), tensors })
+        tensors.iter_mut().for_each(|tensor| tensor.start += start);
+        Ok(Self { path: path.to_owned(), metadata, tensors })
     }
 }
 
@@ -93,20 +99,117 @@ impl<'a> Reader<'a> {
     }
 }
 
-fn stored(metadata: &Metadata, start: u64) -> Result<Vec<StoredTensor>, String> {
-    let tensor = |name: String| {
-        let info = metadata.info(&name).ok_or_else(|| format!("tensor '{name}' is told of twice"))?;
-        let dtype = dtype_of(info.dtype).ok_or_else(|| format!("tensor '{name}' has the unknown dtype {}", info.dtype))?;
-        let (from, to) = info.data_offsets;
-        let shape = info.shape.iter().map(|&d| d as u64).collect();
-        Ok(StoredTensor { name, dtype, shape, start: start + from as u64, bytes: (to - from) as u64 })
-    };
-    metadata.offset_keys().into_iter().map(tensor).collect()
+/// A header as its text has it: offsets from the header's end, nothing proven. The crate's own type takes five times its memory.
+struct Header {
+    metadata: HashMap<String, String>,
+    tensors: Vec<StoredTensor>,
+}
+
+impl<'de> Deserialize<'de> for Header {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        d.deserialize_map(HeaderVisitor)
+    }
+}
+
+struct HeaderVisitor;
+
+impl<'de> Visitor<'de> for HeaderVisitor {
+    type Value = Header;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a map of tensors")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
+        let mut header = Header { metadata: HashMap::new(), tensors: Vec::new() };
+        while let Some(name) = map.next_key::<String>()? {
+            if name == "__metadata__" {
+                header.metadata = map.next_value()?;
+                continue;
+            }
+            let TensorInfo { dtype, shape, data_offsets: (from, to) } = map.next_value()?;
+            let dtype = dtype_of(dtype).ok_or_else(|| A::Error::custom(format_args!("tensor '{name}' has the unknown dtype {dtype}")))?;
+            let bytes = to.checked_sub(from).ok_or_else(|| A::Error::custom(format_args!("tensor '{name}' ends before it begins")))?;
+            let shape = shape.iter().map(|&d| d as u64).collect();
+            header.tensors.push(StoredTensor { name, dtype, shape, start: from as u64, bytes: bytes as u64 });
+        }
+        header.tensors.shrink_to_fit();
+        Ok(header)
+    }
+}
+
+/// Tensors that the `safetensors` crate is shown at once: a proof of all of them would take many times their memory.
+const PROVEN_AT_ONCE: usize = 4096;
+
+/// Sorts the tensors as their bytes lie, has the `safetensors` crate prove that they tile the file without holes, and gives their end.
+fn prove(tensors: &mut [StoredTensor]) -> Result<u64, String> {
+    let mut by_name: Vec<&str> = tensors.iter().map(|t| t.name.as_str()).collect();
+    by_name.sort_unstable();
+    if let Some(twice) = by_name.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(format!("tensor '{}' is told of twice", twice[0]));
+    }
+    drop(by_name);
+    tensors.sort_by_key(|t| (t.start, t.bytes));
+    let mut end = 0;
+    for part in tensors.chunks(PROVEN_AT_ONCE) {
+        let first = part[0].start;
+        if first != end {
+            return Err(format!(
+                "its header is not one: tensor '{}' begins at byte {first}, and the one before ends at {end}",
+                part[0].name
+            ));
+        }
+        let info = |t: &StoredTensor| {
+            let from = usize::try_from(t.start - first).ok()?;
+            let to = from.checked_add(usize::try_from(t.bytes).ok()?)?;
+            let shape = t.shape.iter().map(|&d| usize::try_from(d).ok()).collect::<Option<_>>()?;
+            Some((t.name.clone(), TensorInfo { dtype: dtype(t.dtype).ok()?, shape, data_offsets: (from, to) }))
+        };
+        let infos = part.iter().map(info).collect::<Option<Vec<_>>>().ok_or("its header is not one: a size overflows")?;
+        let proven = Metadata::new(None, infos).map_err(|e| format!("its header is not one: {e}"))?;
+        end = first.saturating_add(proven.data_len() as u64);
+    }
+    Ok(end)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn opened(header: &str, bytes: u64) -> Result<Safetensors> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.safetensors");
+        std::fs::write(&path, [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat()).unwrap();
+        File::options().append(true).open(&path).unwrap().set_len(8 + header.len() as u64 + bytes).unwrap();
+        Safetensors::open(&path, ErrorKind::Mismatch)
+    }
+
+    /// Faults in, between and beyond the parts that the crate is shown; and their order is that of the bytes.
+    #[test]
+    fn a_header_of_many_parts_is_proven_as_one() {
+        let count = 2 * PROVEN_AT_ONCE as u64 + 3;
+        let header = |place: &dyn Fn(u64) -> (u64, u64)| {
+            let entry = |i: u64| {
+                let (from, to) = place(i);
+                format!(r#""t{i}":{{"dtype":"U8","shape":[2],"data_offsets":[{from},{to}]}}"#)
+            };
+            // The last in the text first.
+            format!("{{{}}}", (0..count).rev().map(entry).collect::<Vec<_>>().join(","))
+        };
+        let whole = opened(&header(&|i| (2 * i, 2 * i + 2)), 2 * count).unwrap();
+        assert_eq!(whole.tensors.len() as u64, count);
+        assert!(whole.tensors.iter().zip(0..).all(|(t, i): (_, u64)| t.name == format!("t{i}") && t.bytes == 2));
+        for hole in [5, PROVEN_AT_ONCE as u64, count - 1] {
+            let text = header(&|i| if i < hole { (2 * i, 2 * i + 2) } else { (2 * i + 1, 2 * i + 3) });
+            assert!(opened(&text, 2 * count + 1).is_err(), "a hole at {hole}");
+            let text = header(&|i| if i == hole { (2 * i, 2 * i + 3) } else { (2 * i, 2 * i + 2) });
+            assert!(opened(&text, 2 * count).is_err(), "three bytes at {hole}");
+        }
+        let twice = r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}}"#;
+        assert!(opened(twice, 2).unwrap_err().to_string().contains("twice"));
+        let back = r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[2,1]}}"#;
+        assert!(opened(back, 2).unwrap_err().to_string().contains("ends before it begins"));
+    }
 
     /// 16 tensors that together end 5 bytes before 2^64.
     #[test]

@@ -44,6 +44,10 @@ pub(super) fn build(root: &Node, file: ConfigIs, cx: &mut BuildContext<'_>) -> R
         no_optimizer(root, cx);
     }
     batches(root, &mut document, cx);
+    let batch_is_wrong = cx.diagnostics.iter().any(|d| d.code == "deepspeed-batch");
+    if file == ConfigIs::File && cx.training.dialect == Dialect::LlamaFactory && !batch_is_wrong {
+        at_loading(root, cx);
+    }
     clipping(root, &mut document, cx);
     let zero = zero_section(root, cx).unwrap_or_else(|missing| {
         cx.diagnostics.push(missing);
@@ -318,6 +322,26 @@ fn batches(root: &Node, document: &mut Document, cx: &mut BuildContext<'_>) {
     document.set(&["deepspeed", TRAIN], batch.train, train_origin());
     document.set(&["deepspeed", MICRO], batch.micro, micro_origin());
     document.set(&["deepspeed", ACCUMULATION], batch.accumulation, accumulation_origin());
+}
+
+/// LLaMA-Factory builds the model under ZeRO-3 before it knows the batch, and before DeepSpeed knows the ranks: a micro batch or an accumulation
+/// that the file leaves open is 1 there, so is the number of ranks, and DeepSpeed checks the product. A `train_batch_size` of "auto" is left out.
+fn at_loading(root: &Node, cx: &mut BuildContext<'_>) {
+    // Python's comparison with 3, to which a string is never equal.
+    let stage = root.find(&["zero_optimization", "stage"]).filter(|stage| stage.as_str().is_none());
+    if stage.and_then(read::integer) != Some(3) {
+        return;
+    }
+    let number = |key: &str| read::integer(root.get(key)?).and_then(|i| u64::try_from(i).ok());
+    let (Some(train), Some(at)) = (number(TRAIN), root.get(TRAIN).map(|node| node.at.clone())) else { return };
+    let (micro, accumulation) = (number(MICRO).unwrap_or(1), number(ACCUMULATION).unwrap_or(1));
+    if let Err(BatchError::NotEqual(_)) = batch::infer(Some(train), Some(micro), Some(accumulation), 1) {
+        let message = format!(
+            "{TRAIN} is {train}; while LLaMA-Factory loads the model under ZeRO-3, DeepSpeed expects {MICRO} {micro} times {ACCUMULATION} \
+             {accumulation} times 1 rank, for it does not know the others yet"
+        );
+        cx.diagnostics.push(Diagnostic::error("deepspeed-batch", message).at(at).help("write \"train_batch_size\": \"auto\""));
+    }
 }
 
 /// accelerate fills the micro batch from the data loader when training starts.

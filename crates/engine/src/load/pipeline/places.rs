@@ -20,7 +20,7 @@ unsafe impl Sync for Foreign {}
 #[derive(Debug)]
 pub(crate) enum Places {
     /// Our own: arenas by rank and dtype, slots by rank and tensor.
-    Arenas { arenas: Vec<Vec<Arc<Arena>>>, slots: Vec<Vec<Slot>> },
+    Arenas { arenas: Vec<Vec<Arc<Arena>>>, slots: Vec<Arc<[Slot]>> },
     /// The caller's, for the one rank that there is: by tensor. Valid until the load returns, so that no worker may be left behind.
     Foreign(Vec<Foreign>),
 }

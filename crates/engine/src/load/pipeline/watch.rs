@@ -67,8 +67,8 @@ impl Crew {
 /// [`ErrorKind::Cancelled`], with how far it came.
 pub(super) fn not_cancelled(cancel: &CancelToken, placed: u64, total: u64) -> Result<()> {
     if cancel.is_cancelled() {
-        let error = EngineError::new(ErrorKind::Cancelled, "the load was cancelled");
-        return Err(error.expected(format_args!("{total} bytes")).found(placed));
+        let what = format!("the load was stopped after {placed} of {total} bytes; nothing is kept of it");
+        return Err(EngineError::new(ErrorKind::Cancelled, what));
     }
     Ok(())
 }
