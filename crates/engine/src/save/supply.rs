@@ -166,7 +166,10 @@ impl Streamed<'_> {
             });
         }
         // SAFETY: the destinations are disjoint parts of the window's memory, which nothing else touches until the call returns.
-        let stats = unsafe { load::fill(self.checkpoint, &items, &self.io, None, self.cancel) }?;
+        let stats = unsafe { load::fill(self.checkpoint, &items, &self.io, None, self.cancel) }.map_err(|e| match e.kind() {
+            ErrorKind::Cancelled => EngineError::new(ErrorKind::Cancelled, "the save was stopped"),
+            _ => e,
+        })?;
         self.read.fetch_add(stats.bytes_read, Ordering::Relaxed);
         Ok(())
     }
