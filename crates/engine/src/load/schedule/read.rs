@@ -63,6 +63,9 @@ impl Rows {
     }
 }
 
+/// The ends of a box along each dim.
+type Ends = Vec<(u64, u64)>;
+
 /// The number of a group, and its members.
 type Members<'a> = (u32, &'a [Member]);
 
@@ -90,7 +93,7 @@ impl TensorRead {
         let shape = &plan.shape;
         let Some(dim) = plan.placement.cuts.iter().filter_map(|cut| cut.layout.dim()).max() else { return Ok(None) };
         let inner: u64 = shape[dim + 1..].iter().product();
-        let mut by_outer: BTreeMap<Vec<(u64, u64)>, Vec<(usize, u64, u64)>> = BTreeMap::new();
+        let mut by_outer: BTreeMap<Ends, Vec<(usize, u64, u64)>> = BTreeMap::new();
         for (at, member) in group.1.iter().enumerate() {
             let region = plan.placement.region_at(shape, member.coordinate);
             let Region::Box { ranges } = &region else { continue };
@@ -185,12 +188,12 @@ const MOST_RUNS: u64 = 1024;
 /// The rows that a box of the outer dims holds, as consecutive ones, ascending.
 fn row_runs(shape: &[u64], ranges: &[(u64, u64)]) -> Option<Vec<Range<u64>>> {
     let is_cut = |d: &usize| ranges[*d] != (0, shape[*d]);
-    let Some(last) = (0..shape.len()).rev().find(is_cut) else { return Some(vec![0..shape.iter().product()]) };
+    let Some(last) = (0..shape.len()).rev().find(is_cut) else { return Some(std::iter::once(0..shape.iter().product()).collect()) };
     if ranges[..last].iter().map(|(from, to)| to - from).try_fold(1u64, u64::checked_mul)? > MOST_RUNS {
         return None;
     }
     let mut under: u64 = shape[last + 1..].iter().product();
-    let mut runs = vec![ranges[last].0 * under..ranges[last].1 * under];
+    let mut runs: Vec<Range<u64>> = std::iter::once(ranges[last].0 * under..ranges[last].1 * under).collect();
     for d in (0..last).rev() {
         under *= shape[d + 1];
         runs = (ranges[d].0..ranges[d].1).flat_map(|i| runs.iter().map(move |r| r.start + i * under..r.end + i * under)).collect();
