@@ -6,6 +6,7 @@
 mod assemble;
 mod contract;
 mod data;
+mod hub;
 mod lazy;
 mod ops;
 mod own;
@@ -16,4 +17,5 @@ mod tree;
 pub use assemble::{
     Assembled, Made, Misfit, Missing, Options, Reason, Unused, Use, assemble, attribute, knows, model_types, version, without,
 };
+pub use hub::hub_tensors;
 pub use own::{Architecture, Assemble, Flaw, Rename, Step};

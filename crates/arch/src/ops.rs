@@ -39,6 +39,16 @@ impl Op {
         Self { name: value[0].as_str().unwrap_or_default().to_owned(), arguments: value[1].clone() }
     }
 
+    /// Its class's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The dim that it works on.
+    pub fn dim(&self) -> usize {
+        self.number("dim", 0)
+    }
+
     fn number(&self, key: &str, default: usize) -> usize {
         self.arguments[key].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(default)
     }

@@ -72,6 +72,11 @@ impl Transform {
         self
     }
 
+    /// Whether it puts one text in another's place, and no more.
+    pub fn is_rename(&self) -> bool {
+        matches!(self.kind, Kind::Rename)
+    }
+
     /// The operations of a converter.
     pub fn operations(&self) -> Option<&[Op]> {
         match &self.kind {

@@ -312,12 +312,19 @@ pub struct ConvertArgs {
     /// Ranks of the target.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub ranks: u32,
+    /// Groups of ranks that each hold the whole model, as under hybrid sharding; they must divide the ranks.
+    #[arg(long, value_name = "R", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub replicas: u32,
     /// The dtype of parameters, such as bfloat16 [default: the source's]. Optimizer states and DeepSpeed's masters stay float32.
     #[arg(long, value_name = "DTYPE")]
     pub dtype: Option<String>,
     /// Leave the optimizer out.
     #[arg(long)]
     pub params_only: bool,
+    /// Whose names the tensors get: the model's class's in transformers, experts stacked, or those of files on the hub, experts apart (for
+    /// --to hf) [default: SOURCE's]. Needs the model's config.json.
+    #[arg(long, value_enum, value_name = "WHOSE")]
+    pub names: Option<NamesOf>,
     /// Tensors of one safetensors file take no more than this.
     #[arg(long, value_name = "SIZE", default_value = "5GB")]
     pub max_file_size: String,
@@ -336,6 +343,15 @@ pub struct ConvertArgs {
     /// Say what would be written, and write nothing.
     #[arg(long)]
     pub dry_run: bool,
+}
+
+/// Whose names tensors have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum NamesOf {
+    /// The model's class's, experts stacked.
+    Model,
+    /// Those of files on the hub, experts apart.
+    Hub,
 }
 
 /// What a conversion makes.

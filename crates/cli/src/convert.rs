@@ -4,10 +4,12 @@ use std::{ffi::OsStr, path::Path, time::Instant};
 
 use serde_json::json;
 use shardwright_core::{DType, text::shown};
-use shardwright_engine::convert::{Contents, Conversion, ConvertOptions, Data, Difference, Differences, Kind, Target, check_free, diff};
+use shardwright_engine::convert::{
+    Contents, Conversion, ConvertOptions, Data, Difference, Differences, Kind, Names, Target, check_free, diff,
+};
 
 use crate::{
-    args::{ConvertArgs, DiffArgs, Format, TargetFormat},
+    args::{ConvertArgs, DiffArgs, Format, NamesOf, TargetFormat},
     counted::Counted,
     exit::{Exit, Failure},
     load::cancel_on_signal,
@@ -20,7 +22,10 @@ use crate::{
 pub fn convert(args: &ConvertArgs) -> Result<Exit, Failure> {
     let cancel = cancel_on_signal()?;
     check_free(&args.target)?;
-    let contents = open("SOURCE", &args.source, &args.tie)?;
+    let mut contents = open("SOURCE", &args.source, &args.tie)?;
+    if args.names == Some(NamesOf::Model) {
+        contents = contents.with_model_names()?;
+    }
     let options = options(args)?;
     let plan = Conversion::plan(&contents, &options)?;
     for note in &contents.notes {
@@ -42,6 +47,9 @@ pub fn convert(args: &ConvertArgs) -> Result<Exit, Failure> {
     counted.finish();
     let done = done?;
     let seconds = started.elapsed().as_secs_f64();
+    if done.resumed > 0 {
+        print_note(&format!("note: {} were there already, complete, from a conversion that was killed", bytes(done.resumed)));
+    }
     print(&format!("{} to {}: {} in {} files, {:.2} s\n", contents.format, args.target.display(), bytes(done.bytes), done.files, seconds))?;
     if args.verify {
         return verify(args, &contents, &options, &cancel);
@@ -58,7 +66,12 @@ fn verify(
     options: &ConvertOptions,
     cancel: &shardwright_engine::CancelToken,
 ) -> Result<Exit, Failure> {
-    let target = open("TARGET", args.target.as_os_str(), &args.tie)?;
+    let ties = if args.names == Some(NamesOf::Hub) { &[][..] } else { &args.tie };
+    let mut target = open("TARGET", args.target.as_os_str(), ties)?;
+    if args.names == Some(NamesOf::Hub) {
+        // Made into the model again, as a load makes it.
+        target = target.with_model_names()?;
+    }
     let counted = Counted::new("verify", contents_bytes(contents).saturating_add(contents_bytes(&target)));
     let found = diff(contents, &target, false, &|n| counted.add(n), cancel);
     counted.finish();
@@ -111,7 +124,12 @@ fn options(args: &ConvertArgs) -> Result<ConvertOptions, Failure> {
     };
     let mut options = ConvertOptions::new(to);
     options.ranks = args.ranks;
+    options.replicas = args.replicas;
     options.params_only = args.params_only;
+    options.names = args.names.map(|names| match names {
+        NamesOf::Model => Names::Model,
+        NamesOf::Hub => Names::Hub,
+    });
     options.config.clone_from(&args.config);
     let dtype = |text: &String| {
         DType::from_spelling(text)

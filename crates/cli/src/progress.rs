@@ -60,9 +60,14 @@ impl Progress {
             Shown::Lines { started, last } if last.elapsed() >= LINE_EVERY => {
                 *last = Instant::now();
                 let percent = done.saturating_mul(100).checked_div(total).unwrap_or(100);
-                let (what, done, total, seconds) = (self.what, bytes(done), bytes(total), started.elapsed().as_secs());
+                let elapsed = started.elapsed();
+                let left = match left(elapsed, done, total) {
+                    Some(seconds) => format!(", about {seconds} s left"),
+                    None => String::new(),
+                };
+                let (what, done, total, seconds) = (self.what, bytes(done), bytes(total), elapsed.as_secs());
                 // A closed standard error must not stop the work.
-                drop(writeln!(std::io::stderr(), "{what}: {done} of {total} ({percent} %) after {seconds} s"));
+                drop(writeln!(std::io::stderr(), "{what}: {done} of {total} ({percent} %) after {seconds} s{left}"));
             }
             Shown::Lines { .. } => {}
         }
@@ -81,9 +86,27 @@ impl Progress {
     }
 }
 
+/// Seconds that the rest takes at the speed so far.
+fn left(elapsed: Duration, done: u64, total: u64) -> Option<u128> {
+    let rest = u128::from(total.checked_sub(done)?);
+    (elapsed.as_millis() * rest / 1000).checked_div(u128::from(done))
+}
+
 fn bar(label: String, size: u64) -> ProgressBar {
-    let style =
-        ProgressStyle::with_template("{prefix:>10} {bar:32} {decimal_bytes:>9} / {decimal_total_bytes:9} {decimal_bytes_per_sec:>12}")
-            .unwrap_or_else(|_| ProgressStyle::default_bar());
+    let style = ProgressStyle::with_template(
+        "{prefix:>10} {bar:32} {decimal_bytes:>9} / {decimal_total_bytes:9} {decimal_bytes_per_sec:>12} {eta:>5} left",
+    )
+    .unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::new(size).with_style(style).with_prefix(label)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_left_is_told_once_something_is_done() {
+        let after = |done| left(Duration::from_millis(1500), done, 400);
+        assert_eq!([after(0), after(100), after(300), after(400), after(401)], [None, Some(4), Some(0), Some(0), None]);
+    }
 }

@@ -153,7 +153,7 @@ impl Checkpoint {
     /// [`ErrorKind::Checkpoint`] where the checkpoint cannot be that model: quantized weights, shapes that `config.json` contradicts, conversions
     /// that fail, names of which none is the model's.
     pub fn find_model(&self, options: &ModelOptions<'_>) -> Result<Found> {
-        let (sources, facts) = (self.sources(), &self.model().facts);
+        let (sources, facts) = (self.named(), &self.model().facts);
         let mut source = options.source();
         let record = options.record(&source);
         let error = |what: String| EngineError::new(ErrorKind::Checkpoint, what).file(self.dir().join("config.json"));
@@ -165,7 +165,8 @@ impl Checkpoint {
         }
         let Some(config) = self.config_value() else {
             let meta = ModelMeta::new(sources.to_vec(), facts.clone()).map_err(|n| error(format!("'{n}' occurs twice")))?;
-            return Ok(Found { model: Model::identity(meta), class: None, source: "no config.json".into(), warnings: Vec::new(), record });
+            let model = self.over_parts(Model::identity(meta))?;
+            return Ok(Found { model, class: None, source: "no config.json".into(), warnings: Vec::new(), record });
         };
         self.refuse_quantized(&config)?;
         let class = match options.class {
@@ -206,6 +207,7 @@ impl Checkpoint {
             source = format!("transformers {other}, which converts nothing of it, so that {has} builds it alike");
         }
         let model = model_of(assembled, facts).map_err(|n| error(format!("'{n}' would be made twice")))?;
+        let model = self.over_parts(model)?;
         let source = if known { source } else { "the checkpoint's tensors".into() };
         Ok(Found { model, class, source, warnings, record })
     }
@@ -241,7 +243,7 @@ impl Checkpoint {
         let quantization = ["quantization_config", "compression_config"].into_iter().find_map(|k| config.get(k).filter(|v| v.is_object()));
         let Some(quantization) = quantization else { return Ok(()) };
         let plain = |d: DType| matches!(d, DType::F64 | DType::F32 | DType::BF16 | DType::F16 | DType::I64 | DType::Bool);
-        let Some(codes) = self.sources().iter().find(|t| !plain(t.dtype)) else { return Ok(()) };
+        let Some(codes) = self.named().iter().find(|t| !plain(t.dtype)) else { return Ok(()) };
         let method = quantization["quant_method"].as_str().unwrap_or("of an unnamed kind");
         let what = format!("the checkpoint is quantized ({method}): its tensors are codes and scales, not the model's weights");
         let help = "dequantize it first: load it with transformers, call model.dequantize() and save_pretrained";
@@ -254,7 +256,7 @@ impl Checkpoint {
 
     /// Names that carry a wrapper's prefix: an error where they are no names of the model's.
     fn wrapped(&self, assembled: &Assembled, warnings: &mut Vec<String>) -> Result<()> {
-        let tensors = self.sources();
+        let tensors = self.named();
         for (prefix, whose, leading) in WRAPPERS {
             let has = |t: &&TensorMeta| if leading { t.name.starts_with(prefix) } else { t.name.contains(prefix) };
             let count = tensors.iter().filter(has).count();

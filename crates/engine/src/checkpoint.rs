@@ -8,6 +8,7 @@ mod files;
 mod find;
 mod header;
 mod index;
+mod parts;
 mod record;
 
 use std::{
@@ -37,12 +38,14 @@ pub struct Checkpoint {
     sources: Option<Vec<TensorMeta>>,
     /// How the model was found, where it is not simply the tensors.
     record: Option<ModelRecord>,
+    /// The tensors, where the files hold them in parts.
+    named: Option<parts::Named>,
     locations: Vec<Location>,
     config_text: Option<String>,
     warnings: Vec<String>,
 }
 
-/// One safetensors file of a checkpoint.
+/// One file of a checkpoint.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct CheckpointFile {
@@ -88,7 +91,8 @@ pub struct Location {
 }
 
 impl Checkpoint {
-    /// Opens a directory, or a single `.safetensors` file.
+    /// Opens a directory, or a single `.safetensors` file. Directories of `pytorch_model.bin`, of torch's distributed checkpoints and of
+    /// DeepSpeed's are opened too: their tensors are read where they lie, for any world.
     ///
     /// # Errors
     /// [`ErrorKind::Checkpoint`] for anything missing or malformed, naming file, tensor, expected and found; [`ErrorKind::Io`] where the
@@ -115,7 +119,7 @@ impl Checkpoint {
         &self.model
     }
 
-    /// The tensors that the files hold, sorted by name.
+    /// What the files hold: the tensors, sorted by name, or the parts that they lie in.
     pub fn sources(&self) -> &[TensorMeta] {
         self.sources.as_deref().unwrap_or(&self.model.meta.tensors)
     }
@@ -150,7 +154,7 @@ impl Checkpoint {
         serde_json::from_str(&config::without_constants(self.config_text.as_deref()?)).ok().filter(serde_json::Value::is_object)
     }
 
-    /// The safetensors files, sorted by name.
+    /// The files that hold tensors.
     pub fn files(&self) -> &[CheckpointFile] {
         &self.files
     }
@@ -268,6 +272,10 @@ impl ModelDir {
     /// # Errors
     /// As [`Checkpoint::open`].
     pub fn checkpoint(self) -> Result<Checkpoint> {
+        crate::convert::check_finished(&self.dir)?;
+        if let Some(parted) = self.parted()? {
+            return Ok(parted);
+        }
         let (names, index) = self.file_names()?;
         let opened = open_files(&self, &names)?; // what the files are comes before how many
         if index.is_none() {
@@ -323,6 +331,7 @@ impl ModelDir {
             model: Model::identity(model),
             sources: None,
             record: None,
+            named: None,
             locations,
             config_text: self.config_text,
             warnings,
@@ -335,6 +344,10 @@ impl ModelDir {
     /// [`ErrorKind::Checkpoint`] where it is no JSON object.
     pub fn facts(&self) -> Result<ModelFacts> {
         Ok(self.config()?.map_or_else(ModelFacts::default, |config| config::facts(&config)))
+    }
+
+    pub(crate) fn config_value(&self) -> Result<Option<serde_json::Value>> {
+        self.config()
     }
 
     fn config(&self) -> Result<Option<serde_json::Value>> {

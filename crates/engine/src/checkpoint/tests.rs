@@ -284,7 +284,7 @@ fn files_that_are_missing_or_of_another_kind_are_told() {
     refused(pointer.path(), ErrorKind::Checkpoint, &["Git LFS pointer", "git lfs pull"]);
     let page = dir(&[("model.safetensors", b"<!DOCTYPE html><html></html>")]);
     refused(page.path(), ErrorKind::Checkpoint, &["a text, not a safetensors file", "'<!DOCTY"]);
-    let other = dir(&[("pytorch_model.bin", b""), ("model.gguf", b"")]);
+    let other = dir(&[("rng_state.pth", b""), ("model.gguf", b"")]);
     refused(other.path(), ErrorKind::Checkpoint, &["no checkpoint here", "'model.gguf' and 1 more"]);
     let index = br#"{"weight_map": {"a": "x.safetensors", "b": "y.safetensors", "c": "y.safetensors"}}"#;
     let incomplete = dir(&[("x.safetensors", &two("a")), ("model.safetensors.index.json", index)]);

@@ -4,26 +4,34 @@
 mod contents;
 mod data;
 mod diff;
+mod names;
+mod parts;
 mod source;
+mod stage;
 mod target;
 mod write;
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Write as _},
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
 };
 
 use shardwright_core::DType;
 
-use self::write::OutFile;
 pub use self::{
     contents::{Contents, Format, Group, Kind, Optimizer, State, Tensor},
     data::Data,
     diff::{Difference, Differences, diff},
+    names::Names,
     source::is_other_format,
 };
+pub(crate) use self::{parts::Parts, source::is_parted, stage::check_finished};
+use self::{stage::Stage, write::OutFile};
 use crate::{
+    checkpoint::Stamp,
+    digest::{Hasher, Sha256},
     error::{EngineError, ErrorKind, Result},
     load::CancelToken,
 };
@@ -52,6 +60,8 @@ pub struct ConvertOptions {
     pub to: Target,
     /// Ranks that the target's parts are for.
     pub ranks: u32,
+    /// Groups of ranks that each hold the whole model, as under hybrid sharding; they divide `ranks`.
+    pub replicas: u32,
     /// The dtype of parameters; optimizer states and buffers keep theirs.
     pub dtype: Option<DType>,
     /// Leaves the optimizer out.
@@ -60,6 +70,8 @@ pub struct ConvertOptions {
     pub max_file_size: u64,
     /// DeepSpeed's `sub_group_size`, which must be the run's own.
     pub sub_group_size: u64,
+    /// Whose names the tensors of [`Target::Hf`] get; without one they keep theirs. For [`Names::Model`] see [`Contents::with_model_names`].
+    pub names: Option<Names>,
     /// A directory whose config and tokenizer are copied to a Hugging Face target; else the source's.
     pub config: Option<PathBuf>,
 }
@@ -67,7 +79,17 @@ pub struct ConvertOptions {
 impl ConvertOptions {
     /// Converts for one rank, with the formats' own defaults.
     pub fn new(to: Target) -> Self {
-        Self { to, ranks: 1, dtype: None, params_only: false, max_file_size: 5_000_000_000, sub_group_size: 1_000_000_000, config: None }
+        Self {
+            to,
+            ranks: 1,
+            replicas: 1,
+            dtype: None,
+            params_only: false,
+            max_file_size: 5_000_000_000,
+            sub_group_size: 1_000_000_000,
+            names: None,
+            config: None,
+        }
     }
 }
 
@@ -111,6 +133,8 @@ pub struct Converted {
     pub bytes: u64,
     /// Bytes of tensors read.
     pub source_bytes: u64,
+    /// Bytes of files that a killed conversion had completed.
+    pub resumed: u64,
 }
 
 impl<'a> Conversion<'a> {
@@ -124,10 +148,21 @@ impl<'a> Conversion<'a> {
                 .expected("1 to 65536")
                 .found(options.ranks));
         }
+        if options.replicas == 0 || !options.ranks.is_multiple_of(options.replicas) {
+            return Err(EngineError::new(ErrorKind::World, "replicas do not divide the ranks")
+                .expected(format_args!("a divisor of {}", options.ranks))
+                .found(options.replicas));
+        }
+        if options.replicas > 1 && matches!(options.to, Target::Zero3 | Target::Universal) {
+            return Err(EngineError::new(ErrorKind::Config, "ZeRO-3 partitions over all ranks: it has no replicas"));
+        }
         if let Some(dtype) = options.dtype.filter(|d| !d.is_float() || d.bits() < 8) {
             return Err(EngineError::new(ErrorKind::Config, "parameters cannot be of that dtype")
                 .expected("a float of whole bytes")
                 .found(dtype));
+        }
+        if options.names == Some(Names::Hub) && options.to != Target::Hf {
+            return Err(EngineError::new(ErrorKind::Config, "only --to hf has the hub's names; trainers resume by the model's"));
         }
         let target::Planned { files, lost } = target::plan(contents, options)?;
         let of_model = matches!(options.to, Target::Hf | Target::HfSharded);
@@ -160,7 +195,8 @@ impl<'a> Conversion<'a> {
     }
 
     /// Writes the target. It appears whole, under its name, once all of it is on the disk; until then its files are in a hidden directory
-    /// beside it, which the next conversion of the same target removes where this process was killed.
+    /// beside it. Where this process is killed, the next conversion of the same source with the same options keeps the files there that are
+    /// complete; any other removes them.
     ///
     /// # Errors
     /// [`ErrorKind::Exists`] where something is there already, [`ErrorKind::Io`] where there is no room or the disk fails,
@@ -170,10 +206,14 @@ impl<'a> Conversion<'a> {
         let parent = target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
         let name = target.file_name().ok_or_else(|| EngineError::new(ErrorKind::Config, "not a name for a directory").file(target))?;
         fs::create_dir_all(parent).map_err(|e| EngineError::io("cannot make the directory", parent, e))?;
-        check_room(parent, self.bytes())?;
-        let stage = Stage::create(parent, name)?;
-        let source_bytes = self.source_bytes();
-        write::write(&stage.path, &mut self.files, &self.contents.files, watch, cancel)?;
+        let mut stage = Stage::create(parent, name, self.identity()?, |name| self.files.iter().find(|f| f.name == name).map(|f| f.size))?;
+        let kept = |stage: &Stage, of: &dyn Fn(&OutFile<'_>) -> u64| -> u64 {
+            self.files.iter().filter(|f| stage.has(&f.name)).map(of).fold(0, u64::saturating_add)
+        };
+        let (resumed, resumed_source) = (kept(&stage, &|f| f.size), kept(&stage, &|f| f.source_bytes()));
+        check_room(parent, self.bytes() - resumed)?;
+        let source_bytes = self.source_bytes() - resumed_source;
+        write::write(&mut stage, &mut self.files, &self.contents.files, watch, cancel)?;
         let mut copied = 0;
         for (name, from) in &self.copied {
             let to = stage.path.join(name);
@@ -182,7 +222,25 @@ impl<'a> Conversion<'a> {
         }
         let (files, bytes) = (self.files.len() + self.copied.len(), self.bytes() + copied);
         stage.commit(target, parent)?;
-        Ok(Converted { files: files as u64, bytes, source_bytes })
+        Ok(Converted { files: files as u64, bytes, source_bytes, resumed })
+    }
+
+    /// What must be the same for files of an earlier process to be taken for this one's: the plan to the last byte's place, and the files it
+    /// reads from.
+    fn identity(&self) -> Result<Sha256> {
+        let mut hasher = Hasher::default();
+        let mut out = io::BufWriter::new(&mut hasher);
+        let told = |e| EngineError::io("cannot compare", &self.contents.path, e);
+        for file in &self.files {
+            write!(out, "{file:?}").map_err(told)?;
+        }
+        for path in self.contents.files() {
+            let meta = fs::metadata(path).map_err(|e| EngineError::io("cannot look at the file", path, e))?;
+            write!(out, "{path:?} {:?}", Stamp::of(&meta)).map_err(told)?;
+        }
+        out.flush().map_err(told)?;
+        drop(out);
+        Ok(hasher.finish())
     }
 }
 
@@ -228,67 +286,6 @@ fn check_room(dir: &Path, bytes: u64) -> Result<()> {
             .found(free)),
         false => Ok(()),
     }
-}
-
-/// The hidden directory that the target's files are written into. Dropped, it is removed.
-struct Stage {
-    path: PathBuf,
-    _lock: fs::File,
-}
-
-impl Stage {
-    fn create(parent: &Path, name: &std::ffi::OsStr) -> Result<Self> {
-        let mut hidden = std::ffi::OsString::from(".");
-        hidden.push(name);
-        hidden.push(".shardwright-convert");
-        let path = parent.join(hidden);
-        let cannot = |e| EngineError::io("cannot make the directory", &path, e);
-        if let Err(e) = fs::create_dir(&path)
-            && e.kind() != io::ErrorKind::AlreadyExists
-        {
-            return Err(cannot(e));
-        }
-        let lock = fs::File::open(&path).map_err(cannot)?;
-        if let Err(fs::TryLockError::WouldBlock) = lock.try_lock() {
-            return Err(EngineError::new(ErrorKind::Exists, "another process is converting to the same target").file(path));
-        }
-        // What a killed process has left.
-        for entry in fs::read_dir(&path).map_err(cannot)?.flatten() {
-            let left = entry.path();
-            let removed = if entry.file_type().is_ok_and(|t| t.is_dir()) { fs::remove_dir_all(&left) } else { fs::remove_file(&left) };
-            removed.map_err(|e| EngineError::io("cannot remove what a killed conversion left", &left, e))?;
-        }
-        Ok(Self { path, _lock: lock })
-    }
-
-    fn commit(self, target: &Path, parent: &Path) -> Result<()> {
-        sync_tree(&self.path)?;
-        check_free(target)?;
-        let _ = fs::remove_dir(target); // an empty directory
-        fs::rename(&self.path, target).map_err(|e| EngineError::io("cannot give the directory its name", target, e))?;
-        sync(parent)
-    }
-}
-
-impl Drop for Stage {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.path);
-    }
-}
-
-fn sync(dir: &Path) -> Result<()> {
-    match fs::File::open(dir).and_then(|d| d.sync_all()) {
-        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(()), // a file system without it
-        other => other.map_err(|e| EngineError::io("cannot bring the directory to the disk", dir, e)),
-    }
-}
-
-fn sync_tree(dir: &Path) -> Result<()> {
-    let entries = fs::read_dir(dir).map_err(|e| EngineError::io("cannot list the directory", dir, e))?;
-    for entry in entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())) {
-        sync_tree(&entry.path())?;
-    }
-    sync(dir)
 }
 
 #[cfg(test)]

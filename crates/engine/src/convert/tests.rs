@@ -159,6 +159,18 @@ fn a_target_that_is_there_stays_and_a_stopped_conversion_leaves_nothing() {
     assert_eq!(plan().run(&at, &|_| (), &CancelToken::new()).unwrap_err().kind(), ErrorKind::Exists);
 }
 
+#[test]
+fn replicas_hold_the_same_parts_which_are_written_once() {
+    let source = open("fsdp2");
+    for target in [Target::Dcp, Target::HfSharded] {
+        let hybrid = ConvertOptions { replicas: 3, ..options(target, 6) };
+        let files = |options: &ConvertOptions| -> Vec<(String, u64)> {
+            Conversion::plan(&source, options).unwrap().files().map(|(name, size)| (name.to_owned(), size)).collect()
+        };
+        assert_eq!(files(&hybrid), files(&options(target, 2)));
+    }
+}
+
 /// A copy of a fixture that a test may damage.
 fn copy(name: &str, dir: &Path) -> PathBuf {
     fn tree(from: &Path, to: &Path) {

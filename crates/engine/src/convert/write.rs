@@ -14,7 +14,10 @@ use std::{
 use shardwright_core::DType;
 use shardwright_formats::{torch_file, zip};
 
-use super::data::{Data, Files};
+use super::{
+    data::{Data, Files},
+    stage::Stage,
+};
 use crate::{
     error::{EngineError, ErrorKind, Result},
     load::CancelToken,
@@ -24,8 +27,9 @@ use crate::{
 const BLOCK: u64 = 1 << 20;
 /// Bytes of one thread's piece of work.
 const TASK: u64 = 16 << 20;
-/// Files that are open for writing at the same time.
+/// Files that are open for writing at the same time, and their bytes, at most, unless one is larger: what a killed conversion loses.
 const OPEN: usize = 64;
+const BATCH: u64 = 1 << 30;
 const THREADS: usize = 2;
 
 /// A run of a payload.
@@ -199,10 +203,23 @@ struct Task {
 /// Sees how many source bytes more were done.
 pub(super) type Watch<'a> = &'a (dyn Fn(u64) + Sync);
 
-/// Writes the files into `dir`, which exists, and brings them to the disk.
-pub(super) fn write(dir: &Path, outputs: &mut [OutFile<'_>], files: &Files, watch: Watch<'_>, cancel: &CancelToken) -> Result<()> {
-    for batch in outputs.chunks_mut(OPEN) {
-        write_batch(dir, batch, files, watch, cancel)?;
+/// Writes the files that a stage lacks, and brings them to the disk.
+pub(super) fn write(stage: &mut Stage, outputs: &mut [OutFile<'_>], files: &Files, watch: Watch<'_>, cancel: &CancelToken) -> Result<()> {
+    // Those that an earlier process has completed come first, then they are left aside.
+    outputs.sort_by_key(|output| !stage.has(&output.name));
+    let kept = outputs.partition_point(|output| stage.has(&output.name));
+    watch(outputs[..kept].iter().map(OutFile::source_bytes).fold(0, u64::saturating_add));
+    let mut rest = &mut outputs[kept..];
+    while !rest.is_empty() {
+        let mut size = 0u64;
+        let fits = rest.iter().take(OPEN).take_while(|output| {
+            size = size.saturating_add(output.size);
+            size <= BATCH
+        });
+        let (batch, others) = rest.split_at_mut(fits.count().max(1));
+        write_batch(&stage.path, batch, files, watch, cancel)?;
+        stage.keep(batch.iter().map(|output| output.name.as_str()))?;
+        rest = others;
     }
     Ok(())
 }

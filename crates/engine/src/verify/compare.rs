@@ -65,6 +65,10 @@ struct Differences {
 
 impl Verifier<'_> {
     pub(super) fn compare_all(&self, checkpoint: &Checkpoint, found: &mut Verified) -> Result<()> {
+        if !checkpoint.is_safetensors() {
+            let what = "verify compares with safetensors files, and this source is of another format; `shardwright diff SOURCE SHARDS` compares it";
+            return Err(EngineError::new(ErrorKind::Config, what).file(checkpoint.dir()));
+        }
         let sources = checkpoint.files().iter().map(|f| Safetensors::open(&f.path, ErrorKind::Checkpoint)).collect::<Result<Vec<_>>>()?;
         let mut stored: Vec<(&Path, &StoredTensor)> =
             sources.iter().flat_map(|file| file.tensors.iter().map(move |stored| (file.path.as_path(), stored))).collect();

@@ -31,6 +31,7 @@ impl Contents {
                 _ => torch_save::open(path, &[path.to_owned()]),
             };
         }
+        super::check_finished(path)?;
         let names = list(path)?;
         let has = |name: &str| names.iter().any(|n| n == name);
         if let Some(found) = dcp::find(path, &names) {
@@ -66,6 +67,20 @@ pub fn is_other_format(path: &Path) -> bool {
     let deep = ["latest", "latest_universal", ".metadata"].iter().any(|name| names.iter().any(|n| n == name));
     let bin = names.iter().any(|n| n.starts_with("pytorch_model.bin") || n.ends_with("_model_states.pt"));
     of_ranks || !plain && (deep || bin || dcp::find(path, &names).is_some())
+}
+
+/// True for a directory whose tensors lie in other files than safetensors, which [`crate::Checkpoint`] reads in parts.
+pub(crate) fn is_parted(dir: &Path) -> bool {
+    let Ok(names) = list(dir) else { return false };
+    let has = |name: &str| names.iter().any(|n| n == name);
+    if names.iter().any(|n| n.ends_with(".safetensors")) || has("model.safetensors.index.json") {
+        return false;
+    }
+    let bin = has("pytorch_model.bin") || has("pytorch_model.bin.index.json");
+    bin || has("latest")
+        || has("latest_universal")
+        || names.iter().any(|n| n.ends_with("_model_states.pt"))
+        || dcp::find(dir, &names).is_some()
 }
 
 /// Names in a directory, sorted.
@@ -129,7 +144,7 @@ fn scalar(files: &Files, data: &Data) -> Result<f64> {
 }
 
 /// Sorts the tensors by name and refuses names that occur twice.
-fn sorted(path: &Path, mut tensors: Vec<Tensor>) -> Result<Vec<Tensor>> {
+pub(super) fn sorted(path: &Path, mut tensors: Vec<Tensor>) -> Result<Vec<Tensor>> {
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
     match tensors.windows(2).find(|w| w[0].name == w[1].name) {
         Some(twice) => Err(EngineError::new(ErrorKind::Checkpoint, "the tensor is there twice").file(path).tensor(&twice[0].name)),

@@ -4,10 +4,11 @@ use serde_json::{Map, Value, json};
 use shardwright_core::DType;
 
 use super::{EngineError, ErrorKind, Kind, OutFile, Part, Planned, Planner, Result, all, chunk};
+use crate::convert::names::{Names, OfHub};
 
 /// One tensor of a file.
 struct Entry<'a> {
-    name: &'a str,
+    name: std::borrow::Cow<'a, str>,
     dtype: DType,
     shape: Vec<u64>,
     parts: Vec<Part<'a>>,
@@ -24,9 +25,20 @@ impl<'a> Planner<'a, '_> {
     pub(super) fn hf(&self) -> Result<Planned<'a>> {
         let mut files: Vec<Vec<Entry<'a>>> = vec![Vec::new()];
         let mut size = 0u64;
-        for tensor in &self.contents.tensors {
-            let data = &tensor.data;
-            let entry = Entry { name: &tensor.name, dtype: self.dtype(tensor), shape: data.shape.clone(), parts: all(data), offsets: None };
+        let entries = match self.options.names {
+            Some(Names::Hub) => self.of_hub()?,
+            _ => {
+                let entry = |tensor: &'a super::Tensor| Entry {
+                    name: tensor.name.as_str().into(),
+                    dtype: self.dtype(tensor),
+                    shape: tensor.data.shape.clone(),
+                    parts: all(&tensor.data),
+                    offsets: None,
+                };
+                self.contents.tensors.iter().map(entry).collect()
+            }
+        };
+        for entry in entries {
             let bytes = entry.bytes();
             if size > 0 && size.saturating_add(bytes) > self.options.max_file_size {
                 files.push(Vec::new());
@@ -46,7 +58,7 @@ impl<'a> Planner<'a, '_> {
         let mut out = Vec::new();
         for (number, entries) in files.into_iter().enumerate() {
             for entry in &entries {
-                map.insert(entry.name.to_owned(), Value::String(name(number)));
+                map.insert(entry.name.to_string(), Value::String(name(number)));
                 total += entry.bytes();
                 parameters += shardwright_core::model::numel(&entry.shape).unwrap_or(0);
             }
@@ -76,11 +88,38 @@ impl<'a> Planner<'a, '_> {
                     Kind::Buffer => Some((vec![0; tensor.data.shape.len()], tensor.data.shape.clone(), all(&tensor.data))),
                     _ => chunk(&tensor.data, ranks, rank),
                 };
-                entries.extend(found.map(|(offsets, shape, parts)| Entry { name, dtype, shape, parts, offsets: Some(offsets) }));
+                entries.extend(found.map(|(offsets, shape, parts)| Entry {
+                    name: name.into(),
+                    dtype,
+                    shape,
+                    parts,
+                    offsets: Some(offsets),
+                }));
             }
             out.push(file(format!("shard-{:05}-model-00001-of-00001.safetensors", rank + 1), entries, true)?);
         }
         Ok(Planned { files: out, lost: self.lost_with_weights() })
+    }
+
+    /// Tensors as files on the hub hold them.
+    fn of_hub(&self) -> Result<Vec<Entry<'a>>> {
+        let contents = self.contents;
+        let dir = self.options.config.as_deref().unwrap_or(&contents.path);
+        let entry = |tensor: OfHub| {
+            let dtype = match (self.options.dtype, tensor.kind) {
+                (Some(dtype), Kind::Trained | Kind::Frozen) if tensor.meta.dtype.is_float() => dtype,
+                _ => tensor.meta.dtype,
+            };
+            let part = |(index, start, length): (usize, u64, u64)| Part::Elements(&contents.tensors[index].data, start..start + length);
+            Entry {
+                name: tensor.meta.name.to_string().into(),
+                dtype,
+                shape: tensor.meta.shape,
+                parts: tensor.runs.into_iter().map(part).collect(),
+                offsets: None,
+            }
+        };
+        Ok(contents.of_hub(dir)?.into_iter().map(entry).collect())
     }
 
     fn lost_with_weights(&self) -> Vec<String> {
@@ -96,11 +135,11 @@ impl<'a> Planner<'a, '_> {
 
 /// A safetensors file. Wide dtypes come first, so that each tensor is aligned.
 fn file<'a>(name: String, mut entries: Vec<Entry<'a>>, of_rank: bool) -> Result<OutFile<'a>> {
-    entries.sort_by(|a, b| b.dtype.bits().cmp(&a.dtype.bits()).then(a.name.cmp(b.name)));
+    entries.sort_by(|a, b| b.dtype.bits().cmp(&a.dtype.bits()).then(a.name.cmp(&b.name)));
     let mut header = Map::new();
     let mut metadata = Map::new();
     if of_rank {
-        let offsets = entries.iter().map(|e| (e.name.to_owned(), json!({ "saved_offsets": e.offsets })));
+        let offsets = entries.iter().map(|e| (e.name.to_string(), json!({ "saved_offsets": e.offsets })));
         metadata.insert("DCP_SHARDING_INFO".into(), Value::Object(offsets.collect()).to_string().into());
         metadata.insert("DCP_VERSION".into(), "1.0".into());
     }
@@ -110,7 +149,7 @@ fn file<'a>(name: String, mut entries: Vec<Entry<'a>>, of_rank: bool) -> Result<
     for entry in &entries {
         let end = at.checked_add(entry.bytes()).ok_or_else(|| EngineError::new(ErrorKind::Checkpoint, "the file's size overflows"))?;
         let info = json!({ "dtype": entry.dtype.safetensors_name(), "shape": entry.shape, "data_offsets": [at, end] });
-        header.insert(entry.name.to_owned(), info);
+        header.insert(entry.name.to_string(), info);
         at = end;
     }
     let mut text = Value::Object(header).to_string().into_bytes();

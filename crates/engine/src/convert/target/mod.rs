@@ -67,8 +67,9 @@ impl<'a> Planner<'a, '_> {
         self.contents.aliases.iter().filter_map(resolve).collect()
     }
 
+    /// Ranks that share one copy of the model; the others hold the same parts, which are written once.
     fn ranks(&self) -> u64 {
-        self.options.ranks.into()
+        u64::from(self.options.ranks / self.options.replicas.max(1))
     }
 
     /// Says what of the values beside the tensors is not carried.

@@ -1,0 +1,83 @@
+//! The tensors of a checkpoint that is not of plain safetensors, as a load reads them: contiguous parts of files, and how each tensor is made
+//! of them.
+
+use std::path::PathBuf;
+
+use shardwright_core::{Assembly, Piece, TensorKind, TensorMeta, piece::Loop};
+
+use super::{Contents, Kind, data::Extent};
+use crate::{
+    checkpoint::Location,
+    error::{EngineError, ErrorKind, Result},
+};
+
+/// A part: a one-dimensional tensor of its own, and where it lies.
+pub(crate) type Placed = (TensorMeta, Location);
+
+/// A checkpoint's tensors over its files.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    /// The files that hold parts.
+    pub(crate) files: Vec<PathBuf>,
+    /// What the files hold.
+    pub(crate) parts: Vec<Placed>,
+    /// The tensors, sorted by name.
+    pub(crate) tensors: Vec<TensorMeta>,
+    /// Parallel to `tensors`.
+    pub(crate) assemblies: Vec<Assembly>,
+    /// What was assumed.
+    pub(crate) notes: Vec<String>,
+}
+
+impl Parts {
+    /// The model's tensors. An optimizer's states are left aside; a trained parameter of DeepSpeed's is its fp32 master.
+    pub(crate) fn of(contents: &Contents) -> Result<Self> {
+        let paths: Vec<PathBuf> = contents.files().cloned().collect();
+        let mut numbers: Vec<Option<usize>> = vec![None; paths.len()];
+        let mut out = Self {
+            files: Vec::new(),
+            parts: Vec::new(),
+            tensors: Vec::with_capacity(contents.tensors.len()),
+            assemblies: Vec::with_capacity(contents.tensors.len()),
+            notes: contents.notes.clone(),
+        };
+        for tensor in &contents.tensors {
+            let data = &tensor.data;
+            let error = |what: &str| EngineError::new(ErrorKind::Checkpoint, what).file(&contents.path).tensor(&tensor.name);
+            let mut meta = TensorMeta::new(tensor.name.as_str(), data.dtype, data.shape.clone());
+            meta.kind = match tensor.kind {
+                Kind::Buffer => Some(TensorKind::Buffer),
+                Kind::Frozen => Some(TensorKind::Parameter),
+                Kind::Trained => contents.optimizer.is_some().then_some(TensorKind::Parameter),
+            };
+            let mut pieces = Vec::with_capacity(data.extents.len());
+            for (part, extent) in data.extents.iter().enumerate() {
+                let elements = span(extent).ok_or_else(|| error("a part's size overflows"))?;
+                let bytes = data.dtype.bytes(elements).ok_or_else(|| error("a part's size overflows"))?;
+                let file = *numbers[extent.file].get_or_insert_with(|| {
+                    out.files.push(paths[extent.file].clone());
+                    out.files.len() - 1
+                });
+                let source = u32::try_from(out.parts.len()).map_err(|_| error("the checkpoint has too many parts"))?;
+                let name = format!("{}, part {} of {}", tensor.name, part + 1, data.extents.len());
+                out.parts.push((TensorMeta::new(name, data.dtype, vec![elements]), Location { file, offset: extent.offset, bytes }));
+                let outer = extent.loops.iter().map(|l| Loop { size: l.size, source_stride: l.source, target_stride: l.target });
+                let run = Loop { size: extent.run, source_stride: 1, target_stride: 1 };
+                let loops = outer.chain([run]).filter(|l| l.size > 1).collect();
+                pieces.push(Piece { source, source_offset: 0, target_offset: extent.start, loops });
+            }
+            let assembly = match (&pieces[..], &data.extents[..]) {
+                ([piece], [extent]) if extent.loops.is_empty() => Assembly::Whole(piece.source),
+                _ => Assembly::Pieces(pieces),
+            };
+            out.tensors.push(meta);
+            out.assemblies.push(assembly);
+        }
+        Ok(out)
+    }
+}
+
+/// Elements of the file from the extent's first to its last.
+fn span(extent: &Extent) -> Option<u64> {
+    extent.loops.iter().try_fold(extent.run, |end, l| end.checked_add(l.size.checked_sub(1)?.checked_mul(l.source)?))
+}
