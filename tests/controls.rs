@@ -171,7 +171,7 @@ fn a_signal_stops_a_load_with_its_own_exit_code() {
         }
         let output = child.wait_with_output().unwrap();
         assert_eq!(output.status.code(), Some(130), "{signals:?}: {}", stderr(&output));
-        assert!(stderr(&output).contains("cancelled"), "{signals:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains("the load was stopped"), "{signals:?}: {}", stderr(&output));
     }
 }
 
