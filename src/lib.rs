@@ -41,3 +41,8 @@ pub mod testkit;
 #[cfg(all(doctest, feature = "cli"))]
 #[doc = include_str!("../docs/write-a-strategy.md")]
 struct WriteAStrategy;
+
+/// The README's example, compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
