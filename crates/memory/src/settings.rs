@@ -179,7 +179,12 @@ impl Settings {
         let checkpointing = ["/training/enable_activation_checkpointing", "/training/fsdp_config/fsdp_activation_checkpointing"]
             .into_iter()
             .find_map(|p| document.get(p).and_then(Json::as_bool))
-            .unwrap_or(!accelerate);
+            .unwrap_or_else(|| {
+                if accelerate {
+                    assumed.push("the script does not turn activation checkpointing on".to_owned());
+                }
+                !accelerate
+            });
         if document.get("/training/quant_config/name").is_some() {
             assumed.push("quant_config is not counted: parameters are taken in their storage dtype".to_owned());
         }
@@ -310,5 +315,10 @@ pub(crate) mod tests {
         assert_eq!(settings.assumed.len(), 3, "{:?}", settings.assumed);
         let told = Settings::from_document(&Document::default(), "fsdp2", Some(512), false);
         assert_eq!((told.seq_len, told.assumed.len()), (512, 1));
+        let mut accelerate = Document::default();
+        accelerate.set(&["dialect"], "accelerate", Origin::Default);
+        let settings = Settings::from_document(&accelerate, "fsdp2", Some(512), false);
+        let checkpointing = |assumed: &[String]| assumed.iter().any(|a| a.contains("activation checkpointing"));
+        assert!(!settings.checkpointing && checkpointing(&settings.assumed), "{:?}", settings.assumed);
     }
 }

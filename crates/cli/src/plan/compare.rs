@@ -13,9 +13,9 @@ const FACTORS: [(u32, u32); 5] = [(1, 4), (1, 2), (1, 1), (2, 1), (4, 1)];
 
 impl Case<'_> {
     /// Every strategy of this binary, with its default section, and the config's own, on worlds from a quarter to four times the asked one.
-    /// What does not resolve or cannot be planned is left out: a strategy that needs a file, a world that its mesh does not divide.
-    pub(super) fn compare(&self, outcome: &Outcome, asked: u32, budget: &Budget) -> Vec<output::World> {
-        let mut found = Vec::new();
+    /// Beside them the names of what does not resolve or cannot be planned: a strategy that needs a file, a world that its mesh does not divide.
+    pub(super) fn compare(&self, outcome: &Outcome, asked: u32, budget: &Budget) -> (Vec<output::World>, Vec<String>) {
+        let (mut found, mut left_out) = (Vec::new(), Vec::new());
         let own = outcome.resolved.as_ref().map(|r| r.strategy.name().to_owned()).unwrap_or_default();
         let names = self.registry.strategies().iter().map(|s| s.name.to_owned()).filter(|name| *name != own);
         let sizes = FACTORS.iter().filter(|(_, d)| asked.is_multiple_of(*d)).map(|(n, d)| (asked / d).saturating_mul(*n));
@@ -27,10 +27,13 @@ impl Case<'_> {
                     continue;
                 }
                 let changed = (name != own).then_some(name.as_str());
-                found.extend(self.variant(&document, changed, size, budget));
+                match self.variant(&document, changed, size, budget) {
+                    Some(world) => found.push(world),
+                    None => left_out.push(format!("{name} on {size}")),
+                }
             }
         }
-        found
+        (found, left_out)
     }
 
     /// The other strategies of this binary on the asked world.

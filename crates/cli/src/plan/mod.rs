@@ -122,7 +122,11 @@ fn one(args: &PlanArgs, config: &Path, overrides: &[String], registry: &Registry
     let ranks = planned.plan.mesh.world_size();
     let mut worlds = Vec::new();
     if args.compare {
-        worlds = case.compare(&outcome, ranks, &budget);
+        let left_out;
+        (worlds, left_out) = case.compare(&outcome, ranks, &budget);
+        if !left_out.is_empty() {
+            print_note(&format!("note: not compared, for the config does not resolve so: {}", left_out.join(", ")));
+        }
         advise_strategies(&mut first, worlds.iter().filter(|w| w.world_size == ranks));
     } else if first.fits == Some(false) {
         advise_strategies(&mut first, &case.other_strategies(&outcome, ranks, &budget));
