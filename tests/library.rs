@@ -4,7 +4,10 @@ mod support;
 
 use std::error::Error as _;
 
-use shardwright::{Destination, Run, engine::ErrorKind};
+use shardwright::{
+    Destination, Run,
+    engine::{ErrorKind, IoOptions, ReadMethod},
+};
 use support::{checkpoint, fsdp2_config, root, write, zero3_config};
 use tempfile::TempDir;
 
@@ -83,4 +86,17 @@ fn failures_say_what_where_and_why() {
 fn a_config_is_resolved_without_its_model() {
     let resolution = Run::from_yaml(root().join("examples/fsdp2.yaml")).set("model=elsewhere").world_size(4).resolve().unwrap();
     assert_eq!(resolution.document.get("/strategy/name").and_then(|v| v.as_str()), Some("fsdp2"), "{:?}", resolution.document);
+}
+
+#[test]
+fn files_are_read_as_the_config_says() {
+    let dir = TempDir::new().unwrap();
+    let model = checkpoint("tiny-qwen3-bf16");
+    let text = format!("model: {}\ndist_config:\n  name: fsdp2\nshardwright:\n  io: {{threads: 3, direct: true}}\n", model.display());
+    let config = write(dir.path(), "train.yaml", &text);
+    let run = || Run::from_yaml(&config).world_size(2);
+    let plan = run().plan().unwrap();
+    assert_eq!((plan.io().threads, plan.io().method), (Some(3), Some(ReadMethod::Direct)));
+    let own = IoOptions { threads: Some(2), ..IoOptions::default() };
+    assert_eq!(run().io(own).plan().unwrap().io().threads, Some(2));
 }

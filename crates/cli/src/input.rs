@@ -108,26 +108,23 @@ pub fn known_world(args: WorldArgs) -> Result<World, Failure> {
     Ok(world)
 }
 
-/// How to read: a flag wins over the config, and what neither says is the engine's choice. Neither flags nor a config that resolves say
-/// both direct and mapped.
+/// How to read: a flag wins over the config.
 fn io_options(args: &IoArgs, io: &IoSettings, world: &World) -> IoOptions {
-    let count = |flag: Option<u32>, set: Option<u32>| flag.or(set).map(|n| n as usize);
-    let method = match (args.mmap, args.direct, io.mmap, io.direct) {
-        (true, ..) | (_, false, Some(true), _) => Some(ReadMethod::Mmap),
-        (_, true, ..) | (_, _, _, Some(true)) => Some(ReadMethod::Direct),
-        (.., Some(false), _) | (.., Some(false)) => Some(ReadMethod::Pread),
-        _ => None,
+    let set = run::io_options(io, world);
+    let method = match (args.mmap, args.direct) {
+        (true, _) => Some(ReadMethod::Mmap),
+        (_, true) => Some(ReadMethod::Direct),
+        _ => set.method,
     };
     IoOptions {
-        threads: count(args.threads, io.threads),
-        queue_depth: count(args.queue_depth, io.queue_depth),
-        block_size: args.block_size.or(io.block_size).map(|size| usize::try_from(size.0).unwrap_or(usize::MAX)),
+        threads: args.threads.map(|n| n as usize).or(set.threads),
+        queue_depth: args.queue_depth.map(|n| n as usize).or(set.queue_depth),
+        block_size: args.block_size.map(|size| usize::try_from(size.0).unwrap_or(usize::MAX)).or(set.block_size),
         method,
-        readahead: args.readahead.or(io.readahead),
-        drop_cache: args.drop_cache || io.drop_cache.unwrap_or(false),
+        readahead: args.readahead.or(set.readahead),
+        drop_cache: args.drop_cache || set.drop_cache,
         force: args.force,
-        local_processes: world.local_size,
-        ..IoOptions::default()
+        ..set
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use shardwright_config::Resolved;
+use shardwright_config::{IoSettings, Resolved};
 use shardwright_core::{PlanInput, Region, ShardPlan, diagnostic::Diagnostic, document::Document, plan_checked, registry::Registry};
 
 pub use self::error::Error;
@@ -20,6 +20,7 @@ use crate::{
     load::{self, CancelToken, Destination, IoOptions, Item, LoadStats, Loaded, Loader, Part, RankShards, TensorView, all_ranks},
     save::{Saved, Saver},
     setup,
+    source::ReadMethod,
     world::{World, WorldFlags},
 };
 
@@ -30,7 +31,8 @@ pub struct Run {
     config: PathBuf,
     overrides: Vec<String>,
     world: WorldFlags,
-    io: IoOptions,
+    /// Instead of what the config says.
+    io: Option<IoOptions>,
 }
 
 /// What a config says, with every value's reason.
@@ -81,7 +83,7 @@ impl Run {
     /// process stands for every rank otherwise.
     pub fn from_yaml(path: impl Into<PathBuf>) -> Self {
         let world = WorldFlags { rank: None, world_size: None };
-        Self { config: path.into(), overrides: Vec::new(), world, io: IoOptions::default() }
+        Self { config: path.into(), overrides: Vec::new(), world, io: None }
     }
 
     /// Sets a value over the file's: `set("training.micro_batch_size=2")`.
@@ -102,9 +104,9 @@ impl Run {
         self
     }
 
-    /// How files are read.
+    /// How files are read, instead of what the config's `io` says.
     pub fn io(mut self, io: IoOptions) -> Self {
-        self.io = io;
+        self.io = Some(io);
         self
     }
 
@@ -135,7 +137,14 @@ impl Run {
         let (plan, odd) = plan(&resolved, &checkpoint)?;
         said.extend(odd.iter().map(ToString::to_string));
         let ranks = world.rank.map_or_else(|| all_ranks(plan.mesh.world_size()), |rank| Ok(vec![rank]))?;
-        Ok(Plan { plan: Arc::new(plan), checkpoint, document: resolved.document, ranks, io: self.io, warnings: said })
+        Ok(Plan {
+            plan: Arc::new(plan),
+            checkpoint,
+            io: self.io.unwrap_or_else(|| io_options(&resolved.io, &world)),
+            document: resolved.document,
+            ranks,
+            warnings: said,
+        })
     }
 
     #[expect(clippy::type_complexity, reason = "the pieces of one resolution")]
@@ -177,6 +186,27 @@ pub fn plan(resolved: &Resolved, checkpoint: &Checkpoint) -> Result<(ShardPlan, 
     Ok((plan, odd))
 }
 
+/// How files are read by what a config says; what it does not say is the engine's choice. A config that resolves does not say both direct
+/// and mapped.
+pub fn io_options(set: &IoSettings, world: &World) -> IoOptions {
+    let count = |set: Option<u32>| set.map(|n| n as usize);
+    IoOptions {
+        threads: count(set.threads),
+        queue_depth: count(set.queue_depth),
+        block_size: set.block_size.map(|size| usize::try_from(size.0).unwrap_or(usize::MAX)),
+        method: match (set.mmap, set.direct) {
+            (Some(true), _) => Some(ReadMethod::Mmap),
+            (_, Some(true)) => Some(ReadMethod::Direct),
+            (Some(false), _) | (_, Some(false)) => Some(ReadMethod::Pread),
+            (None, None) => None,
+        },
+        readahead: set.readahead,
+        drop_cache: set.drop_cache.unwrap_or(false),
+        local_processes: world.local_size,
+        ..IoOptions::default()
+    }
+}
+
 impl Plan {
     /// Where every tensor lies, on every rank.
     pub fn layout(&self) -> &ShardPlan {
@@ -196,6 +226,11 @@ impl Plan {
     /// The ranks that this process is.
     pub fn ranks(&self) -> &[u32] {
         &self.ranks
+    }
+
+    /// How files are read: as the config says, or as [`Run::io`] does.
+    pub fn io(&self) -> &IoOptions {
+        &self.io
     }
 
     /// What is odd about config, checkpoint or model, and does not stop a load.

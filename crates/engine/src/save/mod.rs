@@ -156,7 +156,7 @@ impl<'a> Saver<'a> {
         let numbers: Vec<u32> = ranks.iter().map(|rank| rank.rank()).collect();
         self.stage_and_commit(identity, &numbers, |stage, at| {
             let supply = supply::Loaded { plan: self.plan, rank: ranks[at] };
-            self.stage_rank(stage, identity, &headers, numbers[at], &supply).map_err(|e| e.rank(numbers[at]))
+            self.stage_rank(stage, identity, &headers, numbers[at], &supply, false).map_err(|e| e.rank(numbers[at]))
         })
     }
 

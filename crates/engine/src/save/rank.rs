@@ -40,8 +40,8 @@ pub(super) struct StagedRank {
     pub(super) files: RankFiles,
     pub(super) shard: Staged,
     pub(super) manifest: Staged,
-    /// Digests of the tensors in its file, by their index in the plan; second names left out.
-    pub(super) digests: Vec<(usize, Sha256)>,
+    /// Digests of the tensors in its file, by their index in the plan, where they were asked for; aliases left out.
+    pub(super) digests: Option<Vec<(usize, Sha256)>>,
 }
 
 impl Saver<'_> {
@@ -53,6 +53,7 @@ impl Saver<'_> {
         headers: &Mutex<()>,
         number: u32,
         supply: &dyn Supply,
+        keep_digests: bool,
     ) -> Result<StagedRank> {
         let world_size = self.plan.mesh.world_size();
         let watch = |bytes| self.watch(bytes);
@@ -67,7 +68,7 @@ impl Saver<'_> {
             shard.write(&header, &|_| Ok(()))?;
         }
         let mut tensors = Vec::with_capacity(entries.len());
-        let (mut digest, mut digests) = (Hasher::default(), Vec::new());
+        let (mut digest, mut digests) = (Hasher::default(), keep_digests.then(Vec::new));
         supply.supply(&entries, &mut |entry, bytes, last| {
             shard.write(bytes, &watch).map_err(|e| e.tensor(&entry.name))?;
             digest.update(bytes);
@@ -75,7 +76,7 @@ impl Saver<'_> {
                 let padding = entry.bytes.saturating_sub(entry.valid_bytes().unwrap_or(0));
                 write_zeros(&mut shard, padding).map_err(|e| e.tensor(&entry.name))?;
                 let sha256 = std::mem::take(&mut digest).finish();
-                if entry.name == self.plan.tensors[entry.tensor].name {
+                if let Some(digests) = digests.as_mut().filter(|_| entry.name == self.plan.tensors[entry.tensor].name) {
                     digests.push((entry.tensor, sha256));
                 }
                 tensors.push(TensorDigest { name: entry.name.clone(), sha256 });

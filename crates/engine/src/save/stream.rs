@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, atomic::AtomicU64},
+    sync::{Mutex, PoisonError, atomic::AtomicU64},
     time::Instant,
 };
 
@@ -63,12 +63,12 @@ impl Saver<'_> {
         let saved = self.stage_and_commit(identity, ranks, |stage, at| {
             let rank = ranks[at];
             let supply = supply.of_rank();
-            let staged = self.stage_rank(stage, identity, &headers, rank, &supply).map_err(|e| e.rank(rank))?;
-            let held = digests.then(|| staged.digests.clone());
-            made.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((at, supply.bytes_read(), started.elapsed(), held));
+            let mut staged = self.stage_rank(stage, identity, &headers, rank, &supply, digests).map_err(|e| e.rank(rank))?;
+            let held = staged.digests.take();
+            made.lock().unwrap_or_else(PoisonError::into_inner).push((at, supply.bytes_read(), started.elapsed(), held));
             Ok(staged)
         })?;
-        let mut made = made.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut made = made.into_inner().unwrap_or_else(PoisonError::into_inner);
         made.sort_by_key(|(at, ..)| *at);
         let mut stats = LoadStats { threads, ..LoadStats::default() };
         for (rank, (_, read, elapsed, _)) in sizes.iter_mut().zip(&made) {
