@@ -288,15 +288,15 @@ fn reports_and_locks_are_not_written_over_other_files() {
     let before = fs::read_to_string(config).unwrap();
     for file in [config, dir.path().join("model/model.safetensors").to_str().unwrap()] {
         let bytes = fs::read(file).unwrap();
-        check("report", &run(["load", config, "--world-size", "1", "--report", file]), IO, &[file, "is there already and is no report"]);
-        check("lock", &run(["resolve", config, "--lock", file]), IO, &[file, "is no lock"]);
+        check("report", &run(["load", config, "--world-size", "1", "--report", file]), IO, &[file, "exists already and is not a report"]);
+        check("lock", &run(["resolve", config, "--lock", file]), IO, &[file, "is not a lock"]);
         assert_eq!(fs::read(file).unwrap(), bytes);
     }
     let manifest = shards.join("shardwright.manifest.json");
     let save = ["load", config, "--world-size", "1", "--save", shards.to_str().unwrap()];
     assert!(run(save).status.success());
     let again = run(save.iter().chain(&["--overwrite", "--report", manifest.to_str().unwrap()]));
-    check("manifest", &again, IO, &["is no report"]);
+    check("manifest", &again, IO, &["is not a report"]);
     assert!(run(["verify", shards.to_str().unwrap()]).status.success());
     let (report, lock) = (dir.path().join("report.json"), dir.path().join("train.lock"));
     for _ in 0..2 {

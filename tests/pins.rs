@@ -183,7 +183,10 @@ fn what_is_wrong_with_a_pin_is_said_at_its_line() {
     );
     assert_eq!(pins("'*.gate.*': {storag: float32}"), ["6:20: config-unknown-key: unknown key 'storag' [did you mean 'storage'?]"]);
     assert_eq!(pins("'*.gate.*': int8"), ["6:19: pins-dtype: pins: '*.gate.*' is pinned to int8, expected a float dtype such as float32"]);
-    assert_eq!(pins("'[*.gate.*': float32"), ["6:20: pins-glob: pins: '[*.gate.*' is no glob: unclosed character class; missing ']'"]);
+    assert_eq!(
+        pins("'[*.gate.*': float32"),
+        ["6:20: pins-glob: pins: '[*.gate.*' is not a valid glob: unclosed character class; missing ']'"]
+    );
     assert_eq!(
         findings("shardwright: {precision: {name: pin}}"),
         [

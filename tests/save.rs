@@ -205,7 +205,7 @@ fn a_save_is_replaced_only_when_asked() {
     good(&verify(&shards, Some(&model)));
     ends(&save(&config, 2, &model, &["--overwrite"]), 6, &["model-00001-of-00002.safetensors", "another directory"]);
     let file = dir.path().join("train.yaml");
-    ends(&save(&config, 2, &file, &[]), 6, &["train.yaml", "is no directory"]);
+    ends(&save(&config, 2, &file, &[]), 6, &["train.yaml", "is not a directory"]);
     ends(&run(["load", "x.yaml", "--overwrite"]), 2, &["--save"]);
 }
 

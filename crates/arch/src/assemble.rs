@@ -487,10 +487,10 @@ impl<'a, 'c> Assembler<'a, 'c> {
             match found {
                 None => {
                     let fleeting = self.tree.find(&renamed.name, &Choices::new()).is_some_and(|f| f.kind == Kind::Fleeting);
-                    let told = ignored.iter().any(|r| r.search(&renamed.name).is_some() || r.search(name).is_some());
+                    let drops = ignored.iter().any(|r| r.search(&renamed.name).is_some() || r.search(name).is_some());
                     leave(if fleeting {
                         Reason::MadeAnew
-                    } else if told {
+                    } else if drops {
                         Reason::Ignored
                     } else {
                         Reason::NotInTheModel

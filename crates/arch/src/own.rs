@@ -29,7 +29,7 @@ pub struct Architecture {
     /// Parameters that are made from several tensors, or from one whose dims are rearranged. Names match after all renames.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub assemble: Vec<Assemble>,
-    /// Globs of checkpoint tensors that are no part of the model.
+    /// Globs of checkpoint tensors that are not part of the model.
     #[serde(default, skip_serializing_if = "Globs::is_empty")]
     pub exclude: Globs,
     /// Globs of the model's names that are buffers: whole on every rank. Integer and boolean tensors are buffers anyway.
@@ -118,7 +118,7 @@ impl Architecture {
         }
         if let Some(like) = self.like.as_deref().filter(|like| !Data::embedded().has(":", like)) {
             let near = nearest(like, Data::embedded().names(":")).map_or(String::new(), |near| format!("; did you mean '{near}'?"));
-            return flaw("like".into(), format!("'{like}' is no model type of transformers {}{near}", Data::embedded().version()));
+            return flaw("like".into(), format!("'{like}' is not a model type of transformers {}{near}", Data::embedded().version()));
         }
         for (i, rename) in self.rename.iter().enumerate() {
             if let Err(error) = Transform::new(&rename.row()) {
@@ -136,7 +136,7 @@ impl Architecture {
             }
         }
         if let Some((alias, _)) = self.tied.iter().find(|(alias, name)| alias == name || self.tied.contains_key(*name)) {
-            return flaw(format!("tied.{alias}"), "expected the parameter's first name, which is no second name itself".into());
+            return flaw(format!("tied.{alias}"), "expected the parameter's first name, which must not be an alias itself".into());
         }
         Ok(())
     }

@@ -39,7 +39,7 @@ impl Written {
         }
     }
 
-    /// Refuses to replace what is no earlier one of its kind.
+    /// Refuses to replace what is not an earlier one of its kind.
     fn may_replace(self, file: &Path) -> Result<(), Failure> {
         let open = match File::open(file) {
             Ok(open) => open,
@@ -53,7 +53,7 @@ impl Written {
             if is_empty || (read.is_ok() && start == PAGE_MARK.as_bytes()) {
                 return Ok(());
             }
-            let why = "is there already and is no page of shardwright's: nothing is written over it";
+            let why = "exists already and is not a page of shardwright's: it is not overwritten";
             return Err(Failure::new(Exit::Io, format_args!("{} {why}", file.display())));
         }
         let found: Result<BTreeMap<String, IgnoredAny>, _> = serde_json::from_reader(BufReader::new(open));
@@ -61,7 +61,7 @@ impl Written {
             return Ok(());
         }
         let kind = format!("{self:?}").to_lowercase();
-        Err(Failure::new(Exit::Io, format_args!("{} is there already and is no {kind}: nothing is written over it", file.display())))
+        Err(Failure::new(Exit::Io, format_args!("{} exists already and is not a {kind}: it is not overwritten", file.display())))
     }
 }
 

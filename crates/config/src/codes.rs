@@ -32,7 +32,7 @@ pub const CODES: &[Code] = &[
     Code::error("not-decided", "a value that `load` needs is decided by nothing at hand; `resolve` shows such values as open"),
     Code::warning("not-read", "a key that says what weights are trained, and that a load from the model's own files does not follow"),
     Code::warning("optim-lr", "`optim_config.lr` is overridden by `learning_rate`"),
-    Code::error("override-syntax", "an argument is no `KEY=VALUE`"),
+    Code::error("override-syntax", "an argument is not `KEY=VALUE`"),
     Code::error("padding-free", "`batching_strategy: padding_free` needs `flash_attn: flash_attention_2`"),
     Code::error("plugin-panicked", "a linked strategy or policy panicked on its section"),
     Code::error("quant-on-meta", "`quant_config` does not go with `init_on_meta`"),

@@ -183,11 +183,11 @@ impl Resolved {
     /// # Errors
     /// A text that is no lock.
     pub fn compare(&self, lock: &str) -> Result<Comparison, String> {
-        let lock: Json = serde_json::from_str(lock).map_err(|e| format!("this is no lock: {e}"))?;
+        let lock: Json = serde_json::from_str(lock).map_err(|e| format!("not a lock: {e}"))?;
         if lock["lock"] != LOCK {
             return Err(format!("expected a lock of format {LOCK}, found {}", lock["lock"]));
         }
-        let Some(then) = lock["values"].as_object() else { return Err("this is no lock: it has no values".into()) };
+        let Some(then) = lock["values"].as_object() else { return Err("not a lock: it has no values".into()) };
         let made_by = lock["shardwright"].as_str();
         let mut pairs: BTreeMap<String, Difference> = BTreeMap::new();
         let empty = |pointer: &str| Difference { pointer: pointer.to_owned(), then: None, now: None };

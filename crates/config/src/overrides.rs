@@ -36,13 +36,13 @@ type Override = (Vec<String>, Location, Node, Vec<Diagnostic>);
 fn one(source: &Source, line: &str, start: usize) -> Result<Override, Diagnostic> {
     let whole = source.at(start..start + line.len());
     let Some(equals) = line.find('=') else {
-        let message = format!("'{}' is no override, expected KEY=VALUE", short(line));
+        let message = format!("'{}' is not an override, expected KEY=VALUE", short(line));
         return Err(Diagnostic::error("override-syntax", message).at(whole));
     };
     let key = line[..equals].trim_start_matches("--");
     let path: Vec<String> = key.replace('[', ".").replace(']', "").split('.').map(str::to_owned).collect();
     if path.iter().any(String::is_empty) || path.len() > MAX_DEPTH {
-        let message = format!("'{}' is no key path, expected names with dots between", short(key));
+        let message = format!("'{}' is not a key path, expected names with dots between", short(key));
         return Err(Diagnostic::error("override-syntax", message).at(whole));
     }
     let from = start + equals + 1;

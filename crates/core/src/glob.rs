@@ -25,7 +25,10 @@ impl Globs {
         let mut builder = GlobSetBuilder::new();
         for pattern in &patterns {
             builder.add(
-                GlobBuilder::new(pattern).literal_separator(false).build().map_err(|e| format!("'{pattern}' is no glob: {}", e.kind()))?,
+                GlobBuilder::new(pattern)
+                    .literal_separator(false)
+                    .build()
+                    .map_err(|e| format!("'{pattern}' is not a valid glob: {}", e.kind()))?,
             );
         }
         let set = builder.build().map_err(|e| e.to_string())?;

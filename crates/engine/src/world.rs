@@ -116,7 +116,7 @@ impl World {
             }
             (_, Some(size)) if self.local_size.is_some_and(|local| local == 0 || local > size) => {
                 let local = self.local_size.unwrap_or(0);
-                wrong(format!("{local} processes of this machine are told, expected 1 to the world size of {size} ({})", self.origin))
+                wrong(format!("{local} processes on this machine were given, expected 1 to the world size of {size} ({})", self.origin))
             }
             (_, size) if self.local_rank.zip(self.local_size.or(size)).is_some_and(|(rank, size)| rank >= size) => {
                 let (rank, size) = (self.local_rank.unwrap_or(0), self.local_size.or(size).unwrap_or(0));
@@ -331,7 +331,7 @@ mod tests {
         assert_eq!(local(&torchrun("2")).unwrap(), Some(2));
         for wrong in ["0", "5", "4294967295"] {
             let message = local(&torchrun(wrong)).unwrap_err().to_string();
-            assert!(message.contains(&format!("{wrong} processes of this machine")) && message.contains("RANK=1"), "{message}");
+            assert!(message.contains(&format!("{wrong} processes on this machine")) && message.contains("RANK=1"), "{message}");
         }
         for (list, node, tasks) in
             [("8", "0", Some(8)), ("8(x2),4", "1", Some(8)), ("8(x2),4", "2", Some(4)), ("8(x2)", "2", None), ("?", "0", None)]

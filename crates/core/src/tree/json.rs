@@ -263,7 +263,7 @@ impl<'a> Reader<'a> {
             None => None,
         };
         value.ok_or_else(|| {
-            Diagnostic::error("json-syntax", format!("'{}' is no number that fits", crate::text::short(text)))
+            Diagnostic::error("json-syntax", format!("'{}' is not a number that fits", crate::text::short(text)))
                 .at(self.places.at(start..self.at))
         })
     }

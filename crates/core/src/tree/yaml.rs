@@ -118,7 +118,7 @@ impl<'a> Reader<'a> {
 
     fn syntax(&self, error: &ScanError) -> Diagnostic {
         let at = self.offsets.byte(error.marker().index());
-        Diagnostic::error("yaml-syntax", format!("this is no YAML: {}", error.info())).at(self.places.at(at..at))
+        Diagnostic::error("yaml-syntax", format!("not valid YAML: {}", error.info())).at(self.places.at(at..at))
     }
 
     fn at(&self, span: Span) -> Location {
@@ -290,7 +290,7 @@ fn tagged(text: &str, tag: &Tag, at: Location) -> Result<Node, Diagnostic> {
         _ => return Err(unknown_tag(tag, at)),
     };
     fits.map(|value| Node::new(value, at.clone()))
-        .ok_or_else(|| Diagnostic::error("yaml-tag", format!("'{}' is no !!{}", short(text), tag.suffix)).at(at))
+        .ok_or_else(|| Diagnostic::error("yaml-tag", format!("'{}' is not a !!{}", short(text), tag.suffix)).at(at))
 }
 
 fn merge(into: &mut Vec<Entry>, value: Node, at: &Location) -> Result<(), Diagnostic> {

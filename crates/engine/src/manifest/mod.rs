@@ -196,7 +196,7 @@ impl Manifest {
         for file in &self.copied {
             let name = file.name.as_str();
             if !is_plain(name) || name == MANIFEST || name.starts_with(TEMPORARY_PREFIX) || is_rank_file(name) || !seen.insert(name) {
-                return Err(format!("it lists '{name}' among the copied files, which is no name for one"));
+                return Err(format!("it lists '{name}' among the copied files, which is not a valid name for one"));
             }
         }
         Ok(())

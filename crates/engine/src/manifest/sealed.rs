@@ -128,7 +128,7 @@ pub(super) fn read<T: DeserializeOwned>(path: &Path) -> Result<(T, (Sha256, u64)
     };
     let meta = std::fs::metadata(path).map_err(cannot)?;
     if !meta.is_file() {
-        return Err(wrong("it is no regular file".into()));
+        return Err(wrong("not a regular file".into()));
     }
     let mut file = File::open(path).map_err(cannot)?;
     let size = file.metadata().map_err(cannot)?.len();

@@ -21,7 +21,7 @@ impl Saver<'_> {
         let names = match list(&self.dir) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(e) if e.kind() == io::ErrorKind::NotADirectory => {
-                return Err(EngineError::new(ErrorKind::Exists, "it is there already and is no directory").file(&self.dir));
+                return Err(EngineError::new(ErrorKind::Exists, "it exists already and is not a directory").file(&self.dir));
             }
             other => other.map_err(|e| EngineError::io("cannot list the directory", &self.dir, e))?,
         };

@@ -325,7 +325,7 @@ fn files_that_would_be_taken_for_shards_or_lost_are_in_the_way() {
     let saver = Saver::new(&case.plan, &case.checkpoint, case.checkpoint.dir()).overwrite(true);
     refused(saver.check(&[0]), ErrorKind::Exists, &["model-00000.safetensors"]);
     let file = case.checkpoint.dir().join("config.json");
-    refused(Saver::new(&case.plan, &case.checkpoint, file).check(&[0]), ErrorKind::Exists, &["no directory"]);
+    refused(Saver::new(&case.plan, &case.checkpoint, file).check(&[0]), ErrorKind::Exists, &["not a directory"]);
 }
 
 /// Stopped at every block in turn, a save leaves nothing, and an overwrite leaves what was there, until its commit has begun.

@@ -118,7 +118,7 @@ impl Verifier<'_> {
         let problem = match fs::metadata(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => mismatch(&path, "it is missing"),
             Err(e) => return Err(EngineError::io("cannot look at the file", &path, e)),
-            Ok(meta) if !meta.is_file() => mismatch(&path, "it is no regular file"),
+            Ok(meta) if !meta.is_file() => mismatch(&path, "not a regular file"),
             Ok(meta) if meta.len() != told.bytes => {
                 mismatch(&path, "its size is not the manifest's").expected(format_args!("{} bytes", told.bytes)).found(meta.len())
             }

@@ -64,7 +64,7 @@ impl<'a> Verifier<'a> {
             EngineError::new(kind, "cannot open the directory").file(&dir).cause(e)
         })?;
         if !meta.is_dir() {
-            return Err(EngineError::new(ErrorKind::Checkpoint, "it is no directory of shards").file(dir));
+            return Err(EngineError::new(ErrorKind::Checkpoint, "not a directory of shards").file(dir));
         }
         if !dir.join(MANIFEST).exists() {
             return Err(EngineError::new(ErrorKind::Checkpoint, unfinished(&dir)).file(dir));
@@ -166,7 +166,7 @@ pub(crate) fn unfinished(dir: &Path) -> String {
     let manifests = names.iter().filter(|n| names::is_rank_file(n) && n.ends_with(names::RANK_MANIFEST_SUFFIX));
     let told: Vec<RankHead> = manifests.filter_map(|name| RankHead::peek(&dir.join(name))).collect();
     let Some(first) = told.iter().min_by_key(|m| m.rank) else {
-        return format!("it holds no save: {MANIFEST} is missing");
+        return format!("it holds no save: {MANIFEST} is missing; shardwright load CONFIG --save DIR writes one");
     };
     let present: std::collections::BTreeSet<u32> = told.iter().filter(|m| m.save == first.save).map(|m| m.rank).collect();
     let missing: Vec<u32> = (0..first.world_size).filter(|r| !present.contains(r)).take(9).collect();

@@ -54,7 +54,7 @@ impl Safetensors {
             _ => EngineError::io("cannot read the file", path, e),
         };
         if std::fs::metadata(path).is_ok_and(|m| !m.is_file()) {
-            return Err(wrong("it is no regular file".into()));
+            return Err(wrong("not a regular file".into()));
         }
         let file = File::open(path).map_err(cannot)?;
         let size = file.metadata().map_err(cannot)?.len();
@@ -146,7 +146,7 @@ fn prove(tensors: &mut [StoredTensor]) -> Result<u64, String> {
     let mut by_name: Vec<&str> = tensors.iter().map(|t| t.name.as_str()).collect();
     by_name.sort_unstable();
     if let Some(twice) = by_name.windows(2).find(|pair| pair[0] == pair[1]) {
-        return Err(format!("tensor '{}' is told of twice", twice[0]));
+        return Err(format!("tensor '{}' is listed twice", twice[0]));
     }
     drop(by_name);
     tensors.sort_by_key(|t| (t.start, t.bytes));

@@ -126,7 +126,7 @@ fn damage_is_named_by_file_tensor_and_rank() {
     fs::remove_file(&shard).unwrap();
     names(&case.problems(), &["shard-00002-model-00001-of-00001.safetensors: it is missing"]);
     fs::create_dir(&shard).unwrap();
-    names(&case.problems(), &["it is no regular file"]);
+    names(&case.problems(), &["not a regular file"]);
     fs::remove_dir(&shard).unwrap();
     fs::copy(case.shard(0), &shard).unwrap();
     assert!(!case.problems().is_empty());
@@ -166,7 +166,7 @@ fn what_is_no_complete_save_is_refused() {
     fs::remove_file(case.dir.join("shard-00002-model-00001-of-00001.manifest.json")).unwrap();
     refused(&case.dir, &["of 3 ranks, these are not saved: 1"]);
     refused(case.checkpoint.dir(), &["it holds no save"]);
-    refused(&case.shard(0), &["no directory of shards"]);
+    refused(&case.shard(0), &["not a directory of shards"]);
     refused(&case.dir.join("nowhere"), &["cannot open"]);
 }
 
@@ -178,9 +178,9 @@ fn a_forged_manifest_is_refused() {
         (|m| m["shardwright"] = 3.into(), "version 3, expected 2"),
         (|m| m["ranks"][0]["shard"]["name"] = "../model/model-00000.safetensors".into(), "expected rank 0, 'shard-00001-"),
         (|m| m["ranks"][1]["rank"] = 0.into(), "expected rank 1"),
-        (|m| m["copied"][0]["name"] = "../model/config.json".into(), "no name for one"),
-        (|m| m["copied"][0]["name"] = "/etc/passwd".into(), "no name for one"),
-        (|m| m["copied"][1] = m["copied"][0].clone(), "no name for one"),
+        (|m| m["copied"][0]["name"] = "../model/config.json".into(), "not a valid name for one"),
+        (|m| m["copied"][0]["name"] = "/etc/passwd".into(), "not a valid name for one"),
+        (|m| m["copied"][1] = m["copied"][0].clone(), "not a valid name for one"),
         (|m| drop(m["ranks"].as_array_mut().unwrap().pop()), "1 ranks, expected 2"),
         (|m| m["world_size"] = 3.into(), "not that of its plan"),
         (|m| m["strategy"] = "x".into(), "not that of its plan"),
