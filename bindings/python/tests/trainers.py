@@ -115,41 +115,6 @@ def accelerate(folder):
     accelerator.state._reset_state(True)
 
 
-def trainer(folder):
-    """transformers' Trainer under ZeRO-3: the same losses with and without us."""
-    path = folder / "qwen3"
-    zero = {"stage": 3, "stage3_param_persistence_threshold": 0}
-    config = {"train_micro_batch_size_per_gpu": 1, "bf16": {"enabled": True}, "zero_optimization": zero, "zero_allow_untested_optimizer": True}
-    rows = [{"input_ids": torch.arange(i, i + 8), "labels": torch.arange(i, i + 8)} for i in range(16)]
-
-    def losses():
-        arguments = T.TrainingArguments(
-            output_dir=str(folder.parent / "trainer"),
-            deepspeed=config,
-            use_cpu=True,
-            bf16=True,
-            max_steps=4,
-            per_device_train_batch_size=1,
-            logging_steps=1,
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            seed=0,
-        )
-        model = T.AutoModelForCausalLM.from_pretrained(path)
-        made = T.Trainer(model=model, args=arguments, train_dataset=rows, optimizers=(torch.optim.AdamW(model.parameters(), lr=1e-3), None))
-        made.train()
-        return [(x["loss"], x["grad_norm"]) for x in made.state.log_history if "loss" in x]
-
-    want = losses()
-    shardwright.transformers.enable(fallback=False)
-    try:
-        got = losses()
-    finally:
-        shardwright.transformers.disable()
-    check(f"losses {got}, without us {want}", got == want and len(got) == 4)
-
-
 if __name__ == "__main__":
     import shardwright.transformers
 
