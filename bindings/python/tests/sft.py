@@ -1,4 +1,4 @@
-"""LLaMA-Factory's v1 trainer, unchanged but for one call that a CUDA build of torch cannot answer where there is no driver."""
+"""LLaMA-Factory's v1 trainer with one call patched, which a CUDA build of torch cannot answer on a machine without a driver."""
 
 import torch
 

@@ -99,6 +99,18 @@ fn a_header_length_is_never_believed() {
     }
 }
 
+/// The length's bytes are then those that a pickle begins with.
+#[test]
+fn a_header_of_1152_bytes_is_a_header() {
+    for length in [0x0280, 0x0380, 0x0480, 0x0580] {
+        let entry = header(r#""w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}"#);
+        let bytes = file(&format!("{entry:<length$}"), 8);
+        assert_eq!((bytes[0], usize::from(bytes[1])), (0x80, length >> 8));
+        let dir = dir(&[("model.safetensors", &bytes)]);
+        assert_eq!(Checkpoint::open(dir.path()).unwrap().model().tensors.len(), 1, "{length} bytes");
+    }
+}
+
 #[test]
 fn an_index_is_not_believed_either() {
     let index = |map: &str| format!(r#"{{"metadata":{{"total_size":8}},"weight_map":{{{map}}}}}"#).into_bytes();
