@@ -72,4 +72,4 @@ echo "== python: tests, current versions"
 timeout 1800 python -m pytest -q "$here/tests" -p no:cacheprovider "$@"
 echo "== python: tests, LLaMA-Factory and the oldest transformers"
 PATH=$home/llamafactory/bin:$PATH
-timeout 1800 python -m pytest -q "$here"/tests/test_{trace,llamafactory}.py -p no:cacheprovider "$@"
+timeout 1800 python -m pytest -q "$here"/tests/test_{trace,llamafactory,resume}.py -p no:cacheprovider "$@"

@@ -1,6 +1,9 @@
 """The real engines save checkpoints, `shardwright convert` converts them, and the real engines load the results on other numbers of ranks.
 
-    python engines.py BINARY [--quick | --hub]
+    python engines.py BINARY [--quick | --whole | --hub]
+
+Without a flag a kind of net that has everything goes from FSDP2, ZeRO-2 and ZeRO-3 to every target on every pair of worlds of 1 to 4 ranks, and
+all others to one world each; --whole takes every pair of them all, --quick the worlds of 1 and 3, --hub only the names of the hub.
 
 Engines: FSDP2 with torch.distributed.checkpoint, DeepSpeed ZeRO-1, 2, 3 and its universal checkpoints, safetensors, torch.save. Every
 parameter, frozen parameter, buffer, moment, step and learning rate must come out equal, and the loss of the steps after the resume must be
@@ -184,10 +187,17 @@ class Fsdp:
 
         return (get_model_state_dict(self.model, options=self.options()), get_optimizer_state_dict(self.model, self.opt, options=self.options()))
 
-    def save(self, out, accelerate=False):
+    def save(self, out, accelerate=False, native=False):
         import torch.distributed.checkpoint as dcp
 
         model, opt = self.dicts()
+        if native:  # as transformers' save_optimizer_distributed does
+            from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+
+            opt = get_optimizer_state_dict(self.model, self.opt, options=StateDictOptions(flatten_optimizer_state_dict=True))
+            dcp.save(model, checkpoint_id=out + "/model")
+            dcp.save({"optimizer": opt}, checkpoint_id=out + "/optimizer")
+            return
         dcp.save({"model": model} if accelerate else model, checkpoint_id=out + ("/pytorch_model_fsdp_0" if accelerate else "/model"))
         dcp.save({"optimizer": opt} if accelerate else opt, checkpoint_id=out + ("/optimizer_0" if accelerate else "/optimizer"))
 
@@ -291,7 +301,7 @@ class Source:
     def __init__(self, kind, engine, world, at):
         self.kind, self.engine, self.world, self.at = kind, engine, world, at
         # What ZeRO-3 and files of safetensors do not record.
-        untold = engine in ("zero3", "universal", "safetensors") and kind in ("tied", "all")
+        untold = engine in ("zero3", "universal", "safetensors", "shards") and kind in ("tied", "all")
         self.tie = ["--tie", "head.weight=emb.weight"] if untold else []
         self._want = None
 
@@ -312,6 +322,7 @@ def saving(kinds, world, out):
         yield from (("fsdp2", kind, lambda kind=kind: Fsdp(kind)) for kind in kinds)
         yield "columns", "all", lambda: Fsdp("all", columns=True)
         yield "accelerate", "all", lambda: Fsdp("all")
+        yield "native", "all", lambda: Fsdp("all")
         for stage in (1, 2, 3) if deepspeed else ():
             for kind in kinds if stage == 3 else ["all"]:
                 yield f"zero{stage}", kind, lambda kind=kind, stage=stage: DeepSpeed(kind, stage)
@@ -322,7 +333,7 @@ def saving(kinds, world, out):
             engine = make()
             for step in range(STEPS):
                 engine.step(step)
-            engine.save(at, accelerate=True) if name == "accelerate" else engine.save(at)
+            engine.save(at, **({name: True} if name in ("accelerate", "native") else {}))
             state = engine.state()
             state["losses"] = [engine.step(STEPS + n) for n in range(MORE)]
             if rank == 0:
@@ -333,8 +344,8 @@ def saving(kinds, world, out):
     return bad, [Source(kind, name, world, f"{out}/{kind}-{name}-{world}") for name, kind, _ in pairs()]
 
 
-def derived(sources):
-    """Universal checkpoints by DeepSpeed's own script, and plain weights as files of safetensors and torch.save."""
+def derived(binary, sources, worlds):
+    """Universal checkpoints by DeepSpeed's own script, plain weights as files of safetensors and torch.save, and shards by `load --save`."""
     out = []
     for source in sources:
         if source.engine == "zero3":
@@ -364,6 +375,14 @@ def derived(sources):
                     save_file(weights, at + "/model.safetensors")
                 shutil.copy(source.at + ".expected", at + ".expected")
                 out.append(Source(source.kind, engine, 1, at))
+            plain = source.at.replace("fsdp2", "safetensors")
+            for world in worlds if source.kind == "all" else ():
+                at = f"{plain}-shards-{world}"
+                with open(at + ".yaml", "w") as f:
+                    f.write(f"model: {plain}\ndist_config:\n  name: fsdp2\n")
+                subprocess.run([binary, "load", at + ".yaml", "--world-size", str(world), "--save", at], check=True, capture_output=True)
+                shutil.copy(source.at + ".expected", at + ".expected")
+                out.append(Source(source.kind, "shards", world, at))
     return out
 
 
@@ -408,7 +427,7 @@ def checked(case, engine):
     source, bad = case.source, []
     want = source.want
     from_zero = source.engine.startswith("zero") or source.engine == "universal"
-    weights_only = source.engine in ("safetensors", "bin") or case.to == "hf-sharded"
+    weights_only = source.engine in ("safetensors", "bin", "shards") or case.to == "hf-sharded"
     engine.poison()
     engine.load(case.at, **({"safetensors": True} if case.to == "hf-sharded" else {}))
     found = engine.state()
@@ -458,28 +477,29 @@ def loading(cases, world, out):
     return ranks(world, work, out)
 
 
-def matrix(binary, out, quick):
+def matrix(binary, out, quick, whole):
     worlds = (1, 3) if quick else WORLDS
     bad, sources, clock = [], [], time.time()
     for world in worlds:
-        more, saved = saving(["all", "dense", "tied", "moe", "frozen", "uneven"] if world in (2, 3) and not quick else ["all"], world, out)
+        alone = whole or world in (2, 3) and not quick
+        more, saved = saving(["all", "dense", "tied", "moe", "frozen", "uneven"] if alone else ["all"], world, out)
         bad += more
         sources += saved
     if bad:
         return bad, 0
-    sources += derived(sources)
+    sources += derived(binary, sources, worlds)
     print(f"{len(sources)} checkpoints saved, {time.time() - clock:.0f} s", flush=True)
     cases = []
     for number, source in enumerate(sources):
         targets = ["hf", "hf-sharded", "dcp"]
         if source.engine == "universal" and source.world > 1 and source.kind in ("all", "frozen"):
             targets = ["hf"]  # its script keeps partitions of frozen parameters only, which the trainers' loads miss
-        elif source.engine not in ("safetensors", "bin") and deepspeed:
+        elif source.engine not in ("safetensors", "bin", "shards") and deepspeed:
             targets += ["zero3", "zero3-universal"]
         # Everything at once on every pair of worlds; each kind alone on one that turns.
         for turn, to in enumerate(targets):
             turned = worlds[(number + turn) % len(worlds)]
-            every = source.kind == "all" and source.engine in ("fsdp2", "zero3", "zero2") and to in ("dcp", "zero3")
+            every = whole or source.kind == "all" and source.engine in ("fsdp2", "zero3", "zero2") and to in ("dcp", "zero3")
             for world in [1] if to == "hf" else worlds if every else [turned]:
                 cases.append(Case(source, to, world, f"{out}/{len(cases)}-of-{number}"))
     clock = time.time()
@@ -541,7 +561,7 @@ def main():
         binary = os.path.abspath(binary)
         bad, count = hub(binary, out)
         if "--hub" not in flags:
-            more, cases = matrix(binary, out, "--quick" in flags)
+            more, cases = matrix(binary, out, "--quick" in flags, "--whole" in flags)
             bad, count = bad + more, count + cases
     for line in bad[:40]:
         print(line)

@@ -78,6 +78,46 @@ fn every_source_loads_in_place_as_its_conversion_does() {
     }
 }
 
+/// Shards saved from a checkpoint where it lies, and their verification against it, by code that neither loads nor converts.
+#[test]
+fn shards_of_every_source_are_saved_in_place_and_verified_against_it() {
+    let dir = TempDir::new().unwrap();
+    for source in ["zero3", "fsdp2", "zero2"] {
+        // Of a copy, which is damaged in the end.
+        let at = dir.path().join(source);
+        let copied = Command::new("cp").arg("-r").arg(fixture(source)).arg(&at).status().unwrap();
+        assert!(copied.success());
+        let verify = |shards: &Path| shardwright().arg("verify").arg(shards).arg("--against").arg(&at).output().unwrap();
+        for (engine, world_size) in [("fsdp2", "3"), ("zero3", "2"), ("fsdp2", "1")] {
+            let shards = dir.path().join(format!("{source}-{engine}-{world_size}"));
+            let config = match engine {
+                "fsdp2" => support::fsdp2_config(dir.path(), &at, 1, None),
+                _ => support::zero3_config(dir.path(), &at, true),
+            };
+            let save = shardwright().arg("load").arg(config).args(["--world-size", world_size, "--save"]).arg(&shards).output().unwrap();
+            assert!(save.status.success(), "{source} {engine}: {}", stderr(&save));
+            let output = verify(&shards);
+            let told = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success() && told.contains("elements are those of"), "{source} {engine}: {told}{}", stderr(&output));
+        }
+        // One element of the source is another now; the shards' own digests still match.
+        let found = Command::new("find").arg(&at).args(["-name", "*.distcp", "-o", "-name", "*_states.pt"]).output().unwrap();
+        let mut told = false;
+        for file in String::from_utf8(found.stdout).unwrap().lines() {
+            let original = std::fs::read(file).unwrap();
+            let mut bytes = original.clone();
+            // Every float of 0.25 or more in magnitude and below 2 loses its sign: tensors, and nothing of a pickle or a zip.
+            let floats = bytes.chunks_exact_mut(4).filter(|b| matches!(b[3] & 0x7f, 0x3e | 0x3f) && b[3] & 0x80 != 0);
+            floats.for_each(|b| b[3] &= 0x7f);
+            std::fs::write(file, bytes).unwrap();
+            let output = verify(&dir.path().join(format!("{source}-fsdp2-1")));
+            told |= output.status.code() == Some(8) && stderr(&output).contains("are not the source's");
+            std::fs::write(file, original).unwrap();
+        }
+        assert!(told, "{source}: a changed source shows");
+    }
+}
+
 /// A killed conversion is taken up where it was: complete files stay as they are, and the result is that of a conversion in one go.
 #[test]
 fn a_killed_conversion_resumes_and_is_never_taken_for_whole() {
@@ -141,6 +181,38 @@ fn a_killed_conversion_resumes_and_is_never_taken_for_whole() {
     std::fs::File::options().write(true).open(&source).unwrap().set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
     let output = command("1KB").arg("--verify").output().unwrap();
     assert!(output.status.success() && !stderr(&output).contains("were there already"), "{}", stderr(&output));
+}
+
+/// What a trainer keeps beside the tensors goes along, but for ranks' own states where their number changes; accelerate loads one tag alone.
+#[test]
+fn files_of_the_trainer_and_the_tag_go_along() {
+    let dir = TempDir::new().unwrap();
+    let (source, re_cut, same) = (dir.path().join("checkpoint-3"), dir.path().join("re-cut"), dir.path().join("same"));
+    convert("zero3", &source, &["--to", "zero3", "--ranks", "2", "--tag", "pytorch_model"]);
+    assert_eq!(std::fs::read_to_string(source.join("latest")).unwrap(), "pytorch_model");
+    std::fs::create_dir(source.join("dataloader")).unwrap();
+    for name in ["metadata.json", "CHECKPOINT_COMPLETE", "random_states_0.pkl", "dataloader/rank_1.pt", "unknown.txt"] {
+        std::fs::write(source.join(name), name).unwrap();
+    }
+    let run = |target: &Path, ranks: &str| {
+        let mut command = shardwright();
+        command.arg("convert").arg(&source).arg(target).args(["--to", "zero3", "--ranks", ranks, "--tie", "head.weight=emb.weight"]);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", stderr(&output));
+        stderr(&output)
+    };
+    let told = run(&re_cut, "3");
+    assert!(told.contains("another number of ranks: 2 files such as dataloader/rank_1.pt"), "{told}");
+    let has = |target: &Path, name: &str| target.join(name).exists();
+    assert!(has(&re_cut, "metadata.json") && has(&re_cut, "pytorch_model") && !has(&re_cut, "dataloader"));
+    assert!(!run(&same, "2").contains("not carried"));
+    for name in ["metadata.json", "CHECKPOINT_COMPLETE", "random_states_0.pkl", "dataloader/rank_1.pt"] {
+        assert_eq!(std::fs::read_to_string(same.join(name)).unwrap(), name);
+    }
+    assert!(!has(&same, "unknown.txt"));
+    let refused =
+        shardwright().arg("convert").arg(&source).arg(dir.path().join("no")).args(["--to", "zero3", "--tag", "../x"]).output().unwrap();
+    assert!(refused.status.code() == Some(3) && stderr(&refused).contains("the tag is not a directory's name"), "{}", stderr(&refused));
 }
 
 /// A tiny Mixtral as files on the hub hold it: experts apart, the old name of the block.

@@ -12,7 +12,7 @@ use shardwright::{
     core::DType,
     engine::{
         Checkpoint, EngineError, HubEnv,
-        convert::{Contents, Conversion, ConvertOptions, Data, Difference, Target, check_free, diff as compare},
+        convert::{Contents, Conversion, ConvertOptions, Data, Difference, Names, Target, check_free, diff as compare},
     },
 };
 
@@ -36,8 +36,8 @@ fn bytes(contents: &Contents) -> u64 {
 
 /// Converts a checkpoint of any format to another.
 #[pyfunction]
-#[pyo3(signature = (source, target, to, *, ranks = 1, dtype = None, params_only = false, max_file_size = None, sub_group_size = None,
-    config = None, ties = Vec::new(), dry_run = false, progress = None))]
+#[pyo3(signature = (source, target, to, *, ranks = 1, replicas = 1, dtype = None, params_only = false, names = None, max_file_size = None,
+    sub_group_size = None, tag = None, config = None, ties = Vec::new(), dry_run = false, progress = None))]
 #[expect(clippy::too_many_arguments, reason = "keyword arguments of Python")]
 pub fn convert(
     py: Python<'_>,
@@ -45,10 +45,13 @@ pub fn convert(
     target: PathBuf,
     to: &str,
     ranks: u32,
+    replicas: u32,
     dtype: Option<&str>,
     params_only: bool,
+    names: Option<&str>,
     max_file_size: Option<u64>,
     sub_group_size: Option<u64>,
+    tag: Option<String>,
     config: Option<PathBuf>,
     ties: Vec<(String, String)>,
     dry_run: bool,
@@ -65,6 +68,14 @@ pub fn convert(
     };
     let mut options = ConvertOptions::new(to);
     options.ranks = ranks;
+    options.replicas = replicas;
+    options.tag = tag;
+    options.names = match names {
+        None => None,
+        Some("model") => Some(Names::Model),
+        Some("hub") => Some(Names::Hub),
+        Some(other) => return Err(wrong(format!("names={other:?}: expected model or hub"))),
+    };
     options.params_only = params_only;
     options.config = config;
     options.max_file_size = max_file_size.unwrap_or(options.max_file_size);
@@ -77,7 +88,10 @@ pub fn convert(
         if !dry_run {
             check_free(&target)?;
         }
-        let contents = open(&source, &ties)?;
+        let mut contents = open(&source, &ties)?;
+        if options.names == Some(Names::Model) {
+            contents = contents.with_model_names()?;
+        }
         let plan = Conversion::plan(&contents, &options)?;
         let files: Vec<_> = plan.files().map(|(name, bytes)| json!({"name": name, "bytes": bytes})).collect();
         let (lost, total, size) = (plan.lost().to_vec(), plan.source_bytes(), plan.bytes());

@@ -331,6 +331,10 @@ pub struct ConvertArgs {
     /// DeepSpeed's sub_group_size, as in the run that will resume.
     #[arg(long, value_name = "ELEMENTS", default_value_t = 1_000_000_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub sub_group_size: u64,
+    /// The directory of DeepSpeed's files, which `latest` names: pytorch_model for accelerate and LLaMA-Factory [default: SOURCE's, else
+    /// global_step and the step].
+    #[arg(long, value_name = "TAG")]
+    pub tag: Option<String>,
     /// Name a tied tensor that ZeRO-3 does not record: lm_head.weight=model.embed_tokens.weight.
     #[arg(long, value_name = "ALIAS=NAME")]
     pub tie: Vec<String>,

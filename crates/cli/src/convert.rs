@@ -131,6 +131,7 @@ fn options(args: &ConvertArgs) -> Result<ConvertOptions, Failure> {
         NamesOf::Hub => Names::Hub,
     });
     options.config.clone_from(&args.config);
+    options.tag.clone_from(&args.tag);
     let dtype = |text: &String| {
         DType::from_spelling(text)
             .ok_or_else(|| Failure::new(Exit::Usage, format_args!("--dtype {text}: expected a dtype such as bfloat16")))

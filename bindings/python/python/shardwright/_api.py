@@ -361,10 +361,13 @@ def convert(
     to: Literal["hf", "hf-sharded", "dcp", "zero3", "zero3-universal"],
     *,
     ranks: int = 1,
+    replicas: int = 1,
     dtype: str | None = None,
     params_only: bool = False,
+    names: Literal["model", "hub"] | None = None,
     max_file_size: int | None = None,
     sub_group_size: int | None = None,
+    tag: str | None = None,
     config: AnyPath | None = None,
     ties: Mapping[str, str] | None = None,
     dry_run: bool = False,
@@ -377,10 +380,14 @@ def convert(
         target: a directory that does not exist yet.
         to: the format to write.
         ranks: ranks that the target's parts are for.
+        replicas: groups of ranks that each hold the whole model, as under hybrid sharding; they divide the ranks.
         dtype: of the parameters, such as "bfloat16"; by default the source's.
         params_only: leave the optimizer out.
+        names: whose names the tensors get, the model's class's or those of files on the hub (for "hf"); by default the source's.
         max_file_size: bytes of tensors in one file of "hf", at most.
         sub_group_size: DeepSpeed's, which must be the run's own.
+        tag: the directory of DeepSpeed's files, which `latest` names: "pytorch_model" for accelerate and LLaMA-Factory; by default the
+            source's, else `global_step` and the step.
         config: a directory whose config and tokenizer are copied to a Hugging Face target.
         ties: tied names that the checkpoint does not record, alias to name.
         dry_run: plan alone.
@@ -400,10 +407,13 @@ def convert(
                 Path(target),
                 to,
                 ranks=ranks,
+                replicas=replicas,
                 dtype=dtype,
                 params_only=params_only,
+                names=names,
                 max_file_size=max_file_size,
                 sub_group_size=sub_group_size,
+                tag=tag,
                 config=None if config is None else Path(config),
                 ties=list((ties or {}).items()),
                 dry_run=dry_run,

@@ -119,6 +119,8 @@ pub struct Contents {
     pub version: Option<String>,
     /// Ranks that saved it, where that is known.
     pub ranks: Option<u64>,
+    /// The directory of DeepSpeed's files that `latest` names.
+    pub tag: Option<String>,
     /// The tensors of the model, sorted by name.
     pub tensors: Vec<Tensor>,
     /// Tied names, and what each is tied to.

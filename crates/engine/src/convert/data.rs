@@ -225,7 +225,7 @@ impl Data {
         let size = self.dtype.bits() / 8;
         let first = self.extents.partition_point(|e| e.loops.is_empty() && e.end() <= range.start);
         for extent in self.extents[first..].iter().take_while(|e| e.start < range.end) {
-            let mut reader = Gather { files, extent, size, range: range.clone(), buffer };
+            let mut reader = Gather { files, extent, size, range: range.clone(), buffer, scratch: Vec::new() };
             reader.walk(0, extent.start, 0)?;
         }
         Ok(())
@@ -239,7 +239,15 @@ struct Gather<'a> {
     size: u64,
     range: Range<u64>,
     buffer: &'a mut [u8],
+    /// What the file holds from the first of several short runs to the last.
+    scratch: Vec<u8>,
 }
+
+/// Runs of fewer bytes are read together, where no more than [`MOST_GAPS`] of a run's length lies between two of them.
+const SHORT: u64 = 64 << 10;
+const MOST_GAPS: u64 = 3;
+/// Bytes that are read together, at most.
+const TOGETHER: u64 = 512 << 10;
 
 impl Gather<'_> {
     fn walk(&mut self, depth: usize, target: u64, source: u64) -> Result<()> {
@@ -249,9 +257,44 @@ impl Gather<'_> {
         // The first step whose span ends behind the range's start, and the first that starts behind its end.
         let from = (self.range.start + 1).saturating_sub(target + span).div_ceil(this.target);
         let to = self.range.end.saturating_sub(target).div_ceil(this.target).min(this.size);
+        let run = self.extent.run;
+        let dense = this.source >= run && this.source - run <= MOST_GAPS * run;
+        if inner.is_empty() && dense && run * self.size < SHORT {
+            let steps = (TOGETHER / (this.source * self.size)).max(1);
+            let mut first = from;
+            while first < to {
+                let last = (first + steps).min(to);
+                self.together(*this, first..last, target, source)?;
+                first = last;
+            }
+            return Ok(());
+        }
         for step in from..to {
             self.walk(depth + 1, target + step * this.target, source + step * this.source)?;
         }
+        Ok(())
+    }
+
+    /// Short runs, such as a few columns of each row, with one read.
+    fn together(&mut self, this: Loop, steps: Range<u64>, target: u64, source: u64) -> Result<()> {
+        let (run, count) = (self.extent.run, steps.end - steps.start);
+        // Where the range begins or ends within a run, so does what is read.
+        let skipped = self.range.start.saturating_sub(target + steps.start * this.target);
+        let left = (target + (steps.end - 1) * this.target + run).saturating_sub(self.range.end);
+        let span = (count - 1) * this.source + run - skipped - left;
+        let mut scratch = std::mem::take(&mut self.scratch);
+        scratch.resize(usize::try_from(span * self.size).unwrap_or(usize::MAX), 0);
+        let first = source + steps.start * this.source + skipped;
+        self.files.read(self.extent.file, &mut scratch, self.extent.offset + first * self.size)?;
+        let bytes = |elements: u64| usize::try_from(elements * self.size).unwrap_or(usize::MAX);
+        for step in steps {
+            let at = target + step * this.target;
+            let (start, end) = (at.max(self.range.start), (at + run).min(self.range.end));
+            let from = bytes(source + step * this.source + (start - at) - first);
+            let (to, length) = (bytes(start - self.range.start), bytes(end - start));
+            self.buffer[to..to + length].copy_from_slice(&scratch[from..from + length]);
+        }
+        self.scratch = scratch;
         Ok(())
     }
 
@@ -294,6 +337,26 @@ mod tests {
                 let mut buffer = vec![0xff; end - start];
                 data.read(&files, start as u64..end as u64, &mut buffer).unwrap();
                 assert_eq!(buffer, whole[start..end], "{start}..{end}");
+            }
+        }
+    }
+
+    /// Short runs are read together, for every range that begins or ends within one.
+    #[test]
+    fn columns_with_gaps_between_them_are_gathered() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = files(dir.path(), 120);
+        // 2-byte elements: the last two columns of a 5×3 tensor, each row eight elements behind the last one in the file.
+        let columns = Extent::boxed(0, 4, &[5, 3], &[0, 1], &[5, 2], &[8, 1]);
+        let rest = Extent::boxed(0, 90, &[5, 3], &[0, 0], &[5, 1], &[1, 1]);
+        let data = Data::new(DType::U16, vec![5, 3], vec![columns, rest]).unwrap();
+        let element = |at: u8| [at, at + 1];
+        let whole: Vec<u8> = (0..5u8).flat_map(|r| [element(90 + 2 * r), element(4 + 16 * r), element(6 + 16 * r)]).flatten().collect();
+        for start in 0..15 {
+            for end in start + 1..=15 {
+                let mut buffer = vec![0xff; 2 * (end - start)];
+                data.read(&files, start as u64..end as u64, &mut buffer).unwrap();
+                assert_eq!(buffer, whole[2 * start..2 * end], "{start}..{end}");
             }
         }
     }

@@ -9,6 +9,7 @@ mod parts;
 mod source;
 mod stage;
 mod target;
+mod trainer;
 mod write;
 
 use std::{
@@ -72,6 +73,8 @@ pub struct ConvertOptions {
     pub sub_group_size: u64,
     /// Whose names the tensors of [`Target::Hf`] get; without one they keep theirs. For [`Names::Model`] see [`Contents::with_model_names`].
     pub names: Option<Names>,
+    /// The directory of DeepSpeed's files, which `latest` names; without one the source's, else `global_step` and the step.
+    pub tag: Option<String>,
     /// A directory whose config and tokenizer are copied to a Hugging Face target; else the source's.
     pub config: Option<PathBuf>,
 }
@@ -88,6 +91,7 @@ impl ConvertOptions {
             max_file_size: 5_000_000_000,
             sub_group_size: 1_000_000_000,
             names: None,
+            tag: None,
             config: None,
         }
     }
@@ -164,12 +168,25 @@ impl<'a> Conversion<'a> {
         if options.names == Some(Names::Hub) && options.to != Target::Hf {
             return Err(EngineError::new(ErrorKind::Config, "only --to hf has the hub's names; trainers resume by the model's"));
         }
-        let target::Planned { files, lost } = target::plan(contents, options)?;
+        let is_name = |tag: &&String| !tag.is_empty() && !tag.contains('/') && !tag.starts_with('.');
+        if let Some(tag) = options.tag.as_ref().filter(|tag| !is_name(tag)) {
+            return Err(EngineError::new(ErrorKind::Config, "the tag is not a directory's name").found(format_args!("'{tag}'")));
+        }
+        let target::Planned { files, mut lost } = target::plan(contents, options)?;
         let of_model = matches!(options.to, Target::Hf | Target::HfSharded);
-        let from = options.config.as_deref().unwrap_or(&contents.path);
-        let copied = match of_model && from.is_dir() {
-            true => side_files(from)?,
-            false => Vec::new(),
+        let from = options.config.as_deref().filter(|_| of_model).unwrap_or(&contents.path);
+        let copied = match (from.is_dir(), of_model) {
+            (false, _) => Vec::new(),
+            (true, true) => side_files(from)?,
+            (true, false) => {
+                let same_ranks = contents.ranks == Some(u64::from(options.ranks));
+                let (mine, of_ranks): (Vec<_>, Vec<_>) = trainer::files(from)?.into_iter().partition(|file| same_ranks || !file.of_rank);
+                if let Some(file) = of_ranks.first() {
+                    let what = "states of data loaders and random numbers, which are of another number of ranks";
+                    lost.push(format!("{what}: {} files such as {}", of_ranks.len(), file.name));
+                }
+                mine.into_iter().map(|file| (file.name, file.path)).collect()
+            }
         };
         Ok(Self { contents, files, copied, lost })
     }
@@ -217,6 +234,9 @@ impl<'a> Conversion<'a> {
         let mut copied = 0;
         for (name, from) in &self.copied {
             let to = stage.path.join(name);
+            if let Some(dir) = to.parent() {
+                fs::create_dir_all(dir).map_err(|e| EngineError::io("cannot make the directory", dir, e))?;
+            }
             copied += fs::copy(from, &to).map_err(|e| EngineError::io("cannot copy the file", from, e))?;
             fs::File::open(&to).and_then(|f| f.sync_all()).map_err(|e| EngineError::io("cannot bring the file to the disk", &to, e))?;
         }

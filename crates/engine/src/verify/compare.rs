@@ -1,6 +1,9 @@
 //! Every element of every tensor: the source's bytes, cast by the scalar reference, against the shards' bytes, in blocks.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
 
 use shardwright_cast::{SimdLevel, cast_at};
 use shardwright_core::{Assembly, DType, Piece};
@@ -65,11 +68,10 @@ struct Differences {
 
 impl Verifier<'_> {
     pub(super) fn compare_all(&self, checkpoint: &Checkpoint, found: &mut Verified) -> Result<()> {
-        if !checkpoint.is_safetensors() {
-            let what = "verify compares with safetensors files, and this source is of another format; `shardwright diff SOURCE SHARDS` compares it";
-            return Err(EngineError::new(ErrorKind::Config, what).file(checkpoint.dir()));
-        }
-        let sources = checkpoint.files().iter().map(|f| Safetensors::open(&f.path, ErrorKind::Checkpoint)).collect::<Result<Vec<_>>>()?;
+        let sources = match checkpoint.is_safetensors() {
+            true => checkpoint.files().iter().map(|f| Safetensors::open(&f.path, ErrorKind::Checkpoint)).collect::<Result<Vec<_>>>()?,
+            false => parts(checkpoint),
+        };
         let mut stored: Vec<(&Path, &StoredTensor)> =
             sources.iter().flat_map(|file| file.tensors.iter().map(move |stored| (file.path.as_path(), stored))).collect();
         stored.sort_by_key(|(_, stored)| &stored.name);
@@ -292,6 +294,19 @@ impl Comparison<'_> {
             .expected(element::show(self.dtype, expected))
             .found(element::show(self.dtype, is))
     }
+}
+
+/// The parts of a checkpoint of another format, each as a tensor of the file that it lies in. Where a part lies is what the format's own
+/// pickles say; which of its elements belongs where, and the cast, are worked out here again.
+fn parts(checkpoint: &Checkpoint) -> Vec<Safetensors> {
+    let file = |path: &PathBuf| Safetensors { path: path.clone(), metadata: HashMap::new(), tensors: Vec::new() };
+    let mut files: Vec<Safetensors> = checkpoint.files().iter().map(|f| file(&f.path)).collect();
+    for (number, part) in checkpoint.sources().iter().enumerate() {
+        let at = checkpoint.location(number);
+        let (name, shape) = (part.name.as_str().to_owned(), part.shape.clone());
+        files[at.file].tensors.push(StoredTensor { name, dtype: part.dtype, shape, start: at.offset, bytes: at.bytes });
+    }
+    files
 }
 
 /// Cuts runs into blocks whose span in the source, elements of `size` bytes, is at most [`WINDOW`].

@@ -77,6 +77,7 @@ pub(super) fn open(path: &Path, dirs: &[PathBuf]) -> Result<Contents> {
         format: Format::Dcp,
         version: None,
         ranks: Some(ranks as u64),
+        tag: None,
         tensors: super::sorted(path, tensors)?,
         aliases: Vec::new(),
         optimizer,

@@ -138,6 +138,7 @@ pub(super) fn open(path: &Path, dir: &Path) -> Result<Contents> {
             optimizer: Optimizer { groups, states },
             stage,
             world_size,
+            tag: (dir != path).then(|| dir.file_name()?.to_str().map(str::to_owned)).flatten(),
             config: optimizers[0].read.config.clone(),
         },
     )
@@ -320,11 +321,12 @@ struct Built {
     optimizer: Optimizer,
     stage: u8,
     world_size: u64,
+    tag: Option<String>,
     config: Option<Plain>,
 }
 
 fn build(path: &Path, built: Built) -> Result<Contents> {
-    let Built { files, models, masters: mut tensors, optimizer, stage, world_size, config } = built;
+    let Built { files, models, masters: mut tensors, optimizer, stage, world_size, tag, config } = built;
     let model = &models[0];
     let trained: BTreeSet<String> = tensors.iter().map(|t| t.name.clone()).collect();
     let (mut aliases, mut notes) = (model.read.shared.clone(), Vec::new());
@@ -401,6 +403,7 @@ fn build(path: &Path, built: Built) -> Result<Contents> {
         format: Format::DeepSpeed(stage),
         version,
         ranks: Some(world_size),
+        tag,
         tensors: super::sorted(path, tensors)?,
         aliases,
         optimizer: Some(optimizer),

@@ -54,6 +54,7 @@ pub(super) fn open(path: &Path) -> Result<Contents> {
         format: Format::Safetensors,
         version: None,
         ranks: (!rank_files.is_empty()).then_some(rank_files.len() as u64),
+        tag: None,
         tensors: super::sorted(path, tensors)?,
         aliases: Vec::new(),
         optimizer: None,

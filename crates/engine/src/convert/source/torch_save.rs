@@ -75,6 +75,7 @@ pub(super) fn open(path: &Path, paths: &[PathBuf]) -> Result<Contents> {
         format: Format::TorchSave,
         version: None,
         ranks: None,
+        tag: None,
         tensors: super::sorted(path, tensors)?,
         aliases,
         optimizer: None,

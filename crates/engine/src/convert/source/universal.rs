@@ -119,6 +119,7 @@ pub(super) fn open(path: &Path, dir: &Path) -> Result<Contents> {
         format: Format::Universal,
         version: None,
         ranks: None,
+        tag: None,
         tensors: super::sorted(path, tensors)?,
         aliases: model.shared.clone(),
         optimizer: Some(Optimizer { groups, states }),

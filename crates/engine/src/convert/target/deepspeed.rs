@@ -113,7 +113,8 @@ impl<'a> Planner<'a, '_> {
     }
 
     fn tag(&self) -> String {
-        format!("global_step{}", self.contents.step().unwrap_or(0))
+        let named = self.options.tag.clone().or_else(|| self.contents.tag.clone());
+        named.unwrap_or_else(|| format!("global_step{}", self.contents.step().unwrap_or(0)))
     }
 
     /// A rank's `*_model_states.pt`.
