@@ -168,7 +168,7 @@ fn qwen3_30b_a3b() -> (&'static str, Vec<(String, Vec<u64>)>) {
     (config, tensors)
 }
 
-/// Without scales: bfloat16, as it is trained.
+/// As released: with a scale beside each matrix, which the class does not have, and the predictor of further tokens, which it drops.
 fn deepseek_v3() -> (&'static str, Vec<(String, Vec<u64>)>) {
     let config = r#"{"architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3", "hidden_size": 7168, "num_hidden_layers": 61,
         "n_routed_experts": 256, "n_shared_experts": 1, "first_k_dense_replace": 3, "moe_intermediate_size": 2048, "intermediate_size": 18432,
@@ -184,7 +184,6 @@ fn deepseek_v3() -> (&'static str, Vec<(String, Vec<u64>)>) {
         tensors.push((format!("{under}.up_proj.weight"), vec![size, 7168]));
         tensors.push((format!("{under}.down_proj.weight"), vec![7168, size]));
     };
-    // The predictor of further tokens, which the class drops, as released.
     for layer in 0..62 {
         let under = format!("model.layers.{layer}");
         for (part, shape) in [
@@ -209,6 +208,10 @@ fn deepseek_v3() -> (&'static str, Vec<(String, Vec<u64>)>) {
         mlp(&mut tensors, &format!("{under}.mlp.shared_experts"), 2048);
         (0..256).for_each(|expert| mlp(&mut tensors, &format!("{under}.mlp.experts.{expert}"), 2048));
     }
+    let matrices = tensors.iter().filter(|(name, shape)| shape.len() == 2 && name.contains(".layers.") && name.ends_with(".weight"));
+    let scale = |(name, shape): &(String, Vec<u64>)| (format!("{name}_scale_inv"), shape.iter().map(|n| n.div_ceil(128)).collect());
+    let scales: Vec<(String, Vec<u64>)> = matrices.map(scale).collect();
+    tensors.extend(scales);
     (config, tensors)
 }
 

@@ -1,6 +1,9 @@
 //! From a checkpoint's tensors and config.json to the model's parameters: how each is made, which module it is in, what is left over.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet, HashMap},
+};
 
 use serde_json::Value;
 use shardwright_core::{DType, Globs, TensorMeta};
@@ -12,7 +15,7 @@ use crate::{
     ops::{Around, Asks, Named},
     own::Architecture,
     regex::Regex,
-    rename::{Renamer, Taken, Transform, natural_order, with_prefix},
+    rename::{Renamer, Taken, Transform, sort_naturally, with_prefix},
     tree::{Choices, Found, Kind, Tree},
 };
 
@@ -267,12 +270,78 @@ fn as_they_are(sources: &[TensorMeta], config: &Value, options: &Options<'_>) ->
     Assembled { tensors, unused, ties_embeddings, ..Assembled::default() }
 }
 
-/// What a name that differs from others in its numbers only becomes.
+/// What a checkpoint's name becomes.
 #[derive(Clone, Debug)]
 struct Renamed {
     name: String,
     taken: Taken,
     found: bool,
+}
+
+/// What names that differ only in their numbers become: text, each followed by one of the numbers.
+#[derive(Debug)]
+struct Pattern {
+    parts: Vec<(String, Option<usize>)>,
+    taken: Taken,
+}
+
+impl Pattern {
+    /// Of a name made with a [`marker`] for each of `count` numbers; `None` where a number occurs twice.
+    fn new(name: &str, taken: Taken, count: usize) -> Option<Self> {
+        let mut found = Vec::with_capacity(count);
+        for number in 0..count {
+            let marker = marker(number);
+            let mut places = name.match_indices(&marker);
+            found.extend(places.next().map(|(at, _)| (at, marker.len(), number)));
+            if places.next().is_some() {
+                return None;
+            }
+        }
+        found.sort_unstable();
+        let (mut parts, mut start) = (Vec::with_capacity(count + 1), 0);
+        for (at, length, number) in found {
+            parts.push((name[start..at].to_owned(), Some(number)));
+            start = at + length;
+        }
+        parts.push((name[start..].to_owned(), None));
+        Some(Self { parts, taken })
+    }
+
+    fn fill(&self, numbers: &[&str], name: &mut String) {
+        name.clear();
+        for (text, number) in &self.parts {
+            name.push_str(text);
+            name.push_str(number.and_then(|n| numbers.get(n)).copied().unwrap_or_default());
+        }
+    }
+}
+
+/// A name after renaming, with the checkpoint's tensors that have it.
+#[derive(Debug)]
+struct Target {
+    name: String,
+    found: bool,
+    /// Index of each tensor, in order, and the converter that takes it.
+    from: Vec<(u32, Taken)>,
+}
+
+/// Targets, in the order of their first tensors.
+#[derive(Debug, Default)]
+struct Targets {
+    all: Vec<Target>,
+    by_name: HashMap<String, usize>,
+}
+
+impl Targets {
+    fn add(&mut self, name: &str, found: bool, source: usize, taken: Taken) {
+        let source = u32::try_from(source).unwrap_or(u32::MAX);
+        if let Some(&at) = self.by_name.get(name) {
+            self.all[at].from.push((source, taken));
+            return;
+        }
+        self.by_name.insert(name.to_owned(), self.all.len());
+        self.all.push(Target { name: name.to_owned(), found, from: vec![(source, taken)] });
+    }
 }
 
 struct Assembler<'a, 'c> {
@@ -376,61 +445,79 @@ impl<'a, 'c> Assembler<'a, 'c> {
 
     /// transformers' `rename_source_key`, and the original name where only that is one of the model's.
     fn rename(&mut self, name: &str) -> Renamed {
-        let any = Choices::new();
-        let (tree, base) = (self.tree, self.base.clone());
-        let known = |n: &str| tree.find(n, &any).is_some_and(|f| f.kind != Kind::Fleeting);
         let (renamed, taken) = self.renamer.rename(name);
-        let renamed = if base.is_empty() { renamed } else { with_prefix(renamed, &base, known) };
+        self.settle(name, renamed, taken)
+    }
+
+    /// Of a name and what the renames make of it, the one that the model has.
+    fn settle(&self, name: &str, renamed: String, taken: Taken) -> Renamed {
+        let any = Choices::new();
+        let (tree, base) = (self.tree, self.base.as_str());
+        let known = |n: &str| tree.find(n, &any).is_some_and(|f| f.kind != Kind::Fleeting);
+        let renamed = if base.is_empty() { renamed } else { with_prefix(renamed, base, known) };
         if known(&renamed) {
             return Renamed { name: renamed, taken, found: true };
         }
         if known(name) {
-            let name = if base.is_empty() { name.to_owned() } else { with_prefix(name.to_owned(), &base, known) };
+            let name = if base.is_empty() { name.to_owned() } else { with_prefix(name.to_owned(), base, known) };
             return Renamed { name, taken: None, found: true };
         }
         Renamed { name: renamed, taken: None, found: false }
     }
 
-    fn names(&mut self) -> Vec<Renamed> {
-        let plain = self.renamer.is_plain();
-        let mut cache: BTreeMap<String, Option<Renamed>> = BTreeMap::new();
+    /// The names that the tensors have in the model.
+    fn names(&mut self) -> Vec<Target> {
+        let mut targets = Targets::default();
         let sources = self.sources;
-        if !plain {
+        if !self.renamer.is_plain() {
             // Some renames depend on the names before.
             let mut order: Vec<usize> = (0..sources.len()).collect();
-            order.sort_by(|&a, &b| natural_order(&sources[a].name, &sources[b].name));
-            let mut out: Vec<Option<Renamed>> = vec![None; sources.len()];
+            sort_naturally(&mut order, |&i| &sources[i].name);
             for i in order {
-                out[i] = Some(self.rename(&sources[i].name));
+                let renamed = self.rename(&sources[i].name);
+                targets.add(&renamed.name, renamed.found, i, renamed.taken);
             }
-            return out.into_iter().flatten().collect();
+            targets.all.iter_mut().for_each(|target| target.from.sort_unstable_by_key(|&(source, _)| source));
+            return targets.all;
         }
-        let mut out = Vec::with_capacity(sources.len());
-        for source in sources {
-            let (template, numbers) = template(&source.name);
+        let mut patterns: HashMap<String, Option<(Pattern, bool)>> = HashMap::new();
+        let (mut key, mut numbers, mut name) = (String::new(), Vec::new(), String::new());
+        for (i, source) in sources.iter().enumerate() {
+            template(&source.name, &mut key, &mut numbers);
             if numbers.is_empty() {
-                out.push(self.rename(&source.name));
+                let renamed = self.rename(&source.name);
+                targets.add(&renamed.name, renamed.found, i, renamed.taken);
                 continue;
             }
-            if !cache.contains_key(&template) {
-                let marked = fill(&template, &(0..numbers.len()).map(marker).collect::<Vec<_>>());
-                let renamed = self.rename(&marked);
-                let whole = (0..numbers.len()).all(|i| renamed.name.matches(&marker(i)).count() <= 1);
-                // A number that picks a module of a sequence is not like any other.
-                cache.insert(template.clone(), (whole && renamed.found).then_some(renamed));
+            if !patterns.contains_key(&key) {
+                let marked = fill(&key, numbers.len());
+                let (renamed, taken) = self.renamer.rename(&marked);
+                let by_renames = Pattern::new(&renamed, taken, numbers.len());
+                let settled = self.settle(&marked, renamed, taken);
+                let pattern = by_renames.and_then(|by_renames| {
+                    // A number that picks a module of a sequence is not like any other: such names are looked up one by one.
+                    let pattern = if settled.found { Pattern::new(&settled.name, settled.taken, numbers.len())? } else { by_renames };
+                    Some((pattern, settled.found))
+                });
+                patterns.insert(key.clone(), pattern);
             }
-            let renamed = match cache.get(&template).cloned().flatten() {
-                None => self.rename(&source.name),
-                Some(mut renamed) => {
-                    for (i, number) in numbers.iter().enumerate() {
-                        renamed.name = renamed.name.replacen(&marker(i), number, 1);
+            match patterns.get(&key).and_then(Option::as_ref) {
+                Some((pattern, found)) => {
+                    pattern.fill(&numbers, &mut name);
+                    if *found {
+                        targets.add(&name, true, i, pattern.taken);
+                    } else {
+                        let renamed = self.settle(&source.name, name.clone(), pattern.taken);
+                        targets.add(&renamed.name, renamed.found, i, renamed.taken);
                     }
-                    renamed
                 }
-            };
-            out.push(renamed);
+                None => {
+                    let renamed = self.rename(&source.name);
+                    targets.add(&renamed.name, renamed.found, i, renamed.taken);
+                }
+            }
         }
-        out
+        targets.all
     }
 
     fn run(mut self, class: String) -> Assembled {
@@ -450,7 +537,7 @@ impl<'a, 'c> Assembler<'a, 'c> {
             all.filter_map(|p| Regex::new(&if key == "fp32" { p.replace('*', ".*") } else { p.to_owned() }).ok()).collect()
         };
         let (ignored, strict) = (patterns("unexpected"), patterns("fp32"));
-        let collected = self.collect(&names, &ignored);
+        let collected = self.collect(names, &ignored);
         let mut made = self.make(collected, &strict);
         self.tie(&mut made, &models);
         self.blocks(&mut made, &models);
@@ -458,10 +545,11 @@ impl<'a, 'c> Assembler<'a, 'c> {
     }
 
     /// Decides the variants of elements that may be of several classes.
-    fn choose(&mut self, names: &[Renamed]) {
+    fn choose(&mut self, names: &[Target]) {
         let mut votes = BTreeMap::new();
-        for renamed in names.iter().filter(|r| r.found) {
-            self.tree.vote(&renamed.name, &mut votes);
+        for target in names.iter().filter(|target| target.found) {
+            let count = u32::try_from(target.from.len()).unwrap_or(u32::MAX);
+            self.tree.vote(&target.name, count, &mut votes);
         }
         for (path, votes) in votes {
             // Of equals the one that leaves less to be missed.
@@ -473,38 +561,45 @@ impl<'a, 'c> Assembler<'a, 'c> {
     }
 
     /// The tensors of each parameter, with the converter and the patterns that took them.
-    fn collect(&mut self, names: &[Renamed], ignored: &[Regex]) -> BTreeMap<String, (Taken, Vec<(usize, u32)>)> {
+    fn collect(&mut self, names: Vec<Target>, ignored: &[Regex]) -> BTreeMap<String, (Taken, Vec<(usize, u32)>)> {
         let mut collected: BTreeMap<String, (Taken, Vec<(usize, u32)>)> = BTreeMap::new();
-        for (i, renamed) in names.iter().enumerate() {
-            let source = u32::try_from(i).unwrap_or(u32::MAX);
-            let name = &self.sources[i].name;
-            let mut leave = |reason| self.out.unused.push(Unused { source, reason });
-            if self.options.exclude.matches(name) || self.options.own.is_some_and(|own| own.exclude.matches(name)) {
-                leave(Reason::Excluded);
-                continue;
-            }
-            let found = if renamed.found { self.tree.find(&renamed.name, &self.choices) } else { None };
-            match found {
+        let (tree, sources) = (self.tree, self.sources);
+        let own = self.options.own;
+        let excluded = |name: &str| self.options.exclude.matches(name) || own.is_some_and(|own| own.exclude.matches(name));
+        for Target { name: target, found, mut from } in names {
+            from.retain(|&(source, _)| {
+                let out = excluded(&sources[source as usize].name);
+                if out {
+                    self.out.unused.push(Unused { source, reason: Reason::Excluded });
+                }
+                !out
+            });
+            let Some(&(_, taken)) = from.first() else { continue };
+            match if found { tree.find(&target, &self.choices) } else { None } {
                 None => {
-                    let fleeting = self.tree.find(&renamed.name, &Choices::new()).is_some_and(|f| f.kind == Kind::Fleeting);
-                    let drops = ignored.iter().any(|r| r.search(&renamed.name).is_some() || r.search(name).is_some());
-                    leave(if fleeting {
-                        Reason::MadeAnew
-                    } else if drops {
-                        Reason::Ignored
-                    } else {
-                        Reason::NotInTheModel
-                    });
+                    let fleeting = tree.find(&target, &Choices::new()).is_some_and(|f| f.kind == Kind::Fleeting);
+                    let drops = ignored.iter().any(|r| r.search(&target).is_some());
+                    self.out.unused.extend(from.iter().map(|&(source, _)| {
+                        let reason = if fleeting {
+                            Reason::MadeAnew
+                        } else if drops || ignored.iter().any(|r| r.search(&sources[source as usize].name).is_some()) {
+                            Reason::Ignored
+                        } else {
+                            Reason::NotInTheModel
+                        };
+                        Unused { source, reason }
+                    }));
                 }
-                Some(Found { beyond: Some((list, index, length)), .. }) => leave(Reason::Beyond(list, index, length)),
+                Some(Found { beyond: Some((list, index, length)), .. }) => {
+                    let reason = Reason::Beyond(list, index, length);
+                    self.out.unused.extend(from.iter().map(|&(source, _)| Unused { source, reason: reason.clone() }));
+                }
                 Some(_) => {
-                    let entry = collected.entry(renamed.name.clone()).or_insert((renamed.taken, Vec::new()));
-                    entry.1.push((renamed.taken.map_or(0, |t| t.1), source));
+                    let mut tensors: Vec<(usize, u32)> = from.iter().map(|&(source, taken)| (taken.map_or(0, |t| t.1), source)).collect();
+                    sort_naturally(&mut tensors, |t| &sources[t.1 as usize].name);
+                    collected.insert(target, (taken, tensors));
                 }
             }
-        }
-        for (_, tensors) in collected.values_mut() {
-            tensors.sort_by(|a, b| natural_order(&self.sources[a.1 as usize].name, &self.sources[b.1 as usize].name));
         }
         collected
     }
@@ -751,25 +846,28 @@ fn marker(index: usize) -> String {
 }
 
 /// A name with a mark for each part that is a number, and those numbers.
-fn template(name: &str) -> (String, Vec<&str>) {
-    let mut numbers = Vec::new();
-    let parts = name.split('.').map(|part| {
+fn template<'n>(name: &'n str, key: &mut String, numbers: &mut Vec<&'n str>) {
+    key.clear();
+    numbers.clear();
+    for (i, part) in name.split('.').enumerate() {
+        if i > 0 {
+            key.push('.');
+        }
         if !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit()) {
             numbers.push(part);
-            "\0"
+            key.push('\0');
         } else {
-            part
+            key.push_str(part);
         }
-    });
-    let text = parts.collect::<Vec<_>>().join(".");
-    (text, numbers)
+    }
 }
 
-fn fill(template: &str, numbers: &[String]) -> String {
-    let mut numbers = numbers.iter();
-    template
+/// A template with the [`marker`]s of its numbers.
+fn fill(template: &str, count: usize) -> String {
+    let mut numbers = 0..count;
+    let parts: Vec<Cow<'_, str>> = template
         .split('.')
-        .map(|part| if part == "\0" { numbers.next().map_or(part, String::as_str) } else { part })
-        .collect::<Vec<_>>()
-        .join(".")
+        .map(|part| if part == "\0" { numbers.next().map_or(part.into(), |n| marker(n).into()) } else { part.into() })
+        .collect();
+    parts.join(".")
 }

@@ -1,21 +1,25 @@
 //! A tensor that has no data and knows from which elements of which checkpoint tensors it is made.
 
+use smallvec::{SmallVec, smallvec};
+
 use crate::contract::{Assembly, Loop, Piece};
 
 /// What cannot be followed, or does not fit.
 pub type Failure = String;
 
+/// Size, stride in the source, stride along a dim; of a whole source's dim there is one, and a stack of experts has tens of thousands of those.
+type Loops = SmallVec<[(u64, u64, u64); 1]>;
+
 /// Along one dim of the tensor: where a box starts, and its loops, outermost first.
 #[derive(Clone, Debug)]
 struct Dim {
     at: u64,
-    /// Size, stride in the source, stride along this dim.
-    loops: Vec<(u64, u64, u64)>,
+    loops: Loops,
 }
 
 impl Dim {
     fn one() -> Self {
-        Self { at: 0, loops: Vec::new() }
+        Self { at: 0, loops: Loops::new() }
     }
 
     /// How far the last element is from the first.
@@ -24,12 +28,14 @@ impl Dim {
     }
 }
 
+type Dims = SmallVec<[Dim; 3]>;
+
 /// Elements of one source, as a box of the tensor.
 #[derive(Clone, Debug)]
 struct Part {
     source: u32,
     offset: u64,
-    dims: Vec<Dim>,
+    dims: Dims,
 }
 
 /// A tensor as a list of boxes.
@@ -44,9 +50,9 @@ impl Lazy {
     /// All of a source.
     pub fn whole(source: u32, shape: &[u64]) -> Self {
         let mut stride = 1;
-        let mut dims = Vec::with_capacity(shape.len());
+        let mut dims = Dims::new();
         for &n in shape.iter().rev() {
-            dims.push(Dim { at: 0, loops: if n == 1 { Vec::new() } else { vec![(n, stride, 1)] } });
+            dims.push(Dim { at: 0, loops: if n == 1 { Loops::new() } else { smallvec![(n, stride, 1)] } });
             stride *= n;
         }
         dims.reverse();
@@ -74,7 +80,7 @@ impl Lazy {
             let Dim { at, loops } = &part.dims[dim];
             clip(part.offset, *at, loops, start, start + size, &mut |offset, at, loops| {
                 let mut dims = part.dims.clone();
-                dims[dim] = Dim { at: at - start, loops: loops.to_vec() };
+                dims[dim] = Dim { at: at - start, loops: loops.into() };
                 parts.push(Part { source: part.source, offset, dims });
             });
         }
@@ -138,7 +144,7 @@ impl Lazy {
         let old = &self.shape;
         let mut parts = Vec::with_capacity(self.parts.len());
         for part in &self.parts {
-            let (mut dims, mut i, mut j) = (Vec::with_capacity(shape.len()), 0, 0);
+            let (mut dims, mut i, mut j) = (Dims::new(), 0, 0);
             while i < old.len() || j < shape.len() {
                 let (first, from) = (i, j);
                 let (mut a, mut b) = (1, 1);
@@ -194,7 +200,7 @@ impl Lazy {
 /// A box as a piece of the flat tensor; loops that one loop can do are joined.
 fn piece(part: &Part, strides: &[u64]) -> Piece {
     let mut target_offset = 0;
-    let mut all: Vec<(u64, u64, u64)> = Vec::new();
+    let mut all: SmallVec<[(u64, u64, u64); 4]> = SmallVec::new();
     for (dim, stride) in part.dims.iter().zip(strides) {
         target_offset += dim.at * stride;
         all.extend(dim.loops.iter().filter(|l| l.0 != 1).map(|&(n, s, t)| (n, s, t * stride)));
@@ -250,7 +256,7 @@ fn merge(dims: &[Dim], sizes: &[u64]) -> Dim {
     let (mut out, mut n) = (Dim::one(), 1);
     for (dim, size) in dims.iter().zip(sizes).rev() {
         out.at += dim.at * n;
-        let mut loops: Vec<_> = dim.loops.iter().map(|&(k, s, t)| (k, s, t * n)).collect();
+        let mut loops: Loops = dim.loops.iter().map(|&(k, s, t)| (k, s, t * n)).collect();
         loops.append(&mut out.loops);
         out.loops = loops;
         n *= size;
@@ -267,7 +273,7 @@ fn split(dim: Dim, sizes: &[u64]) -> Option<Vec<Dim>> {
     let mut out = Vec::with_capacity(sizes.len());
     for k in 0..sizes.len() {
         let inner: u64 = sizes[k + 1..].iter().product();
-        let (mut mine, mut rest) = (Vec::new(), Vec::new());
+        let (mut mine, mut rest) = (Loops::new(), Loops::new());
         for (n, s, t) in loops {
             if t % inner == 0 {
                 mine.push((n, s, t / inner));

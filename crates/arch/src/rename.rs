@@ -224,6 +224,17 @@ pub fn natural_order(a: &str, b: &str) -> std::cmp::Ordering {
     a.split('.').map(key).cmp(b.split('.').map(key))
 }
 
+/// Sorts by [`natural_order`] of the names.
+pub fn sort_naturally<'n, T>(items: &mut [T], name: impl Fn(&T) -> &'n str) {
+    let Some(first) = items.first() else { return };
+    // Parts that all names begin with are equal: of a stack's experts, all before their number.
+    let first = name(first).as_bytes();
+    let same = |other: &[u8]| first.iter().zip(other).take_while(|(a, b)| a == b).count();
+    let same = items.iter().map(|item| same(name(item).as_bytes())).min().unwrap_or(0);
+    let start = first[..same].iter().rposition(|&b| b == b'.').map_or(0, |dot| dot + 1);
+    items.sort_by(|a, b| natural_order(&name(a)[start..], &name(b)[start..]));
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -281,5 +292,11 @@ mod tests {
         let mut names = ["e.10.w1", "e.9.w1", "e.a.w", "e.9.w0", "shard_11", "shard_2"];
         names.sort_by(|a, b| natural_order(a, b));
         assert_eq!(names, ["e.9.w0", "e.9.w1", "e.10.w1", "e.a.w", "shard_2", "shard_11"]);
+        names.reverse();
+        sort_naturally(&mut names, |&name| name);
+        assert_eq!(names, ["e.9.w0", "e.9.w1", "e.10.w1", "e.a.w", "shard_2", "shard_11"]);
+        let mut names = ["m.e10.w", "m.e1.w", "m.e10", "m.e2.w", "m.e1"];
+        sort_naturally(&mut names, |&name| name);
+        assert_eq!(names, ["m.e1", "m.e1.w", "m.e2.w", "m.e10", "m.e10.w"]);
     }
 }

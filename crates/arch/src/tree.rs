@@ -324,13 +324,13 @@ impl<'c> Tree<'c> {
         false
     }
 
-    /// Adds a vote for each variant, at each place that has several, under which the name is one of the model's. Beside the votes stands
+    /// Adds `count` votes for each variant, at each place that has several, under which the name is one of the model's. Beside the votes stands
     /// how many parameters the variant has at least.
-    pub fn vote(&self, name: &str, votes: &mut BTreeMap<String, Vec<(u32, usize)>>) {
-        self.vote_in(self.root, name, 0, votes);
+    pub fn vote(&self, name: &str, count: u32, votes: &mut BTreeMap<String, Vec<(u32, usize)>>) {
+        self.vote_in(self.root, name, 0, count, votes);
     }
 
-    fn vote_in(&self, at: Place, name: &str, start: usize, votes: &mut BTreeMap<String, Vec<(u32, usize)>>) -> bool {
+    fn vote_in(&self, at: Place, name: &str, start: usize, count: u32, votes: &mut BTreeMap<String, Vec<(u32, usize)>>) -> bool {
         let module = &self.modules[at.module];
         let rest = &name[start..];
         if module.open || module.entries.iter().any(|e| e.name == rest) {
@@ -342,11 +342,11 @@ impl<'c> Tree<'c> {
         let number = !segment.is_empty() && segment.bytes().all(|b| b.is_ascii_digit());
         for (child, places) in self.children(at).filter(|(c, _)| c.name == segment || c.name == "*" && number) {
             for (i, &next) in places.iter().enumerate() {
-                if self.vote_in(next, name, end + 1, votes) {
+                if self.vote_in(next, name, end + 1, count, votes) {
                     found = true;
                     if child.variants.len() > 1 {
                         let least = || places.iter().map(|&place| (0, self.least(place))).collect();
-                        votes.entry(name[..end].to_owned()).or_insert_with(least)[i].0 += 1;
+                        votes.entry(name[..end].to_owned()).or_insert_with(least)[i].0 += count;
                     }
                 }
             }

@@ -259,8 +259,9 @@ impl Checkpoint {
         let tensors = self.named();
         for (prefix, whose, leading) in WRAPPERS {
             let has = |t: &&TensorMeta| if leading { t.name.starts_with(prefix) } else { t.name.contains(prefix) };
-            let count = tensors.iter().filter(has).count();
-            let Some(first) = tensors.iter().find(has) else { continue };
+            let mut with = tensors.iter().filter(has);
+            let Some(first) = with.next() else { continue };
+            let count = 1 + with.count();
             let text = format!("{count} of {} names carry the prefix '{prefix}' of {whose}, which no model's class has", tensors.len());
             let help = "save the inner module's state dict, or rename the tensors";
             let fills_nothing = |u: &&shardwright_arch::Unused| u.reason == Reason::NotInTheModel;
