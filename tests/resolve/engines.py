@@ -79,6 +79,8 @@ ACCELERATE = [
 ]
 
 
+# Whether accelerate is left to count its ranks: without a GPU it finds one, where DeepSpeed finds all.
+ON_CPU = False
 # Whether `deepspeed.initialize` is called too, in a world of one process, with what the engine gave it.
 INITIALIZE = False
 
@@ -146,7 +148,8 @@ def captured(prepare, world):
     if not INITIALIZE:
         # The optimizer for offloading would have to be compiled.
         importlib.import_module("accelerate.accelerator").map_pytorch_optim_to_deepspeed = lambda optimizer: optimizer
-    Accelerator.num_processes = property(lambda self: world)
+    if not ON_CPU:
+        Accelerator.num_processes = property(lambda self: world)
     try:
         prepare()
     except Captured as found:

@@ -33,8 +33,17 @@ const KNOWN_PUBLISHED: &[(&str, Matches)] = &[
     ("the recording machine had neither an FP8 library nor MPI", |yaml, _, _| {
         yaml.contains("fp8_config") || yaml.contains("mpirun_config")
     }),
+    ("fp16 does not run on the CPU of the recording machine", |yaml, _, file| {
+        yaml.contains("distributed_type: DEEPSPEED") && file["fp16"]["enabled"] == true
+    }),
     ("the recording has one process, too few for sequence parallelism", |yaml, _, _| yaml.contains(r#"sp_size": 2"#)),
 ];
+
+/// The same of LLaMA-Factory 0.9.5, which the answers are not for where its successor differs.
+const KNOWN_RELEASED: &[(&str, Matches)] =
+    &[("the recording builds no trainer, which refuses context parallelism without flash attention", |yaml, _, _| {
+        yaml.contains(r#""cp_size": 2"#) && !yaml.contains("flash_attention_2")
+    })];
 
 #[test]
 fn every_row_is_as_the_engines_answer_it() {
@@ -44,6 +53,29 @@ fn every_row_is_as_the_engines_answer_it() {
 #[test]
 fn configs_shaped_as_public_examples_are_as_the_engines_answer_them() {
     compare(&recorded(include_str!("engines_published.json")), KNOWN_PUBLISHED, 50);
+}
+
+#[test]
+fn configs_shaped_as_public_examples_are_as_the_release_of_llamafactory_answers_them() {
+    compare(&recorded(include_str!("engines_released.json")), KNOWN_RELEASED, 70);
+}
+
+/// Without a GPU accelerate counts one rank, and DeepSpeed all of them.
+#[test]
+fn a_batch_that_fails_on_cpus_is_warned_of_where_deepspeed_runs_on_them() {
+    let rows = recorded(include_str!("engines_cpu.json"));
+    let mut refused = 0;
+    for row in &rows {
+        let text = |key: &str| row[key].as_str().unwrap();
+        let mut case = Case::new(text("yaml")).deepspeed(text("deepspeed")).world(8);
+        assert!(!case.codes().contains(&"deepspeed-batch-on-cpu"), "nothing is said of machines with a GPU");
+        case.env.insert("DS_ACCELERATOR".into(), "cpu".into());
+        let error = row["answer"]["error"].as_str();
+        refused += usize::from(error.is_some());
+        assert!(error.is_none_or(|e| e.contains("Check batch related parameters")), "{row}");
+        assert_eq!(case.codes().contains(&"deepspeed-batch-on-cpu"), error.is_some(), "{row}");
+    }
+    assert!(refused > 0 && refused < rows.len(), "{refused}");
 }
 
 fn compare(rows: &[Json], known_rows: &[(&str, Matches)], least: usize) {

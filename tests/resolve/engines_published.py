@@ -73,6 +73,14 @@ def rows(released):
     yield from plain
 
 
+def cpu_rows():
+    """What is tried once more as a machine without a GPU starts it."""
+    for micro in (1, 2):
+        for batch in ({}, {"train_batch_size": "auto"}):
+            file = {"zero_optimization": {"stage": 3}, "bf16": {"enabled": "auto"}, "train_micro_batch_size_per_gpu": "auto", **batch}
+            yield LLAMA_FACTORY.replace("micro_batch_size: 2", f"micro_batch_size: {micro}"), json.dumps(file)
+
+
 def main():
     sys.path.insert(0, sys.argv[1])
     released = "--released" in sys.argv
@@ -105,6 +113,16 @@ def main():
         print(len(out), end=" ", file=sys.stderr, flush=True)
         lines = ",\n".join(json.dumps(row) for row in out).replace(model, "MODEL").replace(str(engines.HERE), "HERE")
         (HERE / name).write_text(f'{{"versions": {json.dumps(versions)}, "rows": [\n{lines}\n]}}\n')
+    if not released:
+        engines.ON_CPU, engines.INITIALIZE = True, False
+        on_cpu = []
+        for yaml, deepspeed in cpu_rows():
+            (examples / "a.yaml").write_text(yaml)
+            (examples / "ds.json").write_text(deepspeed)
+            answer = engines.row(llama_factory, yaml, deepspeed, 8, model)
+            on_cpu.append({"yaml": yaml, "deepspeed": deepspeed, "world": 8, "answer": answer})
+        lines = ",\n".join(json.dumps(row) for row in on_cpu)
+        (HERE / "engines_cpu.json").write_text(f'{{"versions": {json.dumps(versions)}, "rows": [\n{lines}\n]}}\n')
     refused = sum("error" in row["answer"] for row in out)
     print(f"{len(out)} rows, {refused} refused")
 

@@ -9,7 +9,7 @@ use shardwright_engine::convert::{Contents, Kind, is_other_format};
 use crate::{
     args::{Format, InspectArgs},
     exit::{Exit, Failure},
-    output::{print, print_note},
+    output::{print, print_next, print_note},
     table::{Align, bytes, render},
 };
 
@@ -27,6 +27,10 @@ pub fn inspect(args: &InspectArgs) -> Result<Option<Exit>, Failure> {
                 print_note(&format!("note: {}", shown(note)));
             }
             print(&table(&contents))?;
+            print_next(&format!(
+                "shardwright convert {} TARGET writes it in another format, or for other ranks",
+                shown(&args.model.to_string_lossy())
+            ));
         }
     }
     Ok(Some(Exit::Done))

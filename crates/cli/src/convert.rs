@@ -176,9 +176,27 @@ pub fn compare(args: &DiffArgs) -> Result<Exit, Failure> {
             report(&found, &args.first.to_string_lossy(), &args.second.to_string_lossy());
             let cast = if found.cast > 0 { format!(", {} of them after a cast", found.cast) } else { String::new() };
             print(&format!("{} tensors are equal{cast}; {} differ\n", found.equal, found.different.len()))?;
+            if let Some(step) = after(&found, args) {
+                print_next(&step);
+            }
         }
     }
     Ok(if found.is_empty() { Exit::Done } else { Exit::Mismatch })
+}
+
+/// What to do after a comparison that people see.
+fn after(found: &Differences, args: &DiffArgs) -> Option<String> {
+    let only_one_has = found.different.iter().any(|(_, d)| matches!(d, Difference::OnlyFirst | Difference::OnlySecond));
+    match found.is_empty() {
+        true => Some(format!(
+            "name {} as `model` of a config; shardwright resolve CONFIG shows what a run does with it",
+            shown(&args.second.to_string_lossy())
+        )),
+        false if only_one_has && !args.common => {
+            Some("with --common only tensors of both are compared; --tie A=B names tied ones".to_owned())
+        }
+        false => Some("shardwright inspect of either shows names, dtypes and shapes; --format json lists every difference".to_owned()),
+    }
 }
 
 const MOST: usize = 100;

@@ -69,6 +69,7 @@ fn as_model(args: &InspectArgs, checkpoint: &Checkpoint) -> Result<Exit, Failure
                 print_note(&format!("warning: {}", shown(warning)));
             }
             print(&model_table(&found))?;
+            print_next("shardwright plan CONFIG shows what each rank holds of these parameters while it trains");
         }
     }
     Ok(Exit::Done)

@@ -7,7 +7,7 @@ use shardwright_engine::architecture::architecture_schema;
 use crate::{
     args::SchemaArgs,
     exit::{Exit, Failure},
-    output::print,
+    output::{print, print_next},
     render,
 };
 
@@ -15,9 +15,11 @@ use crate::{
 pub fn run(args: &SchemaArgs) -> Result<Exit, Failure> {
     if args.architecture {
         print(&format!("{:#}\n", architecture_schema()))?;
+        print_next("shardwright inspect MODEL --as-model --architecture FILE shows what such a file makes of a checkpoint");
         return Ok(Exit::Done);
     }
     let registry = Registry::linked().map_err(|d| render::failure(&[d], &[]))?;
     print(&format!("{:#}\n", schema(&registry)))?;
+    print_next("kept in a file, editors check against it: # yaml-language-server: $schema=FILE as the first line of a config");
     Ok(Exit::Done)
 }

@@ -11,7 +11,7 @@ use shardwright_core::{
 use crate::{
     args::{Format, StrategiesArgs},
     exit::{Exit, Failure},
-    output::print,
+    output::{print, print_next},
     render,
     table::{self, Align},
 };
@@ -28,6 +28,11 @@ pub fn run(args: &StrategiesArgs) -> Result<Exit, Failure> {
         }
     };
     print(&text)?;
+    match (&args.name, args.format) {
+        (None, Format::Table) => print_next("shardwright strategies NAME shows a section's keys, with a YAML to paste"),
+        (Some(_), Format::Table) => print_next("with the YAML in a config, shardwright resolve CONFIG shows what a run does with it"),
+        (_, Format::Json) => {}
+    }
     Ok(Exit::Done)
 }
 
@@ -55,7 +60,7 @@ fn rows<C: ?Sized>(entries: &[registry::Entry<C>]) -> Vec<Vec<String>> {
 fn list(registry: &Registry) -> String {
     let header = |first| [(first, Align::Left), ("crate", Align::Left), ("version", Align::Left), ("summary", Align::Left)];
     format!(
-        "{}\n{}\nbuilt with shardwright-core {VERSION}; `shardwright strategies NAME` shows a section's keys\n",
+        "{}\n{}\nbuilt with shardwright-core {VERSION}\n",
         table::render(&header("strategy"), &rows(registry.strategies())),
         table::render(&header("precision policy"), &rows(registry.policies())),
     )

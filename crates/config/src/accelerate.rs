@@ -3,7 +3,7 @@
 
 pub(super) mod schema;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::OnceLock};
 
 use shardwright_core::{
     diagnostic::{Diagnostic, Location, Source},
@@ -106,13 +106,17 @@ pub(super) fn translate(root: &Node, diagnostics: &mut Vec<Diagnostic>) -> Node 
 }
 
 /// Every key that is read, as the user writes it.
-pub(super) fn paths() -> impl Iterator<Item = String> {
-    let of = |section: &'static str, keys: &'static [&'static str]| keys.iter().map(move |k| format!("{section}{k}"));
-    of("", KEYS)
-        .chain(of("", OURS))
-        .chain(of("fsdp_config.", FSDP))
-        .chain(of("deepspeed_config.", DEEPSPEED))
-        .chain(of("parallelism_config.parallelism_config_", PARALLELISM))
+pub(super) fn paths() -> &'static [String] {
+    static PATHS: OnceLock<Vec<String>> = OnceLock::new();
+    PATHS.get_or_init(|| {
+        let of = |section: &'static str, keys: &'static [&'static str]| keys.iter().map(move |k| format!("{section}{k}"));
+        of("", KEYS)
+            .chain(of("", OURS))
+            .chain(of("fsdp_config.", FSDP))
+            .chain(of("deepspeed_config.", DEEPSPEED))
+            .chain(of("parallelism_config.parallelism_config_", PARALLELISM))
+            .collect()
+    })
 }
 
 /// What the flat keys and sections of the translation are called in the user's file, longer names first.

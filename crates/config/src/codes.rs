@@ -26,6 +26,7 @@ pub const CODES: &[Code] = &[
     Code::warning("freeze-nothing", "`freeze_trainable_layers: 0` leaves nothing to train"),
     Code::warning("init-holds-model", "every rank holds the whole model before it is sharded"),
     Code::error("io-direct-and-mmap", "`shardwright.io` has both `direct: true` and `mmap: true`, and a file is read in one way"),
+    Code::warning("llamafactory-release", "a key that LLaMA-Factory 0.9.5 reads and later versions refuse where it stands"),
     Code::error("lora-on-meta", "`peft_config: lora` does not go with `init_on_meta`"),
     Code::error("mesh-product", "two mesh sizes do not multiply to the world size"),
     Code::warning("mesh-single-process", "mesh sizes have no effect in a single process"),

@@ -13,7 +13,7 @@ use shardwright_core::{
 use crate::{
     accelerate,
     keys::{self, EXTRA, KEYS},
-    overrides, resolved,
+    overrides, released, resolved,
     sections::{self, Section},
     v0,
 };
@@ -104,6 +104,7 @@ impl Draft {
             let flat = accelerate::translate(&draft.root, &mut draft.diagnostics);
             draft.original = Some(std::mem::replace(&mut draft.root, flat));
         } else {
+            released::translate(&mut draft.root, &mut draft.diagnostics);
             draft.check_keys(&input.env);
         }
         if let Some(dist) = draft.document.as_ref().and_then(resolved::dist_config) {
@@ -227,7 +228,11 @@ pub(super) const VARIABLES: &[&str] = &[
     "SLURM_PROCID",
     "OMPI_COMM_WORLD_RANK",
     "ALLOW_EXTRA_KEYS",
+    DS_ACCELERATOR,
 ];
+
+/// What DeepSpeed runs on, where that is not to be found out by it.
+pub(super) const DS_ACCELERATOR: &str = "DS_ACCELERATOR";
 
 fn environment(env: &BTreeMap<String, String>) -> Source {
     let lines: Vec<String> =

@@ -1,7 +1,7 @@
 //! Where a key belongs that its section does not have: it is looked for in all the others, so that a key in the wrong place is told the
 //! right one, and a typo finds its word wherever that is known.
 
-use std::{collections::BTreeMap, sync::OnceLock};
+use std::sync::OnceLock;
 
 use shardwright_core::{
     diagnostic::Diagnostic,
@@ -30,24 +30,39 @@ pub(super) struct Scope<'a> {
 }
 
 /// A key of some section.
-struct Place {
-    /// Its path in the file, with dots.
-    path: String,
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    /// What stands before `path` in the file.
+    within: &'static str,
+    /// Its path from there, with dots.
+    path: &'a str,
     /// The strategy that `dist_config` must be for, where that is another than the chosen one.
     only_with: Option<&'static str>,
 }
 
-impl Place {
-    fn of(path: impl Into<String>) -> Self {
-        Self { path: path.into(), only_with: None }
+impl<'a> Place<'a> {
+    fn of(path: &'a str) -> Self {
+        Self::within("", path)
     }
 
-    fn key(&self) -> &str {
+    fn within(within: &'static str, path: &'a str) -> Self {
+        Self { within, path, only_with: None }
+    }
+
+    fn key(&self) -> &'a str {
         self.path.rsplit('.').next().unwrap_or_default()
     }
 
-    fn section(&self) -> Option<&str> {
-        self.path.rsplit_once('.').map(|(section, _)| section)
+    /// The path of its section, where it is in one.
+    fn section(&self) -> Option<String> {
+        let path = self.to_string();
+        path.rsplit_once('.').map(|(section, _)| section.to_owned())
+    }
+}
+
+impl std::fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}{}", self.within, self.path)
     }
 }
 
@@ -61,7 +76,7 @@ impl Scope<'_> {
         for (count, diagnostic) in found.iter_mut().filter(|d| UNKNOWN.contains(&d.code)).enumerate() {
             let Some(key) = diagnostic.message.split('\'').nth(1) else { continue };
             let is_file = diagnostic.at.as_ref().is_some_and(|at| self.files.contains(&&*at.file));
-            let known: &Known = if is_file {
+            let known: &Known<'_> = if is_file {
                 in_files.get_or_insert_with(|| Known::new(self.in_files()))
             } else {
                 in_yaml.get_or_insert_with(|| Known::new(self.in_yaml()))
@@ -72,27 +87,27 @@ impl Scope<'_> {
         }
     }
 
-    fn in_yaml(&self) -> Vec<Place> {
+    fn in_yaml(&self) -> Vec<Place<'_>> {
         let mut places = Vec::new();
         match self.dialect {
             Dialect::LlamaFactory => {
                 places.extend(KEYS.iter().chain(EXTRA).map(|k| Place::of(k.name)));
                 places.extend(self.strategies());
-                places.extend([LORA, FREEZE].into_iter().flatten().map(|k| Place::of(format!("peft_config.{}", k.name))));
-                places.extend(QUANT.iter().map(|k| Place::of(format!("quant_config.{}", k.name))));
+                places.extend([LORA, FREEZE].into_iter().flatten().map(|k| Place::within("peft_config.", k.name)));
+                places.extend(QUANT.iter().map(|k| Place::within("quant_config.", k.name)));
             }
-            Dialect::Accelerate => places.extend(accelerate::paths().map(Place::of)),
+            Dialect::Accelerate => places.extend(accelerate::paths().iter().map(|path| Place::of(path))),
         }
-        places.extend(settings().iter().map(Place::of));
+        places.extend(settings().iter().map(|path| Place::of(path)));
         places
     }
 
     /// Keys of the strategies' sections, the chosen one's first.
-    fn strategies(&self) -> Vec<Place> {
+    fn strategies(&self) -> Vec<Place<'_>> {
         let (mut chosen, mut others) = (Vec::new(), Vec::new());
         for keys in self.registry.section_keys() {
             let only_with = self.strategy.filter(|name| *name != keys.strategy).map(|_| keys.strategy);
-            let places = keys.paths.iter().map(|path| Place { path: format!("dist_config.{path}"), only_with });
+            let places = keys.paths.iter().map(|path| Place { only_with, ..Place::within("dist_config.", path) });
             if only_with.is_none() { chosen.extend(places) } else { others.extend(places) }
         }
         chosen.append(&mut others);
@@ -100,9 +115,9 @@ impl Scope<'_> {
     }
 
     /// Keys of a DeepSpeed config: of whatever strategy takes one inline.
-    fn in_files(&self) -> Vec<Place> {
+    fn in_files(&self) -> Vec<Place<'_>> {
         let inline = self.registry.section_keys().iter().find(|keys| keys.paths.iter().any(|path| path == "zero_optimization"));
-        inline.into_iter().flat_map(|keys| &keys.paths).filter(|path| *path != "other").map(Place::of).collect()
+        inline.into_iter().flat_map(|keys| &keys.paths).filter(|path| *path != "other").map(|path| Place::of(path)).collect()
     }
 }
 
@@ -116,23 +131,20 @@ fn settings() -> &'static [String] {
     })
 }
 
-/// Places, and the first of them by key.
-struct Known {
-    places: Vec<Place>,
-    by_key: BTreeMap<String, usize>,
-}
+/// Places with their keys; of those of the same key the first counts. Nothing is copied: this is made for every config with an unknown key.
+struct Known<'a>(Vec<(&'a str, Place<'a>)>);
 
-impl Known {
-    fn new(places: Vec<Place>) -> Self {
-        let mut by_key = BTreeMap::new();
-        for (at, place) in places.iter().enumerate() {
-            by_key.entry(place.key().to_owned()).or_insert(at);
-        }
-        Self { places, by_key }
+impl<'a> Known<'a> {
+    fn new(places: Vec<Place<'a>>) -> Self {
+        Self(places.into_iter().map(|place| (place.key(), place)).collect())
+    }
+
+    fn find(&self, key: &str) -> Option<Place<'a>> {
+        self.0.iter().find(|(known, _)| *known == key).map(|(_, place)| *place)
     }
 
     fn belongs(&self, key: &str, help: Option<&str>, may_be_misspelled: bool) -> Option<String> {
-        if let Some(place) = self.by_key.get(key).map(|at| &self.places[*at]) {
+        if let Some(place) = self.find(key) {
             return Some(match (place.section(), place.only_with) {
                 (Some(section), None) => format!("it is a key of {section}: write it there"),
                 (Some(section), Some(name)) => format!("it is a key of {section} where dist_config.name is {name}"),
@@ -142,7 +154,7 @@ impl Known {
         if !may_be_misspelled || help.is_some_and(|h| h.starts_with("did you mean")) {
             return None;
         }
-        let near = nearest(key, self.by_key.keys().map(String::as_str))?;
-        self.by_key.get(near).map(|at| format!("did you mean {}?", self.places[*at].path))
+        let near = nearest(key, self.0.iter().map(|(known, _)| *known))?;
+        self.find(near).map(|place| format!("did you mean {place}?"))
     }
 }

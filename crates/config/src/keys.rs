@@ -59,7 +59,7 @@ pub const KEYS: &[Key] = &[
     key("model_class", Kind::Choice(&["llm", "cls", "other"]), r#""llm""#, "which auto class builds the model"),
     key("custom_chat_template", Kind::Text, "null", "a Jinja2 chat template in place of the model's own"),
     key("trust_remote_code", Kind::Bool, "false", "run code that comes with the model"),
-    key("flash_attn", Kind::OpenChoice(&["eager", "sdpa", "flash_attention_2"]), r#""sdpa""#, "the attention implementation"),
+    key("flash_attn", Kind::Choice(&["eager", "sdpa", "flash_attention_2"]), r#""sdpa""#, "the attention implementation"),
     key("init_config", Kind::Section, "null", "where the model is built before it is sharded: init_on_meta, init_on_rank0, init_on_default"),
     key("peft_config", Kind::Section, "null", "what is trained: lora, freeze; null for everything"),
     key("kernel_config", Kind::Section, "null", "faster kernels"),
@@ -110,6 +110,7 @@ pub const KEYS: &[Key] = &[
 pub const EXTRA: &[Key] = &[
     key("dtype", Kind::Text, "null", "what the model is loaded in where the engine keeps the checkpoint's dtype; auto or null for each tensor's own"),
     key("torch_dtype", Kind::Text, "null", "older spelling of dtype"),
+    key("template", Kind::Text, "null", "LLaMA-Factory 0.9.5's name of a chat template; later versions refuse it"),
     key("shardwright", Kind::Section, "null", "what only shardwright knows"),
 ];
 

@@ -16,6 +16,7 @@ mod lint;
 pub mod output;
 mod overrides;
 pub mod reference;
+mod released;
 mod resolve;
 mod resolved;
 pub mod schema;

@@ -171,7 +171,10 @@ impl Resolver<'_> {
         let name = built.strategy.name().to_owned();
         let precision = self.precision(&name, policy, built.precision.take(), &training, &settings)?;
         self.unheeded(draft, &settings, &built, &precision);
-        self.write(draft, &values, &settings, &training, &mesh, &name, &precision, built.shown);
+        // Nobody sees the values of a config that is refused.
+        if !draft.has_errors() && !self.diagnostics.iter().any(|d| d.severity == Severity::Error) {
+            self.write(draft, &values, &settings, &training, &mesh, &name, &precision, built.shown);
+        }
         self.document.merge(built.document);
         Some(Resolved {
             strategy: built.strategy,

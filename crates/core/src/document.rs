@@ -1,6 +1,6 @@
 //! The resolved document: values by JSON pointer, in a fixed order, each with where it is from.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use serde_json::{Map, Value as Json};
 
@@ -195,11 +195,16 @@ impl Document {
 
 /// The JSON pointer of a path of keys.
 pub fn pointer(path: &[&str]) -> String {
-    path.iter().map(|key| format!("/{}", escape(key))).collect()
+    let mut out = String::with_capacity(path.iter().map(|key| key.len() + 1).sum());
+    for key in path {
+        out.push('/');
+        out.push_str(&escape(key));
+    }
+    out
 }
 
-fn escape(key: &str) -> String {
-    key.replace('~', "~0").replace('/', "~1")
+fn escape(key: &str) -> Cow<'_, str> {
+    if key.contains(['~', '/']) { Cow::Owned(key.replace('~', "~0").replace('/', "~1")) } else { Cow::Borrowed(key) }
 }
 
 fn unescape(key: &str) -> String {

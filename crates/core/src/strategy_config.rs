@@ -278,6 +278,8 @@ pub struct Training {
     pub zero3_fp16: Sourced<bool>,
     /// `shardwright.engines.deepspeed`: the version that the answer is for.
     pub deepspeed: Sourced<DeepSpeed>,
+    /// `DS_ACCELERATOR=cpu`: whether DeepSpeed trains on CPUs.
+    pub deepspeed_on_cpu: Sourced<bool>,
 }
 
 impl Default for Training {
@@ -299,6 +301,7 @@ impl Default for Training {
             learning_rate: Sourced::default(Some(1e-4)),
             zero3_fp16: Sourced::default(false),
             deepspeed: Sourced::default(DeepSpeed::V0_19),
+            deepspeed_on_cpu: Sourced::default(false),
         }
     }
 }

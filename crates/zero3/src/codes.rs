@@ -11,6 +11,7 @@ pub const CODES: &[Code] = &[
     Code::error("deepspeed-auto-left", "an \"auto\" that nothing fills: accelerate refuses to start"),
     Code::warning("deepspeed-auto-trainer", "an \"auto\" that transformers' Trainer fills and accelerate by itself refuses"),
     Code::error("deepspeed-batch", "train_batch_size is not micro batch times accumulation times ranks, or one of them is not positive"),
+    Code::warning("deepspeed-batch-on-cpu", "`train_batch_size: auto` on CPUs, where accelerate counts one rank: DeepSpeed's batch check fails"),
     Code::warning("deepspeed-bf16-ignored", "`bf16` of the YAML is ignored under DeepSpeed, and its own config says otherwise"),
     Code::warning("deepspeed-bf16-twice", "`bf16` and its older spelling `bfloat16` are both given"),
     Code::warning("deepspeed-bfloat16", "`bfloat16` is DeepSpeed's older spelling, which LLaMA-Factory and accelerate do not read"),

@@ -10,7 +10,12 @@ use shardwright_core::{
 };
 
 use super::Resolver;
-use crate::{accelerate, draft::Draft, keys::Values, settings::Settings};
+use crate::{
+    accelerate,
+    draft::{DS_ACCELERATOR, Draft, variable},
+    keys::Values,
+    settings::Settings,
+};
 
 impl Resolver<'_> {
     pub(super) fn training(&mut self, draft: &Draft, values: &Values, settings: &Settings, world: Sourced<u32>) -> Training {
@@ -49,6 +54,9 @@ impl Resolver<'_> {
         let deepspeed = settings.engines.deepspeed.map_or_else(Default::default, |version| version.0);
         training.deepspeed = Sourced { value: deepspeed, origin: setting("engines") };
         training.zero3_fp16 = Sourced { value: settings.zero3_fp16, origin: setting("zero3_fp16") };
+        let environment = &draft.sources[2];
+        let on_cpu = variable(environment, DS_ACCELERATOR).filter(|at| environment.text[at.span.clone()].ends_with("=cpu"));
+        training.deepspeed_on_cpu = Sourced { value: on_cpu.is_some(), origin: on_cpu.map_or(Origin::Default, Origin::Written) };
         training.world_size = world;
         training
     }

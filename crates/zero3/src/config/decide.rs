@@ -261,6 +261,7 @@ fn batch_key(root: &Node, key: &str, cx: &mut BuildContext<'_>) -> (Option<u64>,
 }
 
 const TRAIN: &str = "train_batch_size";
+const SEQUENCE: &str = "sequence_parallel_size";
 const MICRO: &str = "train_micro_batch_size_per_gpu";
 const ACCUMULATION: &str = "gradient_accumulation_steps";
 
@@ -280,6 +281,18 @@ fn batches(root: &Node, document: &mut Document, cx: &mut BuildContext<'_>) {
     // Ranks that share a sequence share its samples.
     let sharing = if training.dialect == Dialect::Accelerate { u64::from(training.cp_size.value).max(1) } else { 1 };
     let world = u64::from(training.world_size.value) / sharing;
+    // DeepSpeed divides the ranks by the file's `sequence_parallel_size`; accelerate does not when it fills an "auto".
+    let sequence = root.get(SEQUENCE).and_then(read::integer).and_then(|n| u64::try_from(n).ok()).unwrap_or(1).max(1);
+    let (counted, world) = (world, world / sequence);
+    let is_auto = |key: &str| root.get(key).is_some_and(|node| node.as_str() == Some("auto"));
+    if counted % sequence != 0 || (sequence > 1 && is_auto(TRAIN)) {
+        let message = format!(
+            "{SEQUENCE} {sequence} divides the {counted} ranks for DeepSpeed's batch check, and accelerate fills {TRAIN} for all of them: they differ"
+        );
+        let at = root.get(SEQUENCE).map(|node| node.at.clone());
+        let help = format!("leave {TRAIN} out, and let {SEQUENCE} divide the number of ranks");
+        return cx.diagnostics.push(Diagnostic::error("deepspeed-batch", message).at(at).help(help));
+    }
     let from_yaml = training.dialect == Dialect::LlamaFactory;
     for (key, yaml_key, value, at, yaml, written) in [
         (MICRO, "micro_batch_size", micro, &micro_at, yaml_micro, training.micro_batch_size.location()),
@@ -296,7 +309,12 @@ fn batches(root: &Node, document: &mut Document, cx: &mut BuildContext<'_>) {
             cx.diagnostics.push(diagnostic);
         }
     }
-    let filled = (train, Some(micro.unwrap_or(yaml_micro)), Some(accumulation.unwrap_or(yaml_accumulation)));
+    if let (true, Some(node)) = (from_yaml, root.get(TRAIN).filter(|node| node.as_str() == Some("auto"))) {
+        on_cpu(&node.at, yaml_micro, world, cx);
+    }
+    // accelerate fills what is "auto", and leaves what is absent to DeepSpeed.
+    let left_out = training.dialect == Dialect::Accelerate && train.is_some() && root.get(MICRO).is_none();
+    let filled = (train, micro.or((!left_out).then_some(yaml_micro)), Some(accumulation.unwrap_or(yaml_accumulation)));
     let place = [&train_at, &micro_at, &accumulation_at].into_iter().find_map(Clone::clone);
     let batch = match batch::infer(filled.0, filled.1, filled.2, world) {
         Ok(batch) => batch,
@@ -306,7 +324,10 @@ fn batches(root: &Node, document: &mut Document, cx: &mut BuildContext<'_>) {
         Some(at) => Origin::Written(at.clone()),
         None => Origin::rule(rule, from.iter().copied()),
     };
-    let micro_origin = || written(&micro_at, "auto: micro_batch_size of the YAML", &["/training/micro_batch_size"]);
+    let micro_origin = || match left_out {
+        true => Origin::rule("train_batch_size / (accumulation * ranks)", ["/batch/global", "/batch/accumulation", "/mesh/world_size"]),
+        false => written(&micro_at, "auto: micro_batch_size of the YAML", &["/training/micro_batch_size"]),
+    };
     let accumulation_origin = || {
         written(
             &accumulation_at,
@@ -322,6 +343,24 @@ fn batches(root: &Node, document: &mut Document, cx: &mut BuildContext<'_>) {
     document.set(&["deepspeed", TRAIN], batch.train, train_origin());
     document.set(&["deepspeed", MICRO], batch.micro, micro_origin());
     document.set(&["deepspeed", ACCUMULATION], batch.accumulation, accumulation_origin());
+}
+
+/// accelerate fills a `train_batch_size` of "auto" with micro batch times accumulation times the ranks that it counts. Without a GPU it finds no
+/// backend and counts one, whatever the micro batch; DeepSpeed multiplies by all ranks, and refuses the difference.
+fn on_cpu(at: &Location, micro: u64, world: u64, cx: &mut BuildContext<'_>) {
+    let variable = &cx.training.deepspeed_on_cpu;
+    if !variable.value || world < 2 {
+        return;
+    }
+    let message = format!(
+        "{TRAIN} is auto: without a GPU accelerate counts one rank and fills it for micro_batch_size {micro} on that one, and LLaMA-Factory fails in \
+         DeepSpeed's batch check, which counts {world}; with a GPU per rank it runs"
+    );
+    let mut warning = Diagnostic::warning("deepspeed-batch-on-cpu", message).at(at.clone()).help(format!("leave {TRAIN} out"));
+    if let Some(variable) = variable.location() {
+        warning = warning.and(variable, "DeepSpeed runs on CPUs here".to_owned());
+    }
+    cx.diagnostics.push(warning);
 }
 
 /// LLaMA-Factory builds the model under ZeRO-3 before it knows the batch, and before DeepSpeed knows the ranks: a micro batch or an accumulation
