@@ -66,6 +66,13 @@ ruff check python tests
 ruff format --check python tests
 mypy
 
+# ---- checkpoints that the real engines save, converted, and loaded by the real engines again
+if [ $# -eq 0 ]; then
+    echo "== python: conversions between the real engines"
+    cargo build --quiet --manifest-path ../../Cargo.toml --workspace --bin shardwright --locked
+    timeout 900 python ../../tests/convert/engines.py "$CARGO_TARGET_DIR/debug/shardwright"
+fi
+
 # ---- from another directory, so that the installed package is what is tested
 cd "$wheels"
 echo "== python: tests, current versions"

@@ -518,36 +518,65 @@ def matrix(binary, out, quick, whole):
 
 
 def hub(binary, out):
-    """A model of experts and a tied one: saved by their class's names, converted to the hub's, read by from_pretrained."""
+    """Tied models, models of experts and of images: saved by their class's names, converted to the hub's, read by from_pretrained."""
     try:
         import transformers
-        from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3MoeConfig
     except ImportError as e:
         print(f"skipped: names of the hub: {e}")
         return [], 0
     from safetensors import safe_open
     import torch.distributed.checkpoint as dcp
 
+    def config(name, **more):
+        return getattr(transformers, name + "Config")(**more)
+
     small = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, vocab_size=32)
-    configs = {
-        "experts": Qwen3MoeConfig(**small, head_dim=8, moe_intermediate_size=12, num_experts=3, num_experts_per_tok=2),
-        "tied": LlamaConfig(**small, tie_word_embeddings=True),
-    }
+    experts = dict(moe_intermediate_size=12, num_experts_per_tok=2)
+    routed = dict(n_routed_experts=4, n_group=2, topk_group=1, first_k_dense_replace=1, **experts)
+    latent = dict(num_key_value_heads=2, q_lora_rank=8, kv_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=8)
+    rope = dict(rope_parameters=dict(rope_type="default", rope_theta=1e4, mrope_section=[2, 1, 1]))
+    patches = dict(hidden_size=16, intermediate_size=24, patch_size=4)
+    merged = dict(depth=2, num_heads=2, out_hidden_size=16, temporal_patch_size=1, spatial_merge_size=1, in_channels=3, **patches)
+    qwen = dict(vision_config=dict(**merged, num_position_embeddings=16, deepstack_visual_indexes=[0]))
+    square = dict(num_hidden_layers=2, num_attention_heads=2, image_size=16, **patches)
+    configs = [
+        config("Llama", **small, tie_word_embeddings=True),
+        config("Qwen3Moe", **small, head_dim=8, num_experts=3, **experts),
+        config("Qwen2Moe", **small, num_experts=3, shared_expert_intermediate_size=12, **experts),
+        config("Mixtral", **small, num_local_experts=3),
+        config("Olmoe", **small, num_experts=3, num_experts_per_tok=2),
+        config("DeepseekV3", **{**small, **latent}, **routed),
+        config("Glm4Moe", **small, head_dim=8, **routed),
+        config("Phimoe", **small, num_local_experts=3),
+        config("MiniMaxM2", **small, head_dim=8, num_local_experts=4, num_experts_per_tok=2),
+        config("GptOss", **small, head_dim=8, num_local_experts=3, num_experts_per_tok=2),
+        config("Qwen3VL", text_config=dict(**small, head_dim=8, **rope), **qwen),
+        config("Qwen3VLMoe", text_config=dict(**small, head_dim=8, num_experts=3, **experts, **rope), **qwen),
+        config("Gemma3", text_config=dict(**small, head_dim=8), vision_config=square, mm_tokens_per_image=4),
+        config("Llava", text_config=dict(model_type="llama", **small), vision_config=dict(model_type="clip_vision_model", **square)),
+    ]
     bad = []
     names = lambda at: sorted(n for f in glob.glob(at + "/*.safetensors") for n in safe_open(f, "pt").keys())
-    for kind, config in configs.items():
+    for config in configs:
+        kind = config.model_type
+        auto = transformers.AutoModelForImageTextToText if hasattr(config, "vision_config") else transformers.AutoModelForCausalLM
         torch.manual_seed(2)
-        model, at = AutoModelForCausalLM.from_config(config), f"{out}/hub-{kind}"
+        model, at = auto.from_config(config), f"{out}/hub-{kind}"
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.normal_()
         dcp.save(model.state_dict(), checkpoint_id=at + "-dcp/model")
         model.save_pretrained(at + "-theirs")
         command = [binary, "convert", at + "-dcp", at, "--to", "hf", "--names", "hub", "--config", at + "-theirs", "--verify"]
-        done = subprocess.run(command + ["--tie", "lm_head.weight=model.embed_tokens.weight"] * (kind == "tied"), capture_output=True, text=True)
+        for alias, name in (getattr(model, "all_tied_weights_keys", None) or {}).items():
+            command += ["--tie", f"{alias}={name}"]
+        done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             bad.append(f"{kind} to the hub's names: exit code {done.returncode}: {done.stdout}{done.stderr}")
             continue
         if names(at) != names(at + "-theirs"):
             bad.append(f"{kind}: names {names(at)}, save_pretrained has {names(at + '-theirs')}")
-        found, want = AutoModelForCausalLM.from_pretrained(at).state_dict(), model.state_dict()
+        found, want = auto.from_pretrained(at, dtype=torch.float32).state_dict(), model.state_dict()
         bad += [f"{kind}: {n} differs" for n in want if n not in found or not torch.equal(found[n], want[n])]
     return bad, len(configs)
 

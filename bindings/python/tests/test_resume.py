@@ -1,11 +1,10 @@
 """LLaMA-Factory v1 resumes from a checkpoint that went through another format and back: the losses are those without the detour."""
 
 import pytest
+import shardwright
 import tiny
 from launch import HERE, torchrun
 from test_llamafactory import ENV, steps
-
-import shardwright
 
 pytest.importorskip("llamafactory")
 

@@ -20,7 +20,7 @@ pub const MAX_METADATA: u64 = 512 << 20;
 pub struct Metadata {
     /// The tensors, sorted by name.
     pub tensors: Vec<Tensor>,
-    /// The plain values, sorted by name.
+    /// The plain values, in the file's order, which is that of the optimizer's parameters where it was flattened.
     pub values: Vec<(String, Place)>,
     /// Where each name stands in the nested state dict, such as `["state", "a.weight", "exp_avg"]`.
     pub paths: BTreeMap<String, Path>,
@@ -86,7 +86,6 @@ impl Metadata {
             }
         }
         tensors.sort_by(|a, b| a.name.cmp(&b.name));
-        values.sort_by(|a, b| a.0.cmp(&b.0));
         if let Some(twice) = tensors.windows(2).find(|w| w[0].name == w[1].name) {
             return Err(error(format_args!("tensor '{}' twice", twice[0].name)));
         }

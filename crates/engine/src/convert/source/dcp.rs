@@ -55,11 +55,29 @@ fn place(name: &str, path: Option<&Vec<Plain>>, second: bool) -> Place {
     state.or(group).unwrap_or(Place::Model(flat))
 }
 
+/// Hyperparameters by the key of their group, in the order of first appearance.
+#[derive(Default)]
+struct Groups {
+    places: BTreeMap<String, usize>,
+    groups: Vec<(String, Vec<(String, Plain)>)>,
+}
+
+impl Groups {
+    fn add(&mut self, group: String, key: String, value: Plain) {
+        let next = self.groups.len();
+        let place = *self.places.entry(group.clone()).or_insert(next);
+        if place == next {
+            self.groups.push((group, Vec::new()));
+        }
+        self.groups[place].1.push((key, value));
+    }
+}
+
 #[derive(Default)]
 struct Found {
     tensors: Vec<Tensor>,
     states: BTreeMap<String, State>,
-    groups: BTreeMap<String, Vec<(String, Plain)>>,
+    groups: Groups,
     files: Files,
     notes: Vec<String>,
     ranks: usize,
@@ -127,7 +145,7 @@ fn read(dir: &Path, second: bool, found: &mut Found) -> Result<()> {
     for (name, item) in &metadata.values {
         let place = place(name, metadata.paths.get(name), second);
         match (items.value(item), place) {
-            (Ok(value), Place::Group(group, key)) => found.groups.entry(group).or_default().push((key, value)),
+            (Ok(value), Place::Group(group, key)) => found.groups.add(group, key, value),
             (Ok(value), Place::State(param, key)) if key == "step" => {
                 let entry = found.states.entry(param.clone()).or_insert_with(|| State { param, step: 0.0, tensors: Vec::new() });
                 entry.step = value.number().unwrap_or(0.0);
@@ -226,15 +244,12 @@ fn disjoint(chunks: &[shardwright_formats::dcp::Chunk]) -> Result<()> {
 }
 
 /// Groups come as `param_groups.0.lr` with `params` as a list, or as `param_groups.<parameter>.lr`.
-fn optimizer(
-    states: BTreeMap<String, State>,
-    groups: BTreeMap<String, Vec<(String, Plain)>>,
-    notes: &mut Vec<String>,
-) -> Option<Optimizer> {
+fn optimizer(states: BTreeMap<String, State>, groups: Groups, notes: &mut Vec<String>) -> Option<Optimizer> {
     if states.is_empty() {
         return None;
     }
-    let numbered = groups.keys().all(|key| key.parse::<usize>().is_ok());
+    let groups = groups.groups;
+    let numbered = groups.iter().all(|(key, _)| key.parse::<usize>().is_ok());
     let mut made: Vec<(usize, Group)> = Vec::new();
     for (key, mut values) in groups {
         values.sort_by(|a, b| a.0.cmp(&b.0));
@@ -248,7 +263,7 @@ fn optimizer(
                 made.push((key.parse().unwrap_or(0), Group { params: list.iter().filter_map(name).collect(), values }));
             }
             (true, _) => made.push((key.parse().unwrap_or(0), Group { params: Vec::new(), values })),
-            // One group for each set of equal hyperparameters.
+            // One group for each set of equal hyperparameters, in the optimizer's order, which the file keeps.
             (false, _) => match made.iter_mut().find(|(_, g)| g.values == values) {
                 Some((_, group)) => group.params.push(key),
                 None => made.push((made.len(), Group { params: vec![key], values })),
@@ -264,4 +279,24 @@ fn optimizer(
     let mut states: Vec<State> = states.into_values().collect();
     states.iter_mut().for_each(|s| s.tensors.sort_by(|a, b| a.0.cmp(&b.0)));
     Some(Optimizer { groups, states })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// transformers flattens the optimizer by parameter; ZeRO-3's partitions need the optimizer's own order back.
+    #[test]
+    fn a_flattened_optimizer_keeps_the_order_of_its_parameters() {
+        let mut groups = Groups::default();
+        for (param, lr) in [("w", 0.1), ("b", 0.5), ("a", 0.1)] {
+            for (key, value) in [("lr", Plain::Float(lr)), ("amsgrad", Plain::Bool(false))] {
+                groups.add(param.into(), key.into(), value);
+            }
+        }
+        let state = |param: &str| (param.to_owned(), State { param: param.to_owned(), step: 1.0, tensors: Vec::new() });
+        let found = optimizer(["a", "b", "w"].map(state).into_iter().collect(), groups, &mut Vec::new()).unwrap();
+        assert_eq!(found.groups.iter().map(|g| g.params.clone()).collect::<Vec<_>>(), [vec!["w", "a"], vec!["b"]]);
+        assert_eq!(found.groups[1].values[1], ("lr".to_owned(), Plain::Float(0.5)));
+    }
 }
