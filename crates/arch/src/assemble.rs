@@ -480,7 +480,8 @@ impl<'a, 'c> Assembler<'a, 'c> {
             targets.all.iter_mut().for_each(|target| target.from.sort_unstable_by_key(|&(source, _)| source));
             return targets.all;
         }
-        let mut patterns: HashMap<String, Option<(Pattern, bool)>> = HashMap::new();
+        let mut patterns: HashMap<String, Option<(Pattern, Option<bool>)>> = HashMap::new();
+        let numbered = self.tree.has_numbered();
         let (mut key, mut numbers, mut name) = (String::new(), Vec::new(), String::new());
         for (i, source) in sources.iter().enumerate() {
             template(&source.name, &mut key, &mut numbers);
@@ -496,16 +497,17 @@ impl<'a, 'c> Assembler<'a, 'c> {
                 let settled = self.settle(&marked, renamed, taken);
                 let pattern = by_renames.and_then(|by_renames| {
                     // A number that picks a module of a sequence is not like any other: such names are looked up one by one.
-                    let pattern = if settled.found { Pattern::new(&settled.name, settled.taken, numbers.len())? } else { by_renames };
-                    Some((pattern, settled.found))
+                    let alike = settled.found || !numbered;
+                    let pattern = if alike { Pattern::new(&settled.name, settled.taken, numbers.len())? } else { by_renames };
+                    Some((pattern, alike.then_some(settled.found)))
                 });
                 patterns.insert(key.clone(), pattern);
             }
             match patterns.get(&key).and_then(Option::as_ref) {
                 Some((pattern, found)) => {
                     pattern.fill(&numbers, &mut name);
-                    if *found {
-                        targets.add(&name, true, i, pattern.taken);
+                    if let Some(found) = *found {
+                        targets.add(&name, found, i, pattern.taken);
                     } else {
                         let renamed = self.settle(&source.name, name.clone(), pattern.taken);
                         targets.add(&renamed.name, renamed.found, i, renamed.taken);

@@ -234,6 +234,13 @@ impl<'c> Tree<'c> {
         self.modules[at.module].children.iter().zip(links.iter().map(Vec::as_slice))
     }
 
+    /// Whether some name is a number that no list has: of a module in a sequence, `0`, unlike the others.
+    pub fn has_numbered(&self) -> bool {
+        let numbered = |name: &str| name.split('.').any(|part| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit()));
+        let of = |m: &Module| m.entries.iter().any(|e| numbered(&e.name)) || m.children.iter().any(|c| numbered(&c.name));
+        self.modules.iter().any(of) || self.absent.iter().any(|name| numbered(name))
+    }
+
     /// Finds a name of the model.
     pub fn find(&self, name: &str, choices: &Choices) -> Option<Found> {
         if self.is_absent(name) {

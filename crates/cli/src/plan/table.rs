@@ -22,7 +22,9 @@ pub fn render(config: &str, prediction: &Prediction, several: bool) -> String {
     text += &headline(prediction, world);
     let fullest = world.ranks.iter().find(|g| g.ranks.iter().any(|[a, b]| (*a..=*b).contains(&world.peak.rank))).or(world.ranks.first());
     if let Some(group) = fullest {
-        text += &format!("\nrank {}, the fullest:\n", ranges(group));
+        let ranks = ranges(group);
+        let word = if ranks.bytes().all(|b| b.is_ascii_digit()) { "rank" } else { "ranks" };
+        text += &format!("\n{word} {ranks}, the fullest:\n");
         text += &breakdown(group);
     }
     if world.ranks.len() > 1 {
