@@ -67,18 +67,19 @@ class Balloon:
     # Bytes that stay free, so that nothing else, the page cache above all, has to give way.
     SPARE = 1 << 30
 
-    def __init__(self, gigabytes):
+    def __init__(self, gigabytes, most=None):
         self.parts, self.given = [], gigabytes << 30
+        self.most = sys.maxsize if most is None else most << 30
 
     def fill(self):
-        while free_memory() > self.SPARE + self.PART:
+        while free_memory() > self.SPARE + self.PART and len(self.parts) * self.PART < self.most:
             self.parts.append(self._touched(self.PART))
 
     def release(self):
         """What was asked for at once; the rest bit by bit, for a load that takes long and would find the memory gone again."""
         self.fill()
         # The spare memory too is touched once, a moment ago, when the load begins.
-        spare = self._touched(max(mmap.PAGESIZE, free_memory() - self.SPARE // 4))
+        spare = self._touched(max(mmap.PAGESIZE, min(free_memory(), 2 * self.SPARE) - self.SPARE // 4))
         for _ in range(min(self.given // self.PART, len(self.parts))):
             self.parts.pop().close()
         spare.close()

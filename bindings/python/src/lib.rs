@@ -37,6 +37,6 @@ mod _native {
     /// Runs the command line and returns its exit code.
     #[pyfunction]
     fn main(py: Python<'_>, arguments: Vec<OsString>) -> u8 {
-        py.detach(|| shardwright_cli::main_from(arguments))
+        py.detach(|| shardwright_cli::main_from(arguments, crate::plugin::all))
     }
 }

@@ -239,8 +239,12 @@ macro_rules! entries {
 
 /// What is linked, and what Python registered.
 pub fn registry() -> PyResult<Registry> {
-    let wrong = |d: Diagnostic| errors::raise("ConfigError", &d.message);
-    let linked = Registry::linked().map_err(wrong)?;
+    all().map_err(|d| errors::raise("ConfigError", &d.message))
+}
+
+/// As [`registry`], for the command line.
+pub fn all() -> Result<Registry, Diagnostic> {
+    let linked = Registry::linked()?;
     let place = |(file, line): (&'static str, u32)| Place::new("python", env!("CARGO_PKG_VERSION"), shardwright::core::VERSION, file, line);
     let nowhere = place(("", 0));
     let strategies: [StrategyEntry; SLOTS] = entries!(StrategyEntry, false, nowhere; 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
@@ -256,7 +260,7 @@ pub fn registry() -> PyResult<Registry> {
     let strategies: Vec<_> = strategies.into_iter().zip(locked(&STRATEGIES).iter()).map(own).collect();
     let policies: Vec<_> = policies.into_iter().zip(locked(&POLICIES).iter()).map(own_policy).collect();
     let all = linked.strategies().iter().copied().chain(strategies);
-    Registry::new(all, linked.policies().iter().copied().chain(policies)).map_err(wrong)
+    Registry::new(all, linked.policies().iter().copied().chain(policies))
 }
 
 fn leaked(text: String) -> &'static str {

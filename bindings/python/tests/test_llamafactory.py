@@ -26,20 +26,30 @@ def steps(printed):
     return found
 
 
-def stock(home, config):
-    return steps(torchrun(2, HERE / "sft.py", config, cwd=home, env=ENV))
-
-
-def ours(home, config):
-    printed = torchrun(2, "-m", "shardwright.llamafactory", "sft", config, cwd=home, env=ENV)
+def train(home, config, *launched, ok=True):
+    printed = torchrun(2, *launched, config, cwd=home, env=ENV, ok=ok)
     return steps(printed), printed
 
 
-@pytest.mark.parametrize(("engine", "kind"), [("fsdp2", "dense"), ("fsdp2", "moe"), ("zero3", "tied")])
-def test_ten_steps_are_those_without_us(home, engine, kind):
-    name = f"{engine}-{kind}"
-    want = stock(home, tiny.save_config(home, f"{name}-stock", kind, engine))
-    got, printed = ours(home, tiny.save_config(home, f"{name}-ours", kind, engine))
+STOCK, OURS = (HERE / "sft.py",), ("-m", "shardwright.llamafactory", "sft")
+
+
+@pytest.mark.parametrize(
+    ("engine", "kind", "resumes"),
+    [("fsdp2", "dense", True), ("fsdp2", "moe", False), ("zero3", "tied", True), ("zero3", "moe", False)],
+)
+def test_ten_steps_are_those_without_us(home, engine, kind, resumes):
+    """Both save at step 5, and both resume what they saved to the same five steps. What LLaMA-Factory saves of a mixture of experts under ZeRO-3
+    at the end of a run fails, with us and without; its losses before that are compared."""
+    name, ok = f"{engine}-{kind}", (engine, kind) != ("zero3", "moe")
+    saves = {"save_steps": 5} if resumes else {}
+    want, _ = train(home, tiny.save_config(home, f"{name}-stock", kind, engine, **saves), *STOCK, ok=ok)
+    got, printed = train(home, tiny.save_config(home, f"{name}-ours", kind, engine, **saves), *OURS, ok=ok)
     assert len(want) == 10 and got == want
     if engine == "fsdp2":
         assert "shardwright filled the model" in printed
+    if resumes:
+        for side, launched in (("stock", STOCK), ("ours", OURS)):
+            again = {"resume_from_checkpoint": f"out-{name}-{side}/checkpoint-5"}
+            resumed, _ = train(home, tiny.save_config(home, f"{name}-{side}-again", kind, engine, **again), *launched)
+            assert resumed == {step: want[step] for step in range(6, 11)}, side

@@ -1,10 +1,14 @@
 """Strategies and precision policies in Python: registered, chosen from a YAML, proven."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 torch = pytest.importorskip("torch")
 import shardwright  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 from shardwright import testkit  # noqa: E402
 
 
@@ -115,3 +119,76 @@ def test_errors_of_a_class_are_errors_of_the_plan(home):
         shardwright.strategy("rows")(Rows)
     with pytest.raises(shardwright.ConfigError, match="plan"):
         shardwright.strategy("test/none")(object)
+
+
+PLUGIN = '''
+import shardwright
+
+@shardwright.strategy("{name}/halves")
+class Halves:
+    """Cuts matrices along their last dim."""
+
+    def plan(self, input):
+        return input.plan(lambda t: input.chunked(t, len(t.shape) - 1) if len(t.shape) > 1 else input.replicated(t))
+
+@shardwright.precision("{name}/narrow")
+class Narrow:
+    """Everything in float16."""
+
+    def decide(self, tensor, trainable):
+        return "float16"
+'''
+
+
+def command(*arguments, cwd, path=""):
+    run = [sys.executable, "-m", "shardwright", *map(str, arguments)]
+    return subprocess.run(run, cwd=cwd, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(path), "RUST_BACKTRACE": "0"})
+
+
+def test_the_command_takes_plugins(home):
+    path, tensors = home
+    (path / "mine.py").write_text(PLUGIN.format(name="mine"))
+    own = "shardwright: {precision: {name: mine/narrow}}\n"
+    train = config(path, "name: mine/halves", own)
+    for plugin in (path / "mine.py", "mine"):
+        load = command("load", train, "--world-size", "2", "--save", path / "out", "--overwrite", "--plugin", plugin, cwd=path)
+        assert load.returncode == 0, load.stderr
+    saved = {n: t for f in sorted((path / "out").glob("*.safetensors")) for n, t in load_file(f).items()}
+    assert saved and {t.dtype for t in saved.values()} == {torch.float16} and tensors["layers.0.w"].shape == (5, 6)
+    assert "mine/halves" in command(f"--plugin={path / 'mine.py'}", "strategies", cwd=path).stdout
+    for subcommand in ("resolve", "plan"):
+        shown = command(subcommand, train, "--plugin", "mine", "--world-size", "2", cwd=path)
+        assert shown.returncode == 0 and "mine/halves" in shown.stdout, shown.stderr
+    assert "mine/halves" in command("--plugin", "mine", "schema", cwd=path).stdout
+    without = command("load", train, cwd=path)
+    assert without.returncode and "mine/halves" in without.stderr
+    assert "--plugin" in command("--help", cwd=path).stdout
+
+
+def test_what_is_wrong_with_a_plugin_is_said(home):
+    path, _ = home
+    (path / "broken.py").write_text("1/0")
+    for given, message in (
+        (["--plugin", "broken"], "--plugin broken: cannot be imported: ZeroDivisionError"),
+        (["--plugin", "nowhere.py"], "nowhere.py: cannot be imported: FileNotFoundError"),
+        (["--plugin"], "--plugin needs a value"),
+    ):
+        said = command("strategies", *given, cwd=path)
+        assert said.returncode == 2 and message in said.stderr and "Traceback" not in said.stderr, said
+
+
+def test_installed_packages_bring_plugins(home):
+    path, _ = home
+    site = path / "site"
+    for name, text in (("good", PLUGIN.format(name="good")), ("bad", "import nothing_of_that_name")):
+        (site / f"{name}-1.0.dist-info").mkdir(parents=True)
+        (site / f"{name}-1.0.dist-info" / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (site / f"{name}-1.0.dist-info" / "entry_points.txt").write_text(f"[shardwright.plugins]\n{name} = {name}_plugin\n")
+        (site / f"{name}_plugin.py").write_text(text)
+    listed = command("strategies", cwd=path, path=site)
+    assert listed.returncode == 0 and "good/halves" in listed.stdout
+    assert "warning: plugin 'bad' (bad_plugin) cannot be imported: ModuleNotFoundError" in listed.stderr
+    train = config(path, "name: good/halves")
+    code = f"import shardwright; print(shardwright.plan({str(train)!r}, world_size=2).strategy)"
+    plan = subprocess.run([sys.executable, "-c", code], cwd=path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(site)})
+    assert "good/halves" in plan.stdout, plan.stderr

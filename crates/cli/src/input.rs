@@ -11,6 +11,7 @@ use shardwright_core::{
 use shardwright_engine::{Checkpoint, EngineError, IoOptions, ReadMethod, World, WorldFlags, run, setup};
 
 use crate::{
+    Plugins,
     args::{IoArgs, WorldArgs},
     exit::Failure,
     output::print_note,
@@ -63,9 +64,9 @@ impl From<Refused> for Failure {
 }
 
 /// Reads the config, prints what is odd about it, and opens the checkpoint.
-pub fn read(config: &Path, overrides: &[String], world: WorldArgs, io: &IoArgs) -> Result<Input, Failure> {
+pub fn read(config: &Path, overrides: &[String], world: WorldArgs, io: &IoArgs, plugins: Plugins) -> Result<Input, Failure> {
     let world = known_world(world)?;
-    let registry = Registry::linked().map_err(|d| render::failure(&[d], &[]))?;
+    let registry = plugins().map_err(|d| render::failure(&[d], &[]))?;
     let print = |note: Note<'_>| match note {
         Note::Findings(diagnostics, sources) => render::warn(diagnostics, sources),
         Note::Warning(text) => print_note(&format!("warning: {text}")),

@@ -30,6 +30,7 @@ pub use host::{Prepared, Stopped, prepare, resolve as resolve_config};
 use std::{ffi::OsString, io::Write, process::ExitCode};
 
 use clap::Parser;
+use shardwright_core::{diagnostic::Diagnostic, registry::Registry};
 
 use crate::args::{Cli, Command};
 
@@ -42,13 +43,17 @@ fn report_file_size_limits() {
 
 /// Runs the program with this process's arguments. A binary with its own strategies calls this after naming their crates.
 pub fn main() -> ExitCode {
-    ExitCode::from(run(Cli::parse()))
+    ExitCode::from(run(Cli::parse(), Registry::linked))
 }
 
-/// Runs the program with these arguments, the program's name first, and returns its exit code; for hosts in other languages.
-pub fn main_from<T: Into<OsString> + Clone>(arguments: impl IntoIterator<Item = T>) -> u8 {
+/// Makes the registry of strategies and precision policies.
+type Plugins = fn() -> Result<Registry, Diagnostic>;
+
+/// Runs the program with these arguments, the program's name first, and with this registry, and returns its exit code; for hosts in other
+/// languages, whose strategies are not linked.
+pub fn main_from<T: Into<OsString> + Clone>(arguments: impl IntoIterator<Item = T>, registry: fn() -> Result<Registry, Diagnostic>) -> u8 {
     match Cli::try_parse_from(arguments) {
-        Ok(cli) => run(cli),
+        Ok(cli) => run(cli, registry),
         Err(usage) => {
             // Help and version are printed this way too; a closed standard stream leaves the exit code.
             drop(usage.print());
@@ -57,18 +62,18 @@ pub fn main_from<T: Into<OsString> + Clone>(arguments: impl IntoIterator<Item = 
     }
 }
 
-fn run(cli: Cli) -> u8 {
+fn run(cli: Cli, plugins: Plugins) -> u8 {
     report_file_size_limits();
     let done = match cli.command {
-        Command::Load(args) => load::run(&args),
-        Command::Resolve(args) => resolve::run(&args),
-        Command::Plan(args) => plan::run(&args),
+        Command::Load(args) => load::run(&args, plugins),
+        Command::Resolve(args) => resolve::run(&args, plugins),
+        Command::Plan(args) => plan::run(&args, plugins),
         Command::Verify(args) => verify::run(&args),
         Command::Convert(args) => convert::convert(&args),
         Command::Diff(args) => convert::compare(&args),
         Command::Inspect(args) => inspect::run(&args),
-        Command::Strategies(args) => strategies::run(&args),
-        Command::Schema(args) => schema::run(&args),
+        Command::Strategies(args) => strategies::run(&args, plugins),
+        Command::Schema(args) => schema::run(&args, plugins),
     };
     let exit = done.unwrap_or_else(|failure| {
         // A closed standard error leaves the exit code.

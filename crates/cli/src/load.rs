@@ -15,6 +15,7 @@ use shardwright_engine::{
 };
 
 use crate::{
+    Plugins,
     args::{Format, LoadArgs},
     device::{self, Placed},
     exit::{Exit, Failure},
@@ -28,8 +29,8 @@ use crate::{
 };
 
 /// Runs the command.
-pub fn run(args: &LoadArgs) -> Result<Exit, Failure> {
-    let input = input::read(&args.config, &args.overrides, args.world, &args.io)?;
+pub fn run(args: &LoadArgs, plugins: Plugins) -> Result<Exit, Failure> {
+    let input = input::read(&args.config, &args.overrides, args.world, &args.io, plugins)?;
     let plan = plan(&input)?;
     let ranks = ranks(&input, &plan)?;
     if args.io.explain_io {

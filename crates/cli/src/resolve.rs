@@ -12,13 +12,14 @@ use shardwright_config::{
     Outcome, Resolved,
     output::{Difference, flat, origin_in_short},
 };
-use shardwright_core::{diagnostic::Diagnostic, registry::Registry};
+use shardwright_core::diagnostic::Diagnostic;
 use shardwright_engine::{
     EngineError, ErrorKind, World, WorldFlags,
     setup::{self, Setup},
 };
 
 use crate::{
+    Plugins,
     args::{ResolveArgs, ResolveFormat},
     exit::{Exit, Failure},
     output::{Written, print, print_next, print_note, write_whole},
@@ -28,10 +29,10 @@ use crate::{
 };
 
 /// Runs the command.
-pub fn run(args: &ResolveArgs) -> Result<Exit, Failure> {
+pub fn run(args: &ResolveArgs, plugins: Plugins) -> Result<Exit, Failure> {
     let (configs, overrides) = arguments(args)?;
     let world = World::from_process(WorldFlags { rank: None, world_size: args.world_size })?;
-    let registry = Registry::linked().map_err(|d| render::failure(&[d], &[]))?;
+    let registry = plugins().map_err(|d| render::failure(&[d], &[]))?;
     for path in args.lock.iter().chain(&args.check) {
         distinct_locks(path, &configs)?;
     }

@@ -1,10 +1,10 @@
 //! `shardwright schema`: the JSON Schema of the YAML.
 
 use shardwright_config::schema::schema;
-use shardwright_core::registry::Registry;
 use shardwright_engine::architecture::architecture_schema;
 
 use crate::{
+    Plugins,
     args::SchemaArgs,
     exit::{Exit, Failure},
     output::{print, print_next},
@@ -12,13 +12,13 @@ use crate::{
 };
 
 /// Runs the command.
-pub fn run(args: &SchemaArgs) -> Result<Exit, Failure> {
+pub fn run(args: &SchemaArgs, plugins: Plugins) -> Result<Exit, Failure> {
     if args.architecture {
         print(&format!("{:#}\n", architecture_schema()))?;
         print_next("shardwright inspect MODEL --as-model --architecture FILE shows what such a file makes of a checkpoint");
         return Ok(Exit::Done);
     }
-    let registry = Registry::linked().map_err(|d| render::failure(&[d], &[]))?;
+    let registry = plugins().map_err(|d| render::failure(&[d], &[]))?;
     print(&format!("{:#}\n", schema(&registry)))?;
     print_next("kept in a file, editors check against it: # yaml-language-server: $schema=FILE as the first line of a config");
     Ok(Exit::Done)

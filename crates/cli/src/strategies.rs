@@ -9,6 +9,7 @@ use shardwright_core::{
 };
 
 use crate::{
+    Plugins,
     args::{Format, StrategiesArgs},
     exit::{Exit, Failure},
     output::{print, print_next},
@@ -17,8 +18,8 @@ use crate::{
 };
 
 /// Runs the command.
-pub fn run(args: &StrategiesArgs) -> Result<Exit, Failure> {
-    let registry = Registry::linked().map_err(|d| render::failure(&[d], &[]))?;
+pub fn run(args: &StrategiesArgs, plugins: Plugins) -> Result<Exit, Failure> {
+    let registry = plugins().map_err(|d| render::failure(&[d], &[]))?;
     let text = match (&args.name, args.format) {
         (None, Format::Table) => list(&registry),
         (None, Format::Json) => format!("{:#}\n", listed(&registry)),

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from . import _native
 from ._errors import ConfigError
+from ._plugin import load_installed
 from ._progress import Bar
 
 logger = logging.getLogger("shardwright")
@@ -90,6 +91,7 @@ def resolve(config: AnyPath, overrides: Overrides = (), *, world_size: int | Non
         ConfigError: the file cannot be read.
         WorldError: ranks and world size are contradictory.
     """
+    load_installed(logger.warning)
     done = _native.resolve(Path(config), _overrides(overrides), world_size=world_size)
     return Resolution(Path(config), json.loads(done.json()), done.findings, done)
 
@@ -162,6 +164,7 @@ def plan(config: AnyPath, overrides: Overrides = (), *, rank: int | None = None,
         PlanError: the strategy refuses the model or the mesh.
         WorldError: ranks and world size are contradictory.
     """
+    load_installed(logger.warning)
     done = _native.plan(Path(config), _overrides(overrides), rank=rank, world_size=world_size)
     for note in done.notes:
         logger.warning("%s", note)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import re
@@ -15,7 +16,7 @@ import torch
 from . import _native
 from ._errors import ConfigError, PlanError, UnsupportedError
 from ._hub import open_checkpoint
-from ._model import Part, Slot, base_of, check_writable, initialise, materialise, part, reshard, slots
+from ._model import Part, Slot, base_of, check_writable, initialise, materialise, part, refresh, reshard, slots
 from ._progress import Bar as _Bar
 from ._trace import Recipe, Traced, trace
 
@@ -153,6 +154,17 @@ def _collective_device() -> torch.device:
 
 
 def _fill(model: torch.nn.Module, checkpoint: Any, options: Options) -> LoadReport:
+    # Many small objects are made and none of them in cycles: the collector would go through them again and again.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        return _fill_all(model, checkpoint, options)
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _fill_all(model: torch.nn.Module, checkpoint: Any, options: Options) -> LoadReport:
     started = time.perf_counter()
     opened = open_checkpoint(checkpoint)
     reshard(model)
@@ -161,10 +173,8 @@ def _fill(model: torch.nn.Module, checkpoint: Any, options: Options) -> LoadRepo
     report, jobs, new = resolve(model, opened, kept, options)
     fresh = materialise(whole, options.device)
     if fresh:
-        # Buffers are other tensors now, and `_apply` may have replaced local tensors.
-        at = {s.names[0]: s for of in slots(model) for s in of}
         for slot in [*(j[0] for j in jobs), *new, *transient]:
-            slot.tensor = at[slot.name].tensor
+            refresh(slot)
     with torch.no_grad():
         read(model, opened, jobs, report, options)
         if not options.defer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -97,6 +98,14 @@ def slots(model: torch.nn.Module) -> tuple[list[Slot], list[Slot]]:
     return list(kept.values()), list(other.values())
 
 
+def refresh(slot: Slot) -> None:
+    """Looks up the slot's tensor again, after `_apply`: buffers are other tensors then."""
+    module, name = slot.modules[0]
+    found = (module._buffers if slot.buffer else module._parameters)[name]
+    if found is not None:
+        slot.tensor = found
+
+
 def reshard(model: torch.nn.Module) -> None:
     """FSDP2 units that a forward left gathered hold plain parameters; their shards are what is filled."""
     for module in model.modules():
@@ -122,15 +131,23 @@ def materialise(model: torch.nn.Module, device: torch.device | str | None) -> se
         return set()
     on_cpu = _offloaded(model)
     made: dict[int, torch.Tensor] = {}
+    devices: dict[int, torch.device] = {}
 
     def give(tensor: torch.Tensor) -> torch.Tensor:
         if not tensor.is_meta:
             return tensor
         if id(tensor) not in made:
-            to = "cpu" if id(tensor) in on_cpu else device if device is not None else _device_of(tensor)
-            made[id(tensor)] = torch.empty_like(tensor, device=to)
+            to: torch.device | str | None = "cpu" if id(tensor) in on_cpu else device
+            if to is None:
+                mesh = id(getattr(tensor, "device_mesh", None))
+                if mesh not in devices:
+                    devices[mesh] = _device_of(tensor)
+                to = devices[mesh]
+            made[id(tensor)] = _empty_like(tensor, to)
         return made[id(tensor)]
 
+    if _give_directly(model, give):
+        return {id(t) for t in meta} | {id(t) for t in made.values()}
     swap = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(True)
     try:
@@ -139,6 +156,54 @@ def materialise(model: torch.nn.Module, device: torch.device | str | None) -> se
         torch.__future__.set_swap_module_params_on_conversion(swap)
     # Parameters were swapped in place; buffers are new tensors.
     return {id(t) for t in meta} | {id(t) for t in made.values()}
+
+
+def _give_directly(model: torch.nn.Module, give: Callable[[torch.Tensor], torch.Tensor]) -> bool:
+    """What `model._apply(give)` does, without the steps that only matter to parameters with values or gradients, which take torch several
+    times as long. False, and nothing is done, where a module has an `_apply` of its own, or torch another form than is known."""
+    modules = list(model.modules())
+    known: set[Any] = {torch.nn.Module._apply}
+    sharded: list[Any] = []
+    for module in modules:
+        if hasattr(module, "_get_fsdp_state"):
+            state: Any = module._get_fsdp_state()
+            groups = getattr(state, "_fsdp_param_groups", None) or [getattr(state, "_fsdp_param_group", None)]
+            sharded += [p for g in groups if g is not None for p in g.fsdp_params]
+            known |= {c.__dict__["_apply"] for c in type(module).__mro__ if c.__name__ == "FSDPModule" and "_apply" in c.__dict__}
+        if type(module)._apply not in known:
+            return False
+    if not all(hasattr(p, "reset_sharded_param") for p in sharded) or any(p.is_meta and p.grad is not None for p in model.parameters()):
+        return False
+    with torch.no_grad():
+        for module in modules:
+            for parameter in module._parameters.values():
+                if parameter is not None and parameter.is_meta:
+                    value = give(parameter).requires_grad_(parameter.requires_grad)
+                    if type(value) is torch.Tensor:
+                        value = torch.nn.Parameter(value, requires_grad=parameter.requires_grad)
+                    else:
+                        value._is_param = True  # type: ignore[attr-defined]
+                    # The object stays, so ties and optimizers survive.
+                    torch.utils.swap_tensors(parameter, value)
+            for name, buffer in module._buffers.items():
+                if buffer is not None and buffer.is_meta:
+                    module._buffers[name] = give(buffer)
+        for parameter in sharded:
+            parameter.reset_sharded_param()
+    return True
+
+
+def _empty_like(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """`torch.empty_like(tensor, device=device)` of a tensor on meta, which takes torch 100 µs, and more of a DTensor."""
+    local = getattr(tensor, "_local_tensor", None)
+    if local is None:
+        plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.is_contiguous() and tensor.layout is torch.strided
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device=device) if plain else torch.empty_like(tensor, device=device)
+    if type(local) is torch.Tensor and local.is_contiguous() and local.layout is torch.strided:
+        with contextlib.suppress(TypeError, AttributeError):
+            memory = torch.empty(local.shape, dtype=local.dtype, device=device)
+            return type(tensor)(memory, tensor._spec, requires_grad=False)  # type: ignore[call-arg, attr-defined]
+    return torch.empty_like(tensor, device=device)
 
 
 def _device_of(tensor: torch.Tensor) -> torch.device:
@@ -173,7 +238,7 @@ def part(slot: Slot) -> Part:
         chunk = -(-(end - first) // mesh.size(axis))
         begin = min(first + at[axis] * chunk, end)
         ranges[dim] = (begin, min(begin + chunk, end))
-    local = tensor.detach()._local_tensor  # type: ignore[attr-defined]
+    local = tensor._local_tensor.detach()  # type: ignore[attr-defined]
     if local.shape != tuple(b - a for a, b in ranges):
         found = tuple(local.shape)
         raise PlanError(f"tensor '{slot.name}': expected a local shape of {tuple(b - a for a, b in ranges)}, found {found}")

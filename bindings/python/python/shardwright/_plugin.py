@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.metadata
+import importlib.util
 import inspect
 import json
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 from . import _native
-from ._errors import ConfigError, PlanError
+from ._errors import ConfigError, PlanError, ShardwrightError
 
 Class = TypeVar("Class", bound=type)
+
+GROUP = "shardwright.plugins"
+PLUGIN_FLAG = "--plugin"
 
 KINDS: dict[Any, str] = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
 
@@ -165,6 +174,78 @@ def precision(name: str) -> Callable[[Class], Class]:
         return cls
 
     return register
+
+
+# ---- packages that bring their own
+
+
+def take_plugins(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The modules that `--plugin` names, and the other arguments.
+
+    Raises:
+        ConfigError: the flag has no value.
+    """
+    modules, rest = [], []
+    left = iter(arguments)
+    for argument in left:
+        if argument == "--":
+            rest += [argument, *left]
+        elif argument == PLUGIN_FLAG:
+            module = next(left, "")
+            if not module or module.startswith("-"):
+                raise ConfigError(f"{PLUGIN_FLAG} needs a value: a module's name or a .py file")
+            modules.append(module)
+        elif argument.startswith(PLUGIN_FLAG + "="):
+            modules.append(argument.partition("=")[2])
+        else:
+            rest.append(argument)
+    return modules, rest
+
+
+def load_module(name: str) -> None:
+    """Imports a module, or a file that ends in .py, whose classes register themselves.
+
+    Raises:
+        ConfigError: it cannot be imported.
+    """
+    try:
+        if not name.endswith(".py"):
+            here = os.getcwd()
+            if here not in sys.path and "" not in sys.path:
+                sys.path.append(here)
+            importlib.import_module(name)
+            return
+        path = Path(name)
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        if spec is None or spec.loader is None:
+            raise ImportError("not a Python module")
+        module = importlib.util.module_from_spec(spec)
+        # Where `inspect` looks for the source of its classes.
+        sys.modules.setdefault(path.stem, module)
+        spec.loader.exec_module(module)
+    except ShardwrightError as error:
+        raise ConfigError(f"{PLUGIN_FLAG} {name}: {error}") from error
+    except Exception as error:
+        raise ConfigError(f"{PLUGIN_FLAG} {name}: cannot be imported: {type(error).__name__}: {error}") from error
+
+
+_installed: list[str] | None = None
+
+
+def load_installed(warn: Callable[[str], None]) -> list[str]:
+    """Imports, once a process, what installed packages name as entry points of the group `shardwright.plugins`. One that fails is a warning:
+    another package must not keep the command from working. Returns their names."""
+    global _installed
+    if _installed is None:
+        _installed = []
+        for entry in importlib.metadata.entry_points(group=GROUP):
+            try:
+                entry.load()
+            except Exception as error:
+                warn(f"plugin '{entry.name}' ({entry.value}) cannot be imported: {type(error).__name__}: {error}")
+            else:
+                _installed.append(entry.name)
+    return _installed
 
 
 def _fits(value: Any, default: Any) -> bool:

@@ -25,6 +25,7 @@ use shardwright_memory::{
 };
 
 use crate::{
+    Plugins,
     args::{PlanArgs, PlanFormat},
     exit::{Exit, Failure},
     output::{Written, check_writable, print, print_next, print_note, write_whole},
@@ -33,14 +34,14 @@ use crate::{
 };
 
 /// Runs the command.
-pub fn run(args: &PlanArgs) -> Result<Exit, Failure> {
+pub fn run(args: &PlanArgs, plugins: Plugins) -> Result<Exit, Failure> {
     let (configs, overrides) = arguments(args)?;
     if configs.len() > 1 && args.format == PlanFormat::Html {
         return Err(Failure::new(Exit::Usage, "--format html takes one CONFIG; --compare puts strategies and world sizes on its page"));
     }
     let written = if args.format == PlanFormat::Json { Written::Plan } else { Written::Page };
     args.out.as_deref().map(|file| check_writable(file, written)).transpose()?;
-    let registry = Registry::linked().map_err(|d| render::failure(&[d], &[]))?;
+    let registry = plugins().map_err(|d| render::failure(&[d], &[]))?;
     let mut predictions = Vec::new();
     for config in &configs {
         predictions.push((config.display().to_string(), one(args, config, &overrides, &registry)?));
