@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Times `shardwright convert` beside the tools that it replaces, on one checkpoint, both sides in one run.
 
-    python scripts/convert-peers.py BINARY [--gb 3] [--dir DIR] [--rounds 3]
+    python scripts/convert-peers.py BINARY [--gb 3] [--dir DIR] [--rounds 3] [--only ROW]
 
 Peers: DeepSpeed's zero_to_fp32 and ds_to_universal, torch's dcp_to_torch_save, and a bare copy of the source's bytes, synced. Each run is a
 process of its own. A peer's time is that of its function, without imports; shardwright's is that of the whole process. Memory is the process's
@@ -106,6 +106,7 @@ def main():
     parse.add_argument("--gb", type=float, default=3)
     parse.add_argument("--dir")
     parse.add_argument("--rounds", type=int, default=3)
+    parse.add_argument("--only", action="append", help="zero_to_fp32, ds_to_universal, dcp_to_torch_save, or copy")
     args = parse.parse_args()
     binary = os.path.abspath(args.binary)
     with tempfile.TemporaryDirectory(dir=args.dir) as out:
@@ -127,7 +128,7 @@ def main():
              lambda: ours(binary, dcp + "/model", target, "--to", "hf"), dcp + "/model"),
             ("copy", lambda: copy(zero, target), lambda: ours(binary, zero, target, "--to", "zero3", "--ranks", "2"), zero),
         ]
-        for name, theirs, own, source in rows:
+        for name, theirs, own, source in (row for row in rows if not args.only or row[0] in args.only):
             best = {}
             for _ in range(args.rounds):
                 for who, run in (("peer", theirs), ("shardwright", own)):
@@ -137,7 +138,8 @@ def main():
                     best[who] = min(best.get(who, found), found)
             (a, x), (b, y) = best["peer"], best["shardwright"]
             memory = f", memory {x:.0f} MiB against {y:.0f}: 1/{x / y:.0f}" if x else ""
-            print(f"{name}: {a:.2f} s, shardwright {b:.2f} s: {a / b:.1f} times as fast{memory}", flush=True)
+            load = f", load {os.getloadavg()[0]:.1f}"
+            print(f"{name}: {a:.2f} s, shardwright {b:.2f} s: {a / b:.1f} times as fast{memory}{load}", flush=True)
 
 
 if __name__ == "__main__":

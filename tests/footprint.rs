@@ -10,6 +10,7 @@ use shardwright_core::{
 };
 use shardwright_engine::{
     CancelToken, Checkpoint, IoOptions, Loader, ReadMethod,
+    convert::{Contents, Conversion, ConvertOptions, Target},
     generate::{Content, Qwen3, write_checkpoint},
     memory::{available, process_memory},
     save::Saver,
@@ -21,16 +22,17 @@ const MIB: f64 = 1048576.0;
 fn main() {
     if let Ok(job) = env::var("FOOTPRINT_JOB") {
         let job: Value = serde_json::from_str(&job).unwrap();
-        let answer = match (job["soak"].as_bool(), job["verify"].as_str()) {
-            (Some(true), _) => soak(&job),
-            (_, Some(dir)) => verify(dir.as_ref()),
+        let answer = match (job["soak"].as_bool(), job["verify"].as_str(), job["convert"].as_str()) {
+            (Some(true), ..) => soak(&job),
+            (_, Some(dir), _) => verify(dir.as_ref()),
+            (_, _, Some(target)) => convert(&job, target.as_ref()),
             _ => load(&job),
         };
         println!("{answer}");
         return;
     }
     let filter = env::args().skip(1).find(|a| !a.starts_with('-')).unwrap_or_default();
-    let tests: [(&str, fn()); 6] = [
+    let tests: [(&str, fn()); 7] = [
         ("memory_beyond_the_shards_is_bounded_whatever_the_size", memory_beyond_the_shards_is_bounded_whatever_the_size),
         ("a_rank_reads_what_it_needs_and_no_more", a_rank_reads_what_it_needs_and_no_more),
         ("a_thousand_loads_leave_nothing_behind", a_thousand_loads_leave_nothing_behind),
@@ -38,6 +40,7 @@ fn main() {
             "a_save_from_the_checkpoint_needs_little_memory_whatever_the_size",
             a_save_from_the_checkpoint_needs_little_memory_whatever_the_size,
         ),
+        ("a_conversion_needs_little_memory_whatever_the_size", a_conversion_needs_little_memory_whatever_the_size),
         ("a_save_and_its_verification_need_little_memory_a_tensor", a_save_and_its_verification_need_little_memory_a_tensor),
         ("hundreds_of_files_need_few_descriptors_and_little_memory", hundreds_of_files_need_few_descriptors_and_little_memory),
     ];
@@ -124,6 +127,44 @@ fn a_save_from_the_checkpoint_needs_little_memory_whatever_the_size() {
             let peak = child(&job)["peak"].as_f64().unwrap() / MIB;
             println!("{megabytes} MiB on {world} ranks: {peak:.1} MiB beyond the idle program");
             assert!(peak < 64.0, "{megabytes} MiB on {world} ranks: {peak:.1} MiB beyond the idle program");
+        }
+    }
+}
+
+/// At most 128 MiB beyond the idle program for models of 0.3 and of 3 GB, cast or not, to and from files of `torch.save`; and about the same
+/// for both.
+fn a_conversion_needs_little_memory_whatever_the_size() {
+    let mut peaks = Vec::new();
+    for megabytes in [300u64, 3000] {
+        let dir = tempfile::TempDir::new().unwrap();
+        let (source, cut) = (dir.path().join("model"), dir.path().join("dcp"));
+        let tensors: Vec<TensorMeta> =
+            (0..8).map(|i| TensorMeta::new(format!("w{i}.weight"), DType::BF16, [megabytes * 61, 1024])).collect();
+        write_checkpoint(&source, &tensors, u64::MAX, Content::Sparse).unwrap();
+        let jobs = [
+            json!({ "source": source, "convert": cut, "to": "dcp", "ranks": 4 }),
+            json!({ "source": cut, "convert": dir.path().join("hf"), "to": "hf", "ranks": 1, "dtype": "float8_e4m3fn" }),
+            json!({ "source": cut, "convert": dir.path().join("sharded"), "to": "hf-sharded", "ranks": 3 }),
+        ];
+        // The large model goes one way to torch's files and one way from them: 4.5 GB on the disk.
+        for (number, job) in jobs.iter().take(if megabytes == 300 { 3 } else { 2 }).enumerate() {
+            if free(dir.path()).is_some_and(|free| free < megabytes * 2_000_000) {
+                println!("skipped: {megabytes} MB to {}: the disk has no room for it", job["to"]);
+                break;
+            }
+            let answer = child(job);
+            let peak = answer["peak"].as_f64().unwrap() / MIB;
+            println!("{megabytes} MB to {} on {}: {peak:.1} MiB beyond the idle program", job["to"], job["ranks"]);
+            assert!(peak <= 128.0, "{megabytes} MB: {peak:.1} MiB beyond the idle program, {job}");
+            let read = answer["rchar"].as_f64().unwrap() / (megabytes as f64 * 1024.0 * 8.0 * 61.0 * 2.0);
+            assert!((1.0..1.01).contains(&read), "{read} times the tensors' bytes are read, {job}");
+            match megabytes {
+                300 => peaks.push(peak),
+                _ => assert!(peak <= peaks[number] + 4.0, "{:.1} MiB for 0.3 GB, {peak:.1} for 3 GB, {job}", peaks[number]),
+            }
+            if number > 0 {
+                std::fs::remove_dir_all(job["convert"].as_str().unwrap()).unwrap();
+            }
         }
     }
 }
@@ -238,6 +279,28 @@ fn verify(dir: &Path) -> Value {
     let found = Verifier::open(dir).unwrap().run().unwrap();
     assert!(found.problems.is_empty(), "{:?}", found.problems);
     json!({ "peak": process_memory().unwrap().peak - idle.resident })
+}
+
+/// Bytes that the disk has left.
+fn free(dir: &Path) -> Option<u64> {
+    let output = Command::new("df").args(["-k", "--output=avail"]).arg(dir).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    Some(text.lines().nth(1)?.trim().parse::<u64>().ok()? * 1024)
+}
+
+fn convert(job: &Value, target: &Path) -> Value {
+    let idle = process_memory().unwrap();
+    let read_before = rchar();
+    let contents = Contents::open(job["source"].as_str().unwrap().as_ref()).unwrap();
+    let mut options = ConvertOptions::new(match job["to"].as_str().unwrap() {
+        "dcp" => Target::Dcp,
+        "hf" => Target::Hf,
+        _ => Target::HfSharded,
+    });
+    options.ranks = u32::try_from(job["ranks"].as_u64().unwrap()).unwrap();
+    options.dtype = job["dtype"].as_str().map(|name| DType::from_spelling(name).unwrap());
+    Conversion::plan(&contents, &options).unwrap().run(target, &|_| {}, &CancelToken::new()).unwrap();
+    json!({ "peak": process_memory().unwrap().peak - idle.resident, "rchar": rchar() - read_before })
 }
 
 fn soak(job: &Value) -> Value {
