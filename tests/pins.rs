@@ -126,7 +126,8 @@ fn a_pin_that_decides_nothing_is_a_warning_with_the_nearest_name() {
         let yaml = format!("dist_config: {{name: fsdp2}}\nshardwright:\n  precision:\n    name: pins\n    pins:\n{pins}");
         let resolved = resolved(&yaml);
         let model = model();
-        said(&resolved.precision.lint(&PlanInput::new(&model, &resolved.mesh, &*resolved.precision)))
+        let input = PlanInput::new(&model, &resolved.mesh, &*resolved.precision);
+        said(&resolved.precision.lint(&input.parameters().collect::<Vec<_>>()))
     };
     assert_eq!(lint("      '*norm*': float32\n      'lm_head.*': float32\n"), [""; 0]);
     assert_eq!(

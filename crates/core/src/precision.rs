@@ -8,7 +8,6 @@ use crate::{
     diagnostic::Diagnostic,
     dtype::DType,
     model::{ModelFacts, TensorMeta},
-    strategy::PlanInput,
 };
 
 /// The dtypes of one tensor.
@@ -54,9 +53,9 @@ pub trait PrecisionPolicy: Debug + Send + Sync {
         None
     }
 
-    /// What is odd about this policy now that the model's tensors are known, such as a glob that matches none of them: warnings, which
-    /// decide nothing. A policy that falls through to another asks that one too.
-    fn lint(&self, _input: &PlanInput<'_>) -> Vec<Diagnostic> {
+    /// What is odd about this policy for a model with these parameters, such as a glob that matches none of them: warnings, which decide
+    /// nothing. A policy that falls through to another asks that one too.
+    fn lint(&self, _parameters: &[&TensorMeta]) -> Vec<Diagnostic> {
         Vec::new()
     }
 }

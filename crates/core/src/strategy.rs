@@ -74,6 +74,11 @@ impl<'a> PlanInput<'a> {
         if tensor.dtype.is_float() && !self.buffers.matches(&tensor.name) { TensorKind::Parameter } else { TensorKind::Buffer }
     }
 
+    /// The tensors that are parameters, in the model's order.
+    pub fn parameters(&self) -> impl Iterator<Item = &'a TensorMeta> {
+        self.model.tensors.iter().filter(|tensor| self.kind(tensor) == TensorKind::Parameter)
+    }
+
     /// Plans every tensor: `place` is asked for each parameter, buffers are replicated in their own dtype. Units are empty; add them
     /// with [`units_by`] or by hand.
     ///

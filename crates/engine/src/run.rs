@@ -182,7 +182,8 @@ pub fn plan(resolved: &Resolved, checkpoint: &Checkpoint) -> Result<(ShardPlan, 
     wanted.units = &resolved.units;
     wanted.trainable = &resolved.trainable;
     let plan = plan_checked(resolved.strategy.as_ref(), &wanted)?;
-    let odd = resolved.precision.lint(&wanted);
+    let parameters: Vec<_> = wanted.parameters().collect();
+    let odd = resolved.precision.lint(&parameters);
     Ok((plan, odd))
 }
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fmt};
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser::SerializeMap};
 use shardwright_core::{
-    DType, Globs, ModelFacts, PlanInput, Precision, PrecisionPolicy, TensorKind, TensorMeta,
+    DType, Globs, ModelFacts, Precision, PrecisionPolicy, TensorMeta,
     diagnostic::{Diagnostic, Location},
     strategy_config::{BuiltPolicy, PolicyConfig, PolicyContext, Tuning},
     suggest::nearest,
@@ -148,8 +148,8 @@ impl PrecisionPolicy for Pinned {
         self.base.rounded(tensor, facts)
     }
 
-    fn lint(&self, input: &PlanInput<'_>) -> Vec<Diagnostic> {
-        let parameters = || input.model.tensors.iter().filter(|t| input.kind(t) == TensorKind::Parameter);
+    fn lint(&self, all: &[&TensorMeta]) -> Vec<Diagnostic> {
+        let parameters = || all.iter().copied();
         let mut decides = vec![false; self.pinned.len()];
         for param in parameters() {
             if let Some(first) = self.globs.first_match(&param.name).and_then(|at| decides.get_mut(at)) {
@@ -162,7 +162,7 @@ impl PrecisionPolicy for Pinned {
             let names = (count < MOST_SUGGESTED).then(parameters);
             if of_nothing.contains(&*pinning.glob) { pinning.of_nothing(names) } else { pinning.shadowed(parameters()) }
         });
-        unused.chain(self.base.lint(input)).collect()
+        unused.chain(self.base.lint(all)).collect()
     }
 }
 
