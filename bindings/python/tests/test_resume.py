@@ -10,8 +10,7 @@ pytest.importorskip("llamafactory")
 
 # The engine, the kind of model, the formats on the way: each with the options of its conversion.
 DETOURS = [
-    ("fsdp2", "dense", [("zero3", {}), ("dcp", {})]),
-    ("fsdp2", "moe", [("dcp", {})]),
+    ("fsdp2", "moe", [("zero3", {}), ("dcp", {}), ("dcp", {})]),
     ("zero3", "tied", [("dcp", {}), ("zero3", {"tag": "pytorch_model"})]),
 ]
 
