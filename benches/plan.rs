@@ -1,4 +1,4 @@
-//! Planning a model of 70 billion parameters on 1,024 ranks, per strategy: the plan with its proof, then one rank's regions and every
+//! Planning a model of 70 billion parameters on 1,024 ranks, per strategy: the plan with its validation, then one rank's regions and every
 //! rank's; and a plugin's strategy, found in the registry and called through `dyn`, against the same layout called directly.
 
 use std::{collections::BTreeMap, fs, hint::black_box, io::Write, path::Path};
@@ -101,7 +101,7 @@ fn main() {
         let resolved = resolved(name);
         let input = PlanInput::new(&model, &mesh, &*resolved.precision);
         let mut group = criterion.benchmark_group(format!("plan/{name}"));
-        group.bench_function("plan and proof", |b| b.iter(|| plan_checked(&*resolved.strategy, black_box(&input))));
+        group.bench_function("plan and validation", |b| b.iter(|| plan_checked(&*resolved.strategy, black_box(&input))));
         group.bench_function("one rank", |b| {
             b.iter(|| plan_checked(&*resolved.strategy, black_box(&input)).map(|plan| held(&plan, 1023..1024)));
         });
@@ -236,7 +236,7 @@ fn experts(criterion: &mut Criterion) {
         let opened = open();
         group.bench_function("the class's parameters", |b| b.iter(|| found(opened.clone())));
         let assembled = found(opened.clone());
-        group.bench_function("plan and proof", |b| b.iter(|| plan(&assembled)));
+        group.bench_function("plan and validation", |b| b.iter(|| plan(&assembled)));
         group.bench_function("all of it, one rank of 8", |b| b.iter(|| plan(&found(open()))));
         group.finish();
     }

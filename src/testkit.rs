@@ -1,4 +1,4 @@
-//! The proof kit with the engine behind it: what a strategy's or a policy's own tests call.
+//! The conformance kit with the engine behind it: what a strategy's or a policy's own tests call.
 //!
 //! ```no_run
 //! use acme_strategy as _;
@@ -10,7 +10,7 @@
 //! }
 //! ```
 
-pub use shardwright_core::testkit::{Loader, PolicyKit, Proof, Rule, StrategyKit, Subjects, Violation, policy};
+pub use shardwright_core::testkit::{Loader, PolicyKit, Rule, StrategyKit, Subjects, Summary, Violation, policy};
 
 /// The suite for the strategy that is registered under this name in the test's binary, with loads through the engine.
 pub fn strategy(name: &str) -> StrategyKit<'static> {

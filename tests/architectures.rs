@@ -134,9 +134,9 @@ fn a_type_that_nothing_describes_is_told_and_names_can_be_left_out() {
     let toy = toy(&dir.path().join("toy"));
     let config = config(dir.path(), &toy, "{exclude: ['*.mtp.*', lm_head.weight]}");
     let output = run(["load".as_ref(), config.as_os_str(), "--world-size".as_ref(), "2".as_ref()]);
-    let told = stderr(&output);
-    assert!(told.contains("model type 'toy_moe'") && told.contains("its code comes with the checkpoint"), "{told}");
-    assert!(told.contains("shardwright.architecture"), "{told}");
+    let reported = stderr(&output);
+    assert!(reported.contains("model type 'toy_moe'") && reported.contains("its code comes with the checkpoint"), "{reported}");
+    assert!(reported.contains("shardwright.architecture"), "{reported}");
     let manifest = saved(dir.path(), &config, &toy);
     let names = planned(&manifest);
     assert!(names.len() == 23 && names.iter().all(|(name, _)| !name.contains("mtp") && name != "lm_head.weight"), "{names:?}");

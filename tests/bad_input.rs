@@ -266,7 +266,7 @@ fn a_rank_that_is_not_text() {
     check("RANK", &command.output().unwrap(), PLAN, &["RANK is", "expected a number"]);
 }
 
-/// A report that cannot be written is told before anything is loaded, so nothing is saved either.
+/// A report that cannot be written is reported before anything is loaded, so nothing is saved either.
 #[test]
 fn reports_that_cannot_be_written() {
     let dir = model(&safetensors(r#"{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#, 8));

@@ -287,17 +287,17 @@ fn a_tight_address_space_ends_every_command() {
                 assert!(started.elapsed() < Duration::from_secs(60), "{args:?} hangs under {limit}");
                 std::thread::sleep(Duration::from_millis(5));
             };
-            let told = std::io::read_to_string(child.stderr.take().unwrap()).unwrap();
+            let reported = std::io::read_to_string(child.stderr.take().unwrap()).unwrap();
             // Before `main`, the standard library itself has no other way to end.
-            let begun = !told.contains("failed to allocate an alternative stack");
-            assert!(!begun || !told.contains("panicked"), "{args:?} under {limit}: {status} {told}");
+            let begun = !reported.contains("failed to allocate an alternative stack");
+            assert!(!begun || !reported.contains("panicked"), "{args:?} under {limit}: {status} {reported}");
             done += usize::from(status.success());
         }
     }
     assert!(done >= 2, "a gigabyte is enough for both");
 }
 
-/// A flag that is out of range is a fault of the command line, told by the flag's name.
+/// A flag that is out of range is a fault of the command line, reported by the flag's name.
 #[test]
 fn flags_out_of_range_are_refused_by_name() {
     for (flag, value, needle) in [

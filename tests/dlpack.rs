@@ -1,4 +1,4 @@
-//! Proof that torch takes shards without a copy, from host memory and, where it sees a card, from the card: `examples/dlpack`, in use. Needs a
+//! Shows that torch takes shards without a copy, from host memory and, where it sees a card, from the card: `examples/dlpack`, in use. Needs a
 //! Python with torch and safetensors: SHARDWRIGHT_PYTHON, else `python3` on the path; without one the tests name themselves skipped.
 
 mod support;

@@ -41,7 +41,7 @@ fn every_command_ends_with_the_next_step() {
         let text = said(args);
         assert!(text.lines().last().is_some_and(|line| line.starts_with("next: ")), "{args:?}: {text}");
     }
-    // JSON is for programs, which are told nothing.
+    // JSON is for programs, which get nothing.
     for args in
         [&["inspect", model, "--format", "json"][..], &["strategies", "--format", "json"], &["diff", model, &dcp, "--format", "json"]]
     {

@@ -1,4 +1,4 @@
-//! A third party's fault is told as its own: where a section cannot be built, and where a plan cannot be made.
+//! A third party's fault is reported as its own: where a section cannot be built, and where a plan cannot be made.
 
 use std::collections::BTreeMap;
 
@@ -58,9 +58,9 @@ fn resolve(yaml: &str) -> Outcome {
 fn a_panic_in_build_is_a_located_error() {
     let outcome = resolve("model: m\ndist_config:\n  name: test/faulty\n  at_once: true\n");
     assert!(outcome.resolved.is_none());
-    let told = outcome.diagnostics.iter().find(|d| d.code == "plugin-panicked").unwrap();
-    assert!(told.message.contains("'test/faulty' panicked") && told.message.contains("there are no 7 experts"), "{told:?}");
-    assert_eq!(told.at.as_ref().map(|at| at.line), Some(3));
+    let reported = outcome.diagnostics.iter().find(|d| d.code == "plugin-panicked").unwrap();
+    assert!(reported.message.contains("'test/faulty' panicked") && reported.message.contains("there are no 7 experts"), "{reported:?}");
+    assert_eq!(reported.at.as_ref().map(|at| at.line), Some(3));
 }
 
 #[test]

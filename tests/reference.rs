@@ -62,17 +62,19 @@ fn pages() -> BTreeMap<String, String> {
         pages.insert(format!("{}.md", e.name), section("precision policy", e.name, e.summary, e.place.package, &reference::of_policy(e)));
         writeln!(index, "- precision policy [`{}`]({0}.md): {}", e.name, e.summary).unwrap();
     }
-    index.push_str("- [what the proof kit proves](proof-kit.md)\n\nNext: [write a strategy](../write-a-strategy.md) of your own.\n");
+    index.push_str(
+        "- [the rules of the conformance kit](conformance-kit.md)\n\nNext: [write a strategy](../write-a-strategy.md) of your own.\n",
+    );
     let rules: String = Rule::ALL.iter().map(|rule| format!("| `{rule}` | {} | {} |\n", subjects(*rule), rule.meaning())).collect();
     let rules = format!(
-        "# What the proof kit proves\n\n{GENERATED}| rule | of | what it demands |\n|---|---|---|\n{rules}\nNext: [write a strategy](../write-a-strategy.md) and prove it.\n"
+        "# The rules of the conformance kit\n\n{GENERATED}| rule | of | what it demands |\n|---|---|---|\n{rules}\nNext: [write a strategy](../write-a-strategy.md) and test it.\n"
     );
     let (flat, own) = (table(&reference::flat_keys()), table(&reference::settings()));
     let yaml = format!(
         "# The YAML\n\n{GENERATED}Keys of LLaMA-Factory v1, at top level:\n\n{flat}\nKeys of the section `shardwright`, beside `precision`:\n\n{own}\n{NEXT}"
     );
     pages.insert("index.md".into(), index);
-    pages.insert("proof-kit.md".into(), rules);
+    pages.insert("conformance-kit.md".into(), rules);
     pages.insert("yaml.md".into(), yaml);
     pages.insert("shardwright.schema.json".into(), format!("{:#}\n", schema(&registry)));
     pages

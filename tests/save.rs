@@ -39,10 +39,10 @@ fn verify(shards: &Path, against: Option<&Path>) -> Output {
 /// The exit code is that, and standard error says all of these.
 #[track_caller]
 fn ends(output: &Output, code: i32, needles: &[&str]) {
-    let told = stderr(output);
-    assert_eq!(output.status.code(), Some(code), "{told}");
-    needles.iter().for_each(|n| assert!(told.contains(n), "'{n}' is not in: {told}"));
-    assert!(!told.contains("panicked"), "{told}");
+    let reported = stderr(output);
+    assert_eq!(output.status.code(), Some(code), "{reported}");
+    needles.iter().for_each(|n| assert!(reported.contains(n), "'{n}' is not in: {reported}"));
+    assert!(!reported.contains("panicked"), "{reported}");
 }
 
 #[track_caller]
@@ -96,9 +96,9 @@ fn recorded_model(dir: &Path, case: &Value) -> PathBuf {
     fs::write(model.join("config.json"), case["config"].to_string()).unwrap();
     let mut random = Random(3);
     let mut tensors = Vec::new();
-    for (name, told) in case["tensors"].as_object().unwrap() {
-        let shape: Vec<usize> = told[1].as_array().unwrap().iter().map(|n| usize::try_from(n.as_u64().unwrap()).unwrap()).collect();
-        let (dtype, size) = match told[0].as_str().unwrap() {
+    for (name, reported) in case["tensors"].as_object().unwrap() {
+        let shape: Vec<usize> = reported[1].as_array().unwrap().iter().map(|n| usize::try_from(n.as_u64().unwrap()).unwrap()).collect();
+        let (dtype, size) = match reported[0].as_str().unwrap() {
             "bfloat16" => (Dtype::BF16, 2),
             "float16" => (Dtype::F16, 2),
             "float32" => (Dtype::F32, 4),
@@ -160,8 +160,8 @@ fn the_manifests_digests_are_the_reports() {
         let shards = dir.path().join(format!("{}", fs::read_dir(dir.path()).unwrap().count()));
         let report = json(&save(&config, 3, &shards, &["--digest", "--format", "json"]));
         for rank in 0..3 {
-            let told = &report["ranks"][rank]["tensors"];
-            let digests: BTreeMap<_, _> = told.as_array().unwrap().iter().map(|t| (t["name"].as_str(), &t["sha256"])).collect();
+            let reported = &report["ranks"][rank]["tensors"];
+            let digests: BTreeMap<_, _> = reported.as_array().unwrap().iter().map(|t| (t["name"].as_str(), &t["sha256"])).collect();
             let name = contents(&shards).into_keys().find(|n| n.contains(&format!("-0000{}-", rank + 1)) && n.ends_with(".manifest.json"));
             let manifest: Value = serde_json::from_slice(&fs::read(shards.join(name.unwrap())).unwrap()).unwrap();
             let kept = manifest["tensors"].as_array().unwrap();
@@ -265,8 +265,11 @@ fn verify_tells_what_differs() {
     let needles = ["its sha256 is not the manifest's: expected ", ": rank 1: its bytes are not those that were saved"];
     ends(&verify(&shards, None), 8, &needles);
     let output = run([OsStr::new("verify"), shards.as_os_str(), OsStr::new("--format"), OsStr::new("json")]);
-    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!((output.status.code(), &told["verified"], told["problems"].as_array().unwrap().len()), (Some(8), &Value::Bool(false), 2));
+    let reported: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        (output.status.code(), &reported["verified"], reported["problems"].as_array().unwrap().len()),
+        (Some(8), &Value::Bool(false), 2)
+    );
     fs::remove_file(&shard).unwrap();
     ends(&verify(&shards, Some(&model)), 8, &["shard-00002-model-00001-of-00001.safetensors: it is missing"]);
     fs::write(shards.join(MANIFEST), "{").unwrap();
@@ -281,9 +284,9 @@ fn inspect_shows_headers_alone() {
     let table = run([OsStr::new("inspect"), model.as_os_str()]);
     good(&table);
     insta::assert_snapshot!(String::from_utf8_lossy(&table.stdout));
-    let told = json(&run([OsStr::new("inspect"), model.as_os_str(), OsStr::new("--format"), OsStr::new("json")]));
-    assert_eq!((&told["totals"]["tensors"], &told["totals"]["numel"]), (&9.into(), &2456.into()));
-    let cube = told["tensors"].as_array().unwrap().iter().find(|t| t["name"] == "c.cube").unwrap();
+    let reported = json(&run([OsStr::new("inspect"), model.as_os_str(), OsStr::new("--format"), OsStr::new("json")]));
+    assert_eq!((&reported["totals"]["tensors"], &reported["totals"]["numel"]), (&9.into(), &2456.into()));
+    let cube = reported["tensors"].as_array().unwrap().iter().find(|t| t["name"] == "c.cube").unwrap();
     let expected = serde_json::json!({"name": "c.cube", "dtype": "bfloat16", "shape": [3, 4, 5], "numel": 60, "bytes": 120, "file": "model-00002-of-00002.safetensors"});
     assert_eq!(*cube, expected);
     // From headers alone: a file whose data cannot be read, being a hole, is as good.

@@ -41,9 +41,9 @@ fn real_engines_save_and_load_every_format_on_every_number_of_ranks() {
         .arg(env!("CARGO_BIN_EXE_shardwright"))
         .output()
         .expect("python starts");
-    let told = String::from_utf8_lossy(&output.stdout);
-    told.lines().filter(|line| line.starts_with("skipped")).for_each(|line| eprintln!("{line}"));
-    assert!(output.status.success() && told.contains(", 0 failures"), "{told}\n{}", stderr(&output));
+    let reported = String::from_utf8_lossy(&output.stdout);
+    reported.lines().filter(|line| line.starts_with("skipped")).for_each(|line| eprintln!("{line}"));
+    assert!(output.status.success() && reported.contains(", 0 failures"), "{reported}\n{}", stderr(&output));
 }
 
 /// Whole tensors that `shardwright load` makes of a source, by name.
@@ -97,12 +97,16 @@ fn shards_of_every_source_are_saved_in_place_and_verified_against_it() {
             let save = shardwright().arg("load").arg(config).args(["--world-size", world_size, "--save"]).arg(&shards).output().unwrap();
             assert!(save.status.success(), "{source} {engine}: {}", stderr(&save));
             let output = verify(&shards);
-            let told = String::from_utf8_lossy(&output.stdout);
-            assert!(output.status.success() && told.contains("elements are those of"), "{source} {engine}: {told}{}", stderr(&output));
+            let reported = String::from_utf8_lossy(&output.stdout);
+            assert!(
+                output.status.success() && reported.contains("elements are those of"),
+                "{source} {engine}: {reported}{}",
+                stderr(&output)
+            );
         }
         // One element of the source is another now; the shards' own digests still match.
         let found = Command::new("find").arg(&at).args(["-name", "*.distcp", "-o", "-name", "*_states.pt"]).output().unwrap();
-        let mut told = false;
+        let mut reported = false;
         for file in String::from_utf8(found.stdout).unwrap().lines() {
             let original = std::fs::read(file).unwrap();
             let mut bytes = original.clone();
@@ -111,10 +115,10 @@ fn shards_of_every_source_are_saved_in_place_and_verified_against_it() {
             floats.for_each(|b| b[3] &= 0x7f);
             std::fs::write(file, bytes).unwrap();
             let output = verify(&dir.path().join(format!("{source}-fsdp2-1")));
-            told |= output.status.code() == Some(8) && stderr(&output).contains("are not the source's");
+            reported |= output.status.code() == Some(8) && stderr(&output).contains("are not the source's");
             std::fs::write(file, original).unwrap();
         }
-        assert!(told, "{source}: a changed source shows");
+        assert!(reported, "{source}: a changed source shows");
     }
 }
 
@@ -201,8 +205,8 @@ fn files_of_the_trainer_and_the_tag_go_along() {
         assert!(output.status.success(), "{}", stderr(&output));
         stderr(&output)
     };
-    let told = run(&re_cut, "3");
-    assert!(told.contains("another number of ranks: 2 files such as dataloader/rank_1.pt"), "{told}");
+    let reported = run(&re_cut, "3");
+    assert!(reported.contains("another number of ranks: 2 files such as dataloader/rank_1.pt"), "{reported}");
     let has = |target: &Path, name: &str| target.join(name).exists();
     assert!(has(&re_cut, "metadata.json") && has(&re_cut, "pytorch_model") && !has(&re_cut, "dataloader"));
     assert!(!run(&same, "2").contains("not carried"));
@@ -274,8 +278,8 @@ fn names_of_the_hub_and_of_the_model_are_each_others_inverse() {
         s("model"),
         s("--verify"),
     ]);
-    let told = run(&[s("inspect"), model.as_os_str(), s("--format"), s("json")]);
-    assert!(told.contains("mlp.experts.gate_up_proj") && !told.contains("block_sparse_moe"), "{told}");
+    let reported = run(&[s("inspect"), model.as_os_str(), s("--format"), s("json")]);
+    assert!(reported.contains("mlp.experts.gate_up_proj") && !reported.contains("block_sparse_moe"), "{reported}");
     let to_hub = [s("--to"), s("hf"), s("--names"), s("hub"), s("--config"), hub.as_os_str(), s("--verify")];
     run(&[&[s("convert"), model.as_os_str(), back.as_os_str()][..], &to_hub].concat());
     run(&[s("diff"), hub.as_os_str(), back.as_os_str()]);

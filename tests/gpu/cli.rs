@@ -55,8 +55,8 @@ fn a_report_of_a_load_to_a_device_has_the_hosts_digests() {
     let small = "shardwright:\n  io: {ring_size: 64KiB, narrow: device}\n";
     refused(&load(small, &["--device", "cuda"], &[]), 3, &["the ring is too small", "found 65536"]);
     refused(&load(small, &["--device", "cuda", "--threads", "2", "--ring-size", "16MiB"], &[]), 0, &[]);
-    let told = support::stderr(&load("", &["--device", "auto"], &[]));
-    assert!(told.contains("device: cuda: each rank modulo"), "{told}");
+    let reported = support::stderr(&load("", &["--device", "auto"], &[]));
+    assert!(reported.contains("device: cuda: each rank modulo"), "{reported}");
 }
 
 #[test]
@@ -66,7 +66,7 @@ fn a_driver_or_a_device_that_will_not_do_is_refused() {
     let beyond = format!("cuda:{}", probe().unwrap().devices.len());
     refused(&load("", &["--device", &beyond], &[]), 10, &["there is no device", "CUDA_VISIBLE_DEVICES counts"]);
     if std::env::var_os(stand_in::PATH).is_none() {
-        eprintln!("skipped: {test}: only the fake driver is old and small when told to");
+        eprintln!("skipped: {test}: only the fake driver is old and small on request");
         return;
     }
     let old = ("FAKE_CUDA_VERSION", "11040");

@@ -1,4 +1,4 @@
-//! What only a driver that fails when told to, and counts, can show: on the fake, and on the one that stands in front of another.
+//! What only a driver that fails on request, and counts, can show: on the fake, and on the one that stands in front of another.
 
 use shardwright::{
     core::{DType, Layout, Mesh, Padding, Placement},
@@ -20,7 +20,7 @@ fn a_driver_that_fails_at_any_step_fails_the_load_and_leaves_nothing() {
     let test = "a_driver_that_fails_at_any_step_fails_the_load_and_leaves_nothing";
     let Some(_alone) = driver(test) else { return };
     let Some(driver) = StandIn::find() else {
-        eprintln!("skipped: {test}: the machine's own driver does not fail when told to; the one in front of it does");
+        eprintln!("skipped: {test}: the machine's own driver does not fail on request; the one in front of it does");
         return;
     };
     let dir = tempfile::tempdir().unwrap();

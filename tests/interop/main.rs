@@ -1,4 +1,4 @@
-//! Proof that torch reads what `load --save` kept, in torch's own words (`read_with_torch.py`), and that torchrun can run `load`. Needs a
+//! Shows that torch reads what `load --save` kept, in torch's own words (`read_with_torch.py`), and that torchrun can run `load`. Needs a
 //! Python with torch and safetensors: SHARDWRIGHT_PYTHON, else `python3` on the path; without one the runner reports the tests as ignored.
 
 #[path = "../support/mod.rs"]
@@ -69,14 +69,15 @@ fn the_architecture_data_is_what_transformers_says() {
     let mut python = Command::new(python_name());
     python.env("OMP_NUM_THREADS", "1").arg(root().join("scripts/make-architectures.py"));
     let output = python.args(["--check", "--jobs", "1", "--types", "llama,gpt2,qwen3_moe"]).output().expect("python starts");
-    let told = String::from_utf8_lossy(&output.stdout);
-    let summary = told.lines().find(|line| line.contains("model types differ")).unwrap_or_else(|| panic!("{told}\n{}", stderr(&output)));
-    println!("{told}");
+    let reported = String::from_utf8_lossy(&output.stdout);
+    let summary =
+        reported.lines().find(|line| line.contains("model types differ")).unwrap_or_else(|| panic!("{reported}\n{}", stderr(&output)));
+    println!("{reported}");
     let installed = summary.split(", ").nth(1).and_then(|s| s.split(' ').next()).unwrap();
     if version.contains(&format!("\"{installed}\"")) {
-        assert!(output.status.success(), "the generator and its data differ: {told}");
+        assert!(output.status.success(), "the generator and its data differ: {reported}");
     } else {
-        assert!(output.status.success() || told.contains("changed: "), "{told}");
+        assert!(output.status.success() || reported.contains("changed: "), "{reported}");
     }
 }
 
@@ -103,7 +104,7 @@ fn torch_fills_the_classes_of_eleven_architectures() {
     let mut python = Command::new(python_name());
     let made = python.arg(&script).arg("make").arg(dir.path()).args(NAMES).output().expect("python starts");
     let made = String::from_utf8_lossy(&made.stdout).into_owned();
-    let told: Vec<String> = made
+    let reported: Vec<String> = made
         .lines()
         .map(|line| {
             let (name, class) = line.split_once('=').unwrap();
@@ -113,8 +114,8 @@ fn torch_fills_the_classes_of_eleven_architectures() {
             format!("{pair}={class}")
         })
         .collect();
-    assert_eq!(told.len(), NAMES.len(), "{made}");
-    let output = torchrun().arg("2").arg(script).arg("check").args(&told).output().expect("python starts");
+    assert_eq!(reported.len(), NAMES.len(), "{made}");
+    let output = torchrun().arg("2").arg(script).arg("check").args(&reported).output().expect("python starts");
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "torch did not fill the classes:\n{said}\n{}", stderr(&output));
     print!("{said}");
@@ -167,10 +168,10 @@ fn model_with_buffers(dir: &Path) -> PathBuf {
 fn read(mut torchrun: Command, ranks: u32, pairs: &[String]) {
     let script = root().join("tests/interop/read_with_torch.py");
     let output = torchrun.arg(ranks.to_string()).arg(script).args(pairs).output().expect("python starts");
-    let told = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "torch did not read the shards:\n{told}\n{}", stderr(&output));
-    print!("{told}");
-    assert_eq!(told.lines().filter(|line| line.ends_with(" equal")).count(), pairs.len(), "{told}");
+    let reported = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "torch did not read the shards:\n{reported}\n{}", stderr(&output));
+    print!("{reported}");
+    assert_eq!(reported.lines().filter(|line| line.ends_with(" equal")).count(), pairs.len(), "{reported}");
 }
 
 /// Uneven and empty shards, hybrid meshes, three dtypes in one model, buffers: read by fewer ranks than saved them.

@@ -142,7 +142,7 @@ pub(crate) fn differences(row: &Json, document: &Json) -> Vec<String> {
     wrong.found
 }
 
-/// Engines that LLaMA-Factory and accelerate have and this project has not; what is said then is told in `invalid`.
+/// Engines that LLaMA-Factory and accelerate have and this project has not; what is said then is in `invalid`.
 fn is_other_engine(row: &Json) -> bool {
     let answer = &row["answer"];
     let slices_layers = row["deepspeed"] == "ds_z2_autotp.json";

@@ -75,7 +75,7 @@ pub fn resolve(py: Python<'_>, config: PathBuf, overrides: Vec<String>, world_si
     Ok(Resolution { json: text(&outcome.to_json())?, findings, resolved: outcome.resolved })
 }
 
-/// A proven plan, with the checkpoint that it is for.
+/// A validated plan, with the checkpoint that it is for.
 #[pyclass(frozen, module = "shardwright._native")]
 pub struct Plan(Arc<Prepared>);
 

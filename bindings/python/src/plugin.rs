@@ -341,7 +341,7 @@ pub fn placement(kind: &str, mesh: &str, shape: Vec<u64>, axis: Option<&str>, nu
     Ok(json!(made.map_err(wrong)?).to_string())
 }
 
-/// Runs the proof kit over a strategy's object. The answer says what was planned; a violation is raised.
+/// Runs the conformance kit over a strategy's object. The answer says what was planned; a violation is raised.
 #[pyfunction]
 pub fn prove_strategy(py: Python<'_>, name: String, object: Py<PyAny>) -> PyResult<String> {
     let done = py.detach(|| {
@@ -352,12 +352,12 @@ pub fn prove_strategy(py: Python<'_>, name: String, object: Py<PyAny>) -> PyResu
         StrategyKit::new(name.clone(), build)
             .loader(&ThroughEngine)
             .run()
-            .map(|proof| format!("{} plans of {} tensors", proof.plans, proof.tensors))
+            .map(|summary| format!("{} plans of {} tensors", summary.plans, summary.tensors))
     });
     done.map_err(|violation| errors::raise("PlanError", &violation.to_string()))
 }
 
-/// Runs the proof kit over a precision policy's object.
+/// Runs the conformance kit over a precision policy's object.
 #[pyfunction]
 pub fn prove_policy(py: Python<'_>, name: String, object: Py<PyAny>) -> PyResult<()> {
     let done = py.detach(|| {

@@ -77,7 +77,7 @@ def test_a_precision_policy_is_chosen_too(home):
     assert {t.storage for t in plan.tensors.values()} == {"float16"} and {t.compute for t in plan.tensors.values()} == {"bfloat16"}
 
 
-def test_the_proof_kit_finds_what_is_wrong():
+def test_the_conformance_kit_finds_what_is_wrong():
     class Tall:
         def plan(self, input):
             return input.plan(input.replicated)

@@ -451,7 +451,7 @@ impl<'c> Tree<'c> {
             return;
         }
         for (child, places) in self.children(at) {
-            // The elements of a list of models are alike; what is told of the first is told of all by their patterns.
+            // The elements of a list of models are alike; what holds for the first holds for all by their patterns.
             let names = if child.name == "*" {
                 let length = self.size(at.scope, &child.length).map_or(1, |(n, _)| n.min(64));
                 let many = places.first().is_some_and(|place| self.modules[place.module].model);

@@ -265,7 +265,7 @@ pub struct PlanArgs {
 ///
 /// Every file that the manifest lists must be there with its size and SHA-256, and no other that a reader would take for a shard. With
 /// --against, the shards are put together by what they say of their place, and every element is compared with the source's, cast by the
-/// scalar reference: a proof that shares nothing with the way they were loaded. Memory stays small whatever the model's size.
+/// scalar reference: a check that shares nothing with the way they were loaded. Memory stays small whatever the model's size.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -274,7 +274,7 @@ Examples:
   shardwright verify shards/ --against Qwen/Qwen3-0.6B      the model in the Hugging Face cache
 
 Exit codes: 0 all is right · 4 no complete save, or its manifest is damaged
-6 a file cannot be read · 8 something differs, told on standard error")]
+6 a file cannot be read · 8 something differs, reported on standard error")]
 pub struct VerifyArgs {
     /// The directory that was given to `load --save`.
     pub dir: PathBuf,

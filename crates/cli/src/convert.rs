@@ -230,9 +230,9 @@ fn as_json(found: &Differences) -> String {
             _ => json!({ "name": name }),
         })
         .collect();
-    let told =
+    let reported =
         json!({ "equal": found.equal, "cast": found.cast, "elements": found.elements, "different": different, "notes": found.notes });
-    format!("{told:#}\n")
+    format!("{reported:#}\n")
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::sync::{
 
 use crate::progress::Progress;
 
-/// One lane of bytes, told of from any thread.
+/// One counter of bytes, updated from any thread.
 #[derive(Debug)]
 pub struct Counted {
     shown: Mutex<Progress>,

@@ -13,7 +13,7 @@ use crate::{
     output::print_note,
 };
 
-/// Opens the devices of these ranks; `None` for host memory. The flag wins over the config. A choice other than plain `cpu` is told.
+/// Opens the devices of these ranks; `None` for host memory. The flag wins over the config. A choice other than plain `cpu` is reported.
 pub fn of(flag: Option<DeviceRequest>, input: &Input, ranks: &[u32]) -> Result<Option<Devices>, Failure> {
     let set = || input.resolved.device.as_deref().map(str::parse).transpose();
     let request = match flag {

@@ -22,7 +22,7 @@ pub struct Stopped {
     pub text: String,
 }
 
-/// A config that is decided, an open checkpoint and the proven plan.
+/// A config that is decided, an open checkpoint and the validated plan.
 #[derive(Debug)]
 pub struct Prepared {
     /// What `load` loads.

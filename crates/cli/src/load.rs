@@ -1,4 +1,4 @@
-//! `shardwright load`: config, checkpoint, plan, proof, load, report. The order in which things happen; what they mean is elsewhere.
+//! `shardwright load`: config, checkpoint, plan, validation, load, report. The order in which things happen; what they mean is elsewhere.
 
 use std::{
     path::Path,
@@ -95,7 +95,7 @@ fn next_step(args: &LoadArgs, saved: bool) -> String {
     }
 }
 
-/// The proven plan. Nothing of the shards' size is allocated before this holds.
+/// The validated plan. Nothing of the shards' size is allocated before this holds.
 fn plan(input: &Input) -> Result<ShardPlan, Failure> {
     let (plan, odd) = plan_of(input)?;
     render::warn(&odd, &input.sources);

@@ -31,9 +31,9 @@ pub fn run(args: &VerifyArgs) -> Result<Exit, Failure> {
     let add = |n| counted.add(n);
     let verifier = verifier.progress(&add).cancel(&cancel);
     let found = verifier.run();
-    let told = tell(args, &verifier, found?)?;
+    let reported = tell(args, &verifier, found?)?;
     counted.finish();
-    Ok(told)
+    Ok(reported)
 }
 
 /// A directory, a file, or a hub id, as a config's `model`; what is not UTF-8 can only be a path.
@@ -90,7 +90,7 @@ fn summary(args: &VerifyArgs, verifier: &Verifier<'_>, found: &Verified) -> Stri
 
 fn as_json(found: &Verified) -> String {
     let problems: Vec<String> = found.problems.iter().map(ToString::to_string).collect();
-    let told = json!({
+    let reported = json!({
         "verified": found.problems.is_empty(),
         "files": found.files,
         "bytes": found.bytes,
@@ -99,5 +99,5 @@ fn as_json(found: &Verified) -> String {
         "more_problems": found.more_problems,
         "unexpected": found.unexpected,
     });
-    format!("{told:#}\n")
+    format!("{reported:#}\n")
 }

@@ -186,7 +186,7 @@ impl Draft {
     }
 }
 
-/// What LLaMA-Factory v1 registers beside `fsdp2` and `deepspeed`, told as what it is.
+/// What LLaMA-Factory v1 registers beside `fsdp2` and `deepspeed`, named as what it is.
 fn of_other_engines(name: &str, unknown: Diagnostic) -> Diagnostic {
     if name != "fsdpturbo" {
         return unknown;

@@ -1,4 +1,4 @@
-//! Where a key belongs that its section does not have: it is looked for in all the others, so that a key in the wrong place is told the
+//! Where a key belongs that its section does not have: it is looked for in all the others, so that a key in the wrong place gets the
 //! right one, and a typo finds its word wherever that is known.
 
 use std::sync::OnceLock;

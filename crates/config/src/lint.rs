@@ -70,7 +70,7 @@ fn likely_buffers(model: &ModelMeta, buffers: &Globs) -> Vec<String> {
     found.into_iter().map(say).collect()
 }
 
-/// Globs that match nothing and are told one by one; their nearest names are looked for, each among all names.
+/// Globs that match nothing and are reported one by one; their nearest names are looked for, each among all names.
 const MOST_TOLD: usize = 8;
 
 fn unmatched(key: &str, what: &str, globs: &Globs, names: &BTreeSet<&str>) -> Vec<String> {
@@ -79,11 +79,11 @@ fn unmatched(key: &str, what: &str, globs: &Globs, names: &BTreeSet<&str>) -> Ve
         let near = nearest(pattern, names.iter().copied()).map_or(String::new(), |near| format!("; did you mean '{}'?", shown(near)));
         format!("shardwright.{key}: '{}' matches no {what} of the model{near}", shown(pattern))
     };
-    let mut told: Vec<String> = patterns.iter().take(MOST_TOLD).map(say).collect();
+    let mut reported: Vec<String> = patterns.iter().take(MOST_TOLD).map(say).collect();
     if let Some(more) = patterns.len().checked_sub(MOST_TOLD).filter(|more| *more > 0) {
-        told.push(format!("shardwright.{key}: {more} more globs match no {what} of the model"));
+        reported.push(format!("shardwright.{key}: {more} more globs match no {what} of the model"));
     }
-    told
+    reported
 }
 
 #[cfg(test)]

@@ -86,7 +86,7 @@ pub fn pointer_of(key: &str) -> String {
 }
 
 impl Resolved {
-    /// Tells why a value is what it is, a sentence a line, down to what was written. A section is told value by value.
+    /// Says why a value is what it is, a sentence a line, down to what was written. A section is explained value by value.
     ///
     /// # Errors
     /// A key that the resolution does not have, with the nearest.
@@ -114,7 +114,7 @@ fn sentences(document: &Document, pointer: &str, depth: usize, lines: &mut Vec<S
     const MOST: usize = 8;
     let indent = "  ".repeat(depth);
     let name = pointer.trim_start_matches('/').replace('/', ".");
-    // A plugin's section is told by its name.
+    // A plugin's section is named by its name.
     let named = format!("{pointer}/name");
     let pointer = if document.origin(pointer).is_none() && document.get(&named).is_some() { &named } else { pointer };
     let Some(value) = document.get(pointer) else {

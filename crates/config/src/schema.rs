@@ -13,7 +13,7 @@ use crate::{
     keys::{EXTRA, FREEZE, KEYS, Key, Kind, LORA, QUANT},
 };
 
-/// The schema. Its definitions `llamafactory` and `accelerate` are the dialects, told apart by their keys as the program does.
+/// The schema. Its definitions `llamafactory` and `accelerate` are the dialects, distinguished by their keys as the program does.
 pub fn schema(registry: &Registry) -> Json {
     let mut defs = Map::new();
     let llamafactory = llamafactory(registry, &mut defs);

@@ -55,7 +55,7 @@ pub struct Engines {
 pub struct TransformersVersion {
     /// 4 or 5.
     pub major: u32,
-    /// The second part, where it is told.
+    /// The second part, where it is given.
     pub minor: Option<u32>,
 }
 
@@ -199,7 +199,7 @@ pub struct IoSettings {
     pub narrow: Option<Place>,
 }
 
-/// The engine's own ranges, which it applies to flags and callers too. They stand here a second time so that a value out of range is told
+/// The engine's own ranges, which it applies to flags and callers too. They stand here a second time so that a value out of range is reported
 /// with its place; a test compares the two.
 impl IoSettings {
     /// Of `threads`.

@@ -1,6 +1,6 @@
-//! The proof of a plan: every tensor planned once, every parameter tiled exactly once by each of its groups, every parameter in one unit.
+//! The validation of a plan: every tensor planned once, every parameter tiled exactly once by each of its groups, every parameter in one unit.
 //!
-//! The rules are proven by arithmetic, in a few steps a tensor whatever the number of ranks; a test compares that with counting.
+//! The rules are validated by arithmetic, in a few steps a tensor whatever the number of ranks; a test compares that with counting.
 
 use crate::{
     mesh::GroupAxis,
@@ -163,7 +163,7 @@ impl Left {
 }
 
 /// Proves that the coordinates of a group tile the tensor exactly once, and that every region fits its buffer. Each cut tiles what the one
-/// before left, so it is the cuts that are proven, one by one, at the largest part that the cuts before leave.
+/// before left, so it is the cuts that are validated, one by one, at the largest part that the cuts before leave.
 fn tiles(tensor: &TensorPlan) -> Result<(), String> {
     let shape = &tensor.shape;
     let numel = numel(shape).ok_or("its number of elements overflows")?;

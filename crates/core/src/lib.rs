@@ -1,4 +1,4 @@
-//! The pure heart of shardwright: what a model's tensors are, how a strategy lays them out over ranks, and the proof that a layout holds.
+//! The pure heart of shardwright: what a model's tensors are, how a strategy lays them out over ranks, and the check that a layout holds.
 //!
 //! Nothing here opens a file, reads the environment, starts a thread or touches a device; `clippy.toml` makes that mechanical. A strategy
 //! outside this repository depends on this crate alone.

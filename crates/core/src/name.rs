@@ -1,4 +1,4 @@
-//! A tensor's name: shared text that is cheap to copy from metadata to plan. Under the proof kit, looking at one is a step of planning.
+//! A tensor's name: shared text that is cheap to copy from metadata to plan. Under the conformance kit, looking at one is a step of planning.
 
 use std::{borrow::Borrow, cmp::Ordering, fmt, hash, ops::Deref, sync::Arc};
 

@@ -1,4 +1,4 @@
-//! A plugin's panic is an error of that plugin, told like any other.
+//! A plugin's panic is an error of that plugin, reported like any other.
 
 #![doc(hidden)]
 

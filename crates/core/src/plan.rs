@@ -111,7 +111,7 @@ impl TensorPlan {
     }
 }
 
-/// A complete plan: every tensor of the model, every unit. Made by [`PlanInput::plan_tensors`](crate::PlanInput::plan_tensors), proven by
+/// A complete plan: every tensor of the model, every unit. Made by [`PlanInput::plan_tensors`](crate::PlanInput::plan_tensors), validated by
 /// [`ShardPlan::check`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]

@@ -1,4 +1,4 @@
-//! Steps of planning, counted for the proof kit and for nobody else: a look at a tensor's name or size, a question to a glob. Without the
+//! Steps of planning, counted for the conformance kit and for nobody else: a look at a tensor's name or size, a question to a glob. Without the
 //! feature `testkit` counting is nothing at all.
 
 #[cfg(any(test, feature = "testkit"))]

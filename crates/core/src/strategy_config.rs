@@ -313,7 +313,7 @@ impl Training {
     }
 }
 
-/// Whose config a YAML is, told by its keys. This and the choices below are closed on purpose: whoever decides by them must decide every case,
+/// Whose config a YAML is, known by its keys. This and the choices below are closed on purpose: whoever decides by them must decide every case,
 /// so a new one shall not compile until it does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dialect {

@@ -1,4 +1,4 @@
-//! From a checkpoint to the model as its class has it, by the architecture data; what does not fit is told before anything is allocated.
+//! From a checkpoint to the model as its class has it, by the architecture data; what does not fit is reported before anything is allocated.
 
 mod describe;
 

@@ -28,7 +28,7 @@ pub use self::index::parse_index;
 pub use self::record::ModelRecord;
 use crate::error::{EngineError, ErrorKind, Result};
 
-/// An opened checkpoint: headers read and proven, no file held open.
+/// An opened checkpoint: headers read and validated, no file held open.
 #[derive(Clone, Debug)]
 pub struct Checkpoint {
     dir: PathBuf,
@@ -361,7 +361,7 @@ impl ModelDir {
     }
 }
 
-/// Every name of the index must be in its file; a wrong `total_size` and tensors that the index leaves out are told.
+/// Every name of the index must be in its file; a wrong `total_size` and tensors that the index leaves out are reported.
 fn check_index(index: &index::Index, files: &[CheckpointFile], tensors: &[(TensorMeta, Location)]) -> Result<Vec<String>> {
     let by_name: BTreeMap<&str, usize> = files.iter().enumerate().map(|(i, f)| (f.name.as_str(), i)).collect();
     let find = |name: &str| tensors.binary_search_by(|t| t.0.name.as_str().cmp(name)).ok().map(|i| tensors[i].1.file);

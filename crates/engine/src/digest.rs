@@ -125,13 +125,13 @@ mod tests {
         let mut pieces = Hasher::default();
         whole.chunks(33).for_each(|piece| pieces.update(piece));
         assert_eq!(pieces.finish(), sha256(&whole));
-        let mut told = 0;
+        let mut reported = 0;
         let streamed = sha256_stream(&mut whole.as_slice(), &mut [0; 77], |n| {
-            told += n;
+            reported += n;
             Ok(())
         });
         assert_eq!(streamed.unwrap(), (sha256(&whole), 10_000));
-        assert_eq!(told, 10_000);
+        assert_eq!(reported, 10_000);
     }
 
     #[test]

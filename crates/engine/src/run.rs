@@ -159,7 +159,7 @@ impl Run {
     }
 }
 
-/// The checkpoint as the model's class has it, by what the config says of it. `warn` is told of what is odd.
+/// The checkpoint as the model's class has it, by what the config says of it. `warn` gets what is odd.
 ///
 /// # Errors
 /// As [`Checkpoint::find_model`].

@@ -201,7 +201,7 @@ pub(crate) struct Mapped {
 
 impl Mapped {
     fn new(file: Buffered) -> io::Result<Self> {
-        // SAFETY: the caller chose a mapping and was told that nobody may shrink or rewrite the file meanwhile (see `ReadMethod::Mmap`).
+        // SAFETY: the caller chose a mapping and was warned that nobody may shrink or rewrite the file meanwhile (see `ReadMethod::Mmap`).
         let map = unsafe { memmap2::Mmap::map(&file.file)? };
         Ok(Self { map, file })
     }

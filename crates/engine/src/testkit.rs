@@ -1,4 +1,4 @@
-//! The engine's part of the proof kit: loads of the suite's checkpoints through real files and the real pipeline.
+//! The engine's part of the conformance kit: loads of the suite's checkpoints through real files and the real pipeline.
 
 use std::{collections::BTreeMap, fs, path::Path};
 

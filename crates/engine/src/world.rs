@@ -88,9 +88,9 @@ impl World {
         let world = match from_launchers(&env)? {
             Some(launched) => agree(launched, flags)?,
             None => {
-                let told = if flags.world_size.is_none() { number(&env, "WORLD_SIZE")? } else { None };
-                let origin = told.map_or_else(|| describe_flags(flags), |size| format!("{}, WORLD_SIZE={size}", describe_flags(flags)));
-                let (size, size_is_flag) = (flags.world_size.or(told), flags.world_size.is_some());
+                let reported = if flags.world_size.is_none() { number(&env, "WORLD_SIZE")? } else { None };
+                let origin = reported.map_or_else(|| describe_flags(flags), |size| format!("{}, WORLD_SIZE={size}", describe_flags(flags)));
+                let (size, size_is_flag) = (flags.world_size.or(reported), flags.world_size.is_some());
                 Self { rank: flags.rank, size, size_is_flag, local_rank: None, local_size: None, origin, doubt: doubt(flags, &env) }
             }
         };

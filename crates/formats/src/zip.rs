@@ -110,7 +110,7 @@ fn end(source: &(impl ReadAt + ?Sized)) -> Result<End> {
     Ok(found)
 }
 
-/// Reads the central directory: the members, in its order. Their places are proven to lie before it; see [`payload`] for the data's own.
+/// Reads the central directory: the members, in its order. Their places are validated to lie before it; see [`payload`] for the data's own.
 ///
 /// # Errors
 /// What is malformed, compressed, encrypted, too large, or there twice.
@@ -218,7 +218,7 @@ pub fn payload(source: &(impl ReadAt + ?Sized), member: &Member) -> Result<u64> 
     Ok(start)
 }
 
-/// A small member's bytes, its checksum proven.
+/// A small member's bytes, its checksum validated.
 ///
 /// # Errors
 /// As [`payload`]; where it has more than `most` bytes; where its checksum is another.
@@ -229,7 +229,7 @@ pub fn content(source: &(impl ReadAt + ?Sized), member: &Member, most: u64) -> R
     }
     let content = bytes(source, payload(source, member)?, member.size, "member")?;
     let crc = crc32fast::hash(&content);
-    // torch writes no checksum where it is told to: `torch.serialization.set_crc32_options(False)`.
+    // torch writes no checksum on request: `torch.serialization.set_crc32_options(False)`.
     if member.crc != crc && member.crc != 0 {
         return Err(error("is damaged: its CRC-32 differs").expected(format_args!("{:08x}", member.crc)).found(format_args!("{crc:08x}")));
     }

@@ -313,8 +313,8 @@ pub(crate) mod tests {
         let settings = Settings::from_document(&Document::default(), "vendor/name", None, false);
         assert_eq!((settings.seq_len, settings.micro_batch, settings.optimizer), (2048, 1, Optimizer::AdamW));
         assert_eq!(settings.assumed.len(), 3, "{:?}", settings.assumed);
-        let told = Settings::from_document(&Document::default(), "fsdp2", Some(512), false);
-        assert_eq!((told.seq_len, told.assumed.len()), (512, 1));
+        let reported = Settings::from_document(&Document::default(), "fsdp2", Some(512), false);
+        assert_eq!((reported.seq_len, reported.assumed.len()), (512, 1));
         let mut accelerate = Document::default();
         accelerate.set(&["dialect"], "accelerate", Origin::Default);
         let settings = Settings::from_document(&accelerate, "fsdp2", Some(512), false);

@@ -1,4 +1,4 @@
-//! The proof kit, on this strategy.
+//! The conformance kit, on this strategy.
 
 use shardwright::testkit::strategy;
 use tensor_parallel as _;
@@ -6,10 +6,10 @@ use tensor_parallel as _;
 #[test]
 fn tensor_parallel_conforms() {
     let pairs = |mesh: &shardwright_core::Mesh| mesh.size_of("mp_shard").is_multiple_of(2);
-    let proof = strategy("example/tensor-parallel")
+    let summary = strategy("example/tensor-parallel")
         .section("tp_size: 2\ntp_plan: {'*': colwise}", pairs)
         .section("tp_size: 2\ntp_plan: {'*': rowwise}", pairs)
         .section("tp_size: 2\ntp_plan: {'*.{q_proj,up_proj}': colwise, '*.{o_proj,down_proj}': rowwise}", pairs)
         .assert();
-    println!("{proof}");
+    println!("{summary}");
 }

@@ -124,7 +124,7 @@ class TensorPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """A proven plan: where every tensor lies on every rank. Nothing has been read but headers."""
+    """A validated plan: where every tensor lies on every rank. Nothing has been read but headers."""
 
     strategy: str
     world_size: int

@@ -88,7 +88,7 @@ class Shards:
     def tensor(self, index: int) -> Tensor: ...
 
 class Plan:
-    """A proven plan, with the checkpoint that it is for."""
+    """A validated plan, with the checkpoint that it is for."""
 
     @property
     def notes(self) -> list[str]: ...

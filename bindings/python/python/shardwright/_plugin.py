@@ -150,7 +150,7 @@ def strategy(name: str) -> Callable[[Class], Class]:
     """Registers a class as the strategy `vendor/name`, which `dist_config: {name: vendor/name, …}` then chooses.
 
     The arguments of `__init__` are the section's options, each with a default; `plan(self, input)` takes a `PlanInput` and returns
-    `input.plan(…)`. What it returns goes through the same proof as any plan. A name that is registered already is replaced.
+    `input.plan(…)`. What it returns goes through the same validation as any plan. A name that is registered already is replaced.
 
     Raises:
         ConfigError: the name is not of the form vendor/name, or the class does not fit.

@@ -1,4 +1,4 @@
-"""The proof kit for strategies and precision policies in Python: what their own tests call.
+"""The conformance kit for strategies and precision policies in Python: what their own tests call.
 
 def test_it_conforms():
     shardwright.testkit.strategy("acme/rows", Rows())
@@ -12,7 +12,7 @@ from . import _native
 
 
 def strategy(name: str, instance: Any) -> str:
-    """Runs the conformance suite: models of every awkward shape on every awkward world, each plan proven, small ones loaded and compared.
+    """Runs the conformance suite: models of every awkward shape on every awkward world, each plan validated, small ones loaded and compared.
 
     Returns what was gone through.
 

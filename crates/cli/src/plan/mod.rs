@@ -139,7 +139,7 @@ fn one(args: &PlanArgs, config: &Path, overrides: &[String], registry: &Registry
 }
 
 impl Case<'_> {
-    /// The proven plan, adapters included. Warnings are printed where `speak`.
+    /// The validated plan, adapters included. Warnings are printed where `speak`.
     fn plan(&self, resolved: &Resolved, speak: bool) -> Result<Planned, Failure> {
         let on_cpu = resolved.device.as_deref() == Some("cpu");
         let settings = Settings::from_document(&resolved.document, resolved.strategy.name(), self.args.seq_len, on_cpu);

@@ -34,7 +34,7 @@ impl Resolver<'_> {
             Dialect::LlamaFactory => "llamafactory",
             Dialect::Accelerate => "accelerate",
         };
-        d.set(&["dialect"], dialect, Origin::rule("told by the file's keys", [] as [&str; 0]));
+        d.set(&["dialect"], dialect, Origin::rule("decided by the file's keys", [] as [&str; 0]));
         write_model(d, draft, values, self.supplied.model.as_ref());
         let section = draft.strategy.as_ref().map(|s| &s.section);
         let name_origin = section.map_or(Origin::Default, |s| Origin::Written(s.name_at.clone()));

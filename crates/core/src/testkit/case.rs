@@ -1,4 +1,4 @@
-//! One case of the suite: a section, a mesh and a model, small enough to be told in a sentence.
+//! One case of the suite: a section, a mesh and a model, small enough to be described in a sentence.
 
 use std::fmt;
 

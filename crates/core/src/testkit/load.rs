@@ -1,4 +1,4 @@
-//! A load, proven: a random checkpoint goes through somebody's loader, and what the ranks hold is held against it, element by element.
+//! A load, checked: a random checkpoint goes through somebody's loader, and what the ranks hold is held against it, element by element.
 
 use std::collections::BTreeMap;
 

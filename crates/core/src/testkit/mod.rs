@@ -1,4 +1,4 @@
-//! The proof kit: one call runs the conformance suite for a strategy or a precision policy, built in or not.
+//! The conformance kit: one call runs the conformance suite for a strategy or a precision policy, built in or not.
 //!
 //! The suite plans models of every awkward shape on every awkward world and holds each plan against the contract of
 //! [`ShardStrategy`](crate::ShardStrategy), rule by rule ([`Rule`] lists them). It counts elements one by one and shares no arithmetic with
@@ -26,6 +26,6 @@ pub use self::{
     load::Loader,
     policy::{PolicyKit, policy},
     registered::strategy,
-    strategy::{Proof, StrategyKit},
+    strategy::{StrategyKit, Summary},
     violation::{Rule, Subjects, Violation},
 };

@@ -94,7 +94,7 @@ impl<'a> PolicyKit<'a> {
         caught("building", || (self.build)(section))?.map_err(|e| (Rule::Config, format!("the section makes no policy: {e}")))
     }
 
-    /// Every tensor, one by one: what is told of a failure is one tensor.
+    /// Every tensor, one by one: a failure is reported for one tensor.
     fn decides(&self, section: &str) -> Result<(), (String, Found)> {
         let nowhere = |found: Found| (String::new(), found);
         let (policy, fresh) = (self.policy(section).map_err(nowhere)?, self.policy(section).map_err(nowhere)?);

@@ -98,7 +98,7 @@ pub(super) fn plan_holds(setting: &Setting, name: &str, plan: &ShardPlan, aligne
     }
     units(plan)?;
     if let Err(e) = plan.check(&setting.model) {
-        return Err((Rule::Proof, format!("counting finds nothing wrong, but the proof says: {e}")));
+        return Err((Rule::Validation, format!("counting finds nothing wrong, but the validation says: {e}")));
     }
     serialises(plan, serde_json::to_string, |text| serde_json::from_str(text))
 }

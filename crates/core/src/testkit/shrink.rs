@@ -3,7 +3,7 @@
 use super::{case::Case, corpus::MESHES, violation::Found};
 use crate::{DType, TensorMeta};
 
-/// Attempts after which the smallest case so far is told.
+/// Attempts after which the smallest case so far is reported.
 const PATIENCE: usize = 2000;
 
 /// Greedily takes the first smaller case that breaks the same rule, until none does.

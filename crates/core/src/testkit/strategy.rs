@@ -104,9 +104,9 @@ impl<'a> StrategyKit<'a> {
     ///
     /// # Panics
     /// The strategy breaks a rule.
-    pub fn assert(&self) -> Proof {
+    pub fn assert(&self) -> Summary {
         match self.run() {
-            Ok(proof) => proof,
+            Ok(summary) => summary,
             Err(violation) => panic!("{violation}"),
         }
     }
@@ -115,27 +115,27 @@ impl<'a> StrategyKit<'a> {
     ///
     /// # Errors
     /// The first rule that is broken, with the smallest case that breaks it.
-    pub fn run(&self) -> Result<Proof, Violation> {
+    pub fn run(&self) -> Result<Summary, Violation> {
         if self.registered {
-            self.section_holds().map_err(|(rule, found)| self.told(rule, String::new(), found))?;
+            self.section_holds().map_err(|(rule, found)| self.reported(rule, String::new(), found))?;
         }
-        let mut proof = Proof::default();
+        let mut summary = Summary::default();
         for case in self.cases() {
             match self.judge(&case) {
-                Ok(of_case) => proof.add(&of_case),
+                Ok(of_case) => summary.add(&of_case),
                 Err(found) => return Err(self.violation(case, found)),
             }
         }
-        self.growth().map_err(|(case, (rule, found))| self.told(rule, case, found))?;
-        Ok(proof)
+        self.growth().map_err(|(case, (rule, found))| self.reported(rule, case, found))?;
+        Ok(summary)
     }
 
     fn violation(&self, case: Case, found: Found) -> Violation {
         let (case, (rule, found)) = smallest(case, found, |case| self.judge(case).err());
-        self.told(rule, case.to_string(), found)
+        self.reported(rule, case.to_string(), found)
     }
 
-    fn told(&self, rule: Rule, case: String, found: String) -> Violation {
+    fn reported(&self, rule: Rule, case: String, found: String) -> Violation {
         Violation { rule, subject: format!("strategy '{}'", self.name), case, found }
     }
 
@@ -188,13 +188,13 @@ impl<'a> StrategyKit<'a> {
             let Some(few) = fitting(MESHES) else { continue };
             for &(what, name) in corpus::GROWTHS {
                 let (one, four) = (case(few, TENSORS, name), case(few, 4 * TENSORS, name));
-                let told = |found| (format!("{what}, {TENSORS} tensors and {}, on {}", 4 * TENSORS, one.ranks()), found);
-                self.grows(&one, &four, 8, "tensors").map_err(told)?;
+                let reported = |found| (format!("{what}, {TENSORS} tensors and {}, on {}", 4 * TENSORS, one.ranks()), found);
+                self.grows(&one, &four, 8, "tensors").map_err(reported)?;
             }
             let Some(many) = fitting(&[(1, 1000), (1, 64), (8, 8)]) else { continue };
             let (one, other) = (case(few, TENSORS, corpus::GROWTHS[0].1), case(many, TENSORS, corpus::GROWTHS[0].1));
-            let told = |found| (format!("{TENSORS} tensors on {} and on {}", one.ranks(), other.ranks()), found);
-            self.grows(&one, &other, 2, "ranks").map_err(told)?;
+            let reported = |found| (format!("{TENSORS} tensors on {} and on {}", one.ranks(), other.ranks()), found);
+            self.grows(&one, &other, 2, "ranks").map_err(reported)?;
         }
         Ok(())
     }
@@ -215,7 +215,7 @@ impl<'a> StrategyKit<'a> {
     }
 
     /// Holds one case against every rule.
-    fn judge(&self, case: &Case) -> Result<Proof, Found> {
+    fn judge(&self, case: &Case) -> Result<Summary, Found> {
         let strategy = self.strategy(case)?;
         let name = self.reports.as_ref().unwrap_or(&self.name);
         if strategy.name() != name {
@@ -230,7 +230,7 @@ impl<'a> StrategyKit<'a> {
             Some(loader) if loadable(&case) => load::holds(loader, &*strategy, &case).map(|()| 1)?,
             _ => 0,
         };
-        Ok(Proof { plans: 1, tensors: plan.tensors.len(), shards: plan.tensors.len() * case.world_size() as usize, loads })
+        Ok(Summary { plans: 1, tensors: plan.tensors.len(), shards: plan.tensors.len() * case.world_size() as usize, loads })
     }
 
     /// Plans the case without the tensors that the strategy refuses and may refuse.
@@ -313,7 +313,7 @@ fn loadable(case: &Case) -> bool {
 /// What the suite went through.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Proof {
+pub struct Summary {
     /// Models planned, each on one mesh with one section.
     pub plans: usize,
     /// Tensors in those plans.
@@ -324,7 +324,7 @@ pub struct Proof {
     pub loads: usize,
 }
 
-impl Proof {
+impl Summary {
     fn add(&mut self, other: &Self) {
         self.plans += other.plans;
         self.tensors += other.tensors;
@@ -333,7 +333,7 @@ impl Proof {
     }
 }
 
-impl fmt::Display for Proof {
+impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} plans, {} tensors, {} shards, {} loads: every rule holds", self.plans, self.tensors, self.shards, self.loads)
     }

@@ -1,4 +1,4 @@
-//! The kit, proven: strategies planted with one defect each, each caught under its own rule with a small case; and sound ones that pass.
+//! The kit, tested: strategies planted with one defect each, each caught under its own rule with a small case; and sound ones that pass.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -157,8 +157,8 @@ fn kit(defect: &'static str) -> StrategyKit<'static> {
 
 #[test]
 fn sound_strategies_pass() {
-    let proof = kit("").assert();
-    assert!(proof.plans > 190 && proof.shards > 100_000, "{proof}");
+    let summary = kit("").assert();
+    assert!(summary.plans > 190 && summary.shards > 100_000, "{summary}");
     StrategyKit::new("replicate", |_, _| Ok(Box::new(Replicate))).assert();
 }
 
@@ -185,7 +185,7 @@ const DEFECTS: &[(&str, Rule)] = &[
     ("cuts one axis twice", Rule::Gap),
     ("owns and is owned", Rule::Gap),
     ("lets bounds fall", Rule::Overlap),
-    ("lets bounds fall where nothing is", Rule::Proof),
+    ("lets bounds fall where nothing is", Rule::Validation),
     ("puts the largest last", Rule::Padding),
     ("pads to a power of two", Rule::Padding),
     ("leaves the root out", Rule::Units),
@@ -248,8 +248,8 @@ impl Copies {
 
 #[test]
 fn each_defect_of_a_loader_is_caught() {
-    let proof = kit("").loader(&Copies("")).assert();
-    assert!(proof.loads > 50, "{proof}");
+    let summary = kit("").loader(&Copies("")).assert();
+    assert!(summary.loads > 50, "{summary}");
     for (defect, says) in [
         ("fails", "the load failed: disk on fire"),
         ("forgets a rank", "0 ranks were loaded, expected 1"),
@@ -306,7 +306,7 @@ fn pairs(shape: &[u64]) -> Vec<Placement> {
     all
 }
 
-/// As below, of two cuts. The proof is stricter in two more places: bounds after a cut that leaves uneven parts, and flat elements after one
+/// As below, of two cuts. The validation is stricter in two more places: bounds after a cut that leaves uneven parts, and flat elements after one
 /// that leaves them in one run only by chance.
 #[test]
 fn the_proof_of_two_cuts_agrees_with_counting() {
@@ -341,7 +341,7 @@ fn the_proof_of_two_cuts_agrees_with_counting() {
 }
 
 /// `check` is arithmetic on the rules; counting walks elements. They agree on every placement of every small case, but for two kinds
-/// that the proof refuses although nothing is missing or twice: bounds that fall, and rules for no element that would not hold for one.
+/// that the validation refuses although nothing is missing or twice: bounds that fall, and rules for no element that would not hold for one.
 #[test]
 fn the_proof_by_arithmetic_agrees_with_counting() {
     let (mut sound, mut unsound) = (0, 0);

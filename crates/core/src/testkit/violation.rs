@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// Whom a rule is proven for.
+/// Whom a rule is tested for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Subjects {
     /// Strategies.
@@ -30,7 +30,7 @@ macro_rules! rules {
             /// What it demands, in one sentence.
             pub const fn meaning(self) -> &'static str { match self { $(Rule::$variant => $meaning,)* } }
 
-            /// Whom it is proven for.
+            /// Whom it is tested for.
             pub const fn subjects(self) -> Subjects { match self { $(Rule::$variant => Subjects::$subjects,)* } }
         }
     };
@@ -47,7 +47,7 @@ rules! {
     Overlap Strategies "overlap" "no element of a parameter is on two ranks of a group",
     Padding Strategies "padding" "a buffer holds its region, buffers that are padded are of one size, and some rank fills its own",
     Units Strategies "units" "the units partition the parameters, and each has a name of its own",
-    Proof Strategies "proof" "the plan's own proof, ShardPlan::check, comes to the same answer as counting",
+    Validation Strategies "validation" "the plan's own validation, ShardPlan::check, comes to the same answer as counting",
     Deterministic Both "deterministic" "equal inputs give equal plans, from one instance or from many",
     Order Both "order" "a plan depends on its input alone: not on the order of tensors, nor on what was planned before",
     Serialises Strategies "serialises" "a plan written as JSON and read again is the same plan",

@@ -189,7 +189,7 @@ impl Checkpoint {
 }
 
 impl ModelTensor {
-    /// What it is made from, in a line: numbers that run are told as a range.
+    /// What it is made from, in a line: consecutive numbers are shown as a range.
     pub fn made_from(&self) -> String {
         let names: Vec<&str> = self.from.iter().map(|f| f.tensor.as_str()).collect();
         match names.as_slice() {

@@ -111,9 +111,9 @@ mod tests {
     #[test]
     fn a_fact_of_the_wrong_type_is_told() {
         assert_eq!(wrong_type(&json!({"hidden_size": 8, "model_type": null, "else": []})), None);
-        let told = |config| wrong_type(&config).map(|(key, _, found)| format!("{key} {found}")).unwrap();
-        assert_eq!(told(json!({"hidden_size": "x"})), "hidden_size 'x'");
-        assert_eq!(told(json!({"num_hidden_layers": -1})), "num_hidden_layers -1");
-        assert_eq!(told(json!({"architectures": "x"})), "architectures 'x'");
+        let reported = |config| wrong_type(&config).map(|(key, _, found)| format!("{key} {found}")).unwrap();
+        assert_eq!(reported(json!({"hidden_size": "x"})), "hidden_size 'x'");
+        assert_eq!(reported(json!({"num_hidden_layers": -1})), "num_hidden_layers -1");
+        assert_eq!(reported(json!({"architectures": "x"})), "architectures 'x'");
     }
 }

@@ -1,4 +1,4 @@
-//! The strict reader of a safetensors header: 8 bytes of length, JSON, and the proof that the tensors tile the data exactly.
+//! The strict reader of a safetensors header: 8 bytes of length, JSON, and the check that the tensors tile the data exactly.
 //! It trusts nothing: lengths are capped, arithmetic is checked, duplicate names are found.
 
 use std::{borrow::Cow, fmt, fs::File, marker::PhantomData, os::unix::fs::FileExt, path::Path};

@@ -192,7 +192,7 @@ impl Data {
         if extents.iter().any(|e| e.end() > count) {
             return Err(error("a part reaches beyond it".into()));
         }
-        // Flat parts in order tile it where none overlaps; boxes may interleave, and are told apart by the boxes themselves.
+        // Flat parts in order tile it where none overlaps; boxes may interleave, and are distinguished by the boxes themselves.
         let overlap = extents.windows(2).any(|w| w[0].loops.is_empty() && w[0].end() > w[1].start);
         if overlap {
             return Err(error("two of its parts overlap".into()));

@@ -250,15 +250,15 @@ impl<'a> Conversion<'a> {
     fn identity(&self) -> Result<Sha256> {
         let mut hasher = Hasher::default();
         let mut out = io::BufWriter::new(&mut hasher);
-        let told = |e| EngineError::io("cannot compare", &self.contents.path, e);
+        let reported = |e| EngineError::io("cannot compare", &self.contents.path, e);
         for file in &self.files {
-            write!(out, "{file:?}").map_err(told)?;
+            write!(out, "{file:?}").map_err(reported)?;
         }
         for path in self.contents.files() {
             let meta = fs::metadata(path).map_err(|e| EngineError::io("cannot look at the file", path, e))?;
-            write!(out, "{path:?} {:?}", Stamp::of(&meta)).map_err(told)?;
+            write!(out, "{path:?} {:?}", Stamp::of(&meta)).map_err(reported)?;
         }
-        out.flush().map_err(told)?;
+        out.flush().map_err(reported)?;
         drop(out);
         Ok(hasher.finish())
     }

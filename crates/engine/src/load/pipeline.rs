@@ -1,7 +1,7 @@
 //! The pipeline: workers take tasks off one queue, read block by block, cast, and place. The calling thread watches them.
 //!
 //! Each worker owns one staging buffer of one block; beside the arenas nothing else is held. Workers are not joined when they hang: a
-//! read that never comes back must not keep an error from being told, so all that they touch is counted by reference.
+//! read that never comes back must not keep an error from being reported, so all that they touch is counted by reference.
 
 mod fault;
 mod files;
@@ -87,7 +87,7 @@ impl Worker {
         while let Some(task) = shared.schedule.next_task(shared.task_size) {
             shared.announce(&mut self.runs);
             if let Err(fault) = self.do_task(&shared, task) {
-                lock(&shared.fault).get_or_insert(fault); // the first one is told
+                lock(&shared.fault).get_or_insert(fault); // the first one is reported
                 shared.stop.store(true, Ordering::Relaxed);
                 return; // an event that was not recorded cannot be waited for: the lane waits for its streams when it is dropped
             }
@@ -205,7 +205,7 @@ impl Shared {
     #[expect(clippy::mut_from_ref, reason = "disjoint parts of arenas; see below")]
     fn destination(&self, rank: u32, run: &Run) -> &mut [u8] {
         let tensor = self.schedule.tensors[run.tensor as usize].tensor;
-        // SAFETY: the runs of a tensor lie inside its place and are disjoint because the plan was proven to tile it and the queue gives every
+        // SAFETY: the runs of a tensor lie inside its place and are disjoint because the plan was validated to tile it and the queue gives every
         // element to one worker once; a worker holds one destination at a time, but for the copies, which go to other ranks' memory.
         unsafe { self.places.slice(rank, tensor, run.to, run.stored) }
     }

@@ -1,4 +1,4 @@
-//! What is counted while a load runs, and what is told of it: progress, cancellation, statistics.
+//! What is counted while a load runs, and what is reported of it: progress, cancellation, statistics.
 
 use std::{
     sync::{

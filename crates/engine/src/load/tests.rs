@@ -1,4 +1,4 @@
-//! The proof of a load does not use the loader: whole tensors are read, cast and cut with the plan's own regions, and bits are compared.
+//! The check of a load does not use the loader: whole tensors are read, cast and cut with the plan's own regions, and bits are compared.
 
 use std::{
     collections::BTreeMap,
@@ -711,9 +711,9 @@ fn what_comes_next_is_announced_unless_it_is_cached() {
             let mut loader = Loader::new(&plan, &checkpoint).io(IoOptions { readahead, queue_depth: Some(queue_depth), ..small_blocks() });
             loader.faults = Some(Arc::clone(&faults));
             let read = loader.load().unwrap().stats.bytes_read;
-            let told = faults.announced.load(std::sync::atomic::Ordering::Relaxed);
+            let reported = faults.announced.load(std::sync::atomic::Ordering::Relaxed);
             let expected = if announced { read * 3 / 4..read } else { 0..1 };
-            assert!(expected.contains(&told), "{readahead:?}, cached {cached}, depth {queue_depth}: {told} of {read}");
+            assert!(expected.contains(&reported), "{readahead:?}, cached {cached}, depth {queue_depth}: {reported} of {read}");
         }
     }
 }
@@ -744,9 +744,9 @@ fn a_load_is_cancelled_from_its_progress() {
     let (plan, dir, _) = simple();
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
     let token = CancelToken::new();
-    let told = Mutex::new(Vec::new());
+    let reported = Mutex::new(Vec::new());
     let progress = |p: &Progress<'_>| {
-        told.lock().unwrap().push((p.read, p.total));
+        reported.lock().unwrap().push((p.read, p.total));
         token.cancel();
     };
     let mut loader = Loader::new(&plan, &checkpoint).io(small_blocks()).progress(&progress).cancel(&token);
@@ -756,8 +756,8 @@ fn a_load_is_cancelled_from_its_progress() {
     let total: u64 = plan.tensors.iter().map(|t| t.source.bytes(t.numel()).unwrap()).sum();
     let said = error.to_string();
     assert!(said.contains(&format!(" of {total} bytes")) && !said.contains("expected"), "{said}");
-    let told = told.into_inner().unwrap();
-    assert!(told.iter().all(|t| t.1 == total && t.0 < total) && told.is_sorted(), "{told:?}");
+    let reported = reported.into_inner().unwrap();
+    assert!(reported.iter().all(|t| t.1 == total && t.0 < total) && reported.is_sorted(), "{reported:?}");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What a saved directory says of itself: one manifest a rank, written behind the rank's tensors, and one of the whole, written last.
 //!
-//! Both are JSON, sealed by their own SHA-256 (see `sealed`). What is read here is untrusted: sizes are bounded, the plan is proven again,
+//! Both are JSON, sealed by their own SHA-256 (see `sealed`). What is read here is untrusted: sizes are bounded, the plan is validated again,
 //! and every file name is derived from the rank or is a plain name, so that no path leads out of the directory. Nothing is written here.
 
 mod sealed;
@@ -248,8 +248,8 @@ impl<T: DeserializeOwned> RankManifest<T> {
         check_version(manifest.shardwright).map_err(wrong)?;
         let shard = format.shard_name(rank, world_size);
         if (manifest.rank, manifest.world_size, &manifest.shard.name) != (rank, world_size, &shard) {
-            let told = format!("rank {} of {} and '{}'", manifest.rank, manifest.world_size, manifest.shard.name);
-            return Err(wrong(format!("it tells of {told}, expected rank {rank} of {world_size} and '{shard}'")));
+            let reported = format!("rank {} of {} and '{}'", manifest.rank, manifest.world_size, manifest.shard.name);
+            return Err(wrong(format!("it tells of {reported}, expected rank {rank} of {world_size} and '{shard}'")));
         }
         Ok((manifest, FileDigest::new(name, digest)))
     }

@@ -135,8 +135,8 @@ pub(super) fn read<T: DeserializeOwned>(path: &Path) -> Result<(T, (Sha256, u64)
     if size > MAX_BYTES {
         return Err(wrong(format!("it is larger than {MAX_BYTES} bytes, as no manifest is")));
     }
-    let (told, digest) = unseal(&mut file, size).map_err(cannot)?.map_err(wrong)?;
-    Ok((told, (digest, size)))
+    let (reported, digest) = unseal(&mut file, size).map_err(cannot)?.map_err(wrong)?;
+    Ok((reported, (digest, size)))
 }
 
 /// Pretty for the outer levels, compact below.
@@ -210,19 +210,19 @@ mod tests {
     }
 
     fn unseal<T: DeserializeOwned>(text: &[u8]) -> Result<T, String> {
-        let (told, digest) = super::unseal(&mut io::Cursor::new(text), text.len() as u64).unwrap()?;
+        let (reported, digest) = super::unseal(&mut io::Cursor::new(text), text.len() as u64).unwrap()?;
         assert_eq!(digest, sha256(text));
-        Ok(told)
+        Ok(reported)
     }
 
-    fn told() -> Told {
+    fn reported() -> Told {
         Told { name: "é\"".into(), rows: vec![vec![vec![vec![1, 2], vec![]]], vec![]] }
     }
 
     #[test]
     fn a_sealed_text_is_json_and_leads_back() {
-        let text = sealed(&told());
-        assert_eq!(unseal::<Told>(&text), Ok(told()));
+        let text = sealed(&reported());
+        assert_eq!(unseal::<Told>(&text), Ok(reported()));
         let json: serde_json::Value = serde_json::from_slice(&text).unwrap();
         assert_eq!(json["rows"][0][0][0][1], 2);
         assert!(String::from_utf8(text).unwrap().contains("[[1, 2], []]"));
@@ -231,23 +231,23 @@ mod tests {
     #[test]
     fn a_text_of_many_blocks_is_sealed_as_one() {
         let rows = vec![vec![vec![(0..10_000).collect::<Vec<u32>>(); 3]; 3]; 2];
-        let told = Told { name: "long".into(), rows };
-        let text = sealed(&told);
+        let reported = Told { name: "long".into(), rows };
+        let text = sealed(&reported);
         assert!(text.len() > 5 * BLOCK);
-        assert_eq!(unseal::<Told>(&text), Ok(told));
+        assert_eq!(unseal::<Told>(&text), Ok(reported));
         let mut calls = 0;
         let full = &mut |_: &[u8]| {
             calls += 1;
             Err(EngineError::new(ErrorKind::Io, "the disk is full"))
         };
-        assert_eq!(seal(&self::told(), full).unwrap_err().kind(), ErrorKind::Io);
+        assert_eq!(seal(&self::reported(), full).unwrap_err().kind(), ErrorKind::Io);
         assert_eq!(calls, 1);
     }
 
     /// Whatever byte is changed or cut off, the text is refused.
     #[test]
     fn every_change_breaks_the_seal() {
-        let text = sealed(&told());
+        let text = sealed(&reported());
         for at in 0..text.len() {
             assert!(unseal::<Told>(&text[..at]).is_err(), "cut to {at}");
             for bit in 0..8 {

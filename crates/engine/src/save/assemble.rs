@@ -52,7 +52,7 @@ impl Saver<'_> {
             return Ok(missing);
         }
         let Completion { source, copied } = early.map_or_else(|| self.completion(stage), Ok)?;
-        let copied = copied.into_iter().map(|(staged, told)| staged.rename().map(|()| told)).collect::<Result<_>>()?;
+        let copied = copied.into_iter().map(|(staged, reported)| staged.rename().map(|()| reported)).collect::<Result<_>>()?;
         sync_dir(&self.dir)?;
         let mut file = stage.file(MANIFEST)?;
         let mut manifest = Manifest::new(self.plan, &self.plan_aliases()?, source, copied, ranks);
@@ -65,9 +65,9 @@ impl Saver<'_> {
 
     /// The files of a rank that this save, or another process of it, has written.
     fn saved_rank(&self, rank: u32, identity: &SaveIdentity) -> Option<RankFiles> {
-        let (told, manifest) = RankHead::read(&self.dir, self.format, rank, self.plan.mesh.world_size()).ok()?;
-        let there = fs::metadata(self.dir.join(&told.shard.name)).is_ok_and(|m| m.is_file() && m.len() == told.shard.bytes);
-        (told.save == identity.save && there).then_some(RankFiles { rank, shard: told.shard, manifest })
+        let (reported, manifest) = RankHead::read(&self.dir, self.format, rank, self.plan.mesh.world_size()).ok()?;
+        let there = fs::metadata(self.dir.join(&reported.shard.name)).is_ok_and(|m| m.is_file() && m.len() == reported.shard.bytes);
+        (reported.save == identity.save && there).then_some(RankFiles { rank, shard: reported.shard, manifest })
     }
 
     /// Reads the source once more, whole, for the digests of its files; they must still be those that were loaded.

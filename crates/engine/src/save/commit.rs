@@ -32,9 +32,9 @@ impl Saver<'_> {
         sync_dir(&self.dir)?;
 
         let (mut files, mut manifests) = (Vec::new(), Vec::new());
-        for StagedRank { files: told, shard, manifest, .. } in staged {
+        for StagedRank { files: reported, shard, manifest, .. } in staged {
             shard.rename()?;
-            files.push(told);
+            files.push(reported);
             manifests.push(manifest);
         }
         sync_dir(&self.dir)?;

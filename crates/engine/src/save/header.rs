@@ -1,4 +1,4 @@
-//! The header of a rank's safetensors file, proven by the `safetensors` crate before a byte of it is written.
+//! The header of a rank's safetensors file, validated by the `safetensors` crate before a byte of it is written.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -31,7 +31,7 @@ pub fn header(plan: &ShardPlan, rank: u32, entries: &Entries<'_>) -> Result<Vec<
         dtype(entry.dtype)?;
         end = end.checked_add(entry.bytes).ok_or("the file's size overflows")?;
     }
-    // Proven in parts: a proof of the whole would take many times the header's memory.
+    // Validated in parts: validating the whole would take many times the header's memory.
     for start in (0..entries.len()).step_by(PROVEN_AT_ONCE) {
         let range = start..(start + PROVEN_AT_ONCE).min(entries.len());
         let text = serde_json::to_vec(&Header { metadata: BTreeMap::new(), entries, range }).map_err(|e| e.to_string())?;
@@ -172,7 +172,7 @@ pub fn parts(metadata: &HashMap<String, String>) -> Result<BTreeMap<String, Part
     parts.into_iter().map(part).collect()
 }
 
-/// A part as a file tells it; whatever else is told is ignored.
+/// A part as a file tells it; whatever else it says is ignored.
 #[derive(Deserialize)]
 struct AnyPart {
     saved_offsets: Option<Vec<u64>>,

@@ -95,7 +95,7 @@ impl<'a> Saver<'a> {
         self
     }
 
-    /// Is told of every block: how many bytes more were written or, at the end, read from the source for its digest.
+    /// Called for every block: how many bytes more were written or, at the end, read from the source for its digest.
     #[must_use]
     pub fn progress(mut self, progress: &'a (dyn Fn(u64) + Sync)) -> Self {
         self.progress = progress;
@@ -109,7 +109,7 @@ impl<'a> Saver<'a> {
         self
     }
 
-    /// How many bytes [`Saver::progress`] will be told of at most for these ranks.
+    /// How many bytes [`Saver::progress`] will be called with at most for these ranks.
     ///
     /// # Errors
     /// As [`Saver::check`].

@@ -18,7 +18,7 @@ pub(crate) const SHARD_SUFFIX: &str = ".safetensors";
 pub enum Format {
     /// PyTorch's sharded safetensors: every tensor a box, read by `torch.distributed.checkpoint`'s `HuggingFaceStorageReader`.
     TorchDcp,
-    /// A safetensors file a rank whose tensors are padded flat partitions, told of in its metadata.
+    /// A safetensors file a rank whose tensors are padded flat partitions, described in its metadata.
     Flat,
 }
 

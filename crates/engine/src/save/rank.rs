@@ -87,10 +87,11 @@ impl Saver<'_> {
         let shard_file = FileDigest::new(name, digest);
 
         let SaveIdentity { save, plan, source } = identity.clone();
-        let told = RankManifest { shardwright: VERSION, rank: number, world_size, save, plan, source, shard: shard_file.clone(), tensors };
+        let reported =
+            RankManifest { shardwright: VERSION, rank: number, world_size, save, plan, source, shard: shard_file.clone(), tensors };
         let name = self.format.rank_manifest_name(number, world_size);
         let mut manifest = stage.file(&name)?;
-        seal(&told, &mut |bytes| manifest.write(bytes, &|_| Ok(())))?;
+        seal(&reported, &mut |bytes| manifest.write(bytes, &|_| Ok(())))?;
         let (manifest, digest) = manifest.sync()?;
         let manifest_file = FileDigest::new(name, digest);
         Ok(StagedRank { files: RankFiles { rank: number, shard: shard_file, manifest: manifest_file }, shard, manifest, digests })

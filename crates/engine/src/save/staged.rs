@@ -209,7 +209,7 @@ mod tests {
         }
     }
 
-    /// What a device tells only when it is synced is told too.
+    /// What a device reports only when it is synced is reported too.
     #[test]
     fn a_failing_sync_is_a_failure() {
         let dir = tempfile::tempdir().unwrap();

@@ -163,10 +163,10 @@ fn a_flat_file_tells_names_shapes_numel_padding_and_world_size() {
     let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
     let strings = metadata.metadata().as_ref().unwrap();
     assert_eq!((strings["rank"].as_str(), strings["world_size"].as_str(), strings["strategy"].as_str()), ("5", "8", "test"));
-    let told: serde_json::Value = serde_json::from_str(&strings["partitions"]).unwrap();
+    let reported: serde_json::Value = serde_json::from_str(&strings["partitions"]).unwrap();
     let expected =
         serde_json::json!({"kind": "parameter", "shape": [5, 2], "numel": 10, "dtype": "float32", "start": 10, "valid": 0, "padding": 2});
-    assert_eq!(told["rows"], expected);
+    assert_eq!(reported["rows"], expected);
     assert_eq!(tensors.tensor("rows").unwrap().data(), [0; 8]);
 }
 
@@ -180,9 +180,9 @@ fn the_manifest_tells_strategy_precision_mesh_and_sources() {
     assert_eq!(manifest.precision.iter().map(|p| (p.storage.torch_name(), p.tensors)).collect::<Vec<_>>(), [("float32", 6), ("int64", 1)]);
     let digests =
         |names: [&str; 2]| names.map(|n| (n.to_owned(), crate::digest::sha256(&fs::read(case.checkpoint.dir().join(n)).unwrap())));
-    let told = |files: &[FileDigest]| files.iter().map(|f| (f.name.clone(), f.sha256)).collect::<Vec<_>>();
-    assert_eq!(told(&manifest.source), digests(["model-00000.safetensors", "model-00001.safetensors"]));
-    assert_eq!(told(&manifest.copied), digests(["config.json", "tokenizer.json"]));
+    let reported = |files: &[FileDigest]| files.iter().map(|f| (f.name.clone(), f.sha256)).collect::<Vec<_>>();
+    assert_eq!(reported(&manifest.source), digests(["model-00000.safetensors", "model-00001.safetensors"]));
+    assert_eq!(reported(&manifest.copied), digests(["config.json", "tokenizer.json"]));
 }
 
 #[test]

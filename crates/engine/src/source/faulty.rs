@@ -1,4 +1,4 @@
-//! A byte source for tests that fails, returns short, is interrupted or stalls, as it is told.
+//! A byte source for tests that fails, returns short, is interrupted or stalls, as the test asks.
 
 use std::{
     io,

@@ -35,7 +35,7 @@ pub(super) enum Shard {
 }
 
 impl Verifier<'_> {
-    /// Files that the manifest does not list: those that a reader would take for shards are problems, others are told.
+    /// Files that the manifest does not list: those that a reader would take for shards are problems, others are reported.
     pub(super) fn check_names(&self, found: &mut Verified) -> Result<()> {
         let cannot = |e| EngineError::io("cannot list the directory", &self.dir, e);
         let mut known: Vec<&str> = self.manifest.copied.iter().map(|f| f.name.as_str()).chain([MANIFEST]).collect();
@@ -60,9 +60,9 @@ impl Verifier<'_> {
         Ok(())
     }
 
-    pub(super) fn check_copy(&self, told: &FileDigest) -> Result<Verified> {
+    pub(super) fn check_copy(&self, reported: &FileDigest) -> Result<Verified> {
         let mut found = Verified::default();
-        self.check_file(told, &mut found, false)?;
+        self.check_file(reported, &mut found, false)?;
         Ok(found)
     }
 
@@ -113,22 +113,22 @@ impl Verifier<'_> {
     }
 
     /// Size and digest of one file; true where both are right.
-    fn check_file(&self, told: &FileDigest, found: &mut Verified, watched: bool) -> Result<bool> {
-        let path = self.dir.join(&told.name);
+    fn check_file(&self, reported: &FileDigest, found: &mut Verified, watched: bool) -> Result<bool> {
+        let path = self.dir.join(&reported.name);
         let problem = match fs::metadata(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => mismatch(&path, "it is missing"),
             Err(e) => return Err(EngineError::io("cannot look at the file", &path, e)),
             Ok(meta) if !meta.is_file() => mismatch(&path, "not a regular file"),
-            Ok(meta) if meta.len() != told.bytes => {
-                mismatch(&path, "its size is not the manifest's").expected(format_args!("{} bytes", told.bytes)).found(meta.len())
+            Ok(meta) if meta.len() != reported.bytes => {
+                mismatch(&path, "its size is not the manifest's").expected(format_args!("{} bytes", reported.bytes)).found(meta.len())
             }
             Ok(_) => {
-                let (digest, bytes) = self.digest(&path, 0, told.bytes, watched)?;
+                let (digest, bytes) = self.digest(&path, 0, reported.bytes, watched)?;
                 (found.files, found.bytes) = (found.files + 1, found.bytes + bytes);
-                if digest == told.sha256 {
+                if digest == reported.sha256 {
                     return Ok(true);
                 }
-                mismatch(&path, "its sha256 is not the manifest's").expected(told.sha256).found(digest)
+                mismatch(&path, "its sha256 is not the manifest's").expected(reported.sha256).found(digest)
             }
         };
         found.problem(problem);
@@ -149,7 +149,7 @@ impl Verifier<'_> {
     }
 
     /// The header must tell what the plan says this rank keeps. Only a forged manifest leads here with another.
-    fn check_header(&self, path: &Path, rank: u32, told: impl FnOnce() -> Result<RankManifest>, found: &mut Verified) -> Result<()> {
+    fn check_header(&self, path: &Path, rank: u32, reported: impl FnOnce() -> Result<RankManifest>, found: &mut Verified) -> Result<()> {
         let file = match Safetensors::open(path, ErrorKind::Mismatch) {
             Err(e) if e.kind() == ErrorKind::Mismatch => {
                 found.problem(e.rank(rank));
@@ -174,7 +174,7 @@ impl Verifier<'_> {
         let same = expected.len() == stored.len() && expected.iter().all(|entry| matches(&entry));
         drop((stored, parts));
         drop(file);
-        let digests = told()?.tensors.iter().map(|t| t.name.clone()).eq(expected.iter().map(|e| e.name));
+        let digests = reported()?.tensors.iter().map(|t| t.name.clone()).eq(expected.iter().map(|e| e.name));
         if !(same && digests) {
             found.problem(mismatch(path, "its header does not tell of the tensors that the plan gives this rank").rank(rank));
         }
@@ -182,12 +182,12 @@ impl Verifier<'_> {
     }
 
     /// Names the tensors by which a file differs from what was written, as far as its header can still be read.
-    fn name_altered(&self, path: &Path, told: &RankManifest, found: &mut Verified) -> Result<()> {
+    fn name_altered(&self, path: &Path, reported: &RankManifest, found: &mut Verified) -> Result<()> {
         let Ok(file) = Safetensors::open(path, ErrorKind::Mismatch) else { return Ok(()) };
         let aliases = self.aliases()?;
-        let entries = self.entries(&aliases, told.rank)?;
+        let entries = self.entries(&aliases, reported.rank)?;
         let told_of: BTreeMap<&str, _> =
-            entries.iter().zip(&told.tensors).map(|(entry, digest)| (digest.name.as_str(), (entry, digest.sha256))).collect();
+            entries.iter().zip(&reported.tensors).map(|(entry, digest)| (digest.name.as_str(), (entry, digest.sha256))).collect();
         for tensor in &file.tensors {
             let Some((entry, expected)) = told_of.get(tensor.name.as_str()) else { continue };
             let valid = match entry.part {
@@ -196,7 +196,7 @@ impl Verifier<'_> {
             };
             let (is, _) = self.digest(path, tensor.start, valid, false)?;
             if is != *expected {
-                let problem = mismatch(path, "its bytes are not those that were saved").tensor(&tensor.name).rank(told.rank);
+                let problem = mismatch(path, "its bytes are not those that were saved").tensor(&tensor.name).rank(reported.rank);
                 found.problem(problem.expected(expected).found(is));
             }
         }

@@ -1,4 +1,4 @@
-//! Shards put together again by what they say of their own place: every tensor's chunks, and the proof that they tile it exactly once.
+//! Shards put together again by what they say of their own place: every tensor's chunks, and the check that they tile it exactly once.
 
 use std::ops::Range;
 
@@ -78,7 +78,7 @@ fn gather_file<'a>(
     for stored in &file.tensors {
         let mut gather = || {
             let (tensor, shape) = find(&stored.name).ok_or("the model has no such tensor")?;
-            let part = parts.get(&stored.name).ok_or("its place is not told")?;
+            let part = parts.get(&stored.name).ok_or("its place is not stated")?;
             let (runs, padding) = place(shape, &stored.shape, part).ok_or("its place is outside of the tensor")?;
             let size = stored.bytes.checked_div(numel(&stored.shape).unwrap_or(0)).unwrap_or(0);
             let all = &mut gathered[tensor];

@@ -1,4 +1,4 @@
-//! Proof that a saved directory is whole and right, independent of how it was loaded and written.
+//! Shows that a saved directory is whole and right, independent of how it was loaded and written.
 //!
 //! First every file against the manifest (`files`). Then, given the source, every element (`gather`, `compare`): headers are read by the
 //! `safetensors` crate, the shards are put together by what *they* say of their place, and the source's bytes are cast by the scalar
@@ -22,7 +22,7 @@ use crate::{
     save::{MANIFEST, names},
 };
 
-/// Problems told one by one; the others are counted.
+/// Problems reported one by one; the others are counted.
 const TOLD: usize = 20;
 
 /// Verifies one directory.
@@ -80,7 +80,7 @@ impl<'a> Verifier<'a> {
         self
     }
 
-    /// Is told of every block: how many bytes more of the saved files were read.
+    /// Called for every block: how many bytes more of the saved files were read.
     #[must_use]
     pub fn progress(mut self, progress: &'a (dyn Fn(u64) + Sync)) -> Self {
         self.progress = progress;
@@ -99,7 +99,7 @@ impl<'a> Verifier<'a> {
         &self.manifest
     }
 
-    /// How many bytes [`Verifier::progress`] will be told of.
+    /// How many bytes [`Verifier::progress`] will be called with.
     pub fn bytes(&self) -> u64 {
         let shards = self.manifest.ranks.iter().fold(0u64, |n, r| n.saturating_add(r.shard.bytes));
         shards.saturating_mul(if self.against.is_some() { 2 } else { 1 })
@@ -164,11 +164,11 @@ pub(crate) fn unfinished(dir: &Path) -> String {
     let names: Vec<String> =
         std::fs::read_dir(dir).into_iter().flatten().flatten().filter_map(|e| e.file_name().into_string().ok()).collect();
     let manifests = names.iter().filter(|n| names::is_rank_file(n) && n.ends_with(names::RANK_MANIFEST_SUFFIX));
-    let told: Vec<RankHead> = manifests.filter_map(|name| RankHead::peek(&dir.join(name))).collect();
-    let Some(first) = told.iter().min_by_key(|m| m.rank) else {
+    let reported: Vec<RankHead> = manifests.filter_map(|name| RankHead::peek(&dir.join(name))).collect();
+    let Some(first) = reported.iter().min_by_key(|m| m.rank) else {
         return format!("it holds no save: {MANIFEST} is missing; shardwright load CONFIG --save DIR writes one");
     };
-    let present: std::collections::BTreeSet<u32> = told.iter().filter(|m| m.save == first.save).map(|m| m.rank).collect();
+    let present: std::collections::BTreeSet<u32> = reported.iter().filter(|m| m.save == first.save).map(|m| m.rank).collect();
     let missing: Vec<u32> = (0..first.world_size).filter(|r| !present.contains(r)).take(9).collect();
     let what = match missing.as_slice() {
         [] => "every rank is there, but the save was stopped before its end: save again".to_owned(),

@@ -24,7 +24,7 @@ use crate::{
 
 const MAX_HEADER: u64 = 100_000_000;
 
-/// A file's header, proven.
+/// A file's header, validated.
 #[derive(Debug)]
 pub(super) struct Safetensors {
     pub(super) path: PathBuf,
@@ -99,7 +99,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// A header as its text has it: offsets from the header's end, nothing proven. The crate's own type takes five times its memory.
+/// A header as its text has it: offsets from the header's end, nothing validated. The crate's own type takes five times its memory.
 struct Header {
     metadata: HashMap<String, String>,
     tensors: Vec<StoredTensor>,
@@ -138,7 +138,7 @@ impl<'de> Visitor<'de> for HeaderVisitor {
     }
 }
 
-/// Tensors that the `safetensors` crate is shown at once: a proof of all of them would take many times their memory.
+/// Tensors that the `safetensors` crate is shown at once: validating all of them would take many times their memory.
 const PROVEN_AT_ONCE: usize = 4096;
 
 /// Sorts the tensors as their bytes lie, has the `safetensors` crate prove that they tile the file without holes, and gives their end.
@@ -166,8 +166,8 @@ fn prove(tensors: &mut [StoredTensor]) -> Result<u64, String> {
             Some((t.name.clone(), TensorInfo { dtype: dtype(t.dtype).ok()?, shape, data_offsets: (from, to) }))
         };
         let infos = part.iter().map(info).collect::<Option<Vec<_>>>().ok_or("its header is not one: a size overflows")?;
-        let proven = Metadata::new(None, infos).map_err(|e| format!("its header is not one: {e}"))?;
-        end = first.saturating_add(proven.data_len() as u64);
+        let valid = Metadata::new(None, infos).map_err(|e| format!("its header is not one: {e}"))?;
+        end = first.saturating_add(valid.data_len() as u64);
     }
     Ok(end)
 }

@@ -63,13 +63,13 @@ impl Case {
         let mut bytes = fs::read(&shard).unwrap();
         change(&mut bytes);
         fs::write(&shard, &bytes).unwrap();
-        let mut told: serde_json::Value = serde_json::from_slice(&fs::read(&manifest).unwrap()).unwrap();
-        told.as_object_mut().unwrap().shift_remove("sha256");
-        (told["shard"]["sha256"], told["shard"]["bytes"]) = (sha256(&bytes).to_string().into(), bytes.len().into());
-        let text = sealed(&told);
+        let mut reported: serde_json::Value = serde_json::from_slice(&fs::read(&manifest).unwrap()).unwrap();
+        reported.as_object_mut().unwrap().shift_remove("sha256");
+        (reported["shard"]["sha256"], reported["shard"]["bytes"]) = (sha256(&bytes).to_string().into(), bytes.len().into());
+        let text = sealed(&reported);
         fs::write(&manifest, &text).unwrap();
         self.forge(|value| {
-            value["ranks"][rank as usize]["shard"] = told["shard"].clone();
+            value["ranks"][rank as usize]["shard"] = reported["shard"].clone();
             value["ranks"][rank as usize]["manifest"]["sha256"] = sha256(&text).to_string().into();
             value["ranks"][rank as usize]["manifest"]["bytes"] = text.len().into();
         });
@@ -77,9 +77,9 @@ impl Case {
 }
 
 #[track_caller]
-fn names(told: &[String], needles: &[&str]) {
-    let told = told.join("\n");
-    needles.iter().for_each(|n| assert!(told.contains(n), "'{n}' is not in: {told}"));
+fn names(reported: &[String], needles: &[&str]) {
+    let reported = reported.join("\n");
+    needles.iter().for_each(|n| assert!(reported.contains(n), "'{n}' is not in: {reported}"));
 }
 
 #[track_caller]
@@ -195,7 +195,7 @@ fn a_forged_manifest_is_refused() {
     }
 }
 
-/// Every value of a manifest in turn becomes every kind of nonsense, under a right seal: refused or told, never a panic.
+/// Every value of a manifest in turn becomes every kind of nonsense, under a right seal: refused or reported, never a panic.
 #[test]
 fn no_forged_value_is_more_than_a_refusal() {
     let nonsense = ["null", "-1", "0", "18446744073709551615", "\"../x\"", "[[0]]"];
@@ -274,19 +274,19 @@ fn another_model_differs_by_name() {
     let case = saved(Cut::Rows, 2);
     let temporary = TempDir::new().unwrap();
     let other = write_model(&temporary.path().join("other"), 1);
-    let told = case.differences(&other);
+    let reported = case.differences(&other);
     names(
-        &told,
+        &reported,
         &[
             "tensor 'cube': rank 0",
             "tensor 'ids': rank 0: 5 of its 5 elements are not the source's, the first at [0]",
             "tensor 'wide': rank 1",
         ],
     );
-    assert!(told.iter().all(|t| !t.contains("'empty'")));
+    assert!(reported.iter().all(|t| !t.contains("'empty'")));
     let lacks = Checkpoint::open(&temporary.path().join("other/model-00000.safetensors")).unwrap();
-    let told = case.differences(&lacks);
-    assert!(told.len() > 1 && told.iter().all(|t| t.contains("the model has no such tensor")), "{told:?}"); // a line each
+    let reported = case.differences(&lacks);
+    assert!(reported.len() > 1 && reported.iter().all(|t| t.contains("the model has no such tensor")), "{reported:?}"); // a line each
     let half = TempDir::new().unwrap();
     fs::copy(case.checkpoint.dir().join("model-00000.safetensors"), half.path().join("model-00000.safetensors")).unwrap();
     let plan = plan(Checkpoint::open(half.path()).unwrap().model(), Cut::Rows, 1, 1);

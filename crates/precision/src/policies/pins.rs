@@ -73,7 +73,7 @@ impl PolicyConfig for PinsConfig {
                 return Err(Diagnostic::error("pins-dtype", message).at(at));
             }
             cx.diagnostics.extend(refused_by_engine(cx.strategy, &cx.training.tuning.value, &base, glob, pin).map(|d| d.at(at.clone())));
-            drop(globs); // told at its own place, where it is none
+            drop(globs); // reported at its own place, where it is none
             pinned.push(Pinning { glob: glob.clone(), pin: *pin, at });
         }
         let mut summary = base.summary;

@@ -594,7 +594,7 @@ fn disagreement(bf16: Option<&Node>, fp16: Option<&Node>, case: &rules::Case, cx
 /// What DeepSpeed reads and this project does not, as it is; an "auto" in it is filled or reported.
 fn passed(root: &Node, document: &mut Document, cx: &mut BuildContext<'_>) {
     for entry in root.entries().iter().filter(|e| !TOP.contains(&e.key.as_str())) {
-        // Removed keys have been told already.
+        // Removed keys have been reported already.
         if REMOVED.iter().any(|(key, _)| *key == entry.key) && cx.training.deepspeed.value >= DeepSpeed::V0_19 {
             continue;
         }

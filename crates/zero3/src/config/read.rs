@@ -121,7 +121,7 @@ impl Reader<'_> {
             let path: Vec<&str> = path.iter().copied().chain([name.as_str()]).collect();
             match key.kind {
                 Kind::Table(keys) => self.strict(&node, keys, &path),
-                _ if node.as_str() == Some("auto") => {} // told where it is passed on
+                _ if node.as_str() == Some("auto") => {} // reported where it is passed on
                 _ => {
                     if let Err(expected) = read(key, &node) {
                         let message = format!("{}: expected {expected}, found {}", path.join("."), node.describe());

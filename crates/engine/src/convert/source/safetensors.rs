@@ -104,10 +104,10 @@ fn of_ranks(dir: &Path, names: &[String], files: &mut Files) -> Result<Vec<Tenso
         let entries = parse_header(&header, size - 8 - length).map_err(|e| e.file(&path))?;
         let metadata: Metadata =
             serde_json::from_slice(&header).map_err(|e| error(format!("the header is not one of safetensors: {e}")))?;
-        let told = parts(metadata.metadata().as_ref().unwrap_or(&HashMap::new())).map_err(error)?;
+        let reported = parts(metadata.metadata().as_ref().unwrap_or(&HashMap::new())).map_err(error)?;
         let number = files.add(path.clone());
         for entry in entries {
-            let part = told.get(&entry.name).cloned().ok_or_else(|| {
+            let part = reported.get(&entry.name).cloned().ok_or_else(|| {
                 EngineError::new(ErrorKind::Checkpoint, "the file does not tell which part of it it holds").file(&path).tensor(&entry.name)
             })?;
             let parts = all.entry(entry.name.clone()).or_default();

@@ -1,4 +1,4 @@
-//! Watching the workers: progress, cancellation, stalls, and the one error that is told.
+//! Watching the workers: progress, cancellation, stalls, and the one error that is reported.
 
 use std::{
     sync::{Arc, atomic::Ordering, mpsc},
