@@ -241,7 +241,7 @@ pub(crate) fn open_regular(path: &Path) -> Result<(File, Metadata)> {
 }
 
 /// All of a regular file of at most `most` bytes.
-fn read_bounded(path: &Path, most: u64, too_long: &str) -> Result<Vec<u8>> {
+pub(crate) fn read_bounded(path: &Path, most: u64, too_long: &str) -> Result<Vec<u8>> {
     let (file, meta) = open_regular(path)?;
     let refuse =
         |found| EngineError::new(ErrorKind::Checkpoint, too_long).file(path).expected(format_args!("at most {most} bytes")).found(found);

@@ -5,7 +5,7 @@ use std::{
     io,
     ops::Range,
     os::unix::fs::FileExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         OnceLock,
         atomic::{AtomicUsize, Ordering},
@@ -15,7 +15,10 @@ use std::{
 use shardwright_core::{DType, model::numel};
 use shardwright_formats::ReadAt;
 
-use crate::error::{EngineError, ErrorKind, Result};
+use crate::{
+    checkpoint::open_regular,
+    error::{EngineError, ErrorKind, Result},
+};
 
 /// The files of a checkpoint, opened when they are first read.
 #[derive(Debug, Default)]
@@ -62,16 +65,8 @@ impl Files {
 }
 
 /// Opens a regular file.
-pub(super) fn open(path: &PathBuf) -> Result<File> {
-    let cannot = |e: io::Error| {
-        let kind = if e.kind() == io::ErrorKind::NotFound { ErrorKind::Checkpoint } else { ErrorKind::Io };
-        EngineError::new(kind, "cannot open the file").file(path).cause(e)
-    };
-    let file = File::open(path).map_err(cannot)?;
-    match file.metadata().map_err(cannot)?.is_file() {
-        true => Ok(file),
-        false => Err(EngineError::new(ErrorKind::Checkpoint, "not a regular file").file(path)),
-    }
+pub(super) fn open(path: &Path) -> Result<File> {
+    open_regular(path).map(|(file, _)| file)
 }
 
 /// A file for the readers of headers.

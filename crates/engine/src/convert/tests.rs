@@ -228,3 +228,27 @@ fn cut_off_and_missing_files_of_a_distributed_checkpoint_are_refused() {
     fs::write(at.join("model/.metadata"), b"\x80\x02cos\nsystem\nX\x02\x00\x00\x00ls\x85R.").unwrap();
     refused(&at, "'os.system'");
 }
+
+/// Opening a pipe that nobody writes to would wait without end.
+#[test]
+fn pipes_are_refused_wherever_a_source_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let pipe = |path: &Path| {
+        fs::remove_file(path).ok();
+        assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success());
+    };
+    let alone = dir.path().join("pipe.bin");
+    pipe(&alone);
+    refused(&alone, "not a regular file");
+    for (case, name) in [
+        ("fsdp2", "model/.metadata"),
+        ("fsdp2", "model/__1_0.distcp"),
+        ("zero3", "latest"),
+        ("zero3", "global_step3/zero_pp_rank_1_mp_rank_00_model_states.pt"),
+    ] {
+        let at = copy(case, &dir.path().join(name.replace('/', "-")));
+        pipe(&at.join(name));
+        // A pipe in place of the metadata leaves nothing that is recognised.
+        refused(&at, if name == "model/.metadata" { "no checkpoint is recognised" } else { "not a regular file" });
+    }
+}

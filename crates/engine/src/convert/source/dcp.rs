@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
     path::{Path, PathBuf},
 };
 
@@ -12,7 +11,10 @@ use shardwright_formats::{dcp::Metadata, pickle::Plain, torch_file::TorchFile};
 use super::{
     Bytes, Contents, Data, EngineError, ErrorKind, Files, Format, Kind, Optimizer, ReadAt as _, Result, Tensor, Window, malformed,
 };
-use crate::convert::contents::{Group, State};
+use crate::{
+    checkpoint::read_bounded,
+    convert::contents::{Group, State},
+};
 
 /// Directories of one checkpoint that each have a `.metadata`.
 pub(super) fn find(path: &Path, names: &[String]) -> Option<Vec<PathBuf>> {
@@ -120,11 +122,7 @@ pub(super) fn open(path: &Path, dirs: &[PathBuf]) -> Result<Contents> {
 
 fn read(dir: &Path, second: bool, found: &mut Found) -> Result<()> {
     let path = dir.join(".metadata");
-    let size = fs::metadata(&path).map_err(|e| EngineError::io("cannot look at the file", &path, e))?.len();
-    if size > shardwright_formats::dcp::MAX_METADATA {
-        return Err(EngineError::new(ErrorKind::Checkpoint, "the metadata is too large").file(path).found(format_args!("{size} bytes")));
-    }
-    let bytes = fs::read(&path).map_err(|e| EngineError::io("cannot read the file", &path, e))?;
+    let bytes = read_bounded(&path, shardwright_formats::dcp::MAX_METADATA, "the metadata is too large")?;
     let metadata = Metadata::parse(&bytes).map_err(malformed(&path))?;
     drop(bytes);
     let mut items = Items { dir, open: BTreeMap::new() };

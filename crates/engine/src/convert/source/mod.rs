@@ -15,7 +15,10 @@ use super::{
     contents::{Contents, Format, Kind, Optimizer, Tensor},
     data::{Bytes, Data, Extent, Files},
 };
-use crate::error::{EngineError, ErrorKind, Result};
+use crate::{
+    checkpoint::read_bounded,
+    error::{EngineError, ErrorKind, Result},
+};
 
 impl Contents {
     /// Opens a checkpoint of any format: a directory, or a file.
@@ -105,11 +108,9 @@ fn malformed(path: &Path) -> impl Fn(FormatError) -> EngineError {
 
 /// A small text file.
 fn text(path: &Path) -> Result<String> {
-    let text = fs::read_to_string(path).map_err(|e| EngineError::io("cannot read the file", path, e))?;
-    match text.len() {
-        0..4096 => Ok(text.trim().to_owned()),
-        len => Err(EngineError::new(ErrorKind::Checkpoint, "too long for the name of a tag").file(path).found(format_args!("{len} bytes"))),
-    }
+    let text = String::from_utf8(read_bounded(path, 4095, "too long for the name of a tag")?);
+    let text = text.map_err(|_| EngineError::new(ErrorKind::Checkpoint, "not UTF-8, as the name of a tag is").file(path))?;
+    Ok(text.trim().to_owned())
 }
 
 /// The part of a file that `torch.save` tensor takes, as one extent of a tensor.

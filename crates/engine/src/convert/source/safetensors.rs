@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs::File,
     io::Read as _,
     path::Path,
 };
@@ -11,7 +10,7 @@ use safetensors::tensor::Metadata;
 
 use super::{Contents, Data, EngineError, ErrorKind, Extent, Files, Format, Kind, Result, Tensor, list};
 use crate::{
-    checkpoint::{Checkpoint, parse_header},
+    checkpoint::{Checkpoint, open_regular, parse_header},
     save::{MANIFEST, entries::Part, header::parts, names::RANK_MANIFEST_SUFFIX},
 };
 
@@ -91,8 +90,8 @@ fn of_ranks(dir: &Path, names: &[String], files: &mut Files) -> Result<Vec<Tenso
         let path = dir.join(name);
         let error = |what: String| EngineError::new(ErrorKind::Checkpoint, what).file(&path);
         let cannot = |e| EngineError::io("cannot read the file", &path, e);
-        let mut file = File::open(&path).map_err(cannot)?;
-        let size = file.metadata().map_err(cannot)?.len();
+        let (mut file, meta) = open_regular(&path)?;
+        let size = meta.len();
         let mut length = [0; 8];
         file.read_exact(&mut length).map_err(cannot)?;
         let length = u64::from_le_bytes(length);

@@ -2,13 +2,13 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
     path::{Path, PathBuf},
 };
 
 use shardwright_formats::torch_file::TorchFile;
 
 use super::{Bytes, Contents, EngineError, ErrorKind, Files, Format, Kind, Result, Tensor, malformed};
+use crate::checkpoint::read_bounded;
 
 const INDEX: &str = "pytorch_model.bin.index.json";
 const MAX_INDEX: u64 = 100_000_000;
@@ -17,11 +17,7 @@ const MAX_INDEX: u64 = 100_000_000;
 pub(super) fn find(path: &Path, names: &[String]) -> Result<Option<Vec<PathBuf>>> {
     let index = path.join(INDEX);
     if names.iter().any(|n| n == INDEX) {
-        let size = fs::metadata(&index).map_err(|e| EngineError::io("cannot look at the file", &index, e))?.len();
-        if size > MAX_INDEX {
-            return Err(EngineError::new(ErrorKind::Checkpoint, "the index is too long").file(index).found(format_args!("{size} bytes")));
-        }
-        let bytes = fs::read(&index).map_err(|e| EngineError::io("cannot read the file", &index, e))?;
+        let bytes = read_bounded(&index, MAX_INDEX, "the index is too long")?;
         let parsed = crate::checkpoint::parse_index(&bytes).map_err(|e| e.file(&index))?;
         return Ok(Some(parsed.files.iter().map(|name| path.join(name)).collect()));
     }
