@@ -335,6 +335,11 @@ struct Targets {
 impl Targets {
     fn add(&mut self, name: &str, found: bool, source: usize, taken: Taken) {
         let source = u32::try_from(source).unwrap_or(u32::MAX);
+        if !found {
+            // Nothing is made of it, so that it shares nothing with others of its name.
+            self.all.push(Target { name: name.to_owned(), found, from: vec![(source, taken)] });
+            return;
+        }
         if let Some(&at) = self.by_name.get(name) {
             self.all[at].from.push((source, taken));
             return;

@@ -13,8 +13,8 @@ pub struct Regex {
     /// Names of groups, with their numbers.
     pub names: Vec<(String, usize)>,
     groups: usize,
-    /// Bytes that every match has.
-    literal: Vec<u8>,
+    /// Text that every match has.
+    literal: String,
 }
 
 #[derive(Clone, Debug)]
@@ -259,13 +259,15 @@ impl Regex {
             return Err(error("a closing parenthesis too many", parser.at));
         }
         let literal = if let [only] = root.as_slice() { longest_literal(only) } else { Vec::new() };
+        // Part of a character is no text; then nothing is known of matches.
+        let literal = String::from_utf8(literal).unwrap_or_default();
         Ok(Self { root, names: parser.names, groups: parser.groups, literal })
     }
 
     /// The leftmost match.
     pub fn search(&self, text: &str) -> Option<Captures> {
         let bytes = text.as_bytes();
-        if !self.literal.is_empty() && !bytes.windows(self.literal.len()).any(|w| w == self.literal) {
+        if !text.contains(&self.literal) {
             return None;
         }
         let mut search = Search { text: bytes, captures: vec![None; self.groups + 1], steps: 0 };
