@@ -14,7 +14,7 @@ use crate::{
     exit::{Exit, Failure},
     load::cancel_on_signal,
     output::{print, print_next, print_note},
-    table::bytes,
+    table::{bytes, count},
     verify::find,
 };
 
@@ -37,7 +37,7 @@ pub fn convert(args: &ConvertArgs) -> Result<Exit, Failure> {
     let (files, size, source_bytes) = (plan.files().count(), plan.bytes(), plan.source_bytes());
     if args.dry_run {
         let mut text: String = plan.files().map(|(name, size)| format!("{:>9}  {}\n", bytes(size), shown(name))).collect();
-        text.push_str(&format!("{} in {files} files; nothing is written\n", bytes(size)));
+        text.push_str(&format!("{} in {}; nothing is written\n", bytes(size), count(files as u64, "file")));
         print(&text)?;
         return Ok(Exit::Done);
     }
@@ -50,7 +50,14 @@ pub fn convert(args: &ConvertArgs) -> Result<Exit, Failure> {
     if done.resumed > 0 {
         print_note(&format!("note: {} were there already, complete, from a conversion that was killed", bytes(done.resumed)));
     }
-    print(&format!("{} to {}: {} in {} files, {:.2} s\n", contents.format, args.target.display(), bytes(done.bytes), done.files, seconds))?;
+    print(&format!(
+        "{} to {}: {} in {}, {:.2} s\n",
+        contents.format,
+        args.target.display(),
+        bytes(done.bytes),
+        count(done.files, "file"),
+        seconds
+    ))?;
     if args.verify {
         return verify(args, &contents, &options, &cancel);
     }

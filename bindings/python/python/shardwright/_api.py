@@ -355,7 +355,8 @@ class Converted:
     def __repr__(self) -> str:
         did = f"{self.seconds:.2f} s" if self.written else "nothing is written"
         lost = f", {len(self.lost)} not carried" if self.lost else ""
-        return f"Converted({self.format} to {self.target}: {self.bytes / 1e6:.1f} MB in {len(self.files)} files, {did}{lost})"
+        noun = "file" if len(self.files) == 1 else "files"
+        return f"Converted({self.format} to {self.target}: {self.bytes / 1e6:.1f} MB in {len(self.files)} {noun}, {did}{lost})"
 
 
 def convert(

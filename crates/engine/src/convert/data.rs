@@ -1,7 +1,7 @@
 //! Where a tensor's elements lie: pieces of it in files, under any layout, read by ranges of its row-major elements.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io,
     ops::Range,
     os::unix::fs::FileExt,
@@ -16,14 +16,14 @@ use shardwright_core::{DType, model::numel};
 use shardwright_formats::ReadAt;
 
 use crate::{
-    checkpoint::open_regular,
+    checkpoint::{Stamp, open_regular, unchanged},
     error::{EngineError, ErrorKind, Result},
 };
 
 /// The files of a checkpoint, opened when they are first read.
 #[derive(Debug, Default)]
 pub(super) struct Files {
-    files: Vec<(PathBuf, OnceLock<File>)>,
+    files: Vec<(PathBuf, OnceLock<File>, Option<Stamp>)>,
     kept: AtomicUsize,
 }
 
@@ -31,9 +31,10 @@ pub(super) struct Files {
 const MOST_OPEN: usize = 256;
 
 impl Files {
-    /// Adds a file; its number.
+    /// Adds a file whose header is being read; its number.
     pub(super) fn add(&mut self, path: PathBuf) -> usize {
-        self.files.push((path, OnceLock::new()));
+        let stamp = fs::metadata(&path).ok().map(|meta| Stamp::of(&meta));
+        self.files.push((path, OnceLock::new(), stamp));
         self.files.len() - 1
     }
 
@@ -42,12 +43,20 @@ impl Files {
     }
 
     pub(super) fn paths(&self) -> impl Iterator<Item = &PathBuf> {
-        self.files.iter().map(|(path, _)| path)
+        self.files.iter().map(|(path, ..)| path)
+    }
+
+    /// Checks that no file was changed or replaced since it was added.
+    pub(super) fn check_unchanged(&self) -> Result<()> {
+        self.files.iter().filter_map(|(path, _, stamp)| Some((path, (*stamp)?))).try_for_each(|(path, stamp)| {
+            let meta = fs::metadata(path).map_err(|e| EngineError::io("cannot look at the file again", path, e))?;
+            unchanged(path, stamp, Stamp::of(&meta))
+        })
     }
 
     /// Fills `buffer` from `offset` on.
     pub(super) fn read(&self, file: usize, buffer: &mut [u8], offset: u64) -> Result<()> {
-        let (path, slot) = &self.files[file];
+        let (path, slot, _) = &self.files[file];
         let cannot = |e: io::Error| match e.kind() {
             io::ErrorKind::UnexpectedEof => EngineError::new(ErrorKind::Checkpoint, "the file is cut off").file(path).offset(offset),
             _ => EngineError::io("cannot read the file", path, e).offset(offset),

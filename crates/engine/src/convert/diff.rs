@@ -95,6 +95,7 @@ pub fn diff(a: &Contents, b: &Contents, only_common: bool, watch: &(dyn Fn(u64) 
             }
         }
     }
+    [a, b].into_iter().try_for_each(|contents| contents.files.check_unchanged())?;
     if !only_common {
         let only = right.keys().filter(|name| !left.contains_key(*name));
         out.different.extend(only.map(|name| (name.clone(), Difference::OnlySecond)));

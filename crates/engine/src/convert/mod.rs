@@ -240,6 +240,7 @@ impl<'a> Conversion<'a> {
             copied += fs::copy(from, &to).map_err(|e| EngineError::io("cannot copy the file", from, e))?;
             fs::File::open(&to).and_then(|f| f.sync_all()).map_err(|e| EngineError::io("cannot bring the file to the disk", &to, e))?;
         }
+        self.contents.files.check_unchanged()?;
         let (files, bytes) = (self.files.len() + self.copied.len(), self.bytes() + copied);
         stage.commit(target, parent)?;
         Ok(Converted { files: files as u64, bytes, source_bytes, resumed })

@@ -252,3 +252,20 @@ fn pipes_are_refused_wherever_a_source_is_read() {
         refused(&at, if name == "model/.metadata" { "no checkpoint is recognised" } else { "not a regular file" });
     }
 }
+
+#[test]
+fn a_source_that_changes_meanwhile_is_refused_and_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = copy("zero3", dir.path());
+    let file = at.join("global_step3/bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt");
+    let contents = Contents::open(&at).unwrap();
+    let options = ConvertOptions::new(Target::Hf);
+    let touched = std::sync::Once::new();
+    let touch = |_: u64| touched.call_once(|| fs::File::open(&file).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap());
+    let target = dir.path().join("target");
+    let error = Conversion::plan(&contents, &options).unwrap().run(&target, &touch, &CancelToken::default()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Checkpoint, "{error}");
+    assert!(error.to_string().contains("was written to while it was being read") && touched.is_completed(), "{error}");
+    let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(left, [at], "nothing but the source is left");
+}

@@ -344,7 +344,9 @@ fn run(
     };
     std::thread::scope(|scope| {
         for _ in 1..THREADS.min(tasks.len()) {
-            scope.spawn(work);
+            if std::thread::Builder::new().spawn_scoped(scope, work).is_err() {
+                break; // the threads there are do the work
+            }
         }
         work();
     });
