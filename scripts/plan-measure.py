@@ -5,11 +5,12 @@
 
 Needs torch, transformers, accelerate and deepspeed (see docs/plan.md for the versions), and a C compiler. For each architecture, engine and
 number of ranks a model is trained for three steps under torchrun. Tensors of parameters, gradients, masters and optimizer states are summed up
-by their storages, and the peak of each phase is read off an allocator hook (plan-allocations.c). Prints a table in Markdown, and exits with 1
+by their storages, and the peak of each phase is read off an allocator hook (plan-allocations.c). Prints a table in Markdown, with the growth of resident memory beside it, and exits with 1
 where a prediction is off by more than 3 % for what stays, or 15 % for a peak.
 """
 
 import argparse
+import ctypes
 import gc
 import json
 import os
@@ -47,6 +48,11 @@ def storages(tensors):
     return sum(seen.values())
 
 
+def status(key):
+    """Bytes of a line of /proc/self/status."""
+    return int(next(line for line in open("/proc/self/status") if line.startswith(key)).split()[1]) * 1024
+
+
 def fsdp2(model, checkpointing, reshard):
     import torch
     from torch.distributed.device_mesh import init_device_mesh
@@ -72,8 +78,6 @@ def fsdp2(model, checkpointing, reshard):
 
 
 def rank(arguments):
-    import ctypes
-
     import torch.distributed as dist
 
     hook = ctypes.CDLL(os.environ["LD_PRELOAD"])
@@ -95,7 +99,9 @@ def train(case, hook):
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
-    before = hook.plan_held()
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    before, resident = hook.plan_held(), status("VmRSS")
     found = {}
 
     def phase(name):
@@ -123,6 +129,8 @@ def train(case, hook):
     gc.collect()
     ids = torch.randint(0, 1000, (BATCH, SEQUENCE))
     before_steps = hook.plan_held()
+    ctypes.CDLL(None).malloc_trim(0)
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
     for number in range(3):
         phase("between")
         output = model(input_ids=ids, labels=ids, use_cache=False)
@@ -148,7 +156,7 @@ def train(case, hook):
         states = [t for s in zero.optimizer.state.values() for t in s.values() if torch.is_tensor(t)]
     found["optimizer_states"] = storages(states)
     found["before_steps"] = before_steps - before
-    found["rss"] = int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) * 1024
+    found["rss"] = status("VmHWM") - resident
     if case["engine"] == "zero3":
         model.destroy()
     return found
@@ -229,8 +237,8 @@ def main():
         work = pathlib.Path(work)
         library = work / "hook.so"
         subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", library, HERE.with_name("plan-allocations.c"), "-ldl", "-lpthread"], check=True)
-        print("| architecture | engine | ranks | " + " | ".join(f"{c} (error)" for c in COLUMNS) + " | accelerate | DeepSpeed |")
-        print("|---" * (len(COLUMNS) + 5) + "|")
+        print("| architecture | engine | ranks | " + " | ".join(f"{c} (error)" for c in COLUMNS) + " | resident | accelerate | DeepSpeed |")
+        print("|---" * (len(COLUMNS) + 6) + "|")
         wanted, estimates = [], {}
         for name, config in configs().items():
             torch.manual_seed(0)
@@ -305,6 +313,7 @@ def compared(title, predicted, measured, off, details):
         for phase, row in predicted[0][1].items():
             print(phase, {i["category"]: i["bytes"] for i in row["items"]}, row["device"])
         print(measured[0])
+    cells.append(size(max(found["rss"] for found in measured)))
     return " | ".join(cells)
 
 
