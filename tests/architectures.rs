@@ -107,7 +107,7 @@ fn an_architecture_of_ones_own_is_followed_saved_and_verified() {
 }
 
 #[test]
-fn what_is_wrong_with_an_architecture_is_told_with_its_place() {
+fn what_is_wrong_with_an_architecture_is_reported_with_its_place() {
     let dir = TempDir::new().unwrap();
     let toy = toy(&dir.path().join("toy"));
     let config = config(dir.path(), &toy, "{architecture: own.yaml}");
@@ -129,7 +129,7 @@ fn what_is_wrong_with_an_architecture_is_told_with_its_place() {
 }
 
 #[test]
-fn a_type_that_nothing_describes_is_told_and_names_can_be_left_out() {
+fn a_type_that_nothing_describes_is_reported_and_names_can_be_left_out() {
     let dir = TempDir::new().unwrap();
     let toy = toy(&dir.path().join("toy"));
     let config = config(dir.path(), &toy, "{exclude: ['*.mtp.*', lm_head.weight]}");

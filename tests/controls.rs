@@ -95,7 +95,7 @@ fn force_goes_past_the_preflight() {
 
 /// Two files, of which the second may no longer be read once the first is on its way. Root reads everything, so it is run as nobody.
 #[test]
-fn permission_lost_during_a_load_is_told() {
+fn permission_lost_during_a_load_is_reported() {
     let dir = tempfile::tempdir().unwrap();
     let model = dir.path().join("model");
     let tensor = |name: &str| shardwright_core::TensorMeta::new(name, shardwright_core::DType::BF16, [1u64 << 10, 1 << 17]);

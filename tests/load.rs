@@ -99,7 +99,7 @@ fn launchers_say_which_rank_this_is() {
 
 /// A hub id is found in the local cache, whose snapshots are links into its blobs.
 #[test]
-fn a_resolution_says_who_told_the_worlds_size() {
+fn a_resolution_says_what_gave_the_worlds_size() {
     let from = |flags: &[&str], variables: &[(&str, &str)]| {
         let mut command = shardwright();
         command.args(["resolve", "examples/fsdp2.yaml"]).current_dir(root()).args(flags).envs(variables.iter().copied());

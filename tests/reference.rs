@@ -102,7 +102,7 @@ fn the_reference_pages_are_what_the_types_say() {
 }
 
 #[test]
-fn what_is_told_to_paste_resolves() {
+fn what_is_said_to_paste_resolves() {
     let registry = linked();
     let strategies = registry.strategies().iter().map(|e| reference::of_strategy(e).paste);
     let pastes = strategies.chain(registry.policies().iter().map(|e| reference::of_policy(e).paste));

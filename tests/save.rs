@@ -330,8 +330,8 @@ impl Drop for SmallDisk {
 }
 
 #[test]
-fn a_disk_that_is_too_small_is_told_before_anything_is_loaded() {
-    let Some(disk) = SmallDisk::mount("a_disk_that_is_too_small_is_told_before_anything_is_loaded", "1m") else { return };
+fn a_disk_that_is_too_small_is_reported_before_anything_is_loaded() {
+    let Some(disk) = SmallDisk::mount("a_disk_that_is_too_small_is_reported_before_anything_is_loaded", "1m") else { return };
     let dir = TempDir::new().unwrap();
     let config = fsdp2_config(dir.path(), &big_model(dir.path(), "model", 1024, 0), 1, Some("checkpoint"));
     let shards = disk.0.path().join("a/shards");

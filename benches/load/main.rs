@@ -89,7 +89,7 @@ fn main() {
     }
 }
 
-/// 100,000 tensors in 200 files: open, plan and prove for 512 ranks, then load one.
+/// 100,000 tensors in 200 files: open, plan and validate for 512 ranks, then load one.
 fn growth() {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("../bench-data/experts");
     if !dir.join("model.safetensors.index.json").is_file() {

@@ -259,8 +259,8 @@ fn each_rank_lies_on_its_device() {
 
 /// More than any device has, in a file of holes: refused by the preflight; forced, refused by the driver. Both with the numbers.
 #[test]
-fn too_little_memory_is_told_with_the_numbers() {
-    let Some(_alone) = driver("too_little_memory_is_told_with_the_numbers") else { return };
+fn too_little_memory_is_reported_with_the_numbers() {
+    let Some(_alone) = driver("too_little_memory_is_reported_with_the_numbers") else { return };
     let dir = tempfile::tempdir().unwrap();
     write_checkpoint(dir.path(), &[TensorMeta::new("w", DType::BF16, [1u64 << 20, 1 << 19])], u64::MAX, Content::Sparse).unwrap();
     let checkpoint = Checkpoint::open(dir.path()).unwrap();

@@ -27,7 +27,7 @@ mod _native {
         convert::{convert, diff},
         files::{inspect, verify},
         fill::{casts, fill},
-        plugin::{placement, prove_policy, prove_strategy, register},
+        plugin::{placement, check_policy, check_strategy, register},
     };
 
     /// The version of the library.

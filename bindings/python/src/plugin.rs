@@ -343,7 +343,7 @@ pub fn placement(kind: &str, mesh: &str, shape: Vec<u64>, axis: Option<&str>, nu
 
 /// Runs the conformance kit over a strategy's object. The answer says what was planned; a violation is raised.
 #[pyfunction]
-pub fn prove_strategy(py: Python<'_>, name: String, object: Py<PyAny>) -> PyResult<String> {
+pub fn check_strategy(py: Python<'_>, name: String, object: Py<PyAny>) -> PyResult<String> {
     let done = py.detach(|| {
         let build = |_: &str, _: &Mesh| {
             let object = Python::attach(|py| object.clone_ref(py));
@@ -359,7 +359,7 @@ pub fn prove_strategy(py: Python<'_>, name: String, object: Py<PyAny>) -> PyResu
 
 /// Runs the conformance kit over a precision policy's object.
 #[pyfunction]
-pub fn prove_policy(py: Python<'_>, name: String, object: Py<PyAny>) -> PyResult<()> {
+pub fn check_policy(py: Python<'_>, name: String, object: Py<PyAny>) -> PyResult<()> {
     let done = py.detach(|| {
         let build = |_: &str| {
             let object = Python::attach(|py| object.clone_ref(py));

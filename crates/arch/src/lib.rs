@@ -8,6 +8,7 @@ mod contract;
 mod data;
 mod hub;
 mod lazy;
+mod names;
 mod ops;
 mod own;
 mod regex;

@@ -259,7 +259,7 @@ impl Regex {
             return Err(error("a closing parenthesis too many", parser.at));
         }
         let literal = if let [only] = root.as_slice() { longest_literal(only) } else { Vec::new() };
-        // Part of a character is no text; then nothing is known of matches.
+        // Cut within a character it is not UTF-8: then there is no literal to look for.
         let literal = String::from_utf8(literal).unwrap_or_default();
         Ok(Self { root, names: parser.names, groups: parser.groups, literal })
     }

@@ -85,7 +85,7 @@ pub struct Found {
     pub kind: Kind,
     /// Made in float32 by the class.
     pub fp32: bool,
-    /// Its sizes, as far as config.json tells them, with what each follows from.
+    /// Its sizes, as far as config.json gives them, with what each follows from.
     pub shape: Option<Vec<Option<(u64, String)>>>,
     /// Modules that it is in, outermost first: end of the module's path in the name, and place.
     pub modules: Vec<(usize, Place)>,

@@ -124,7 +124,7 @@ fn the_default_of_tie_word_embeddings_is_the_classes() {
 }
 
 #[test]
-fn what_the_class_drops_is_told_by_its_reason() {
+fn what_the_class_drops_is_known_by_its_reason() {
     let case = cases().into_iter().find(|c| c["name"] == "deepseek_v3-mtp").unwrap();
     let found = made(&case, &case["config"]);
     let beyond = |r: &Reason| matches!(r, Reason::Beyond(list, 2, 2) if list == "model.layers");

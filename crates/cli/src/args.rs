@@ -45,7 +45,7 @@ pub enum Format {
 
 /// Load every rank's shard, or one rank's, and report what each holds
 ///
-/// Reads CONFIG, resolves strategy and precision, plans, proves that the plan gives every element of every parameter to exactly one
+/// Reads CONFIG, resolves strategy and precision, plans, validates that the plan gives every element of every parameter to exactly one
 /// rank of each shard group, and only then allocates and reads. No rank reads, casts or holds a byte outside its shard.
 ///
 /// Without a rank, all ranks of the world are loaded side by side in this process. With --rank, or under torchrun (RANK, WORLD_SIZE), srun

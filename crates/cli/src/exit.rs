@@ -52,7 +52,7 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// A failure that one sentence tells.
+    /// A failure that one sentence describes.
     pub fn new(exit: Exit, what: impl std::fmt::Display) -> Self {
         Self { exit, text: harmless(&format!("error: {what}")).replace('\n', "\\n") }
     }

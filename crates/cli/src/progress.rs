@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_time_left_is_told_once_something_is_done() {
+    fn the_time_left_is_reported_once_something_is_done() {
         let after = |done| left(Duration::from_millis(1500), done, 400);
         assert_eq!([after(0), after(100), after(300), after(400), after(401)], [None, Some(4), Some(0), Some(0), None]);
     }

@@ -1,4 +1,4 @@
-//! The `--save` of `load`: the early refusal, the save with its progress, and the sentence that tells of it.
+//! The `--save` of `load`: the early refusal, the save with its progress, and the sentence that reports it.
 
 use std::path::Path;
 

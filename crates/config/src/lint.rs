@@ -71,7 +71,7 @@ fn likely_buffers(model: &ModelMeta, buffers: &Globs) -> Vec<String> {
 }
 
 /// Globs that match nothing and are reported one by one; their nearest names are looked for, each among all names.
-const MOST_TOLD: usize = 8;
+const MOST_REPORTED: usize = 8;
 
 fn unmatched(key: &str, what: &str, globs: &Globs, names: &BTreeSet<&str>) -> Vec<String> {
     let patterns = globs.unmatched(names.iter().copied());
@@ -79,8 +79,8 @@ fn unmatched(key: &str, what: &str, globs: &Globs, names: &BTreeSet<&str>) -> Ve
         let near = nearest(pattern, names.iter().copied()).map_or(String::new(), |near| format!("; did you mean '{}'?", shown(near)));
         format!("shardwright.{key}: '{}' matches no {what} of the model{near}", shown(pattern))
     };
-    let mut reported: Vec<String> = patterns.iter().take(MOST_TOLD).map(say).collect();
-    if let Some(more) = patterns.len().checked_sub(MOST_TOLD).filter(|more| *more > 0) {
+    let mut reported: Vec<String> = patterns.iter().take(MOST_REPORTED).map(say).collect();
+    if let Some(more) = patterns.len().checked_sub(MOST_REPORTED).filter(|more| *more > 0) {
         reported.push(format!("shardwright.{key}: {more} more globs match no {what} of the model"));
     }
     reported
@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn float_tensors_with_a_buffers_name_are_told_unless_the_user_has_named_them() {
+    fn float_tensors_with_a_buffers_name_are_reported_unless_the_user_has_named_them() {
         let tensor = |name: &str, dtype| TensorMeta::new(name, dtype, [4]);
         let tensors = vec![
             tensor("model.layers.3.mlp.gate.e_score_correction_bias", DType::F32),
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_glob_that_matches_nothing_is_told() {
+    fn a_glob_that_matches_nothing_is_reported() {
         let names = BTreeSet::from(["model.layers.0", "model.layers.1", "model.norm"]);
         let globs = Globs::new(["model.layers.*", "model.nrom", "zzz"]).unwrap();
         let found = unmatched("units", "module", &globs, &names);

@@ -391,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn replicas_are_told_by_the_axes_that_no_cut_names() {
+    fn replicas_are_known_by_the_axes_that_no_cut_names() {
         let cut = |stride, size| Cut::chunk(GroupAxis { stride, size }, 0);
         let first = |p: &Placement| (0..8).filter(|&rank| p.is_first_replica(rank)).collect::<Vec<_>>();
         assert_eq!(first(&Placement::replicated()), [0]);

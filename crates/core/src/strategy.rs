@@ -22,7 +22,7 @@ use crate::{
 /// `plan` is pure (no file, environment, clock or thread), total (a plan or a [`PlanError`] for every input, never a panic) and
 /// deterministic (equal inputs give equal plans, whatever the order of a hash map). Shapes are in elements, outermost dim first.
 /// In the plan every parameter is in exactly one unit and is tiled exactly once by each group of its placement; buffers are replicated.
-/// The engine proves all of that with [`ShardPlan::check`] before it allocates a byte.
+/// The engine validates all of that with [`ShardPlan::check`] before it allocates a byte.
 pub trait ShardStrategy: Debug + Send + Sync {
     /// The name it reports, as registered: `fsdp2`, `vendor/name`.
     fn name(&self) -> &str;
@@ -200,7 +200,7 @@ impl PlanError {
     }
 }
 
-/// Plans and proves: the one way from an input to a plan that may be loaded.
+/// Plans and validates: the one way from an input to a plan that may be loaded.
 ///
 /// # Errors
 /// The strategy's own, [`PlanError::Panicked`] or [`PlanError::Unsound`].

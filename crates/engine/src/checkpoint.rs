@@ -1,4 +1,4 @@
-//! A checkpoint as its headers tell it: which files, which tensors, where each lies. No tensor data is read here.
+//! A checkpoint as its headers describe it: which files, which tensors, where each lies. No tensor data is read here.
 //!
 //! `find` turns a path or a hub id into a directory, `files` says which of its files count, `config` reads `config.json`, `index`
 //! `model.safetensors.index.json`, `header` one file's header.

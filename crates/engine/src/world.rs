@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_launcher_that_gives_no_rank_is_told() {
+    fn a_launcher_that_gives_no_rank_is_reported() {
         let doubt = |flags, vars: &[(&str, &str)]| {
             World::detect(flags, |name| vars.iter().find(|v| v.0 == name).map(|v| v.1.to_owned())).unwrap().doubt
         };

@@ -156,7 +156,7 @@ class Plan:
 
 
 def plan(config: AnyPath, overrides: Overrides = (), *, rank: int | None = None, world_size: int | None = None) -> Plan:
-    """Resolves a config, opens the checkpoint that it names, plans, and proves the plan. Reads headers alone.
+    """Resolves a config, opens the checkpoint that it names, plans, and validates the plan. Reads headers alone.
 
     Raises:
         ConfigError: the config is wrong, with file, line and caret.

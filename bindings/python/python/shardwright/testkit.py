@@ -19,9 +19,9 @@ def strategy(name: str, instance: Any) -> str:
     Raises:
         PlanError: a violation, with the rule and the smallest case that breaks it.
     """
-    return _native.prove_strategy(name, instance)
+    return _native.check_strategy(name, instance)
 
 
 def precision(name: str, instance: Any) -> None:
     """Runs the conformance suite for a precision policy. Raises `PlanError` as `strategy` does."""
-    _native.prove_policy(name, instance)
+    _native.check_policy(name, instance)

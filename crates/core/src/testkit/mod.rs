@@ -2,7 +2,7 @@
 //!
 //! The suite plans models of every awkward shape on every awkward world and holds each plan against the contract of
 //! [`ShardStrategy`](crate::ShardStrategy), rule by rule ([`Rule`] lists them). It counts elements one by one and shares no arithmetic with
-//! [`ShardPlan::check`](crate::ShardPlan::check), so that each proves the other. What it finds, it shrinks: the message names the rule, the
+//! [`ShardPlan::check`](crate::ShardPlan::check), so that each checks the other. What it finds, it shrinks: the message names the rule, the
 //! smallest case that breaks it, and what was found there.
 //!
 //! Nothing here opens a file. A load through the engine is a hook ([`Loader`]) that the engine's own `testkit` fills.

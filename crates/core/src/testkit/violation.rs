@@ -15,7 +15,7 @@ pub enum Subjects {
 
 macro_rules! rules {
     ($($variant:ident $subjects:ident $name:literal $meaning:literal,)*) => {
-        /// One rule of the contract that the suite proves.
+        /// One rule of the contract that the suite tests.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         #[non_exhaustive]
         pub enum Rule { $(#[doc = $meaning] $variant,)* }

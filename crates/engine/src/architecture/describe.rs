@@ -79,7 +79,7 @@ pub struct UnusedTensor {
 pub struct MissingTensor {
     /// Its name in the model.
     pub name: String,
-    /// Its shape, where config.json tells it.
+    /// Its shape, where config.json gives it.
     pub shape: Option<Vec<u64>>,
 }
 

@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fact_of_the_wrong_type_is_told() {
+    fn a_fact_of_the_wrong_type_is_reported() {
         assert_eq!(wrong_type(&json!({"hidden_size": 8, "model_type": null, "else": []})), None);
         let reported = |config| wrong_type(&config).map(|(key, _, found)| format!("{key} {found}")).unwrap();
         assert_eq!(reported(json!({"hidden_size": "x"})), "hidden_size 'x'");

@@ -68,7 +68,7 @@ struct Partition {
 }
 
 impl Kept {
-    fn told_by(key: &str, value: &str) -> Self {
+    fn known_by(key: &str, value: &str) -> Self {
         let mut elsewhere = false;
         match key {
             "partitions" if each(value, |_: Partition| ()) => Self::Parts,
@@ -146,7 +146,7 @@ fn text_instead(start: [u8; 8]) -> Option<&'static str> {
     }
 }
 
-/// Parses and proves a header whose data has `data` bytes. Sorted by offset. The error names no file: the caller knows it.
+/// Parses and validates a header whose data has `data` bytes. Sorted by offset. The error names no file: the caller knows it.
 ///
 /// # Errors
 /// [`ErrorKind::Checkpoint`] for JSON that is none, unknown dtypes, names that occur twice, sizes that do not fit, holes and overlaps.
@@ -279,7 +279,7 @@ impl<'de> Visitor<'de> for MetadataSeed<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         while let Some((key, value)) = map.next_entry::<Cow<'de, str>, Text<'de>>()? {
-            *self.0 = (*self.0).max(Kept::told_by(&key, &value.0));
+            *self.0 = (*self.0).max(Kept::known_by(&key, &value.0));
         }
         Ok(())
     }

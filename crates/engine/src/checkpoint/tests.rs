@@ -208,7 +208,7 @@ fn a_directory_that_cannot_be_read_is_an_io_error() {
 }
 
 #[test]
-fn a_link_that_leaves_the_directory_is_followed_and_told() {
+fn a_link_that_leaves_the_directory_is_followed_and_reported() {
     let outside = dir(&[("real.safetensors", &two("a"))]);
     let inside = TempDir::new().unwrap();
     symlink(outside.path().join("real.safetensors"), inside.path().join("model.safetensors")).unwrap();
@@ -276,7 +276,7 @@ fn a_relative_path_is_tried_from_every_base() {
 }
 
 #[test]
-fn a_file_that_changed_since_is_told() {
+fn a_file_that_changed_since_is_reported() {
     let dir = dir(&[("model.safetensors", &two("a"))]);
     let path = dir.path().join("model.safetensors");
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
@@ -289,7 +289,7 @@ fn a_file_that_changed_since_is_told() {
 }
 
 #[test]
-fn files_that_are_missing_or_of_another_kind_are_told() {
+fn files_that_are_missing_or_of_another_kind_are_reported() {
     let numbered = dir(&[("model-00001-of-00003.safetensors", &two("a")), ("model-00003-of-00003.safetensors", &two("b"))]);
     refused(numbered.path(), ErrorKind::Checkpoint, &["a file of the checkpoint is missing", "'model-00002-of-00003.safetensors'"]);
     let pointer = dir(&[("model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")]);
@@ -349,7 +349,7 @@ fn a_config_is_read_as_python_writes_it_and_its_facts_have_types() {
 }
 
 #[test]
-fn weights_that_are_passed_over_are_told() {
+fn weights_that_are_passed_over_are_reported() {
     let index = br#"{"metadata":{"total_size":8},"weight_map":{"w":"model-00001-of-00001.safetensors"}}"#;
     let both = dir(&[
         ("model.safetensors", &two("single")),

@@ -228,8 +228,9 @@ impl Data {
     pub(super) fn read(&self, files: &Files, range: Range<u64>, buffer: &mut [u8]) -> Result<()> {
         let size = self.dtype.bits() / 8;
         let first = self.extents.partition_point(|e| e.loops.is_empty() && e.end() <= range.start);
+        let mut scratch = Vec::new();
         for extent in self.extents[first..].iter().take_while(|e| e.start < range.end) {
-            let mut reader = Gather { files, extent, size, range: range.clone(), buffer, scratch: Vec::new() };
+            let mut reader = Gather { files, extent, size, range: range.clone(), buffer, scratch: &mut scratch };
             reader.walk(0, extent.start, 0)?;
         }
         Ok(())
@@ -244,7 +245,7 @@ struct Gather<'a> {
     range: Range<u64>,
     buffer: &'a mut [u8],
     /// What the file holds from the first of several short runs to the last.
-    scratch: Vec<u8>,
+    scratch: &'a mut Vec<u8>,
 }
 
 /// Runs of fewer bytes are read together, where no more than [`MOST_GAPS`] of a run's length lies between two of them.
@@ -286,7 +287,7 @@ impl Gather<'_> {
         let skipped = self.range.start.saturating_sub(target + steps.start * this.target);
         let left = (target + (steps.end - 1) * this.target + run).saturating_sub(self.range.end);
         let span = (count - 1) * this.source + run - skipped - left;
-        let mut scratch = std::mem::take(&mut self.scratch);
+        let mut scratch = std::mem::take(self.scratch);
         scratch.resize(usize::try_from(span * self.size).unwrap_or(usize::MAX), 0);
         let first = source + steps.start * this.source + skipped;
         self.files.read(self.extent.file, &mut scratch, self.extent.offset + first * self.size)?;
@@ -298,7 +299,7 @@ impl Gather<'_> {
             let (to, length) = (bytes(start - self.range.start), bytes(end - start));
             self.buffer[to..to + length].copy_from_slice(&scratch[from..from + length]);
         }
-        self.scratch = scratch;
+        *self.scratch = scratch;
         Ok(())
     }
 

@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn trainers_files_are_told_from_others() {
+    fn trainers_files_are_distinguished_from_others() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("dataloader")).unwrap();
         for name in ["metadata.json", "rng_state_0.pth", "rng_state_.pth", "dataloader/rank_12.pt", "dataloader/other", "model.bin"] {

@@ -591,7 +591,7 @@ fn short_reads_and_interruptions_are_carried_on() {
 
 /// The tensor and the byte of the failure, not those at which the block began that holds it.
 #[test]
-fn a_failure_is_told_where_it_is_and_not_where_its_block_begins() {
+fn a_failure_is_reported_where_it_is_and_not_where_its_block_begins() {
     let mesh = Mesh::replicate_shard(1, 1).unwrap();
     let axis = mesh.axis("mp_shard").unwrap();
     let placement = Placement::one(axis, Layout::Dim { dim: 0, chunk: 1000 }, Padding::ToFirst);
@@ -660,14 +660,14 @@ fn a_failed_read_names_tensor_rank_file_offset_and_cause() {
 }
 
 #[test]
-fn a_file_that_ends_early_is_told() {
+fn a_file_that_ends_early_is_reported() {
     let error = with_faults(Misbehaviour::Ends, small_blocks()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Checkpoint);
     assert!(error.to_string().contains("ended too early") && error.to_string().contains("bytes more"), "{error}");
 }
 
 #[test]
-fn permission_lost_between_two_reads_is_told_and_not_retried() {
+fn permission_lost_between_two_reads_is_reported_and_not_retried() {
     let error = with_faults(Misbehaviour::Fails(libc::EACCES), small_blocks()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Io);
     assert!(error.to_string().contains("Permission denied") && error.to_string().contains("tensor 'big'"), "{error}");

@@ -163,7 +163,7 @@ pub struct TensorDigest {
 }
 
 impl Manifest {
-    /// Reads and proves the manifest of a directory.
+    /// Reads and validates the manifest of a directory.
     ///
     /// # Errors
     /// [`ErrorKind::Checkpoint`] where it is missing, torn, garbled or contradicts itself; [`ErrorKind::Io`] where it cannot be read.
@@ -249,7 +249,7 @@ impl<T: DeserializeOwned> RankManifest<T> {
         let shard = format.shard_name(rank, world_size);
         if (manifest.rank, manifest.world_size, &manifest.shard.name) != (rank, world_size, &shard) {
             let reported = format!("rank {} of {} and '{}'", manifest.rank, manifest.world_size, manifest.shard.name);
-            return Err(wrong(format!("it tells of {reported}, expected rank {rank} of {world_size} and '{shard}'")));
+            return Err(wrong(format!("it is the manifest of {reported}, expected rank {rank} of {world_size} and '{shard}'")));
         }
         Ok((manifest, FileDigest::new(name, digest)))
     }
@@ -262,7 +262,7 @@ fn check_version(found: u32) -> Result<(), String> {
     }
 }
 
-/// Proves the plan as if it were just made, for the model that it tells of itself.
+/// Validates the plan as if it were just made, for the model that it describes.
 fn check_plan(plan: &ShardPlan) -> Result<(), String> {
     let tensors = plan.tensors.iter().map(|t| TensorMeta::new(t.name.clone(), t.source, t.shape.clone())).collect();
     let model = ModelMeta::new(tensors, ModelFacts::default()).map_err(|name| format!("its plan has tensor '{name}' twice"))?;

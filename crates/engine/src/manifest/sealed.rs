@@ -204,7 +204,7 @@ mod tests {
     use crate::digest::sha256;
 
     #[derive(Serialize, Deserialize, PartialEq, Debug)]
-    struct Told {
+    struct Sample {
         name: String,
         rows: Vec<Vec<Vec<Vec<u32>>>>,
     }
@@ -215,14 +215,14 @@ mod tests {
         Ok(reported)
     }
 
-    fn reported() -> Told {
-        Told { name: "é\"".into(), rows: vec![vec![vec![vec![1, 2], vec![]]], vec![]] }
+    fn reported() -> Sample {
+        Sample { name: "é\"".into(), rows: vec![vec![vec![vec![1, 2], vec![]]], vec![]] }
     }
 
     #[test]
     fn a_sealed_text_is_json_and_leads_back() {
         let text = sealed(&reported());
-        assert_eq!(unseal::<Told>(&text), Ok(reported()));
+        assert_eq!(unseal::<Sample>(&text), Ok(reported()));
         let json: serde_json::Value = serde_json::from_slice(&text).unwrap();
         assert_eq!(json["rows"][0][0][0][1], 2);
         assert!(String::from_utf8(text).unwrap().contains("[[1, 2], []]"));
@@ -231,10 +231,10 @@ mod tests {
     #[test]
     fn a_text_of_many_blocks_is_sealed_as_one() {
         let rows = vec![vec![vec![(0..10_000).collect::<Vec<u32>>(); 3]; 3]; 2];
-        let reported = Told { name: "long".into(), rows };
+        let reported = Sample { name: "long".into(), rows };
         let text = sealed(&reported);
         assert!(text.len() > 5 * BLOCK);
-        assert_eq!(unseal::<Told>(&text), Ok(reported));
+        assert_eq!(unseal::<Sample>(&text), Ok(reported));
         let mut calls = 0;
         let full = &mut |_: &[u8]| {
             calls += 1;
@@ -249,11 +249,11 @@ mod tests {
     fn every_change_breaks_the_seal() {
         let text = sealed(&reported());
         for at in 0..text.len() {
-            assert!(unseal::<Told>(&text[..at]).is_err(), "cut to {at}");
+            assert!(unseal::<Sample>(&text[..at]).is_err(), "cut to {at}");
             for bit in 0..8 {
                 let mut changed = text.clone();
                 changed[at] ^= 1 << bit;
-                assert!(unseal::<Told>(&changed).is_err(), "bit {bit} of byte {at}");
+                assert!(unseal::<Sample>(&changed).is_err(), "bit {bit} of byte {at}");
             }
         }
     }

@@ -53,7 +53,7 @@ impl Arena {
     ///
     /// # Panics
     /// Where the range is not inside the arena.
-    #[expect(clippy::mut_from_ref, reason = "disjoint parts are written by several threads; the caller proves disjointness")]
+    #[expect(clippy::mut_from_ref, reason = "disjoint parts are written by several threads; the caller ensures disjointness")]
     pub(crate) unsafe fn slice_mut(&self, offset: usize, len: usize) -> &mut [u8] {
         assert!(offset <= self.len && len <= self.len - offset, "bytes {offset}+{len} of an arena of {}", self.len);
         // SAFETY: inside the mapping by the assertion, not aliased by the caller's promise.

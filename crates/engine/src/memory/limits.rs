@@ -21,12 +21,12 @@ impl Available {
     }
 }
 
-/// The bound with the least left that the system tells; `None` where it tells none.
+/// The bound with the least left that the system states; `None` where it states none.
 pub fn available() -> Option<Available> {
     bounds().into_iter().min_by_key(|a| a.bytes)
 }
 
-/// Every bound that the system tells: the machine's, and those of this process's control groups.
+/// Every bound that the system states: the machine's, and those of this process's control groups.
 pub(crate) fn bounds() -> Vec<Available> {
     bounds_under(Path::new("/"))
 }

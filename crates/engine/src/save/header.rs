@@ -15,7 +15,7 @@ use super::{
 };
 
 /// Tensors that the `safetensors` crate is shown at once.
-const PROVEN_AT_ONCE: usize = 4096;
+const VALIDATED_AT_ONCE: usize = 4096;
 /// Bytes of the header's length, before the header.
 const LENGTH: usize = 8;
 /// What `safetensors` and torch refuse beyond.
@@ -32,8 +32,8 @@ pub fn header(plan: &ShardPlan, rank: u32, entries: &Entries<'_>) -> Result<Vec<
         end = end.checked_add(entry.bytes).ok_or("the file's size overflows")?;
     }
     // Validated in parts: validating the whole would take many times the header's memory.
-    for start in (0..entries.len()).step_by(PROVEN_AT_ONCE) {
-        let range = start..(start + PROVEN_AT_ONCE).min(entries.len());
+    for start in (0..entries.len()).step_by(VALIDATED_AT_ONCE) {
+        let range = start..(start + VALIDATED_AT_ONCE).min(entries.len());
         let text = serde_json::to_vec(&Header { metadata: BTreeMap::new(), entries, range }).map_err(|e| e.to_string())?;
         serde_json::from_slice::<Metadata>(&text).map_err(|e| format!("the safetensors crate refuses the header: {e}"))?;
     }
@@ -163,11 +163,11 @@ pub fn parts(metadata: &HashMap<String, String>) -> Result<BTreeMap<String, Part
     let (key, text) = ["DCP_SHARDING_INFO", "partitions"]
         .into_iter()
         .find_map(|key| Some((key, metadata.get(key)?)))
-        .ok_or("its metadata tells neither DCP_SHARDING_INFO nor partitions")?;
+        .ok_or("its metadata has neither DCP_SHARDING_INFO nor partitions")?;
     let parts: BTreeMap<String, AnyPart> = serde_json::from_str(text).map_err(|e| format!("its {key} is not what was expected: {e}"))?;
     let part = |(name, part): (String, AnyPart)| match part.known() {
         Some(part) => Ok((name, part)),
-        None => Err(format!("its {key} does not tell which part of tensor '{name}' it holds")),
+        None => Err(format!("its {key} does not say which part of tensor '{name}' it holds")),
     };
     parts.into_iter().map(part).collect()
 }

@@ -1,4 +1,4 @@
-//! One rank's two files, staged: its tensors, then the manifest that tells of them.
+//! One rank's two files, staged: its tensors, then the manifest that lists them.
 
 use std::sync::{Mutex, PoisonError};
 

@@ -197,7 +197,7 @@ mod tests {
 
     /// The kernel's own full disk, and its own broken one: nothing is mapped at address 0.
     #[test]
-    fn a_full_or_a_broken_disk_is_told_with_file_place_and_cause() {
+    fn a_full_or_a_broken_disk_is_reported_with_file_place_and_cause() {
         let dir = tempfile::tempdir().unwrap();
         for (device, code) in [("/dev/full", libc::ENOSPC), ("/proc/self/mem", libc::EIO)] {
             let stage = Stage::create(dir.path()).unwrap();

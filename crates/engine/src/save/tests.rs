@@ -111,7 +111,7 @@ fn a_save_from_the_checkpoint_can_be_stopped_and_fails_with_its_cause() {
 }
 
 #[test]
-fn every_cut_and_mesh_is_saved_and_proven_against_its_source() {
+fn every_cut_and_mesh_is_saved_and_validated_against_its_source() {
     for cut in [Cut::Rows, Cut::Columns, Cut::Flat, Cut::Grid, Cut::Strided] {
         for (replicate, shard) in [(1, 1), (1, 2), (1, 3), (1, 8), (2, 3), (3, 2), (2, 6)] {
             let case = case(cut, replicate, shard);

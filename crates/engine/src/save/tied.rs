@@ -30,14 +30,14 @@ const TIED: [(&str, &str); 9] = [
 /// Classes with an output embedding end so.
 const HEADS: [&str; 5] = ["ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForMaskedLM", "ForPreTraining"];
 
-/// The second names of the tied weights of the model's class; of a class that is not known, what its `config.json` tells.
+/// The second names of the tied weights of the model's class; of a class that is not known, what its `config.json` says.
 pub(super) fn of_checkpoint(checkpoint: &Checkpoint) -> Vec<(Name, Name)> {
     let model = checkpoint.assembled();
     let known = model.meta.modules.is_some() || !model.aliases.is_empty();
     if known { model.aliases.clone() } else { aliases(&model.meta) }
 }
 
-/// The tied weights of a model of an unknown class as its `config.json` tells: a class with an output embedding, embeddings tied (transformers' default), and
+/// The tied weights of a model of an unknown class as its `config.json` says: a class with an output embedding, embeddings tied (transformers' default), and
 /// no tensor of its own in the checkpoint.
 fn aliases(model: &ModelMeta) -> Vec<(Name, Name)> {
     let facts = &model.facts;

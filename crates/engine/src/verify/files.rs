@@ -1,4 +1,4 @@
-//! Every file against the manifest: is it there, has it its size and digest, does its header tell what the plan says.
+//! Every file against the manifest: is it there, has it its size and digest, does its header say what the plan says.
 
 use std::{
     collections::BTreeMap,
@@ -26,9 +26,9 @@ const BLOCK: usize = 1 << 20;
 /// A rank's file of tensors, by its digest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Shard {
-    /// As the rank's manifest tells.
+    /// As the rank's manifest says.
     Whole,
-    /// Missing or otherwise than the rank's manifest tells.
+    /// Missing or otherwise than the rank's manifest says.
     Altered,
     /// The rank's manifest is not known to tell the truth.
     Unknown,
@@ -74,7 +74,7 @@ impl Verifier<'_> {
             Ok((head, digest)) if digest == files.manifest && head.shard == files.shard => true,
             Ok(_) => {
                 found.problem(
-                    mismatch(&self.dir.join(&files.manifest.name), "it is not the one that the directory's manifest tells of").rank(rank),
+                    mismatch(&self.dir.join(&files.manifest.name), "it is not the one that the directory's manifest lists").rank(rank),
                 );
                 false
             }
@@ -148,7 +148,7 @@ impl Verifier<'_> {
         digest.map_err(|e| stopped.unwrap_or_else(|| EngineError::io("cannot read the file", path, e)))
     }
 
-    /// The header must tell what the plan says this rank keeps. Only a forged manifest leads here with another.
+    /// The header must say what the plan says this rank keeps. Only a forged manifest leads here with another.
     fn check_header(&self, path: &Path, rank: u32, reported: impl FnOnce() -> Result<RankManifest>, found: &mut Verified) -> Result<()> {
         let file = match Safetensors::open(path, ErrorKind::Mismatch) {
             Err(e) if e.kind() == ErrorKind::Mismatch => {
@@ -176,7 +176,7 @@ impl Verifier<'_> {
         drop(file);
         let digests = reported()?.tensors.iter().map(|t| t.name.clone()).eq(expected.iter().map(|e| e.name));
         if !(same && digests) {
-            found.problem(mismatch(path, "its header does not tell of the tensors that the plan gives this rank").rank(rank));
+            found.problem(mismatch(path, "its header does not list the tensors that the plan gives this rank").rank(rank));
         }
         Ok(())
     }
@@ -186,10 +186,10 @@ impl Verifier<'_> {
         let Ok(file) = Safetensors::open(path, ErrorKind::Mismatch) else { return Ok(()) };
         let aliases = self.aliases()?;
         let entries = self.entries(&aliases, reported.rank)?;
-        let told_of: BTreeMap<&str, _> =
+        let entry_of: BTreeMap<&str, _> =
             entries.iter().zip(&reported.tensors).map(|(entry, digest)| (digest.name.as_str(), (entry, digest.sha256))).collect();
         for tensor in &file.tensors {
-            let Some((entry, expected)) = told_of.get(tensor.name.as_str()) else { continue };
+            let Some((entry, expected)) = entry_of.get(tensor.name.as_str()) else { continue };
             let valid = match entry.part {
                 entries::Part::Flat { valid, .. } => entry.dtype.bytes(valid).unwrap_or(0).min(tensor.bytes),
                 entries::Part::SavedOffsets(_) => tensor.bytes,

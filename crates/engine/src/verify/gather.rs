@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn tiles_are_told_from_holes_and_overlaps() {
+    fn tiles_are_distinguished_from_holes_and_overlaps() {
         let shape = [4, 6];
         let tiles = |parts: &[(&[u64], Part)]| gathered(parts, &shape).tiles(&shape);
         assert_eq!(tiles(&[(&[4, 6], at(&[0, 0]))]), Ok(()));

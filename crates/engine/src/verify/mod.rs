@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Problems reported one by one; the others are counted.
-const TOLD: usize = 20;
+const REPORTED: usize = 20;
 
 /// Verifies one directory.
 pub struct Verifier<'a> {
@@ -105,7 +105,7 @@ impl<'a> Verifier<'a> {
         shards.saturating_mul(if self.against.is_some() { 2 } else { 1 })
     }
 
-    /// Verifies, and tells everything that is wrong: files first, and where those are right, elements.
+    /// Verifies, and reports everything that is wrong: files first, and where those are right, elements.
     ///
     /// # Errors
     /// Where verification itself fails: [`ErrorKind::Io`], [`ErrorKind::Cancelled`], a source that is no checkpoint.
@@ -146,7 +146,7 @@ impl Verified {
     }
 
     fn problem(&mut self, problem: EngineError) {
-        if self.problems.len() < TOLD {
+        if self.problems.len() < REPORTED {
             self.problems.push(problem);
         } else {
             self.more_problems += 1;

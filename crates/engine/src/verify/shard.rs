@@ -69,7 +69,7 @@ impl Safetensors {
         let Header { metadata, mut tensors } = serde_json::from_slice(&header).map_err(|e| wrong(format!("its header is not one: {e}")))?;
         drop(header);
         let start = 8 + length;
-        let end = prove(&mut tensors).map_err(wrong)?;
+        let end = validate(&mut tensors).map_err(wrong)?;
         let end = start.saturating_add(end); // the header may claim nearly 2^64
         if end != size {
             return Err(wrong("its size is not what its header says".into()).expected(format_args!("{end} bytes")).found(size));
@@ -139,10 +139,10 @@ impl<'de> Visitor<'de> for HeaderVisitor {
 }
 
 /// Tensors that the `safetensors` crate is shown at once: validating all of them would take many times their memory.
-const PROVEN_AT_ONCE: usize = 4096;
+const VALIDATED_AT_ONCE: usize = 4096;
 
-/// Sorts the tensors as their bytes lie, has the `safetensors` crate prove that they tile the file without holes, and gives their end.
-fn prove(tensors: &mut [StoredTensor]) -> Result<u64, String> {
+/// Sorts the tensors as their bytes lie, has the `safetensors` crate check that they tile the file without holes, and gives their end.
+fn validate(tensors: &mut [StoredTensor]) -> Result<u64, String> {
     let mut by_name: Vec<&str> = tensors.iter().map(|t| t.name.as_str()).collect();
     by_name.sort_unstable();
     if let Some(twice) = by_name.windows(2).find(|pair| pair[0] == pair[1]) {
@@ -151,7 +151,7 @@ fn prove(tensors: &mut [StoredTensor]) -> Result<u64, String> {
     drop(by_name);
     tensors.sort_by_key(|t| (t.start, t.bytes));
     let mut end = 0;
-    for part in tensors.chunks(PROVEN_AT_ONCE) {
+    for part in tensors.chunks(VALIDATED_AT_ONCE) {
         let first = part[0].start;
         if first != end {
             return Err(format!(
@@ -186,8 +186,8 @@ mod tests {
 
     /// Faults in, between and beyond the parts that the crate is shown; and their order is that of the bytes.
     #[test]
-    fn a_header_of_many_parts_is_proven_as_one() {
-        let count = 2 * PROVEN_AT_ONCE as u64 + 3;
+    fn a_header_of_many_parts_is_validated_as_one() {
+        let count = 2 * VALIDATED_AT_ONCE as u64 + 3;
         let header = |place: &dyn Fn(u64) -> (u64, u64)| {
             let entry = |i: u64| {
                 let (from, to) = place(i);
@@ -199,7 +199,7 @@ mod tests {
         let whole = opened(&header(&|i| (2 * i, 2 * i + 2)), 2 * count).unwrap();
         assert_eq!(whole.tensors.len() as u64, count);
         assert!(whole.tensors.iter().zip(0..).all(|(t, i): (_, u64)| t.name == format!("t{i}") && t.bytes == 2));
-        for hole in [5, PROVEN_AT_ONCE as u64, count - 1] {
+        for hole in [5, VALIDATED_AT_ONCE as u64, count - 1] {
             let text = header(&|i| if i < hole { (2 * i, 2 * i + 2) } else { (2 * i + 1, 2 * i + 3) });
             assert!(opened(&text, 2 * count + 1).is_err(), "a hole at {hole}");
             let text = header(&|i| if i == hole { (2 * i, 2 * i + 3) } else { (2 * i, 2 * i + 2) });

@@ -54,7 +54,7 @@ impl Case {
         fs::write(path, sealed(&value)).unwrap();
     }
 
-    /// Changes a rank's shard, and all digests that tell of it, as only a forger does.
+    /// Changes a rank's shard, and all digests of it, as only a forger does.
     fn forge_shard(&self, rank: u32, change: impl FnOnce(&mut Vec<u8>)) {
         let (shard, manifest) = {
             let files = Manifest::read(&self.dir).unwrap().ranks.swap_remove(rank as usize);
@@ -140,7 +140,7 @@ fn damage_is_named_by_file_tensor_and_rank() {
 }
 
 #[test]
-fn files_that_readers_would_take_for_shards_are_problems_and_others_are_told() {
+fn files_that_readers_would_take_for_shards_are_problems_and_others_are_reported() {
     let case = saved(Cut::Rows, 2);
     fs::write(case.dir.join("notes.txt"), "").unwrap();
     fs::write(case.dir.join(".shardwright-tmp-1-0"), "").unwrap();
@@ -244,7 +244,7 @@ fn a_forged_shard_does_not_pass_for_the_plans() {
     case.forge_shard(1, |bytes| bytes[8] = b'x');
     names(
         &case.problems(),
-        &["rank 1: its header is not one", "rank 0: its header does not tell of the tensors that the plan gives this rank"],
+        &["rank 1: its header is not one", "rank 0: its header does not list the tensors that the plan gives this rank"],
     );
 }
 

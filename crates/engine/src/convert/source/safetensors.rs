@@ -107,7 +107,9 @@ fn of_ranks(dir: &Path, names: &[String], files: &mut Files) -> Result<Vec<Tenso
         let number = files.add(path.clone());
         for entry in entries {
             let part = reported.get(&entry.name).cloned().ok_or_else(|| {
-                EngineError::new(ErrorKind::Checkpoint, "the file does not tell which part of it it holds").file(&path).tensor(&entry.name)
+                EngineError::new(ErrorKind::Checkpoint, "the header does not say which part of the tensor the file holds")
+                    .file(&path)
+                    .tensor(&entry.name)
             })?;
             let parts = all.entry(entry.name.clone()).or_default();
             if *parts.dtype.get_or_insert(entry.dtype) != entry.dtype {

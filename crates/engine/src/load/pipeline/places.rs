@@ -45,7 +45,7 @@ impl Places {
     ///
     /// # Panics
     /// Where the range is not inside the memory.
-    #[expect(clippy::mut_from_ref, reason = "disjoint parts are written by several threads; the caller proves disjointness")]
+    #[expect(clippy::mut_from_ref, reason = "disjoint parts are written by several threads; the caller ensures disjointness")]
     pub(super) unsafe fn slice(&self, rank: u32, tensor: u32, at: usize, bytes: usize) -> &mut [u8] {
         match self {
             Self::Arenas { arenas, slots } => {
