@@ -27,7 +27,7 @@ mod _native {
         convert::{convert, diff},
         files::{inspect, verify},
         fill::{casts, fill},
-        plugin::{placement, check_policy, check_strategy, register},
+        plugin::{check_policy, check_strategy, placement, register},
     };
 
     /// The version of the library.
