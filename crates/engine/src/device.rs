@@ -1,6 +1,6 @@
 //! Shards on a GPU: which device a rank takes, the driver, memory that frees itself, the kernels, and what a user is given.
 //!
-//! CUDA is opened at run time: without it everything here answers with the reason, and nothing panics. How bytes get to the device is the
+//! CUDA is opened at run time: without it, or built without the feature `cuda`, everything here answers with the reason, and nothing panics. How bytes get to the device is the
 //! load pipeline's business (`load/pipeline/to_device.rs`).
 
 mod choose;

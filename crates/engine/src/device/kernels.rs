@@ -6,6 +6,7 @@ use shardwright_core::DType;
 const PTX: &str = include_str!("kernels/cast.ptx");
 
 /// Threads of a block, which takes one tile.
+#[cfg(feature = "cuda")]
 pub(crate) const THREADS: u32 = 256;
 
 /// Elements of a tile are at most so many: a few rounds of a thread block, and a multiple of 16, so that aligned runs have aligned tiles.
@@ -28,6 +29,7 @@ impl Kernel {
     }
 
     /// Its name in the PTX.
+    #[cfg(any(feature = "cuda", test))]
     pub(crate) fn name(self) -> String {
         if self == Self::COPY {
             return "copy".into();
