@@ -4,20 +4,24 @@
 
 pub mod architecture;
 pub mod checkpoint;
+pub mod contents;
 pub mod convert;
 pub mod device;
 pub mod digest;
 pub mod error;
+pub mod file;
+pub mod filenames;
 #[cfg(any(test, feature = "testkit"))]
 pub mod generate;
 pub mod inspect;
 pub mod load;
-pub mod manifest;
 pub mod memory;
+mod open;
 mod parallel;
 pub mod report;
 pub mod run;
 pub mod save;
+pub mod saved;
 pub mod setup;
 mod source;
 #[cfg(test)]

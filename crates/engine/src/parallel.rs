@@ -4,7 +4,7 @@
 
 use std::{
     sync::{
-        Mutex, PoisonError,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     thread,
@@ -12,6 +12,11 @@ use std::{
 
 /// Most threads: beyond, the disk decides.
 const MOST: usize = 8;
+
+/// A lock that a panicking worker cannot poison for the others.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// One thread per core, but no more than items, and at most [`MOST`].
 pub(crate) fn threads(items: usize) -> usize {

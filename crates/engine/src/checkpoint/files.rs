@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, io};
 
-use super::{ModelDir, index};
+use super::{find::ModelDir, index};
 use crate::error::{EngineError, ErrorKind, Result};
 
 /// The one file of a small model.
@@ -18,7 +18,7 @@ impl ModelDir {
         if let Some(file) = &self.file {
             return Ok((vec![file.clone()], None));
         }
-        if self.dir.join(crate::save::MANIFEST).exists() {
+        if self.dir.join(crate::filenames::MANIFEST).exists() {
             let what = "it holds shards that were saved for one world, not a checkpoint; `shardwright verify` checks them";
             return Err(EngineError::new(ErrorKind::Checkpoint, what).file(&self.dir));
         }
@@ -87,7 +87,8 @@ impl ModelDir {
 
     /// An adapter is not a model.
     fn adapter(&self) -> EngineError {
-        let text = self.resolve(ADAPTER).and_then(|path| super::read_bounded(&path, 16 << 20, "too long for a config")).unwrap_or_default();
+        let text =
+            self.resolve(ADAPTER).and_then(|path| crate::file::read_bounded(&path, 16 << 20, "too long for a config")).unwrap_or_default();
         let config: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
         let kind = config["peft_type"].as_str().unwrap_or("PEFT");
         let base =

@@ -8,8 +8,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{cannot_open, read_bounded};
-use crate::error::{EngineError, ErrorKind, Result};
+use shardwright_core::ModelFacts;
+
+use super::config;
+use crate::{
+    error::{EngineError, ErrorKind, Result},
+    file::{cannot_open, read_bounded},
+};
 
 /// The name of a model's facts.
 pub(super) const CONFIG: &str = "config.json";
@@ -91,6 +96,25 @@ pub struct ModelDir {
 }
 
 impl ModelDir {
+    /// What `config.json` says. A fact of an unexpected type counts as absent; [`Checkpoint::warnings`] names it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Checkpoint`] where it is no JSON object.
+    pub fn facts(&self) -> Result<ModelFacts> {
+        Ok(self.config_value()?.map_or_else(ModelFacts::default, |config| config::facts(&config)))
+    }
+
+    /// `config.json` as a value, where there is one.
+    pub(crate) fn config_value(&self) -> Result<Option<serde_json::Value>> {
+        let Some(text) = &self.config_text else { return Ok(None) };
+        let error = |what: String| EngineError::new(ErrorKind::Checkpoint, what).file(self.dir.join(CONFIG));
+        let value = serde_json::from_str(&config::without_constants(text)).map_err(|e| error(format!("not valid JSON: {e}")))?;
+        match config::kind(&value) {
+            kind if kind == "an object" => Ok(Some(value)),
+            other => Err(error("no model's config".into()).expected("an object").found(other)),
+        }
+    }
+
     /// A directory, or a single `.safetensors` file.
     ///
     /// # Errors

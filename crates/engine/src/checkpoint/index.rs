@@ -11,14 +11,17 @@ use serde::{
     de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor},
 };
 
-use super::read_bounded;
-use crate::error::{EngineError, ErrorKind, Result};
+use super::header::MAX_HEADER;
+use crate::{
+    error::{EngineError, ErrorKind, Result},
+    file::read_bounded,
+};
 
 /// The index's file name.
 pub(super) const INDEX: &str = "model.safetensors.index.json";
 
 /// An index holds a line per tensor; the limit is that of the headers.
-const MAX_INDEX: u64 = super::header::MAX_HEADER;
+const MAX_INDEX: u64 = MAX_HEADER;
 
 /// A parsed index.
 #[derive(Debug)]

@@ -5,6 +5,7 @@ use std::{fs, os::unix::fs::symlink, path::Path};
 use tempfile::TempDir;
 
 use super::*;
+use crate::error::ErrorKind;
 
 /// A safetensors file of that header with that many bytes of data.
 fn file(header: &str, data: usize) -> Vec<u8> {

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use shardwright_core::DType;
 
-use super::{contents::Contents, data::Data};
 use crate::{
+    contents::{Contents, Data, Group, Optimizer},
     error::{EngineError, ErrorKind, Result},
     load::CancelToken,
 };
@@ -108,8 +108,8 @@ pub fn diff(a: &Contents, b: &Contents, only_common: bool, watch: &(dyn Fn(u64) 
                 out.notes.push(format!("the step of '{}' is {} and {}", state.param, state.step, other.step));
             }
         }
-        let groups = |o: &super::Optimizer| -> Vec<(Vec<String>, BTreeMap<String, String>)> {
-            let values = |g: &super::Group| g.values.iter().map(|(k, v)| (k.clone(), format!("{v:?}"))).collect();
+        let groups = |o: &Optimizer| -> Vec<(Vec<String>, BTreeMap<String, String>)> {
+            let values = |g: &Group| g.values.iter().map(|(k, v)| (k.clone(), format!("{v:?}"))).collect();
             o.groups.iter().map(|g| (g.params.clone(), values(g))).collect()
         };
         if groups(x) != groups(y) {

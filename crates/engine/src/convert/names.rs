@@ -4,13 +4,14 @@ use std::{collections::BTreeSet, path::PathBuf};
 
 use shardwright_core::{Assembly, DType, Globs, Model, Piece, TensorKind, TensorMeta};
 
-use super::{
-    contents::{Contents, Kind, Tensor},
-    data::{Data, Extent, Files, Loop},
-};
 use crate::{
     architecture::ModelOptions,
     checkpoint::{Checkpoint, ModelDir},
+    contents::{
+        Contents, Kind, Tensor,
+        data::{Data, Extent, Files, Loop},
+        sorted,
+    },
     error::{EngineError, ErrorKind, Result},
 };
 
@@ -81,7 +82,7 @@ impl Contents {
             tensors.push(Tensor { name: meta.name.to_string(), kind, data });
         }
         self.notes.extend(found.warnings);
-        self.tensors = super::source::sorted(&self.path, tensors)?;
+        self.tensors = sorted(&self.path, tensors)?;
         self.aliases = aliases.iter().map(|(alias, name)| (alias.to_string(), name.to_string())).collect();
         self.files = files;
         Ok(self)

@@ -8,27 +8,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::check_free;
 use crate::{
     digest::Sha256,
     error::{EngineError, ErrorKind, Result},
+    filenames::JOURNAL,
 };
 
-/// Files whose bytes are on the disk, a name a line; the first line says of which conversion.
-const JOURNAL: &str = ".shardwright-journal";
 /// A longer journal is not one of ours.
 const MAX_JOURNAL: u64 = 1 << 30;
-
-/// Refuses the directory of a conversion that was killed.
-pub(crate) fn check_finished(dir: &Path) -> Result<()> {
-    match dir.join(JOURNAL).exists() {
-        false => Ok(()),
-        true => {
-            let what = "a conversion was killed here, and its files are not all complete; the same conversion again takes it up";
-            Err(EngineError::new(ErrorKind::Checkpoint, what).file(dir))
-        }
-    }
-}
 
 /// Dropped, it is removed: what stays is what a killed process has left.
 pub(super) struct Stage {
@@ -155,4 +142,16 @@ fn sync_tree(dir: &Path) -> Result<()> {
         sync_tree(&entry.path())?;
     }
     sync(dir)
+}
+
+/// Refuses a target that holds something.
+///
+/// # Errors
+/// [`ErrorKind::Exists`] where it does.
+pub fn check_free(target: &Path) -> Result<()> {
+    match fs::read_dir(target).map(|mut entries| entries.next().is_none()) {
+        Ok(true) => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        _ => Err(EngineError::new(ErrorKind::Exists, "something is there already, and nothing is written over it").file(target)),
+    }
 }

@@ -1,11 +1,19 @@
 //! Conversions of checkpoints that the real engines wrote, against what those engines said was in them.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use shardwright_core::DType;
 use shardwright_formats::torch_file::TorchFile;
 
-use super::{data::Bytes, *};
+use super::*;
+use crate::{
+    contents::data::{self, Bytes},
+    error::ErrorKind,
+    load::CancelToken,
+};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/convert/fixtures").join(name)

@@ -14,11 +14,9 @@ use std::{
 use shardwright_core::DType;
 use shardwright_formats::{torch_file, zip};
 
-use super::{
-    data::{Data, Files},
-    stage::Stage,
-};
+use super::stage::Stage;
 use crate::{
+    contents::data::{Data, Files},
     error::{EngineError, ErrorKind, Result},
     load::CancelToken,
 };

@@ -12,7 +12,7 @@ pub(crate) mod to_device;
 mod watch;
 
 use std::sync::{
-    Arc, Mutex, PoisonError,
+    Arc, Mutex,
     atomic::{AtomicBool, Ordering},
 };
 
@@ -28,24 +28,14 @@ pub(crate) use self::{
 use super::{
     layout::RankLayout,
     options::IoChoice,
-    schedule::{Block, Run, Schedule, Task, scatter},
+    schedule::{Block, BlockLimits, Run, Schedule, Task, scatter},
     stats::Counters,
 };
 use crate::{
     memory::Arena,
+    parallel::lock,
     source::{ByteSource, Opener, ReadAt, ReadMethod},
 };
-
-/// How long a block and its list of runs may become.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct BlockLimits {
-    /// Bytes that go through the staging buffer at once.
-    pub(crate) block: u64,
-    /// From this many bytes on, what is not cast is read straight into place.
-    pub(crate) in_place: usize,
-    /// Runs.
-    pub(crate) runs: usize,
-}
 
 const MAX_RUNS: usize = 4096;
 
@@ -245,9 +235,4 @@ impl Shared {
 /// An offset inside of an arena, whose size is a `usize`.
 fn usize_of(bytes: u64) -> usize {
     usize::try_from(bytes).unwrap_or(usize::MAX)
-}
-
-/// A lock that a panicking worker cannot poison for the others.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -6,15 +6,17 @@ use std::{
 };
 
 use super::{
-    MANIFEST, Saver, copied,
+    copied,
+    identity::SaveIdentity,
     rank::StagedRank,
-    source::SaveIdentity,
+    saver::Saver,
     staged::{Stage, Staged, sync_dir},
 };
 use crate::{
     digest::sha256_stream,
     error::{EngineError, Result},
-    manifest::{FileDigest, Manifest, RankFiles, RankHead, seal},
+    filenames::MANIFEST,
+    saved::{FileDigest, Manifest, RankFiles, RankHead, seal},
 };
 
 /// What a complete directory needs beside its shards: digests of the source's files, and staged copies of config and tokenizer.

@@ -1,23 +1,61 @@
 //! The moment of a save: staged files get their names while the directory is locked and has no manifest.
 
 use std::{
-    fs::{File, TryLockError},
+    fs::{self, File, TryLockError},
+    path::Path,
     time::Duration,
 };
 
 use super::{
-    Saved, Saver,
-    names::{MANIFEST, is_rank_file},
+    identity::SaveIdentity,
     rank::StagedRank,
-    refuse::list,
-    source::SaveIdentity,
-    staged::{Stage, Staged, remove, sync_dir},
+    saver::{Saved, Saver},
+    staged::{self, Stage, Staged, remove, sync_dir},
 };
-use crate::error::{EngineError, Result};
+use crate::{
+    error::{EngineError, Result},
+    file::list,
+    filenames::{MANIFEST, is_rank_file},
+    parallel,
+};
 
 impl Saver<'_> {
+    /// Stages each of the ranks, given by its place in `ranks`, and commits them.
+    pub(super) fn stage_and_commit(
+        &self,
+        identity: &SaveIdentity,
+        ranks: &[u32],
+        stage_rank: impl Fn(&Stage, usize) -> Result<StagedRank> + Sync,
+    ) -> Result<Saved> {
+        let created = self.create_dir()?;
+        let save = || {
+            self.refuse(identity, ranks)?;
+            staged::remove_leftovers(&self.dir);
+            let stage = Stage::create(&self.dir)?;
+            let places: Vec<usize> = (0..ranks.len()).collect();
+            let staged = parallel::map(&places, |&at| stage_rank(&stage, at))?;
+            self.commit(&stage, identity, staged)
+        };
+        let saved = save();
+        if saved.is_err() && created {
+            let _ = fs::remove_dir(&self.dir); // if it is empty
+        }
+        saved
+    }
+
+    /// Makes the directory, and says whether it was not there.
+    fn create_dir(&self) -> Result<bool> {
+        let existed = self.dir.is_dir();
+        fs::create_dir_all(&self.dir).map_err(|e| EngineError::io("cannot make the directory", &self.dir, e))?;
+        if !existed {
+            let parent = self.dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            sync_dir(parent)?;
+        }
+        Ok(!existed)
+    }
+
     /// Gives the staged files their names; the manifest goes first and comes last, so that at no time it tells of files that are not there.
-    pub(super) fn commit(&self, stage: &Stage, identity: &SaveIdentity, staged: Vec<StagedRank>) -> Result<Saved> {
+    fn commit(&self, stage: &Stage, identity: &SaveIdentity, staged: Vec<StagedRank>) -> Result<Saved> {
         let early = self.complete_early(stage, identity, &staged)?;
         let _locked = self.lock()?;
         let ranks: Vec<u32> = staged.iter().map(|rank| rank.files.rank).collect();

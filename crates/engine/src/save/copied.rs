@@ -6,14 +6,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{
-    refuse::list,
-    staged::{Stage, Staged, Watch},
-};
+use super::staged::{Stage, Staged, Watch};
 use crate::{
-    checkpoint::{Checkpoint, open_regular},
+    checkpoint::Checkpoint,
     error::{EngineError, ErrorKind, Result},
-    manifest::FileDigest,
+    file::{list, open_regular},
+    saved::FileDigest,
 };
 
 /// Bytes read at once.

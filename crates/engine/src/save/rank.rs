@@ -3,36 +3,16 @@
 use std::sync::{Mutex, PoisonError};
 
 use super::{
-    Saver, header,
-    source::SaveIdentity,
+    bytes::Supply,
+    identity::SaveIdentity,
+    saver::Saver,
     staged::{Stage, Staged, StagedFile},
-    supply::Supply,
 };
 use crate::{
     digest::{Hasher, Sha256},
     error::{EngineError, ErrorKind, Result},
-    load::RankShards,
-    manifest::{FileDigest, RankFiles, RankManifest, TensorDigest, VERSION, seal},
+    saved::{FileDigest, RankFiles, RankManifest, TensorDigest, VERSION, header, seal},
 };
-
-/// A rank's loaded shards, as bytes.
-pub trait RankBytes: Sync {
-    /// Which rank.
-    fn rank(&self) -> u32;
-
-    /// The valid bytes, row-major and little-endian, of its part of the tensor that the plan has at that index.
-    fn valid(&self, tensor: usize) -> &[u8];
-}
-
-impl RankBytes for RankShards<'_> {
-    fn rank(&self) -> u32 {
-        self.rank()
-    }
-
-    fn valid(&self, tensor: usize) -> &[u8] {
-        self.tensor(tensor).bytes
-    }
-}
 
 /// A rank's files under temporary names, synced.
 #[derive(Debug)]

@@ -1,15 +1,13 @@
 //! What stands in a save's way: another save, files that would be taken for shards, a disk that is too small.
 
-use std::{ffi::CString, fs, io, os::unix::ffi::OsStrExt as _, path::Path};
+use std::{io, path::Path};
 
-use super::{
-    Saver, copied,
-    names::{MANIFEST, RANK_MANIFEST_SUFFIX, SHARD_SUFFIX, is_rank_file},
-    source::SaveIdentity,
-};
+use super::{copied, identity::SaveIdentity, saver::Saver};
 use crate::{
     error::{EngineError, ErrorKind, Result},
-    manifest::RankHead,
+    file::{free_space, list},
+    filenames::{MANIFEST, RANK_MANIFEST_SUFFIX, SHARD_SUFFIX, is_rank_file},
+    saved::RankHead,
 };
 
 impl Saver<'_> {
@@ -87,16 +85,6 @@ impl Saver<'_> {
     }
 }
 
-/// The names in a directory, sorted; those that are no UTF-8 are nobody's shards.
-pub(super) fn list(dir: &Path) -> io::Result<Vec<String>> {
-    let mut names = Vec::new();
-    for entry in fs::read_dir(dir)? {
-        names.extend(entry?.file_name().into_string());
-    }
-    names.sort();
-    Ok(names)
-}
-
 /// Refuses a save that the disk has no room for. The old files of an overwrite stay until the new ones are whole, so they count as taken.
 pub(super) fn check_space(dir: &Path, needed: u64) -> Result<()> {
     let mut at = dir;
@@ -110,17 +98,4 @@ pub(super) fn check_space(dir: &Path, needed: u64) -> Result<()> {
             .found(free)),
         _ => Ok(()), // where the system does not say, writing will
     }
-}
-
-fn free_space(dir: &Path) -> io::Result<u64> {
-    let path = CString::new(dir.as_os_str().as_bytes())?;
-    let mut stat = std::mem::MaybeUninit::<libc::statvfs>::uninit();
-    // SAFETY: the path ends with a NUL and outlives the call, which fills `stat` where it returns 0.
-    let stat = unsafe {
-        if libc::statvfs(path.as_ptr(), stat.as_mut_ptr()) != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        stat.assume_init()
-    };
-    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }

@@ -9,10 +9,10 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use super::names::TEMPORARY_PREFIX;
 use crate::{
     digest::{Hasher, Sha256},
     error::{EngineError, Result},
+    filenames::TEMPORARY_PREFIX,
 };
 
 /// Bytes that go to the operating system at once, between two looks at whether to stop.

@@ -8,7 +8,10 @@ use std::{
 
 use shardwright_core::{Region, ShardPlan};
 
-use super::{Saved, Saver, supply};
+use super::{
+    saver::{Saved, Saver},
+    supply,
+};
 use crate::{
     digest::Sha256,
     error::Result,

@@ -15,24 +15,14 @@ use std::{
 
 use shardwright_core::{Region, ShardPlan};
 
-use super::{
-    entries::{Entries, Entry, Part},
-    rank::RankBytes,
-};
+use super::bytes::{RankBytes, Supply, Take};
 use crate::{
     checkpoint::Checkpoint,
     digest::{Hasher, Sha256, sha256},
     error::{EngineError, ErrorKind, Result},
     load::{self, CancelToken, Destination, IoOptions, Item},
+    saved::entries::{Entries, Entry, Part},
 };
-
-/// Gives the valid bytes of a rank's entries, in the order of the file.
-pub(super) trait Supply {
-    /// Calls `take(entry, bytes, whether they are its last)` for consecutive bytes; an entry without bytes is given once.
-    fn supply(&self, entries: &Entries<'_>, take: &mut Take<'_>) -> Result<()>;
-}
-
-pub(super) type Take<'a> = dyn FnMut(&Entry, &[u8], bool) -> Result<()> + 'a;
 
 type EntryIter<'a> = Box<dyn Iterator<Item = Entry> + Send + 'a>;
 

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
 };
 
@@ -15,7 +15,14 @@ use super::{
     testing::{Cut, load, plan, write_model},
     *,
 };
-use crate::{error::ErrorKind, load::IoOptions, manifest::Manifest, verify::Verifier};
+use crate::{
+    checkpoint::Checkpoint,
+    error::{ErrorKind, Result},
+    filenames::MANIFEST,
+    load::{CancelToken, IoOptions},
+    saved::{FileDigest, Manifest},
+    verify::Verifier,
+};
 
 struct Case {
     _dir: TempDir,

@@ -6,8 +6,8 @@ use std::{
     time::Duration,
 };
 
-use super::{Buffered, ReadAt};
-use crate::checkpoint::Stamp;
+use super::read_at::{Buffered, ReadAt};
+use crate::file::Stamp;
 
 /// What a source does from its `after`th read on (counted over all files).
 pub(crate) struct Faults {

@@ -11,13 +11,12 @@ use super::{Verified, Verifier, mismatch, shard::Safetensors};
 use crate::{
     digest::{Sha256, sha256_stream},
     error::{EngineError, ErrorKind, Result},
-    manifest::{FileDigest, RankFiles, RankHead, RankManifest},
-    save::{
-        MANIFEST,
+    filenames::{MANIFEST, SHARD_SUFFIX, TEMPORARY_PREFIX, is_rank_file},
+    saved::{
+        FileDigest, RankFiles, RankHead, RankManifest,
+        aliases::Alias,
         entries::{self, Entries},
         header,
-        names::{SHARD_SUFFIX, TEMPORARY_PREFIX, is_rank_file},
-        tied::Alias,
     },
 };
 

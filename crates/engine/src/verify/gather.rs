@@ -7,7 +7,7 @@ use shardwright_core::{DType, model::numel};
 use super::shard::Safetensors;
 use crate::{
     error::Result as EngineResult,
-    save::{entries::Part, header},
+    saved::{entries::Part, header},
 };
 
 /// A part of a tensor in a shard file, as runs of row-major elements of the whole tensor.

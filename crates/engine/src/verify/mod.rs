@@ -16,10 +16,10 @@ use std::path::{Path, PathBuf};
 use crate::{
     checkpoint::Checkpoint,
     error::{EngineError, ErrorKind, Result},
+    filenames::MANIFEST,
     load::CancelToken,
-    manifest::{Manifest, RankHead},
     parallel,
-    save::{MANIFEST, names},
+    saved::{Manifest, unfinished},
 };
 
 /// Problems reported one by one; the others are counted.
@@ -157,28 +157,6 @@ impl Verified {
 /// Something that is not as the manifest or the source says.
 fn mismatch(path: &Path, what: impl Into<String>) -> EngineError {
     EngineError::new(ErrorKind::Mismatch, what).file(path)
-}
-
-/// What to say of a directory without a manifest.
-pub(crate) fn unfinished(dir: &Path) -> String {
-    let names: Vec<String> =
-        std::fs::read_dir(dir).into_iter().flatten().flatten().filter_map(|e| e.file_name().into_string().ok()).collect();
-    let manifests = names.iter().filter(|n| names::is_rank_file(n) && n.ends_with(names::RANK_MANIFEST_SUFFIX));
-    let reported: Vec<RankHead> = manifests.filter_map(|name| RankHead::peek(&dir.join(name))).collect();
-    let Some(first) = reported.iter().min_by_key(|m| m.rank) else {
-        return format!("it holds no save: {MANIFEST} is missing; shardwright load CONFIG --save DIR writes one");
-    };
-    let present: std::collections::BTreeSet<u32> = reported.iter().filter(|m| m.save == first.save).map(|m| m.rank).collect();
-    let missing: Vec<u32> = (0..first.world_size).filter(|r| !present.contains(r)).take(9).collect();
-    let what = match missing.as_slice() {
-        [] => "every rank is there, but the save was stopped before its end: save again".to_owned(),
-        some => {
-            let list = some.iter().take(8).map(u32::to_string).collect::<Vec<_>>().join(", ");
-            let more = if some.len() > 8 { ", …" } else { "" };
-            format!("of {} ranks, these are not saved: {list}{more}", first.world_size)
-        }
-    };
-    format!("its save is not complete: {MANIFEST} is missing; {what}")
 }
 
 impl std::fmt::Debug for Verifier<'_> {

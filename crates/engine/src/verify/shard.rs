@@ -19,7 +19,7 @@ use shardwright_core::DType;
 
 use crate::{
     error::{EngineError, ErrorKind, Result},
-    save::header::{dtype, dtype_of},
+    saved::header::{dtype, dtype_of},
 };
 
 const MAX_HEADER: u64 = 100_000_000;

@@ -7,11 +7,11 @@ use tempfile::TempDir;
 use super::*;
 use crate::{
     digest::sha256,
-    manifest::sealed,
     save::{
         RankBytes, Saver,
         testing::{Cut, load, plan, write_model},
     },
+    saved::sealed,
 };
 
 struct Case {

@@ -11,8 +11,12 @@ use shardwright_formats::{
     torch_file,
 };
 
-use super::{Data, OutFile, Part, Planned, Planner, Result, chunk};
-use crate::convert::write::Torch;
+use super::planner::{Planned, Planner, chunk};
+use crate::{
+    contents::Data,
+    convert::write::{OutFile, Part, Torch},
+    error::Result,
+};
 
 /// One directory: a file for each rank, and the metadata.
 struct Directory<'a> {

@@ -7,10 +7,11 @@ use shardwright_formats::{
     pickle::Plain,
 };
 
-use super::{Data, EngineError, ErrorKind, Kind, OutFile, Part, Planned, Planner, Result, missing_optimizer, partition};
-use crate::convert::{
-    contents::{Optimizer, State, Tensor},
-    write::Torch,
+use super::planner::{Planned, Planner, all, missing_optimizer, partition};
+use crate::{
+    contents::{Data, Group, Kind, Optimizer, State, Tensor},
+    convert::write::{OutFile, Part, Torch},
+    error::{EngineError, ErrorKind, Result},
 };
 
 /// What a model's file says anew; everything else of the source's is kept.
@@ -124,7 +125,7 @@ impl<'a> Planner<'a, '_> {
         let mut module = Vec::new();
         for (name, tensor) in self.with_aliases() {
             let value = match tensor.kind {
-                Kind::Buffer => torch.tensor(tensor.data.dtype, &tensor.data.shape, super::all(&tensor.data))?,
+                Kind::Buffer => torch.tensor(tensor.data.dtype, &tensor.data.shape, all(&tensor.data))?,
                 _ => torch.tensor(compute, &[0], Vec::new())?,
             };
             module.push((Value::str(name), value));
@@ -181,7 +182,7 @@ impl<'a> Planner<'a, '_> {
     }
 
     fn groups(&self, optimizer: &Optimizer, sub_groups: &[SubGroup<'_>]) -> Value {
-        let group = |(number, values): (usize, &crate::convert::contents::Group)| {
+        let group = |(number, values): (usize, &Group)| {
             let mine = sub_groups.iter().enumerate().filter(|(_, sub)| sub.group == number);
             group(&values.values, mine.map(|(index, _)| Value::size(index as u64)).collect::<Vec<_>>())
         };

@@ -3,8 +3,15 @@
 use serde_json::{Map, Value, json};
 use shardwright_core::DType;
 
-use super::{EngineError, ErrorKind, Kind, OutFile, Part, Planned, Planner, Result, all, chunk};
-use crate::convert::names::{Names, OfHub};
+use super::planner::{Planned, Planner, all, chunk};
+use crate::{
+    contents::{Kind, Tensor},
+    convert::{
+        names::{Names, OfHub},
+        write::{OutFile, Part},
+    },
+    error::{EngineError, ErrorKind, Result},
+};
 
 /// One tensor of a file.
 struct Entry<'a> {
@@ -28,7 +35,7 @@ impl<'a> Planner<'a, '_> {
         let entries = match self.options.names {
             Some(Names::Hub) => self.of_hub()?,
             _ => {
-                let entry = |tensor: &'a super::Tensor| Entry {
+                let entry = |tensor: &'a Tensor| Entry {
                     name: tensor.name.as_str().into(),
                     dtype: self.dtype(tensor),
                     shape: tensor.data.shape.clone(),

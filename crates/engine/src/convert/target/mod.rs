@@ -3,23 +3,12 @@
 mod dcp;
 mod deepspeed;
 mod hf;
+mod planner;
 
-use shardwright_core::{DType, model::numel};
-
-use super::{
-    ConvertOptions, Target,
-    contents::{Contents, Kind, Tensor},
-    data::Data,
-    write::{OutFile, Part},
-};
-use crate::error::{EngineError, ErrorKind, Result};
-
-/// The files of a target, and what is lost on the way to it.
-#[derive(Debug, Default)]
-pub(super) struct Planned<'a> {
-    pub(super) files: Vec<OutFile<'a>>,
-    pub(super) lost: Vec<String>,
-}
+pub(super) use self::planner::Planned;
+use self::planner::Planner;
+use super::options::{ConvertOptions, Target};
+use crate::{contents::Contents, error::Result};
 
 pub(super) fn plan<'a>(contents: &'a Contents, options: &ConvertOptions) -> Result<Planned<'a>> {
     let planner = Planner { contents, options };
@@ -30,102 +19,4 @@ pub(super) fn plan<'a>(contents: &'a Contents, options: &ConvertOptions) -> Resu
         Target::Zero3 => planner.zero3(),
         Target::Universal => planner.universal(),
     }
-}
-
-struct Planner<'a, 'o> {
-    contents: &'a Contents,
-    options: &'o ConvertOptions,
-}
-
-impl<'a> Planner<'a, '_> {
-    /// The dtype that a tensor of the model gets: parameters may be cast, buffers stay.
-    fn dtype(&self, tensor: &Tensor) -> DType {
-        match (self.options.dtype, tensor.kind) {
-            (Some(dtype), Kind::Trained | Kind::Frozen) if tensor.data.dtype.is_float() => dtype,
-            _ => tensor.data.dtype,
-        }
-    }
-
-    /// The tensors, and under their own names the tied ones.
-    fn with_aliases(&self) -> Vec<(&'a str, &'a Tensor)> {
-        let mut all: Vec<(&str, &Tensor)> = self.contents.tensors.iter().map(|t| (t.name.as_str(), t)).collect();
-        all.extend(self.aliases());
-        all.sort_by_key(|(name, _)| *name);
-        all
-    }
-
-    /// Tied names with the tensor that each is tied to, in the end.
-    fn aliases(&self) -> Vec<(&'a str, &'a Tensor)> {
-        let target = |name: &str| self.contents.aliases.iter().find(|(alias, _)| alias == name).map(|(_, to)| to.as_str());
-        let resolve = |(alias, to): &'a (String, String)| {
-            let mut to = to.as_str();
-            for _ in 0..self.contents.aliases.len() {
-                to = target(to).unwrap_or(to);
-            }
-            Some((alias.as_str(), self.contents.tensor(to)?))
-        };
-        self.contents.aliases.iter().filter_map(resolve).collect()
-    }
-
-    /// Ranks that share one copy of the model; the others hold the same parts, which are written once.
-    fn ranks(&self) -> u64 {
-        u64::from(self.options.ranks / self.options.replicas.max(1))
-    }
-
-    /// Says what of the values beside the tensors is not carried.
-    fn lose_values(&self, lost: &mut Vec<String>, kept: &[&str]) {
-        let names: Vec<&str> = self.contents.values.iter().map(|(name, _)| name.as_str()).filter(|n| !kept.contains(n)).collect();
-        if !names.is_empty() {
-            lost.push(format!("values beside the tensors: {}", names.join(", ")));
-        }
-    }
-}
-
-/// All of a tensor.
-fn all(data: &Data) -> Vec<Part<'_>> {
-    vec![Part::Elements(data, 0..data.numel())]
-}
-
-/// Rows that a rank has under torch.chunk: its offset and size in dim 0.
-fn rows(shape: &[u64], ranks: u64, rank: u64) -> (u64, u64) {
-    let dim = shape.first().copied().unwrap_or(1);
-    let chunk = dim.div_ceil(ranks);
-    let start = (rank * chunk).min(dim);
-    (start, (start + chunk).min(dim) - start)
-}
-
-/// A rank's rows of a tensor: offsets, sizes, elements. `None` where it has none.
-fn chunk<'a>(data: &'a Data, ranks: u64, rank: u64) -> Option<(Vec<u64>, Vec<u64>, Vec<Part<'a>>)> {
-    if data.shape.is_empty() {
-        return (rank == 0).then(|| (Vec::new(), Vec::new(), all(data)));
-    }
-    let (start, count) = rows(&data.shape, ranks, rank);
-    let row = numel(&data.shape[1..])?;
-    if count * row == 0 {
-        return None;
-    }
-    let mut offsets = vec![0; data.shape.len()];
-    let mut sizes = data.shape.clone();
-    (offsets[0], sizes[0]) = (start, count);
-    Some((offsets, sizes, vec![Part::Elements(data, start * row..(start + count) * row)]))
-}
-
-/// A rank's flat partition of a tensor, padded with zeros.
-fn partition(data: &Data, ranks: u64, rank: u64) -> (u64, Vec<Part<'_>>) {
-    let count = data.numel();
-    let partition = count.div_ceil(ranks);
-    let start = (rank * partition).min(count);
-    let end = (start + partition).min(count);
-    let mut parts = vec![Part::Elements(data, start..end)];
-    if end - start < partition {
-        parts.push(Part::Zeros(partition - (end - start)));
-    }
-    (partition, parts)
-}
-
-fn missing_optimizer() -> EngineError {
-    EngineError::new(
-        ErrorKind::Config,
-        "the source has no optimizer states, and DeepSpeed's checkpoints are resumed from them; convert to hf or dcp instead",
-    )
 }

@@ -6,14 +6,15 @@ use std::sync::{
 };
 
 use super::{
-    BlockLimits, MAX_RUNS, Shared,
+    MAX_RUNS, Shared,
     fault::{Fault, FaultKind, Place},
-    lock,
 };
 use crate::{
-    checkpoint::{CheckpointFile, unchanged},
+    checkpoint::CheckpointFile,
     error::EngineError,
-    load::schedule::{Run, Task},
+    file::unchanged,
+    load::schedule::{BlockLimits, Run, Task},
+    parallel::lock,
     source::{ByteSource, ReadAt},
 };
 

@@ -8,14 +8,14 @@ use std::{
     time::Instant,
 };
 
-use super::{BlockLimits, MAX_RUNS, Places, Shared, files::FileState, to_device, watch};
+use super::{MAX_RUNS, Places, Shared, files::FileState, to_device, watch};
 use crate::{
     checkpoint::{Checkpoint, CheckpointFile},
     error::Result,
     load::{
         layout::RankLayout,
         options::IoChoice,
-        schedule::Schedule,
+        schedule::{BlockLimits, Schedule},
         stats::{CancelToken, Counters, LoadStats, Progress, RankStats},
     },
     memory::Arena,

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use shardwright_core::ShardPlan;
 
-use super::{FaultKind, RankLayout, Run, Shared, Staging, as_uninit, lock, read_aligned};
+use super::{FaultKind, RankLayout, Run, Shared, Staging, as_uninit, read_aligned};
 use crate::{
     device::{
         Devices, Narrow,
@@ -19,6 +19,7 @@ use crate::{
     },
     error::{EngineError, ErrorKind, Result},
     load::schedule::Block,
+    parallel::lock,
     source::{ByteSource, ReadAt},
 };
 

@@ -9,7 +9,6 @@ use std::{
 use super::{
     Lane, Shared, Worker,
     fault::{Fault, FaultKind, Place},
-    lock,
     staging::Staging,
     to_device,
 };
@@ -18,6 +17,7 @@ use crate::{
     error::{EngineError, ErrorKind, Result},
     load::stats::{CancelToken, Progress},
     memory::Arena,
+    parallel::lock,
     source::ReadFailure,
 };
 

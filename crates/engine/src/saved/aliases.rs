@@ -31,7 +31,7 @@ const TIED: [(&str, &str); 9] = [
 const HEADS: [&str; 5] = ["ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForMaskedLM", "ForPreTraining"];
 
 /// The second names of the tied weights of the model's class; of a class that is not known, what its `config.json` says.
-pub(super) fn of_checkpoint(checkpoint: &Checkpoint) -> Vec<(Name, Name)> {
+pub(crate) fn of_checkpoint(checkpoint: &Checkpoint) -> Vec<(Name, Name)> {
     let model = checkpoint.assembled();
     let known = model.meta.modules.is_some() || !model.aliases.is_empty();
     if known { model.aliases.clone() } else { aliases(&model.meta) }

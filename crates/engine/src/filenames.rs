@@ -1,4 +1,5 @@
-//! The names of the files of a saved directory, from the format, the rank and the world size alone.
+//! The names by which this program knows its own files: of a saved directory, from the format, the rank and the world size alone, and of work
+//! that is under way.
 
 use serde::{Deserialize, Serialize};
 use shardwright_core::ShardPlan;
@@ -9,6 +10,8 @@ pub const MANIFEST: &str = "shardwright.manifest.json";
 pub(crate) const TEMPORARY_PREFIX: &str = ".shardwright-tmp-";
 /// How the manifest of one rank ends.
 pub(crate) const RANK_MANIFEST_SUFFIX: &str = ".manifest.json";
+/// Files whose bytes are on the disk, a name a line; the first line says of which conversion.
+pub(crate) const JOURNAL: &str = ".shardwright-journal";
 /// How every file of tensors ends.
 pub(crate) const SHARD_SUFFIX: &str = ".safetensors";
 

@@ -9,10 +9,8 @@ use safetensors::tensor::{Dtype, Metadata};
 use serde::{Deserialize, Serialize, Serializer, ser::SerializeMap as _};
 use shardwright_core::{DType, ShardPlan, TensorKind, TensorPlan};
 
-use super::{
-    entries::{Entries, Entry, Part},
-    names::Format,
-};
+use super::entries::{Entries, Entry, Part};
+use crate::filenames::Format;
 
 /// Tensors that the `safetensors` crate is shown at once.
 const VALIDATED_AT_ONCE: usize = 4096;

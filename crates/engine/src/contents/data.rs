@@ -16,13 +16,13 @@ use shardwright_core::{DType, model::numel};
 use shardwright_formats::ReadAt;
 
 use crate::{
-    checkpoint::{Stamp, open_regular, unchanged},
     error::{EngineError, ErrorKind, Result},
+    file::{Stamp, open_regular, unchanged},
 };
 
 /// The files of a checkpoint, opened when they are first read.
 #[derive(Debug, Default)]
-pub(super) struct Files {
+pub(crate) struct Files {
     files: Vec<(PathBuf, OnceLock<File>, Option<Stamp>)>,
     kept: AtomicUsize,
 }
@@ -32,22 +32,22 @@ const MOST_OPEN: usize = 256;
 
 impl Files {
     /// Adds a file whose header is being read; its number.
-    pub(super) fn add(&mut self, path: PathBuf) -> usize {
+    pub(crate) fn add(&mut self, path: PathBuf) -> usize {
         let stamp = fs::metadata(&path).ok().map(|meta| Stamp::of(&meta));
         self.files.push((path, OnceLock::new(), stamp));
         self.files.len() - 1
     }
 
-    pub(super) fn path(&self, file: usize) -> &PathBuf {
+    pub(crate) fn path(&self, file: usize) -> &PathBuf {
         &self.files[file].0
     }
 
-    pub(super) fn paths(&self) -> impl Iterator<Item = &PathBuf> {
+    pub(crate) fn paths(&self) -> impl Iterator<Item = &PathBuf> {
         self.files.iter().map(|(path, ..)| path)
     }
 
     /// Checks that no file was changed or replaced since it was added.
-    pub(super) fn check_unchanged(&self) -> Result<()> {
+    pub(crate) fn check_unchanged(&self) -> Result<()> {
         self.files.iter().filter_map(|(path, _, stamp)| Some((path, (*stamp)?))).try_for_each(|(path, stamp)| {
             let meta = fs::metadata(path).map_err(|e| EngineError::io("cannot look at the file again", path, e))?;
             unchanged(path, stamp, Stamp::of(&meta))
@@ -55,7 +55,7 @@ impl Files {
     }
 
     /// Fills `buffer` from `offset` on.
-    pub(super) fn read(&self, file: usize, buffer: &mut [u8], offset: u64) -> Result<()> {
+    pub(crate) fn read(&self, file: usize, buffer: &mut [u8], offset: u64) -> Result<()> {
         let (path, slot, _) = &self.files[file];
         let cannot = |e: io::Error| match e.kind() {
             io::ErrorKind::UnexpectedEof => EngineError::new(ErrorKind::Checkpoint, "the file is cut off").file(path).offset(offset),
@@ -74,19 +74,19 @@ impl Files {
 }
 
 /// Opens a regular file.
-pub(super) fn open(path: &Path) -> Result<File> {
+pub(crate) fn open(path: &Path) -> Result<File> {
     open_regular(path).map(|(file, _)| file)
 }
 
 /// A file for the readers of headers.
 #[derive(Debug)]
-pub(super) struct Bytes {
+pub(crate) struct Bytes {
     file: File,
     size: u64,
 }
 
 impl Bytes {
-    pub(super) fn open(path: &PathBuf) -> Result<Self> {
+    pub(crate) fn open(path: &PathBuf) -> Result<Self> {
         let file = open(path)?;
         let size = file.metadata().map_err(|e| EngineError::io("cannot look at the file", path, e))?.len();
         Ok(Self { file, size })
@@ -105,35 +105,35 @@ impl ReadAt for Bytes {
 
 /// One loop around an extent's contiguous runs; strides in elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Loop {
-    pub(super) size: u64,
+pub(crate) struct Loop {
+    pub(crate) size: u64,
     /// In the file.
-    pub(super) source: u64,
+    pub(crate) source: u64,
     /// In the tensor.
-    pub(super) target: u64,
+    pub(crate) target: u64,
 }
 
 /// Elements of a tensor that lie in one file: runs of `run` elements, contiguous on both sides, inside `loops`, outermost first. The loops
 /// ascend in the tensor: each covers less than one step of the loop around it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Extent {
-    pub(super) file: usize,
+pub(crate) struct Extent {
+    pub(crate) file: usize,
     /// First byte.
-    pub(super) offset: u64,
+    pub(crate) offset: u64,
     /// First element of the tensor.
-    pub(super) start: u64,
-    pub(super) loops: Vec<Loop>,
-    pub(super) run: u64,
+    pub(crate) start: u64,
+    pub(crate) loops: Vec<Loop>,
+    pub(crate) run: u64,
 }
 
 impl Extent {
     /// Contiguous elements.
-    pub(super) fn flat(file: usize, offset: u64, start: u64, run: u64) -> Self {
+    pub(crate) fn flat(file: usize, offset: u64, start: u64, run: u64) -> Self {
         Self { file, offset, start, loops: Vec::new(), run }
     }
 
     /// A box of a tensor of that shape, from elements with these strides in the file.
-    pub(super) fn boxed(file: usize, offset: u64, shape: &[u64], at: &[u64], sizes: &[u64], strides: &[u64]) -> Self {
+    pub(crate) fn boxed(file: usize, offset: u64, shape: &[u64], at: &[u64], sizes: &[u64], strides: &[u64]) -> Self {
         let mut steps = vec![1u64; shape.len()];
         for dim in (1..shape.len()).rev() {
             steps[dim - 1] = steps[dim] * shape[dim];
@@ -176,14 +176,14 @@ impl Extent {
 /// A tensor: what it is, and where its elements lie.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Data {
-    pub(super) dtype: DType,
-    pub(super) shape: Vec<u64>,
-    pub(super) extents: Vec<Extent>,
+    pub(crate) dtype: DType,
+    pub(crate) shape: Vec<u64>,
+    pub(crate) extents: Vec<Extent>,
 }
 
 impl Data {
     /// A tensor whose extents tile it exactly once.
-    pub(super) fn new(dtype: DType, shape: Vec<u64>, mut extents: Vec<Extent>) -> Result<Self> {
+    pub(crate) fn new(dtype: DType, shape: Vec<u64>, mut extents: Vec<Extent>) -> Result<Self> {
         let error = |what: String| EngineError::new(ErrorKind::Checkpoint, what);
         let count = numel(&shape).filter(|n| dtype.bytes(*n).is_some()).ok_or_else(|| error("its size overflows".into()))?;
         extents.retain(|e| e.numel() > 0);
@@ -225,7 +225,7 @@ impl Data {
     }
 
     /// Reads the elements of `range` into `buffer`, which has their size.
-    pub(super) fn read(&self, files: &Files, range: Range<u64>, buffer: &mut [u8]) -> Result<()> {
+    pub(crate) fn read(&self, files: &Files, range: Range<u64>, buffer: &mut [u8]) -> Result<()> {
         let size = self.dtype.bits() / 8;
         let first = self.extents.partition_point(|e| e.loops.is_empty() && e.end() <= range.start);
         let mut scratch = Vec::new();

@@ -12,8 +12,12 @@ use shardwright_formats::{
     torch_file::{self, TorchFile},
 };
 
-use super::{Bytes, Contents, Data, EngineError, ErrorKind, Extent, Files, Format, Kind, Optimizer, Result, Tensor, list, malformed, text};
-use crate::convert::contents::{Group, State};
+use super::{
+    common::{self, list, malformed, text},
+    data::{Bytes, Data, Extent, Files},
+    types::{Contents, Format, Group, Kind, Optimizer, State, Tensor},
+};
+use crate::error::{EngineError, ErrorKind, Result};
 
 /// The directory of the tag that `latest` names, or the directory itself where it holds the files.
 pub(super) fn find(path: &Path, names: &[String]) -> Result<Option<std::path::PathBuf>> {
@@ -286,7 +290,7 @@ impl Order {
             let step = match &flat.step {
                 None => 0.0,
                 Some(Step::Number(n)) => *n,
-                Some(Step::Tensor(tensor)) => super::scalar(files, &super::whole(optimizers[first.rank].number, tensor)?)?,
+                Some(Step::Tensor(tensor)) => common::scalar(files, &common::whole(optimizers[first.rank].number, tensor)?)?,
             };
             states.push(State { param: name.clone(), step, tensors });
         }
@@ -360,7 +364,7 @@ fn build(path: &Path, built: Built) -> Result<Contents> {
     let mut open = Vec::new();
     for (name, tensor) in &model.read.module {
         if model.read.buffers.contains(name) {
-            let data = super::whole(model.number, tensor).map_err(|e| e.file(path).tensor(name))?;
+            let data = common::whole(model.number, tensor).map_err(|e| e.file(path).tensor(name))?;
             tensors.push(Tensor { name: name.clone(), kind: Kind::Buffer, data });
             continue;
         }
@@ -372,7 +376,7 @@ fn build(path: &Path, built: Built) -> Result<Contents> {
             // It has no data of its own, so it is another's name.
             3 => open.push(name.clone()),
             _ => {
-                let data = super::whole(model.number, tensor).map_err(|e| e.file(path).tensor(name))?;
+                let data = common::whole(model.number, tensor).map_err(|e| e.file(path).tensor(name))?;
                 tensors.push(Tensor { name: name.clone(), kind: Kind::Frozen, data });
             }
         }
@@ -404,7 +408,7 @@ fn build(path: &Path, built: Built) -> Result<Contents> {
         version,
         ranks: Some(world_size),
         tag,
-        tensors: super::sorted(path, tensors)?,
+        tensors: common::sorted(path, tensors)?,
         aliases,
         optimizer: Some(optimizer),
         values,

@@ -3,8 +3,6 @@
 //! Both are JSON, sealed by their own SHA-256 (see `sealed`). What is read here is untrusted: sizes are bounded, the plan is validated again,
 //! and every file name is derived from the rank or is a plain name, so that no path leads out of the directory. Nothing is written here.
 
-mod sealed;
-
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
@@ -16,18 +14,15 @@ use serde::{
 };
 use shardwright_core::{DType, ModelFacts, ModelMeta, Name, ShardPlan, TensorMeta};
 
-pub(crate) use self::sealed::seal;
-#[cfg(test)]
-pub(crate) use self::sealed::sealed;
+use super::{
+    aliases::{self, Alias},
+    sealed,
+};
 use crate::{
     checkpoint::ModelRecord,
     digest::Sha256,
     error::{EngineError, ErrorKind, Result},
-    save::{
-        Format, MANIFEST,
-        names::{TEMPORARY_PREFIX, is_rank_file},
-        tied::{self, Alias},
-    },
+    filenames::{Format, MANIFEST, TEMPORARY_PREFIX, is_rank_file},
 };
 
 /// The version of what is written here; another is refused.
@@ -174,9 +169,9 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// The second names of tensors, as [`entries`](crate::save::entries::entries) takes them.
+    /// The second names of tensors, as [`entries`](super::entries::entries) takes them.
     pub(crate) fn plan_aliases(&self) -> Result<Vec<Alias>, String> {
-        tied::of_plan(&self.plan, self.aliases.iter().map(|(alias, tensor)| (alias.as_str(), tensor.as_str())))
+        aliases::of_plan(&self.plan, self.aliases.iter().map(|(alias, tensor)| (alias.as_str(), tensor.as_str())))
     }
 
     fn check(&self) -> Result<(), String> {
@@ -290,6 +285,3 @@ fn count_precisions(plan: &ShardPlan) -> Vec<PrecisionCount> {
     }
     counts.into_iter().map(|((storage, compute, reduce), tensors)| PrecisionCount { storage, compute, reduce, tensors }).collect()
 }
-
-#[cfg(test)]
-mod tests;

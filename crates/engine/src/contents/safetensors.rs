@@ -8,10 +8,17 @@ use std::{
 
 use safetensors::tensor::Metadata;
 
-use super::{Contents, Data, EngineError, ErrorKind, Extent, Files, Format, Kind, Result, Tensor, list};
+use super::{
+    common::{self, list},
+    data::{Data, Extent, Files},
+    types::{Contents, Format, Kind, Tensor},
+};
 use crate::{
-    checkpoint::{Checkpoint, open_regular, parse_header},
-    save::{MANIFEST, entries::Part, header::parts, names::RANK_MANIFEST_SUFFIX},
+    checkpoint::{ModelDir, parse_header},
+    error::{EngineError, ErrorKind, Result},
+    file::open_regular,
+    filenames::{MANIFEST, RANK_MANIFEST_SUFFIX},
+    saved::{Manifest, entries::Part, header::parts, unfinished},
 };
 
 pub(super) fn open(path: &Path) -> Result<Contents> {
@@ -22,13 +29,13 @@ pub(super) fn open(path: &Path) -> Result<Contents> {
     // torch's own writer leaves no manifests; where this program's are, the last of them says that the save is complete.
     let manifests = |n: &String| n.ends_with(RANK_MANIFEST_SUFFIX);
     if !rank_files.is_empty() && list(path)?.iter().any(manifests) && !path.join(MANIFEST).exists() {
-        return Err(EngineError::new(ErrorKind::Checkpoint, crate::verify::unfinished(path)).file(path));
+        return Err(EngineError::new(ErrorKind::Checkpoint, unfinished(path)).file(path));
     }
     let mut files = Files::default();
     let mut notes = Vec::new();
     let tensors = match rank_files.is_empty() {
         true => {
-            let checkpoint = Checkpoint::open(path)?;
+            let checkpoint = ModelDir::open(path)?.safetensors()?;
             notes.extend(checkpoint.warnings().iter().cloned());
             let numbers: Vec<usize> = checkpoint.files().iter().map(|f| files.add(f.path.clone())).collect();
             let tensor = |(index, meta): (usize, &shardwright_core::TensorMeta)| {
@@ -54,7 +61,7 @@ pub(super) fn open(path: &Path) -> Result<Contents> {
         version: None,
         ranks: (!rank_files.is_empty()).then_some(rank_files.len() as u64),
         tag: None,
-        tensors: super::sorted(path, tensors)?,
+        tensors: common::sorted(path, tensors)?,
         aliases: Vec::new(),
         optimizer: None,
         values: Vec::new(),
@@ -62,7 +69,7 @@ pub(super) fn open(path: &Path) -> Result<Contents> {
         notes,
         files,
     };
-    super::classify(&mut contents)?;
+    common::classify(&mut contents)?;
     Ok(contents)
 }
 
@@ -124,7 +131,7 @@ fn of_ranks(dir: &Path, names: &[String], files: &mut Files) -> Result<Vec<Tenso
 
 /// Global shapes, where a manifest of `load --save` tells them.
 fn shapes(dir: &Path) -> Result<BTreeMap<String, Vec<u64>>> {
-    match crate::manifest::Manifest::read(dir) {
+    match Manifest::read(dir) {
         Ok(manifest) => Ok(manifest.plan.tensors.iter().map(|t| (String::from(&t.name), t.shape.clone())).collect()),
         Err(_) => Ok(BTreeMap::new()),
     }

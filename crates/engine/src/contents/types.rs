@@ -6,6 +6,7 @@ use shardwright_core::DType;
 use shardwright_formats::pickle::Plain;
 
 use super::data::{Data, Files};
+use crate::error::{EngineError, ErrorKind, Result};
 
 /// A checkpoint's format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,10 +134,29 @@ pub struct Contents {
     pub compute: Option<DType>,
     /// What is there and cannot be carried, or was assumed.
     pub notes: Vec<String>,
-    pub(super) files: Files,
+    pub(crate) files: Files,
 }
 
 impl Contents {
+    /// Names a tied alias that the checkpoint itself does not record.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] where `name` is not there, or is another tensor than `alias` has data of.
+    pub fn tie(&mut self, alias: &str, name: &str) -> Result<()> {
+        let error = |what: String| EngineError::new(ErrorKind::Config, what);
+        let target = self.tensor(name).ok_or_else(|| error(format!("cannot tie '{alias}' to '{name}', which is not there")))?;
+        if let Some(own) = self.tensor(alias) {
+            if own.data.shape() != target.data.shape() {
+                return Err(error(format!("cannot tie '{alias}' to '{name}': their shapes differ")));
+            }
+            self.tensors.retain(|t| t.name != alias);
+        }
+        self.notes.retain(|note| !note.starts_with(&format!("'{alias}' has no data of its own")));
+        self.aliases.retain(|(a, _)| a != alias);
+        self.aliases.push((alias.to_owned(), name.to_owned()));
+        Ok(())
+    }
+
     /// A tensor by name.
     pub fn tensor(&self, name: &str) -> Option<&Tensor> {
         self.tensors.binary_search_by(|t| t.name.as_str().cmp(name)).ok().map(|i| &self.tensors[i])
@@ -162,7 +182,7 @@ impl Contents {
     }
 
     /// Every tensor by a name of its own: the model's, and the optimizer's states as `state.<parameter>.<state>`.
-    pub(super) fn all(&self) -> impl Iterator<Item = (String, &Data)> {
+    pub(crate) fn all(&self) -> impl Iterator<Item = (String, &Data)> {
         let states = self.optimizer.iter().flat_map(|o| &o.states);
         let states = states.flat_map(|s| s.tensors.iter().map(move |(name, data)| (format!("state.{}.{name}", s.param), data)));
         self.tensors.iter().map(|t| (t.name.clone(), &t.data)).chain(states)

@@ -7,8 +7,16 @@ use std::{
 
 use shardwright_formats::torch_file::TorchFile;
 
-use super::{Bytes, Contents, EngineError, ErrorKind, Files, Format, Kind, Result, Tensor, malformed};
-use crate::checkpoint::read_bounded;
+use super::{
+    common::{self, malformed},
+    data::{Bytes, Files},
+    types::{Contents, Format, Kind, Tensor},
+};
+use crate::{
+    checkpoint::parse_index,
+    error::{EngineError, ErrorKind, Result},
+    file::read_bounded,
+};
 
 const INDEX: &str = "pytorch_model.bin.index.json";
 const MAX_INDEX: u64 = 100_000_000;
@@ -18,7 +26,7 @@ pub(super) fn find(path: &Path, names: &[String]) -> Result<Option<Vec<PathBuf>>
     let index = path.join(INDEX);
     if names.iter().any(|n| n == INDEX) {
         let bytes = read_bounded(&index, MAX_INDEX, "the index is too long")?;
-        let parsed = crate::checkpoint::parse_index(&bytes).map_err(|e| e.file(&index))?;
+        let parsed = parse_index(&bytes).map_err(|e| e.file(&index))?;
         return Ok(Some(parsed.files.iter().map(|name| path.join(name)).collect()));
     }
     let one = names.iter().find(|n| *n == "pytorch_model.bin");
@@ -59,7 +67,7 @@ pub(super) fn open(path: &Path, paths: &[PathBuf]) -> Result<Contents> {
                     {
                         aliases.push((first, name.to_owned()));
                     }
-                    let data = super::whole(number, &found).map_err(|e| e.file(file_path).tensor(name))?;
+                    let data = common::whole(number, &found).map_err(|e| e.file(file_path).tensor(name))?;
                     tensors.push(Tensor { name: name.to_owned(), kind: Kind::Trained, data });
                 }
             }
@@ -72,7 +80,7 @@ pub(super) fn open(path: &Path, paths: &[PathBuf]) -> Result<Contents> {
         version: None,
         ranks: None,
         tag: None,
-        tensors: super::sorted(path, tensors)?,
+        tensors: common::sorted(path, tensors)?,
         aliases,
         optimizer: None,
         values: Vec::new(),
@@ -80,6 +88,6 @@ pub(super) fn open(path: &Path, paths: &[PathBuf]) -> Result<Contents> {
         notes,
         files,
     };
-    super::classify(&mut contents)?;
+    common::classify(&mut contents)?;
     Ok(contents)
 }

@@ -5,50 +5,35 @@ use std::path::PathBuf;
 
 use shardwright_core::{Assembly, Piece, TensorKind, TensorMeta, piece::Loop};
 
-use super::{Contents, Kind, data::Extent};
+use super::{
+    data::Extent,
+    types::{Contents, Kind},
+};
 use crate::{
-    checkpoint::Location,
+    checkpoint::{Location, Parts},
     error::{EngineError, ErrorKind, Result},
 };
 
-/// A part: a one-dimensional tensor of its own, and where it lies.
-pub(crate) type Placed = (TensorMeta, Location);
-
-/// A checkpoint's tensors over its files.
-#[derive(Debug)]
-pub(crate) struct Parts {
-    /// The files that hold parts.
-    pub(crate) files: Vec<PathBuf>,
-    /// What the files hold.
-    pub(crate) parts: Vec<Placed>,
-    /// The tensors, sorted by name.
-    pub(crate) tensors: Vec<TensorMeta>,
-    /// Parallel to `tensors`.
-    pub(crate) assemblies: Vec<Assembly>,
-    /// What was assumed.
-    pub(crate) notes: Vec<String>,
-}
-
-impl Parts {
+impl Contents {
     /// The model's tensors. An optimizer's states are left aside; a trained parameter of DeepSpeed's is its fp32 master.
-    pub(crate) fn of(contents: &Contents) -> Result<Self> {
-        let paths: Vec<PathBuf> = contents.files().cloned().collect();
+    pub(crate) fn parts(&self) -> Result<Parts> {
+        let paths: Vec<PathBuf> = self.files().cloned().collect();
         let mut numbers: Vec<Option<usize>> = vec![None; paths.len()];
-        let mut out = Self {
+        let mut out = Parts {
             files: Vec::new(),
             parts: Vec::new(),
-            tensors: Vec::with_capacity(contents.tensors.len()),
-            assemblies: Vec::with_capacity(contents.tensors.len()),
-            notes: contents.notes.clone(),
+            tensors: Vec::with_capacity(self.tensors.len()),
+            assemblies: Vec::with_capacity(self.tensors.len()),
+            notes: self.notes.clone(),
         };
-        for tensor in &contents.tensors {
+        for tensor in &self.tensors {
             let data = &tensor.data;
-            let error = |what: &str| EngineError::new(ErrorKind::Checkpoint, what).file(&contents.path).tensor(&tensor.name);
+            let error = |what: &str| EngineError::new(ErrorKind::Checkpoint, what).file(&self.path).tensor(&tensor.name);
             let mut meta = TensorMeta::new(tensor.name.as_str(), data.dtype, data.shape.clone());
             meta.kind = match tensor.kind {
                 Kind::Buffer => Some(TensorKind::Buffer),
                 Kind::Frozen => Some(TensorKind::Parameter),
-                Kind::Trained => contents.optimizer.is_some().then_some(TensorKind::Parameter),
+                Kind::Trained => self.optimizer.is_some().then_some(TensorKind::Parameter),
             };
             let mut pieces = Vec::with_capacity(data.extents.len());
             for (part, extent) in data.extents.iter().enumerate() {

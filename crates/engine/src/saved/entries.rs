@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 use shardwright_core::{DType, Name, Region, ShardPlan, TensorPlan};
 
-use super::tied::Alias;
+use super::aliases::Alias;
 
 /// One tensor in one rank's file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +27,7 @@ pub struct Entry {
 
 impl Entry {
     /// Bytes in the file, padding left out; `None` where there is more padding than bytes.
-    pub(super) fn valid_bytes(&self) -> Option<u64> {
+    pub(crate) fn valid_bytes(&self) -> Option<u64> {
         match self.part {
             Part::Flat { padding, .. } => self.bytes.checked_sub(self.dtype.bytes(padding)?),
             Part::SavedOffsets(_) => Some(self.bytes),

@@ -6,14 +6,16 @@ use std::{
 };
 
 use shardwright_core::DType;
-use shardwright_formats::{dcp::Metadata, pickle::Plain, torch_file::TorchFile};
+use shardwright_formats::{ReadAt as _, Window, dcp::Metadata, pickle::Plain, torch_file::TorchFile};
 
 use super::{
-    Bytes, Contents, Data, EngineError, ErrorKind, Files, Format, Kind, Optimizer, ReadAt as _, Result, Tensor, Window, malformed,
+    common::{self, malformed},
+    data::{Bytes, Data, Files},
+    types::{Contents, Format, Group, Kind, Optimizer, State, Tensor},
 };
 use crate::{
-    checkpoint::read_bounded,
-    convert::contents::{Group, State},
+    error::{EngineError, ErrorKind, Result},
+    file::read_bounded,
 };
 
 /// Directories of one checkpoint that each have a `.metadata`.
@@ -98,7 +100,7 @@ pub(super) fn open(path: &Path, dirs: &[PathBuf]) -> Result<Contents> {
         version: None,
         ranks: Some(ranks as u64),
         tag: None,
-        tensors: super::sorted(path, tensors)?,
+        tensors: common::sorted(path, tensors)?,
         aliases: Vec::new(),
         optimizer,
         values: Vec::new(),
@@ -116,7 +118,7 @@ pub(super) fn open(path: &Path, dirs: &[PathBuf]) -> Result<Contents> {
             return Err(error.found(format_args!("{} {:?}", data.dtype, data.shape)));
         }
     }
-    super::classify(&mut contents)?;
+    common::classify(&mut contents)?;
     Ok(contents)
 }
 
@@ -133,7 +135,7 @@ fn read(dir: &Path, second: bool, found: &mut Found) -> Result<()> {
             Place::State(param, state) => {
                 let entry = found.states.entry(param.clone()).or_insert_with(|| State { param, step: 0.0, tensors: Vec::new() });
                 match state.as_str() {
-                    "step" => entry.step = super::scalar(&found.files, &data)?,
+                    "step" => entry.step = common::scalar(&found.files, &data)?,
                     _ => entry.tensors.push((state, data)),
                 }
             }
@@ -208,7 +210,7 @@ impl Items<'_> {
             let dir = self.dir;
             let (_, number) = self.file(&chunk.place.file)?;
             let number = *number.get_or_insert_with(|| files.add(dir.join(&chunk.place.file)));
-            extents.push(super::extent(number, &found, &tensor.shape, &chunk.offsets));
+            extents.push(common::extent(number, &found, &tensor.shape, &chunk.offsets));
         }
         disjoint(&tensor.chunks)?;
         whole_bytes(tensor.dtype)?;

@@ -12,8 +12,12 @@ use shardwright_formats::{
     torch_file::TorchFile,
 };
 
-use super::{Bytes, Contents, Data, EngineError, ErrorKind, Extent, Files, Format, Kind, Optimizer, Result, Tensor, list, malformed, text};
-use crate::convert::contents::{Group, State};
+use super::{
+    common::{self, list, malformed, text},
+    data::{Bytes, Data, Extent, Files},
+    types::{Contents, Format, Group, Kind, Optimizer, State, Tensor},
+};
+use crate::error::{EngineError, ErrorKind, Result};
 
 /// The directory that has `zero/`.
 pub(super) fn find(path: &Path, names: &[String]) -> Result<Option<PathBuf>> {
@@ -44,7 +48,7 @@ pub(super) fn open(path: &Path, dir: &Path) -> Result<Contents> {
     let step = match step {
         None => 0.0,
         Some(Step::Number(n)) => n,
-        Some(Step::Tensor(tensor)) => super::scalar(&files, &super::whole(state_number, &tensor)?)?,
+        Some(Step::Tensor(tensor)) => common::scalar(&files, &common::whole(state_number, &tensor)?)?,
     };
     let (mut tensors, mut states) = (Vec::new(), Vec::new());
     for (name, shape) in model.param_shapes.iter().flatten() {
@@ -82,7 +86,7 @@ pub(super) fn open(path: &Path, dir: &Path) -> Result<Contents> {
     let mut notes = Vec::new();
     for (name, tensor) in &model.module {
         if model.buffers.contains(name) {
-            let data = super::whole(number, tensor).map_err(|e| e.tensor(name))?;
+            let data = common::whole(number, tensor).map_err(|e| e.tensor(name))?;
             tensors.push(Tensor { name: name.clone(), kind: Kind::Buffer, data });
         }
     }
@@ -120,7 +124,7 @@ pub(super) fn open(path: &Path, dir: &Path) -> Result<Contents> {
         version: None,
         ranks: None,
         tag: None,
-        tensors: super::sorted(path, tensors)?,
+        tensors: common::sorted(path, tensors)?,
         aliases: model.shared.clone(),
         optimizer: Some(Optimizer { groups, states }),
         values: model.rest,

@@ -5,12 +5,13 @@ use std::{io, os::unix::fs::FileExt as _};
 use serde_json::json;
 use shardwright_core::{Name, ShardPlan};
 
-use super::{Format, Saver};
 use crate::{
-    checkpoint::{Checkpoint, open_regular},
+    checkpoint::Checkpoint,
     digest::{Hasher, Sha256, sha256},
     error::{EngineError, ErrorKind, Result},
-    manifest::{RankHead, SourceFile, VERSION},
+    file::open_regular,
+    filenames::Format,
+    saved::{RankHead, SourceFile, VERSION},
 };
 
 /// Tensors whose bytes are sampled, spread evenly over a checkpoint that has more.
@@ -30,7 +31,7 @@ pub(super) struct SaveIdentity {
 }
 
 impl SaveIdentity {
-    fn new(of: &ShardPlan, aliases: &[(Name, Name)], checkpoint: &Checkpoint) -> Result<Self> {
+    pub(super) fn new(of: &ShardPlan, aliases: &[(Name, Name)], checkpoint: &Checkpoint) -> Result<Self> {
         let cannot = |e| EngineError::new(ErrorKind::Plan, format!("cannot write the plan: {e}"));
         let mut digest = Hasher::default();
         serde_json::to_writer(&mut digest, of).map_err(cannot)?;
@@ -62,17 +63,6 @@ impl SaveIdentity {
             Some(more) => format!("its source has a file '{}', this one's has not", more.name),
             None => "it was written by another version of shardwright".into(),
         }
-    }
-}
-
-impl Saver<'_> {
-    /// Computed once: the files must not change during a load and its save.
-    pub(super) fn identity(&self) -> Result<&SaveIdentity> {
-        if let Some(known) = self.identity.get() {
-            return Ok(known);
-        }
-        let identity = SaveIdentity::new(self.plan, &self.aliases, self.checkpoint)?;
-        Ok(self.identity.get_or_init(|| identity))
     }
 }
 

@@ -1,0 +1,47 @@
+//! Opens the checkpoint that a path or a hub id means, whatever its format.
+
+use std::path::Path;
+
+use crate::{
+    checkpoint::{Checkpoint, HubEnv, ModelDir},
+    contents::{Contents, is_parted},
+    error::Result,
+    file::check_finished,
+};
+
+impl Checkpoint {
+    /// Opens a directory, or a single `.safetensors` file. Directories of `pytorch_model.bin`, of torch's distributed checkpoints and of
+    /// DeepSpeed's are opened too: their tensors are read where they lie, for any world.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Checkpoint`] for anything missing or malformed, naming file, tensor, expected and found; [`ErrorKind::Io`] where the
+    /// operating system refuses to read.
+    pub fn open(path: &Path) -> Result<Self> {
+        ModelDir::open(path)?.checkpoint()
+    }
+
+    /// Finds `model`, a path relative to one of `base_dirs` or a hub id in the local cache, and opens it.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`], and where nothing is found, with all the places that were tried.
+    pub fn find(model: &str, base_dirs: &[impl AsRef<Path>], env: &HubEnv) -> Result<Self> {
+        ModelDir::find(model, base_dirs, env)?.checkpoint()
+    }
+}
+
+impl ModelDir {
+    /// Reads the headers: the checkpoint that lies here.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn checkpoint(self) -> Result<Checkpoint> {
+        check_finished(&self.dir)?;
+        match self.file.is_none() && is_parted(&self.dir) {
+            true => {
+                let parts = Contents::open(&self.dir)?.parts()?;
+                self.in_parts(parts)
+            }
+            false => self.safetensors(),
+        }
+    }
+}
