@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use shardwright_core::ShardPlan;
 
-use self::pipeline::{Job, Places, to_device::Target};
+use self::pipeline::{Job, Places, Target};
 pub(crate) use self::shards::OwnedRank;
 pub use self::{
     into::{Destination, Item, Part, fill},

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use super::{
     Loader,
     layout::RankLayout,
-    pipeline::{Done, Places, to_device::Target},
+    pipeline::{Done, Places, Target},
 };
 use crate::{
     device::{DeviceLoaded, DeviceOptions, DeviceShards, Devices, driver::MORE_ROOM, ring::Ring},

@@ -1,29 +1,18 @@
 //! The checkpoint's files while they are read: opened at the first task, announced ahead, closed after the last byte.
 
-use std::sync::{
-    Arc, Mutex,
-    atomic::{AtomicU64, Ordering},
-};
+use std::sync::{Arc, atomic::Ordering};
 
 use super::{
-    MAX_RUNS, Shared,
     fault::{Fault, FaultKind, Place},
+    shared::{MAX_RUNS, Shared},
 };
 use crate::{
-    checkpoint::CheckpointFile,
     error::EngineError,
     file::unchanged,
     load::schedule::{BlockLimits, Run, Task},
     parallel::lock,
     source::{ByteSource, ReadAt},
 };
-
-/// A file while it is needed: opened at its first task, closed after its last byte.
-pub(super) struct FileState {
-    pub(super) file: CheckpointFile,
-    pub(super) open: Mutex<Option<Arc<ByteSource>>>,
-    pub(super) left: AtomicU64,
-}
 
 impl Shared {
     /// The open file; opens it, and checks that it is still the one whose header was read.

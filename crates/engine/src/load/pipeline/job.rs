@@ -8,7 +8,12 @@ use std::{
     time::Instant,
 };
 
-use super::{MAX_RUNS, Places, Shared, files::FileState, to_device, watch};
+use super::{
+    places::Places,
+    shared::{FileState, MAX_RUNS, Shared},
+    target::Target,
+    watch,
+};
 use crate::{
     checkpoint::{Checkpoint, CheckpointFile},
     error::Result,
@@ -33,7 +38,7 @@ pub(crate) struct Job<'a> {
     pub(crate) choice: IoChoice,
     pub(crate) opener: Opener,
     /// Where the shards go instead, if to devices.
-    pub(crate) device: Option<Arc<to_device::Target>>,
+    pub(crate) device: Option<Arc<Target>>,
     pub(crate) cancel: CancelToken,
     pub(crate) progress: Option<&'a (dyn Fn(&Progress<'_>) + Sync)>,
 }
@@ -69,7 +74,7 @@ impl Shared {
     fn new(
         checkpoint: &Checkpoint,
         schedule: Schedule,
-        (places, device): (Places, Option<Arc<to_device::Target>>),
+        (places, device): (Places, Option<Arc<Target>>),
         (choice, opener): (IoChoice, Opener),
         counters: Counters,
     ) -> Self {

@@ -1,24 +1,25 @@
 //! Blocks on their way to a device: read into a slot of the pinned ring, copied on one of several streams, cast or scattered there.
 //!
 //! A worker owns its slots and goes round them; before it fills one again it waits for that slot's event, and for nothing else. Short blocks
-//! share a slot. What may still be under way when a lane or a target is dropped is waited for then.
+//! share a slot. What may still be under way when a transport or a target is dropped is waited for then.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use shardwright_core::ShardPlan;
-
-use super::{FaultKind, RankLayout, Run, Shared, Staging, as_uninit, read_aligned};
+use super::{
+    fault::FaultKind,
+    shared::Shared,
+    staging::{Staging, as_uninit, read_aligned},
+    target::Target,
+};
 use crate::{
     device::{
-        Devices, Narrow,
         driver::Gpu,
         kernels::{Kernel, Tile},
         memory::{DeviceMemory, Event, Pinned, Stream},
-        pool::{Lent, RingMemory},
-        ring::{Crossing, Ring, SLOTS, STREAMS, tiles},
+        ring::{Crossing, SLOTS, STREAMS, tiles},
     },
     error::{EngineError, ErrorKind, Result},
-    load::schedule::Block,
+    load::schedule::{Block, Run},
     parallel::lock,
     source::{ByteSource, ReadAt},
 };
@@ -26,93 +27,9 @@ use crate::{
 /// Runs of at least so many bytes that need no cast go straight into place; shorter ones are scattered there by a kernel.
 const STRAIGHT: u64 = 128 << 10;
 
-/// Where all lanes of a load write.
-#[derive(Debug)]
-pub(crate) struct Target {
-    pub(crate) devices: Devices,
-    pub(crate) ring: Ring,
-    /// By rank, then by dtype.
-    pub(crate) arenas: Vec<Vec<Arc<DeviceMemory>>>,
-    /// By device.
-    pub(crate) streams: Vec<Vec<Arc<Stream>>>,
-    /// By index of the tensor in the plan.
-    crossings: Vec<Crossing>,
-    /// The ring's memory, on the host and on each device, slot by slot; there from `new` to `drop`.
-    lent: Option<Lent>,
-    /// The ring's slots that no lane has taken, by number.
-    free: Mutex<Vec<(usize, Pinned)>>,
-}
-
-impl Target {
-    /// Allocates every rank's memory, zeroed for the padding's sake, and the ring of so many workers unless it is given; compiles the kernels that the plan
-    /// needs. Nothing is allocated or freed later, while copies run: the driver might wait for all of them.
-    pub(crate) fn new(
-        devices: &Devices,
-        (ring, workers, kept): (Ring, usize, Option<RingMemory>),
-        layouts: &[RankLayout],
-        plan: &ShardPlan,
-        narrow: Narrow,
-    ) -> Result<Self> {
-        let crossings: Vec<_> = plan.tensors.iter().map(|t| Crossing::of(t.source, t.precision.storage, narrow)).collect();
-        let several = |gpu: &Arc<Gpu>| (0..STREAMS).map(|_| Stream::new(gpu).map(Arc::new)).collect::<Result<Vec<_>>>();
-        let streams = devices.gpus.iter().map(several).collect::<Result<Vec<_>>>()?;
-        let mut target =
-            Self { devices: devices.clone(), ring, arenas: Vec::new(), streams, crossings, lent: None, free: Mutex::default() };
-        for (rank, layout) in layouts.iter().enumerate() {
-            target.allocate(rank, layout)?;
-        }
-        target.allocate_ring(SLOTS * workers, kept)?;
-        for gpu in &target.devices.gpus {
-            gpu.prepare(Kernel::COPY)?;
-            for crossing in &target.crossings {
-                if let Crossing::CastThere(kernel) = crossing {
-                    gpu.prepare(*kernel)?;
-                }
-            }
-        }
-        target.streams.iter().flatten().try_for_each(|s| s.synchronize())?;
-        Ok(target)
-    }
-
-    fn allocate(&mut self, rank: usize, layout: &RankLayout) -> Result<()> {
-        let device = self.devices.by_rank[rank];
-        let stream = &self.streams[device][0];
-        self.arenas.push(Vec::new());
-        for &(dtype, bytes) in &layout.arenas {
-            let too_large = |_| EngineError::new(ErrorKind::Device, format!("{bytes} bytes of {dtype} shards are beyond any device"));
-            let memory = DeviceMemory::new(&self.devices.gpus[device], usize::try_from(bytes).map_err(too_large)?);
-            let memory = Arc::new(memory.map_err(|e| e.rank(layout.rank))?);
-            self.arenas[rank].push(Arc::clone(&memory)); // first, so that a later failure waits for the fill before it frees
-            if memory.len > 0 {
-                // SAFETY: the whole of a fresh allocation, which lives until the streams are waited for, by `new` or on drop.
-                unsafe { memory.gpu.fill(memory.address, 0, memory.len, stream.raw) }?;
-            }
-        }
-        Ok(())
-    }
-
-    fn allocate_ring(&mut self, slots: usize, kept: Option<RingMemory>) -> Result<()> {
-        let ring = kept.map_or_else(|| RingMemory::new(&self.devices.gpus, slots * self.ring.slot()), Ok)?;
-        let (free, lent) = ring.lend(slots, self.ring.slot());
-        self.free = Mutex::new(free.into_iter().enumerate().rev().collect());
-        self.lent = Some(lent);
-        Ok(())
-    }
-}
-
-impl Drop for Target {
-    fn drop(&mut self) {
-        let finished = self.streams.iter().flatten().map(|s| s.synchronize()).fold(true, |all, one| all & one.is_ok());
-        lock(&self.free).clear(); // the lanes are gone, for each holds this
-        if let (Some(ring), true) = (self.lent.take().and_then(Lent::back), finished) {
-            self.devices.pool.put(ring);
-        }
-    }
-}
-
 /// A worker's way to the devices.
 #[derive(Debug)]
-pub(super) struct Lane {
+pub(super) struct Transport {
     slots: Vec<Slot>,
     /// The slot at hand, and what it holds.
     at: usize,
@@ -166,7 +83,7 @@ impl Piece {
     }
 }
 
-impl Lane {
+impl Transport {
     pub(super) fn new(target: &Arc<Target>, staging: Staging) -> Result<Self> {
         let slots = (0..SLOTS).map(|_| Slot::new(target)).collect::<Result<Vec<_>>>()?;
         Ok(Self { slots, at: 0, filled: Filled::default(), staging, places: Vec::new(), target: Arc::clone(target) })
@@ -259,7 +176,7 @@ impl Lane {
     }
 }
 
-impl Drop for Lane {
+impl Drop for Transport {
     fn drop(&mut self) {
         for part in self.slots.iter().flat_map(|s| &s.parts).filter(|p| p.busy) {
             let _ = part.stream.synchronize();
@@ -268,10 +185,6 @@ impl Drop for Lane {
 }
 
 impl Target {
-    fn staged(&self) -> &[DeviceMemory] {
-        self.lent.as_ref().map_or(&[], |l| &l.staged)
-    }
-
     /// Adds what of the runs goes to one device.
     fn pieces(&self, device: usize, shared: &Shared, runs: &[Run], places: &[usize], pieces: &mut Vec<Piece>) {
         for (run, &place) in runs.iter().zip(places) {
@@ -292,7 +205,7 @@ impl Target {
 }
 
 impl Slot {
-    /// One that no other lane has.
+    /// One that no other transport has.
     fn new(target: &Target) -> Result<Self> {
         let none_left = || EngineError::new(ErrorKind::Device, "the ring has no slot left");
         let (number, memory) = lock(&target.free).pop().ok_or_else(none_left)?;

@@ -7,10 +7,11 @@ use std::{
 };
 
 use super::{
-    Lane, Shared, Worker,
     fault::{Fault, FaultKind, Place},
+    shared::Shared,
     staging::Staging,
     to_device,
+    worker::{Transport, Worker},
 };
 use crate::{
     checkpoint::Checkpoint,
@@ -39,9 +40,9 @@ impl Crew {
         let (sender, alive) = mpsc::channel();
         let mut handles = Vec::new();
         // All that can fail comes before the first worker starts: nobody would stop it.
-        let lanes = (0..shared.choice.workers()).map(|_| lane(shared)).collect::<Result<Vec<_>>>()?;
-        for (number, lane) in lanes.into_iter().enumerate() {
-            let worker = Worker { number, shared: Arc::clone(shared), lane, runs: Vec::new() };
+        let transports = (0..shared.choice.workers()).map(|_| transport(shared)).collect::<Result<Vec<_>>>()?;
+        for (number, transport) in transports.into_iter().enumerate() {
+            let worker = Worker { number, shared: Arc::clone(shared), transport, runs: Vec::new() };
             let sender = sender.clone();
             let spawned = thread::Builder::new().name(format!("shardwright-io-{number}")).spawn(move || {
                 let _alive = sender; // dropped when the worker has ended, however it ends, and has let go of all that it held
@@ -73,14 +74,14 @@ pub(super) fn not_cancelled(cancel: &CancelToken, placed: u64, total: u64) -> Re
     Ok(())
 }
 
-fn lane(shared: &Shared) -> Result<Lane> {
+fn transport(shared: &Shared) -> Result<Transport> {
     let memory = Arena::new(shared.choice.staging_bytes())
         .and_then(|memory| Ok((memory, Arena::new(shared.schedule.spare_bytes(shared.choice.block_size))?)));
     let (memory, spare) = memory.map_err(|e| EngineError::new(ErrorKind::Memory, "cannot map a staging buffer").cause(e))?;
     let staging = Staging { memory, spare };
     Ok(match &shared.device {
-        None => Lane::Host(staging),
-        Some(target) => Lane::Device(to_device::Lane::new(target, staging)?),
+        None => Transport::Host(staging),
+        Some(target) => Transport::Device(to_device::Transport::new(target, staging)?),
     })
 }
 
