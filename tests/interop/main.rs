@@ -20,7 +20,7 @@ fn main() -> ExitCode {
         ("torch_reads_shards_into_a_smaller_world", torch_reads_shards_into_a_smaller_world),
         ("torch_reads_shards_into_a_larger_world", torch_reads_shards_into_a_larger_world),
         ("torchrun_saves_a_rank_a_process", torchrun_saves_a_rank_a_process),
-        (CLASSES, torch_fills_the_classes_of_eleven_architectures),
+        (CLASSES, torch_fills_the_classes_of_twelve_architectures),
         (DRIFT, the_architecture_data_is_what_transformers_says),
     ];
     let skipped = !has_torch();
@@ -81,12 +81,12 @@ fn the_architecture_data_is_what_transformers_says() {
     }
 }
 
-const CLASSES: &str = "torch_fills_the_classes_of_eleven_architectures";
+const CLASSES: &str = "torch_fills_the_classes_of_twelve_architectures";
 
 /// Experts that are stacked, vision-language models that are renamed, tied weights under each of their names: `model.state_dict()` of the class
 /// itself is filled, on another world size, with what `from_pretrained` makes of the checkpoint.
-fn torch_fills_the_classes_of_eleven_architectures() {
-    const NAMES: [&str; 11] = [
+fn torch_fills_the_classes_of_twelve_architectures() {
+    const NAMES: [&str; 12] = [
         "qwen3_moe",
         "mixtral",
         "glm4_moe",
@@ -98,6 +98,7 @@ fn torch_fills_the_classes_of_eleven_architectures() {
         "gemma3",
         "gpt2",
         "qwen3",
+        "t5",
     ];
     let dir = TempDir::new().unwrap();
     let script = root().join("tests/interop/classes_with_torch.py");

@@ -246,14 +246,13 @@ impl Placement {
         Self { cuts: vec![Cut { axis, layout }], padding }
     }
 
-    /// One dim cut as `torch.chunk` cuts it, buffers padded to the first. A tensor without elements has chunks of 0 indices.
+    /// One dim cut as `torch.chunk` cuts it, buffers padded to the first.
     ///
     /// # Errors
     /// The tensor has no such dim.
     pub fn chunked(axis: GroupAxis, shape: &[u64], dim: usize) -> Result<Self, String> {
         let size = shape.get(dim).ok_or_else(|| format!("it has {} dims, so there is no dim {dim} to cut", shape.len()))?;
-        let chunk = if shape.contains(&0) { 0 } else { size.div_ceil(u64::from(axis.size)) };
-        Ok(Self::one(axis, Layout::Dim { dim, chunk }, Padding::ToFirst))
+        Ok(Self::one(axis, Layout::Dim { dim, chunk: size.div_ceil(u64::from(axis.size)) }, Padding::ToFirst))
     }
 
     /// Equal runs of row-major flat elements, buffers padded to one size.

@@ -1,7 +1,7 @@
 //! Which rows of a parameter each rank holds. Source: `torch/distributed/fsdp/_fully_shard/_fsdp_param.py`.
 
 use shardwright_core::{
-    Offload, Placement, PlanError, PlanInput, Reshard, ShardPlan, ShardStrategy, TensorMeta,
+    Layout, Offload, Padding, Placement, PlanError, PlanInput, Reshard, ShardPlan, ShardStrategy, TensorMeta,
     mesh::{GroupAxis, MP_SHARD},
     strategy::units_by,
 };
@@ -66,14 +66,17 @@ impl ShardStrategy for Fsdp2 {
     }
 }
 
-/// `torch.chunk` on dim 0, then empty chunks; every rank's buffer is padded with zeros to chunk 0's size. torch makes every shard of a tensor
-/// without elements one of 0 rows, `[5, 0]` too.
+/// `torch.chunk` on dim 0, then empty chunks; every rank's buffer is padded with zeros to chunk 0's size. `fully_shard` makes every shard of a
+/// tensor without elements one of 0 rows, `[5, 0]` too, where `torch.chunk` would give it rows.
 fn place(tensor: &TensorMeta, axis: GroupAxis) -> Result<Placement, PlanError> {
     if tensor.shape.is_empty() {
         return Err(PlanError::tensor(
             tensor,
             "is 0-d, and fully_shard does not support scalar parameters; reshape it to 1-d, or name it under shardwright.buffers",
         ));
+    }
+    if tensor.shape.contains(&0) {
+        return Ok(Placement::one(axis, Layout::Dim { dim: 0, chunk: 0 }, Padding::ToFirst));
     }
     Placement::chunked(axis, &tensor.shape, 0).map_err(|what| PlanError::tensor(tensor, what))
 }
