@@ -4,8 +4,16 @@ use std::{fs::File, ops::Range, path::Path, time::Instant};
 
 use serde_json::{Value, json};
 use shardwright_cast::caster;
-use shardwright_core::{DType, Mesh, PlanInput, Precision, PrecisionPolicy, Region, ShardPlan, TensorMeta, plan_checked};
-use shardwright_engine::{Checkpoint, IoOptions, Loader, ReadMethod, memory::process_memory};
+use shardwright_core::{
+    Assembly, DType, Mesh, Model, ModelMeta, Piece, PlanInput, Precision, PrecisionPolicy, Region, ShardPlan, TensorMeta, piece::Loop,
+    plan_checked,
+};
+use shardwright_engine::{
+    CancelToken, Checkpoint, IoOptions, Loader, ReadMethod,
+    architecture::ModelOptions,
+    load::{Destination, Item, Part, fill},
+    memory::process_memory,
+};
 
 use crate::bare;
 
@@ -25,6 +33,12 @@ pub(crate) fn run(job: &Value) -> Value {
     let storage = DType::from_spelling(&text("storage")).expect("a dtype");
     let (opening, opening_cpu) = (Instant::now(), cpu_seconds());
     let checkpoint = Checkpoint::open(Path::new(&text("dir"))).expect("a checkpoint");
+    let form = text("form");
+    let checkpoint = match form.as_str() {
+        "stacked" => stacked(checkpoint),
+        "transposed" => transposed(checkpoint),
+        _ => checkpoint,
+    };
     let mesh = Mesh::replicate_shard(1, world).expect("a mesh");
     let policy = Storage(storage);
     let plan = plan_checked(&shardwright_fsdp2::Fsdp2::default(), &PlanInput::new(checkpoint.model(), &mesh, &policy)).expect("a plan");
@@ -34,7 +48,8 @@ pub(crate) fn run(job: &Value) -> Value {
         None => (0..world).collect(),
     };
     let mut answer = match text("what").as_str() {
-        "load" => load(&plan, &checkpoint, &ranks, &text("io")),
+        "load" if form == "caller's" => into(&plan, &checkpoint, ranks[0], &text("io")),
+        "load" | "arenas" => load(&plan, &checkpoint, &ranks, &text("io")),
         "sequential" => sequential(&plan, &checkpoint, &ranks),
         _ => bare_loop(&plan, &checkpoint, &ranks, storage),
     };
@@ -56,6 +71,68 @@ fn load(plan: &ShardPlan, checkpoint: &Checkpoint, ranks: &[u32], io: &str) -> V
         "seconds": seconds, "read": stats.bytes_read, "distinct": distinct, "cpu": cpu_seconds() - cpu,
         "extra": anonymous as f64 - before as f64 - (stats.shard_bytes + stats.padding_bytes) as f64,
     })
+}
+
+/// Experts as the model's class has them.
+fn stacked(checkpoint: Checkpoint) -> Checkpoint {
+    let found = checkpoint.find_model(&ModelOptions::new("llm")).expect("a model");
+    assert!(
+        found.class.is_some() && found.model.assemblies.iter().any(|a| matches!(a, Assembly::Pieces(_))),
+        "its experts are not stacked"
+    );
+    checkpoint.assemble(found.model).expect("a model of these tensors")
+}
+
+/// Every matrix the other way round.
+fn transposed(checkpoint: Checkpoint) -> Checkpoint {
+    let made = |(source, meta): (u32, &TensorMeta)| match meta.shape.as_slice() {
+        &[rows, columns] => {
+            let loops = vec![
+                Loop { size: columns, source_stride: 1, target_stride: rows },
+                Loop { size: rows, source_stride: columns, target_stride: 1 },
+            ];
+            let piece = Piece { source, source_offset: 0, target_offset: 0, loops };
+            (TensorMeta::new(meta.name.clone(), meta.dtype, [columns, rows]), Assembly::Pieces(vec![piece]))
+        }
+        _ => (meta.clone(), Assembly::Whole(source)),
+    };
+    let (tensors, assemblies) = (0u32..).zip(checkpoint.sources()).map(made).unzip();
+    let meta = ModelMeta::new(tensors, checkpoint.model().facts.clone()).expect("names that are there once");
+    checkpoint.assemble(Model { meta, assemblies, ..Model::default() }).expect("pieces that tile the parameters")
+}
+
+/// One rank into memory that was mapped before, as a foreign runtime's tensors are; mapping it is counted.
+fn into(plan: &ShardPlan, checkpoint: &Checkpoint, rank: u32, io: &str) -> Value {
+    let io = options(io);
+    let (before, cpu) = (process_memory().expect("/proc").anonymous, cpu_seconds());
+    let started = Instant::now();
+    let part = |tensor: &shardwright_core::TensorPlan| {
+        let region = tensor.region(rank);
+        let (local, offsets) = (region.local_shape(&tensor.shape).expect("a box"), region.offsets(&tensor.shape).expect("a box"));
+        let bytes = tensor.precision.storage.bytes(local.iter().product()).expect("a size");
+        (offsets.iter().zip(&local).map(|(at, size)| *at..at + size).collect::<Vec<_>>(), bytes)
+    };
+    let parts: Vec<_> = plan.tensors.iter().map(part).collect();
+    let total: u64 = parts.iter().map(|(_, bytes)| bytes.next_multiple_of(64)).sum();
+    let mut address = bare::map(usize::try_from(total).expect("memory")) as usize;
+    let mut items = Vec::new();
+    for (index, (tensor, (ranges, bytes))) in plan.tensors.iter().zip(parts).enumerate() {
+        items.push(Item {
+            name: tensor.name.clone(),
+            shape: tensor.shape.clone(),
+            assembly: checkpoint.assembled().assemblies[index].clone(),
+            rounded: None,
+            part: Part::Box(ranges),
+            to: Destination { address, bytes, dtype: tensor.precision.storage },
+        });
+        address += usize::try_from(bytes.next_multiple_of(64)).expect("memory");
+    }
+    // SAFETY: disjoint parts of a mapping that nothing else uses.
+    let stats = unsafe { fill(checkpoint, &items, &io, None, &CancelToken::new()) }.expect("a load");
+    let seconds = started.elapsed().as_secs_f64();
+    let anonymous = process_memory().expect("/proc").anonymous;
+    let extra = anonymous as f64 - before as f64 - total as f64;
+    json!({ "seconds": seconds, "read": stats.bytes_read, "distinct": stats.bytes_needed, "cpu": cpu_seconds() - cpu, "extra": extra })
 }
 
 /// Words such as `direct`, `readahead`, `threads=1`.
@@ -112,10 +189,15 @@ fn runs(region: &Region, shape: &[u64]) -> Vec<Range<u64>> {
     }
 }
 
-/// The bytes that these ranks need, merged.
+/// The bytes that these ranks need, merged. All ranks of a model that is assembled need all of the files' tensors.
 fn ranges(plan: &ShardPlan, checkpoint: &Checkpoint, ranks: &[u32]) -> Vec<(usize, Range<u64>)> {
     let mut ranges = Vec::new();
-    for (t, tensor) in plan.tensors.iter().enumerate() {
+    let assembled = checkpoint.assembled().assemblies.iter().any(|a| matches!(a, Assembly::Pieces(_)));
+    if assembled {
+        let place = |source: usize| checkpoint.location(source);
+        ranges.extend((0..checkpoint.sources().len()).map(place).map(|at| (at.file, at.offset..at.offset + at.bytes)));
+    }
+    for (t, tensor) in plan.tensors.iter().enumerate().filter(|_| !assembled) {
         let (at, size) = (checkpoint.location(t), tensor.source.bits() / 8);
         for &rank in ranks {
             let runs = runs(&tensor.region(rank), &tensor.shape);

@@ -2,6 +2,9 @@
 //!
 //! Cold, the roofline is one thread that reads the same bytes in file order and does nothing with them.
 //!
+//! `stacked` cases load a mixture of experts as its class has it, experts stacked and gate and up joined, `transposed` ones every matrix the
+//! other way round, against the same bare loop over the files' bytes; `caller's` loads into memory that is there, against a load into arenas.
+//!
 //! `cargo bench --bench load [-- FILTER…] [--runs N] [--io "direct | mmap | readahead | threads=N | depth=N | block=BYTES"]`. Every measurement is a fresh process (a warm heap flatters), loader and bare loop
 //! take turns, medians are compared. The checkpoints are generated once, under `target/bench-data`.
 
@@ -31,6 +34,31 @@ struct Case {
     rank: Option<u32>,
     storage: &'static str,
     io: String,
+    form: Form,
+}
+
+/// What is loaded of the files.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// Their tensors, into arenas.
+    Plain,
+    /// Their tensors, into memory of the caller's.
+    Callers,
+    /// A mixture of experts as its class has it.
+    Stacked,
+    /// Every matrix transposed.
+    Transposed,
+}
+
+impl Form {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "",
+            Self::Callers => "caller's",
+            Self::Stacked => "stacked",
+            Self::Transposed => "transposed",
+        }
+    }
 }
 
 impl Case {
@@ -38,7 +66,9 @@ impl Case {
         let state = if self.cold { "cold" } else { "hot" };
         let ranks = self.rank.map_or_else(|| format!("all {}", self.world), |r| format!("rank {r} of {}", self.world));
         let io = if self.io.is_empty() { String::new() } else { format!(" {}", self.io) };
-        format!("{} {state} {ranks} {}{io}", self.model.name, self.storage)
+        let form = if self.form == Form::Plain { String::new() } else { format!(" {}", self.form.name()) };
+        let model = if self.form == Form::Stacked { "moe" } else { self.model.name };
+        format!("{model} {state} {ranks} {}{io}{form}", self.storage)
     }
 }
 
@@ -48,13 +78,21 @@ fn cases() -> Vec<Case> {
         for model in [Qwen3::B0_6, Qwen3::B1_7] {
             for (world, rank) in [(2, None), (8, Some(3))] {
                 for storage in ["float32", "bfloat16"] {
-                    cases.push(Case { model, cold, world, rank, storage, io: String::new() });
+                    cases.push(Case { model, cold, world, rank, storage, io: String::new(), form: Form::Plain });
                 }
             }
         }
     }
     for io in ["direct", "mmap", "readahead"] {
-        cases.push(Case { model: Qwen3::B0_6, cold: true, world: 2, rank: None, storage: "bfloat16", io: io.into() });
+        cases.push(Case { model: Qwen3::B0_6, cold: true, world: 2, rank: None, storage: "bfloat16", io: io.into(), form: Form::Plain });
+    }
+    for (form, world) in [(Form::Stacked, 2), (Form::Transposed, 1), (Form::Transposed, 2)] {
+        for storage in ["float32", "bfloat16"] {
+            cases.push(Case { model: Qwen3::B0_6, cold: false, world, rank: None, storage, io: String::new(), form });
+        }
+    }
+    for storage in ["float32", "bfloat16"] {
+        cases.push(Case { model: Qwen3::B0_6, cold: false, world: 2, rank: Some(1), storage, io: String::new(), form: Form::Callers });
     }
     cases
 }
@@ -97,7 +135,7 @@ fn growth() {
         let tensors: Vec<_> = (0..100_000).map(|i| TensorMeta::new(name(i), DType::BF16, [512u64])).collect();
         write_checkpoint(&dir, &tensors, 500 * 1024, Content::Random).expect("the checkpoint can be generated");
     }
-    let job = json!({ "what": "load", "dir": dir, "world": 512, "rank": 77, "storage": "float32", "io": "" });
+    let job = json!({ "what": "load", "dir": dir, "world": 512, "rank": 77, "storage": "float32", "io": "", "form": "" });
     let runs: Vec<Value> = (0..5).map(|_| fresh(&job)).collect();
     let best = |key: &str| runs.iter().filter_map(|r| r[key].as_f64()).fold(f64::INFINITY, f64::min) * 1e3;
     let figures = ["opening", "opening_cpu", "seconds", "cpu"].map(best);
@@ -111,7 +149,7 @@ fn growth() {
 fn linear(balloon: &mut Balloon) {
     for (layers, name) in [(7, "1.7b-7"), (14, "1.7b-14"), (28, "1.7b-28")] {
         let model = Qwen3::B1_7.with_layers(name, layers);
-        let case = Case { model, cold: false, world: 2, rank: None, storage: "bfloat16", io: String::new() };
+        let case = Case { model, cold: false, world: 2, rank: None, storage: "bfloat16", io: String::new(), form: Form::Plain };
         let dir = data(model);
         let runs: Vec<Value> = (0..7).map(|_| spawn(&case, &dir, "load", balloon)).collect();
         let seconds = sorted(&runs, "seconds")[runs.len() / 2];
@@ -132,15 +170,57 @@ fn data(model: Qwen3) -> PathBuf {
     dir
 }
 
+/// One layer of Qwen3-30B-A3B with 96 experts: 0.9 GB.
+fn experts() -> PathBuf {
+    const HIDDEN: u64 = 2048;
+    const INNER: u64 = 768;
+    const EXPERTS: u64 = 96;
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("../bench-data/moe");
+    if dir.join("config.json").is_file() {
+        return dir;
+    }
+    let (q, kv) = (4096, 512);
+    let layer = |part: &str, shape: &[u64]| TensorMeta::new(format!("model.layers.0.{part}.weight"), DType::BF16, shape.to_vec());
+    let mut tensors = vec![TensorMeta::new("model.embed_tokens.weight", DType::BF16, [1024, HIDDEN])];
+    tensors.extend([
+        layer("self_attn.q_proj", &[q, HIDDEN]),
+        layer("self_attn.k_proj", &[kv, HIDDEN]),
+        layer("self_attn.v_proj", &[kv, HIDDEN]),
+        layer("self_attn.o_proj", &[HIDDEN, q]),
+        layer("self_attn.q_norm", &[128]),
+        layer("self_attn.k_norm", &[128]),
+        layer("mlp.gate", &[EXPERTS, HIDDEN]),
+    ]);
+    for expert in 0..EXPERTS {
+        let part = |name: &str, shape: &[u64]| layer(&format!("mlp.experts.{expert}.{name}"), shape);
+        tensors.extend([part("gate_proj", &[INNER, HIDDEN]), part("up_proj", &[INNER, HIDDEN]), part("down_proj", &[HIDDEN, INNER])]);
+    }
+    tensors.extend([layer("input_layernorm", &[HIDDEN]), layer("post_attention_layernorm", &[HIDDEN])]);
+    tensors.push(TensorMeta::new("model.norm.weight", DType::BF16, [HIDDEN]));
+    write_checkpoint(&dir, &tensors, 400_000_000, Content::Random).expect("the checkpoint can be generated");
+    let config = json!({
+        "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "dtype": "bfloat16", "hidden_size": HIDDEN,
+        "moe_intermediate_size": INNER, "intermediate_size": 6144, "num_hidden_layers": 1, "num_attention_heads": 32, "num_key_value_heads": 4,
+        "head_dim": 128, "num_experts": EXPERTS, "num_experts_per_tok": 8, "vocab_size": 1024, "tie_word_embeddings": true,
+    });
+    std::fs::write(dir.join("config.json"), config.to_string()).expect("the config can be written");
+    dir
+}
+
 fn measure(case: &Case, runs: usize, balloon: &mut Balloon) {
-    let dir = data(case.model);
+    let dir = if case.form == Form::Stacked { experts() } else { data(case.model) };
     let (mut loads, mut bares) = (Vec::new(), Vec::new());
     if !case.cold {
         spawn(case, &dir, "load", balloon); // touches the memory that those to come will get
     }
     for _ in 0..runs {
         loads.push(spawn(case, &dir, "load", balloon));
-        bares.push(spawn(case, &dir, if case.cold { "sequential" } else { "bare" }, balloon));
+        let beside = match case.form {
+            Form::Callers => "arenas",
+            _ if case.cold => "sequential",
+            _ => "bare",
+        };
+        bares.push(spawn(case, &dir, beside, balloon));
     }
     let median = |values: &[Value], key: &str| sorted(values, key)[values.len() / 2];
     let best = |values: &[Value]| sorted(values, "seconds")[0];
@@ -164,7 +244,7 @@ fn measure(case: &Case, runs: usize, balloon: &mut Balloon) {
 fn spawn(case: &Case, dir: &Path, what: &str, balloon: &mut Balloon) -> Value {
     cache::prepare(dir, case.cold);
     let job = json!({
-        "what": what, "dir": dir, "world": case.world, "rank": case.rank, "storage": case.storage, "io": case.io,
+        "what": what, "dir": dir, "world": case.world, "rank": case.rank, "storage": case.storage, "io": case.io, "form": case.form.name(),
     });
     // Hot, the process before has just given back as much memory as this one wants.
     if case.cold { balloon.release_for(|| fresh(&job)) } else { fresh(&job) }

@@ -5,8 +5,11 @@ use shardwright_core::{Loop, Piece};
 /// Between two parts of a tile at most so many bytes are read for nothing; where there are more, each part is read by itself.
 const GAP: u64 = 4096;
 
-/// Elements of a square of a transposition: two squares of the largest elements fit a core's L1 cache.
-const SQUARE: u64 = 32;
+/// Elements of a square that is transposed in registers.
+const SQUARE: usize = 8;
+
+/// Squares side by side in the target: what is written of a row of two-byte elements is a cache line then.
+const SIDE_BY_SIDE: usize = 4;
 
 /// A strided box between a file and a rank's part of a parameter.
 #[derive(Debug)]
@@ -127,51 +130,77 @@ pub(crate) unsafe fn scatter(from: &[u8], to: *mut u8, size: usize, loops: &[Loo
     // SAFETY: as the caller promises.
     unsafe {
         match size {
-            1 => walk::<1>(from.as_ptr(), to, loops),
-            2 => walk::<2>(from.as_ptr(), to, loops),
-            4 => walk::<4>(from.as_ptr(), to, loops),
-            _ => walk::<8>(from.as_ptr(), to, loops),
+            1 => walk(from.as_ptr(), to, loops),
+            2 => walk(from.as_ptr().cast::<u16>(), to.cast::<u16>(), loops),
+            4 => walk(from.as_ptr().cast::<u32>(), to.cast::<u32>(), loops),
+            _ => walk(from.as_ptr().cast::<u64>(), to.cast::<u64>(), loops),
         }
     }
 }
 
 /// # Safety
-/// As [`scatter`]; elements have `N` bytes.
+/// As [`scatter`], of elements of type `T`; neither side needs to be aligned.
 #[expect(clippy::cast_possible_truncation, reason = "distances inside of one block and one shard, both of which are in memory")]
-unsafe fn walk<const N: usize>(from: *const u8, to: *mut u8, loops: &[Loop]) {
+unsafe fn walk<T: Copy>(from: *const T, to: *mut T, loops: &[Loop]) {
     // SAFETY: the loops stay inside both sides, as the caller promises; elements are copied as bytes, so nothing needs an alignment.
     unsafe {
         match loops {
-            [] => to.copy_from_nonoverlapping(from, N),
-            [run] if run.source_stride == 1 && run.target_stride == 1 => to.copy_from_nonoverlapping(from, run.size as usize * N),
-            [rows, columns] if columns.source_stride != 1 || columns.target_stride != 1 => square::<N>(from, to, *rows, *columns),
+            [] => to.write_unaligned(from.read_unaligned()),
+            [run] if run.source_stride == 1 && run.target_stride == 1 => {
+                to.cast::<u8>().copy_from_nonoverlapping(from.cast(), run.size as usize * size_of::<T>());
+            }
+            [rows, columns] if rows.source_stride == 1 && columns.target_stride == 1 => transpose(from, to, *rows, *columns),
             [outer, inner @ ..] => {
                 for i in 0..outer.size {
-                    let at = ((i * outer.source_stride) as usize * N, (i * outer.target_stride) as usize * N);
-                    walk::<N>(from.add(at.0), to.add(at.1), inner);
+                    walk(from.add((i * outer.source_stride) as usize), to.add((i * outer.target_stride) as usize), inner);
                 }
             }
         }
     }
 }
 
-/// Two loops in squares, so that a cache line of either side is used up before it is given up.
+/// Rows of the target that are columns of the source. Squares are read by lines of the source and written by lines of the target, so that no
+/// line of either side is fetched twice, whatever the strides; those are often powers of two, whose lines all fall into a few sets of a cache.
 ///
 /// # Safety
-/// As [`scatter`]; elements have `N` bytes.
+/// As [`walk`].
 #[expect(clippy::cast_possible_truncation, reason = "distances inside of one block and one shard, both of which are in memory")]
-unsafe fn square<const N: usize>(from: *const u8, to: *mut u8, rows: Loop, columns: Loop) {
-    for r in (0..rows.size).step_by(SQUARE as usize) {
-        for c in (0..columns.size).step_by(SQUARE as usize) {
-            for i in r..(r + SQUARE).min(rows.size) {
-                let (s, t) = (i * rows.source_stride, i * rows.target_stride);
-                for j in c..(c + SQUARE).min(columns.size) {
-                    let source = (s + j * columns.source_stride) as usize * N;
-                    let target = (t + j * columns.target_stride) as usize * N;
-                    // SAFETY: as the caller promises; arrays of bytes need no alignment.
-                    unsafe { to.add(target).cast::<[u8; N]>().write_unaligned(from.add(source).cast::<[u8; N]>().read_unaligned()) };
+unsafe fn transpose<T: Copy>(from: *const T, to: *mut T, rows: Loop, columns: Loop) {
+    const WIDE: usize = SQUARE * SIDE_BY_SIDE;
+    let (height, width) = (rows.size as usize, columns.size as usize);
+    let (source, target) = (columns.source_stride as usize, rows.target_stride as usize);
+    let (even_height, even_width) = (height / SQUARE * SQUARE, width / WIDE * WIDE);
+    // SAFETY: row `r` and column `c` stay below the loops' sizes in all of it, so that the caller's promise covers every element.
+    unsafe {
+        let element = |r: usize, c: usize| to.add(r * target + c).write_unaligned(from.add(r + c * source).read_unaligned());
+        for c in (0..even_width).step_by(WIDE) {
+            for r in (0..even_height).step_by(SQUARE) {
+                for c in (c..c + WIDE).step_by(SQUARE) {
+                    square(from.add(r + c * source), source, to.add(r * target + c), target);
                 }
             }
+        }
+        for r in 0..height {
+            let done = if r < even_height { even_width } else { 0 };
+            for c in done..width {
+                element(r, c);
+            }
+        }
+    }
+}
+
+/// One square, through registers.
+///
+/// # Safety
+/// `SQUARE` elements may be read at each of `SQUARE` places that are `source` elements apart, and written likewise.
+#[inline(always)]
+unsafe fn square<T: Copy>(from: *const T, source: usize, to: *mut T, target: usize) {
+    // SAFETY: as the caller promises; arrays are read and written without an alignment.
+    unsafe {
+        let lines: [[T; SQUARE]; SQUARE] = std::array::from_fn(|i| from.add(i * source).cast::<[T; SQUARE]>().read_unaligned());
+        for j in 0..SQUARE {
+            let line: [T; SQUARE] = std::array::from_fn(|i| lines[i][j]);
+            to.add(j * target).cast::<[T; SQUARE]>().write_unaligned(line);
         }
     }
 }
@@ -190,6 +219,7 @@ mod tests {
     fn tiles_scatter_every_element_once() {
         let cases = [
             (vec![lp(40, 1, 70), lp(70, 40, 1)], 2800, 2800),
+            (vec![lp(67, 1, 133), lp(133, 70, 1)], 133 * 70, 67 * 133),
             (vec![lp(6, 2, 9), lp(3, 12, 54), lp(9, 40, 1)], 355, 162),
             (vec![lp(5, 100, 10), lp(10, 1, 1)], 410, 50),
             (vec![lp(4, 10_000, 3), lp(3, 1, 1)], 30_003, 12),
