@@ -112,6 +112,13 @@ def deepspeed_files():
         batch = {k: v for k, v in keys.items() if v is not None}
         yield merged(batch), ""
         yield merged(batch), "micro_batch_size: 2\n"
+    # Sixteen ranks' worth of steps in the YAML: what is absent from the file is not filled as what is "auto" is.
+    for train, micro, accumulation in itertools.product((None, "auto", 128), (None, "auto", 2), (None, "auto", "null", 1, 8)):
+        keys = {"train_batch_size": train, "train_micro_batch_size_per_gpu": micro, "gradient_accumulation_steps": accumulation}
+        batch = {k: None if v == "null" else v for k, v in keys.items() if v is not None}
+        yield merged(batch), "micro_batch_size: 2\nglobal_batch_size: 128\n"
+    for key in ("train_batch_size", "train_micro_batch_size_per_gpu"):
+        yield merged({key: None}), "micro_batch_size: 2\nglobal_batch_size: 128\n"
     for clipping in (0, 0.5, "auto", "1.0"):
         yield merged({"gradient_clipping": clipping}), ""
     yield {"bf16": {"enabled": True}}, ""

@@ -43,7 +43,7 @@ pub(super) fn build(root: &Node, file: ConfigIs, cx: &mut BuildContext<'_>) -> R
     if file == ConfigIs::File && cx.training.dialect == Dialect::LlamaFactory {
         no_optimizer(root, cx);
     }
-    batches(root, &mut document, cx);
+    batches(root, file, &mut document, cx);
     let batch_is_wrong = cx.diagnostics.iter().any(|d| d.code == "deepspeed-batch");
     if file == ConfigIs::File && cx.training.dialect == Dialect::LlamaFactory && !batch_is_wrong {
         at_loading(root, cx);
@@ -266,11 +266,21 @@ const MICRO: &str = "train_micro_batch_size_per_gpu";
 const ACCUMULATION: &str = "gradient_accumulation_steps";
 
 /// The batch triple: what the file leaves open is filled from the YAML, then DeepSpeed's own check applies.
-fn batches(root: &Node, document: &mut Document, cx: &mut BuildContext<'_>) {
+fn batches(root: &Node, file: ConfigIs, document: &mut Document, cx: &mut BuildContext<'_>) {
     let (train, train_at) = batch_key(root, TRAIN, cx);
     let (micro, micro_at) = batch_key(root, MICRO, cx);
-    let (accumulation, accumulation_at) = batch_key(root, ACCUMULATION, cx);
+    let (mut accumulation, accumulation_at) = batch_key(root, ACCUMULATION, cx);
     let training = cx.training;
+    // accelerate fills what is "auto" from the YAML; an accumulation that its file lacks it writes as 1 before that, and null it multiplies by.
+    let is_absent = file == ConfigIs::File && root.get(ACCUMULATION).is_none();
+    if is_absent {
+        accumulation = Some(1);
+    }
+    if let Some(null) = root.get(ACCUMULATION).filter(|node| file == ConfigIs::File && node.is_null()) {
+        let message = format!("{ACCUMULATION} is null, with which accelerate fails: it multiplies by it");
+        let help = "write \"auto\", which follows from the YAML, or a number";
+        cx.diagnostics.push(Diagnostic::error("deepspeed-type", message).at(null.at.clone()).help(help));
+    }
     if micro.is_none() && training.batch_is_unknown() {
         return batch_of_the_loader(train.zip(train_at), accumulation.zip(accumulation_at), document);
     }
@@ -299,10 +309,11 @@ fn batches(root: &Node, document: &mut Document, cx: &mut BuildContext<'_>) {
         (ACCUMULATION, "global_batch_size", accumulation, &accumulation_at, yaml_accumulation, training.global_batch_size.location()),
     ] {
         if let (Some(value), true) = (value, from_yaml && value.is_some_and(|v| v != yaml)) {
-            let message = format!(
-                "{key} is {value} here, but {yaml_key} of the YAML makes it {yaml}; DeepSpeed uses {value}, LLaMA-Factory's loop {yaml}"
-            );
-            let mut diagnostic = Diagnostic::warning("batch-disagrees", message).at(at.clone()).help("write auto");
+            let is = if key == ACCUMULATION && is_absent { "absent, which accelerate takes for 1," } else { &format!("{value} here,") };
+            let message =
+                format!("{key} is {is} but {yaml_key} of the YAML makes it {yaml}; DeepSpeed uses {value}, LLaMA-Factory's loop {yaml}");
+            let mut diagnostic =
+                Diagnostic::warning("batch-disagrees", message).at(at.clone().unwrap_or_else(|| root.at.clone())).help("write auto");
             if let Some(written) = written {
                 diagnostic = diagnostic.and(written, format!("{yaml_key} here"));
             }
@@ -328,12 +339,13 @@ fn batches(root: &Node, document: &mut Document, cx: &mut BuildContext<'_>) {
         true => Origin::rule("train_batch_size / (accumulation * ranks)", ["/batch/global", "/batch/accumulation", "/mesh/world_size"]),
         false => written(&micro_at, "auto: micro_batch_size of the YAML", &["/training/micro_batch_size"]),
     };
-    let accumulation_origin = || {
-        written(
+    let accumulation_origin = || match is_absent {
+        true => Origin::rule("absent: 1, as accelerate writes it", [] as [&str; 0]),
+        false => written(
             &accumulation_at,
             "auto: global_batch_size of the YAML / (dp * micro)",
             &["/training/global_batch_size", "/mesh/dp", "/training/micro_batch_size"],
-        )
+        ),
     };
     let train_origin =
         || written(&train_at, "micro * accumulation * world_size", &["/batch/micro", "/batch/accumulation", "/mesh/world_size"]);
@@ -370,6 +382,14 @@ fn at_loading(root: &Node, cx: &mut BuildContext<'_>) {
     let stage = root.find(&["zero_optimization", "stage"]).filter(|stage| stage.as_str().is_none());
     if stage.and_then(read::integer) != Some(3) {
         return;
+    }
+    // What is null is neither "auto" nor absent, and nobody fills it.
+    if let (None, Some(null)) = (root.get(TRAIN).filter(|node| !node.is_null()), root.get(MICRO).filter(|node| node.is_null())) {
+        let message =
+            format!("{MICRO} is null and {TRAIN} is not given: while LLaMA-Factory loads the model under ZeRO-3, DeepSpeed refuses that");
+        return cx
+            .diagnostics
+            .push(Diagnostic::error("deepspeed-batch", message).at(null.at.clone()).help("write \"auto\", or leave it out"));
     }
     let number = |key: &str| read::integer(root.get(key)?).and_then(|i| u64::try_from(i).ok());
     let (Some(train), Some(at)) = (number(TRAIN), root.get(TRAIN).map(|node| node.at.clone())) else { return };
