@@ -78,7 +78,7 @@ pub fn index(data: &[u8]) -> bool {
     true
 }
 
-/// A YAML config: parsed, resolved for several worlds, every finding inside the text it speaks of, and an answer or an error.
+/// A YAML config: parsed, resolved, every finding inside the text it speaks of, and an answer or an error.
 pub fn yaml(data: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(data) else { return false };
     let source = Source::new("fuzz.yaml", text);
@@ -90,10 +90,13 @@ pub fn yaml(data: &[u8]) -> bool {
     check_places(&warnings, std::slice::from_ref(&source));
     let draft = draft(&source);
     check_places(draft.diagnostics(), draft.sources());
+    // With all that a shell finds, or with none of it: which, the length of the text says.
+    if data.len().is_multiple_of(2) {
+        return resolve(draft, &Supplied::default());
+    }
     let facts = ModelFacts::from_config(&serde_json::json!({"hidden_size": 64, "num_hidden_layers": 4, "tie_word_embeddings": false}));
     let files: BTreeMap<_, _> = draft.files().into_iter().map(|name| (name, Err("there is none".to_owned()))).collect();
-    let resolved = resolve(draft, &Supplied { files, model: Some(facts), world_size: Some(8), world_size_is_flag: true });
-    resolve(self::draft(&source), &Supplied::default()) || resolved
+    resolve(draft, &Supplied { files, model: Some(facts), world_size: Some(8), world_size_is_flag: true })
 }
 
 /// A DeepSpeed JSON, behind a fixed YAML.

@@ -16,12 +16,15 @@ use crate::{
     text::short,
 };
 
-/// Reads a type out of a tree, and goes on after an entry that is wrong, so that all that is wrong with a section is said at once.
+/// Entries of a section that are reported at once: each costs a copy of the section without it.
+const MOST_ERRORS: usize = 32;
+
+/// Reads a type out of a tree, and goes on after an entry that is wrong, so that what is wrong with a section is said at once, up to a point.
 ///
 /// `path` is what the user calls the section, such as `dist_config`.
 ///
 /// # Errors
-/// Everything that is wrong.
+/// Everything that is wrong; of very many errors the first.
 pub fn from_node<T: DeserializeOwned>(node: &Node, path: &str) -> Result<T, Vec<Diagnostic>> {
     let mut errors = Vec::new();
     let mut node = std::borrow::Cow::Borrowed(node);
@@ -33,7 +36,7 @@ pub fn from_node<T: DeserializeOwned>(node: &Node, path: &str) -> Result<T, Vec<
         };
         let path_to: Vec<String> = error.path.iter().rev().cloned().collect();
         errors.push(error.into_diagnostic(path));
-        match pruned(&node, &path_to) {
+        match pruned(&node, &path_to).filter(|_| errors.len() < MOST_ERRORS) {
             Some(rest) => node = std::borrow::Cow::Owned(rest),
             None => return Err(errors),
         }

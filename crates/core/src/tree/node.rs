@@ -13,6 +13,8 @@ pub(super) const MAX_TEXT: usize = 1 << 20;
 pub const MAX_DEPTH: usize = 64;
 /// A document of more nodes than this, aliases expanded, is refused.
 pub(super) const MAX_NODES: usize = 100_000;
+/// Values that the aliases of a text may stand for: a few hundred bytes of them can stand for billions.
+pub(super) const MAX_ALIASED: usize = 2048;
 
 /// A value and where it stands.
 #[derive(Clone, Debug, PartialEq)]

@@ -6,7 +6,7 @@ use std::{borrow::Cow, collections::HashMap};
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Span, StrInput, Tag};
 
 use super::{
-    node::{Entries, Entry, MAX_DEPTH, MAX_NODES, MAX_TEXT, Node, Value},
+    node::{Entries, Entry, MAX_ALIASED, MAX_DEPTH, MAX_NODES, MAX_TEXT, Node, Value},
     scalar::{self, Trap},
 };
 use crate::{
@@ -44,6 +44,7 @@ pub fn parse_value(source: &Source, findings: &mut Vec<Diagnostic>) -> Result<No
         parser: Parser::new_from_str(text),
         anchors: HashMap::new(),
         nodes: 0,
+        aliased: 0,
         findings,
     };
     Ok(reader.document()?.unwrap_or_else(|| Node::new(Value::Null, whole)))
@@ -81,6 +82,8 @@ struct Reader<'a> {
     parser: Parser<'a, StrInput<'a>>,
     anchors: HashMap<usize, Anchor>,
     nodes: usize,
+    /// Values that aliases stand for.
+    aliased: usize,
     findings: &'a mut Vec<Diagnostic>,
 }
 
@@ -161,6 +164,11 @@ impl<'a> Reader<'a> {
             return Err(Diagnostic::error("yaml-recursive-alias", "this alias stands inside of its own anchor").at(self.at(span)));
         };
         self.charge(count, span)?;
+        self.aliased = self.aliased.saturating_add(count);
+        if self.aliased > MAX_ALIASED {
+            let message = format!("aliases stand for more than {MAX_ALIASED} values");
+            return Err(Diagnostic::error("yaml-too-many-values", message).at(self.at(span)).help("write them out"));
+        }
         Ok(self.anchors[&anchor].node.clone())
     }
 
