@@ -155,9 +155,9 @@ impl<'p, 'a> Loader<'p, 'a> {
     /// What each rank holds, with the plan validated for this checkpoint; nothing is read, so neither bytes nor seconds are counted.
     pub(crate) fn sizes(&self) -> Result<Vec<RankStats>> {
         self.validate()?;
-        let order = schedule::file_order(self.checkpoint);
+        let (order, alike) = (schedule::file_order(self.checkpoint), layout::Alike::new(self.plan));
         let sizes = |&rank: &u32| {
-            let layout = layout::RankLayout::new(self.plan, rank, &order, &mut layout::Tables::default())?;
+            let layout = layout::RankLayout::new(self.plan, rank, &order, &alike, &mut layout::Tables::default())?;
             let (bytes_needed, shard_bytes, padding_bytes) = (layout.needed_bytes, layout.shard_bytes, layout.padding_bytes);
             Ok(RankStats { rank, bytes_needed, shard_bytes, padding_bytes, ..RankStats::default() })
         };
@@ -220,7 +220,14 @@ impl<'p, 'a> Loader<'p, 'a> {
         self.validate()?;
         let order = schedule::file_order(self.checkpoint);
         let mut tables = layout::Tables::default();
-        let layouts = self.ranks.iter().map(|&r| layout::RankLayout::new(self.plan, r, &order, &mut tables)).collect::<Result<Vec<_>>>()?;
+        let alike = layout::Alike::new(self.plan);
+        let layout = |&rank: &u32| {
+            if self.cancel.is_cancelled() {
+                return Err(EngineError::new(ErrorKind::Cancelled, "the load was stopped before its first byte"));
+            }
+            layout::RankLayout::new(self.plan, rank, &order, &alike, &mut tables)
+        };
+        let layouts = self.ranks.iter().map(layout).collect::<Result<Vec<_>>>()?;
         let schedule = schedule::Schedule::new(self.plan, self.checkpoint, &self.ranks, &order, self.explain()?.block_size)?;
         Ok((layouts, schedule))
     }

@@ -9,7 +9,7 @@ use shardwright_core::{
 
 use super::{
     CancelToken, IoOptions, LoadStats, Progress,
-    layout::{RankLayout, Tables},
+    layout::{Alike, RankLayout, Tables},
     machine::Machine,
     pipeline::{Foreign, Job, Places},
     schedule::{Schedule, order_of},
@@ -93,7 +93,7 @@ pub unsafe fn fill(
     let (plan, model, places) = local_plan(checkpoint, items)?;
     let order = order_of(&model.assemblies, checkpoint);
     let schedule = Schedule::of(&plan, &model.assemblies, checkpoint, &[0], &order, choice.block_size)?;
-    let layout = RankLayout::new(&plan, 0, &order, &mut Tables::default())?;
+    let layout = RankLayout::new(&plan, 0, &order, &Alike::new(&plan), &mut Tables::default())?;
     for (place, tensor) in places.iter().zip(&plan.tensors) {
         let used = tensor.precision.storage.bytes(tensor.numel()).and_then(|n| usize::try_from(n).ok()).unwrap_or(usize::MAX);
         // SAFETY: the caller's memory, of which the part fills the first bytes: `local_plan` compared both sizes.

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use shardwright_core::{DType, ShardPlan};
+use shardwright_core::{DType, Placement, ShardPlan};
 
 use crate::error::{EngineError, ErrorKind, Result};
 
@@ -50,6 +50,37 @@ impl Tables {
     }
 }
 
+/// Which tensors of a plan every rank has equally large parts of: those of the same shape and placement, of which a model has few.
+#[derive(Debug)]
+pub(crate) struct Alike {
+    /// By index of the tensor in the plan.
+    kinds: Vec<usize>,
+    /// A tensor of each kind.
+    examples: Vec<usize>,
+}
+
+impl Alike {
+    pub(crate) fn new(plan: &ShardPlan) -> Self {
+        let mut known: HashMap<(&[u64], &Placement), usize> = HashMap::new();
+        let (mut kinds, mut examples) = (Vec::with_capacity(plan.tensors.len()), Vec::new());
+        for (number, tensor) in plan.tensors.iter().enumerate() {
+            let next = known.len();
+            let kind = *known.entry((&tensor.shape, &tensor.placement)).or_insert(next);
+            if kind == next {
+                examples.push(number);
+            }
+            kinds.push(kind);
+        }
+        Self { kinds, examples }
+    }
+
+    /// Elements that a rank holds of each kind, and those of the buffer for them.
+    fn sizes(&self, plan: &ShardPlan, rank: u32) -> Vec<(u64, u64)> {
+        let of = |&example: &usize| &plan.tensors[example];
+        self.examples.iter().map(of).map(|tensor| (tensor.valid_numel(rank), tensor.padded_numel(rank))).collect()
+    }
+}
+
 impl Slot {
     fn new(arena: usize, offset: u64) -> Option<Self> {
         (arena < 256 && offset < 1 << 56).then_some(Self((arena as u64) << 56 | offset))
@@ -67,13 +98,14 @@ impl Slot {
 
 impl RankLayout {
     /// Lays one rank out. `order` has the plan's tensors in file order.
-    pub(crate) fn new(plan: &ShardPlan, rank: u32, order: &[u32], tables: &mut Tables) -> Result<Self> {
+    pub(crate) fn new(plan: &ShardPlan, rank: u32, order: &[u32], alike: &Alike, tables: &mut Tables) -> Result<Self> {
         let mut layout = Self { rank, arenas: Vec::new(), slots: Arc::new([]), needed_bytes: 0, shard_bytes: 0, padding_bytes: 0 };
         let mut slots = vec![Slot::default(); plan.tensors.len()];
+        let sizes = alike.sizes(plan, rank);
         for &t in order {
             let tensor = &plan.tensors[t as usize];
             slots[t as usize] = layout
-                .place(tensor)
+                .place(tensor, sizes[alike.kinds[t as usize]])
                 .ok_or_else(|| EngineError::new(ErrorKind::Plan, "the shard's size overflows").tensor(&tensor.name).rank(rank))?;
         }
         layout.slots = tables.shared(slots);
@@ -81,8 +113,7 @@ impl RankLayout {
     }
 
     /// `None` where a size overflows.
-    fn place(&mut self, tensor: &shardwright_core::TensorPlan) -> Option<Slot> {
-        let (valid, padded) = (tensor.valid_numel(self.rank), tensor.padded_numel(self.rank));
+    fn place(&mut self, tensor: &shardwright_core::TensorPlan, (valid, padded): (u64, u64)) -> Option<Slot> {
         let dtype = tensor.precision.storage;
         let (stored, size) = (dtype.bytes(valid)?, dtype.bytes(padded)?);
         let arena = match self.arenas.iter().position(|a| a.0 == dtype) {

@@ -59,7 +59,7 @@ impl Job<'_> {
         watch::not_cancelled(&cancel, 0, total)?;
         let counters = Counters::new(layouts, started);
         let shared = Arc::new(Shared::new(checkpoint, schedule, (places, device), (choice, opener), counters));
-        let crew = watch::Crew::start(&shared)?;
+        let crew = watch::Crew::start(&shared, &cancel)?;
         let threads = crew.len();
         watch::Watch { checkpoint, shared: &shared, cancel: &cancel, progress, total }.until_done(crew)?;
         for (file, _) in shared.schedule.file_bytes.iter().enumerate().filter(|(_, bytes)| **bytes > 0) {

@@ -32,35 +32,41 @@ pub(super) struct Crew {
     handles: Vec<JoinHandle<()>>,
     /// Disconnected when all workers have ended.
     alive: mpsc::Receiver<()>,
+    /// The one worker, which whoever watches lets work, where the system grants no thread at all.
+    here: Option<Box<Worker>>,
 }
 
 impl Crew {
-    /// Starts them. Where the system refuses more threads, those that it granted do the work.
-    pub(super) fn start(shared: &Arc<Shared>) -> Result<Self> {
+    /// Starts them. Where the system refuses more threads, those that it granted do the work, or this one.
+    pub(super) fn start(shared: &Arc<Shared>, cancel: &CancelToken) -> Result<Self> {
         let (sender, alive) = mpsc::channel();
-        let mut handles = Vec::new();
+        let (mut handles, mut here) = (Vec::new(), None);
         // All that can fail comes before the first worker starts: nobody would stop it.
         let transports = (0..shared.choice.workers()).map(|_| transport(shared)).collect::<Result<Vec<_>>>()?;
-        for (number, transport) in transports.into_iter().enumerate() {
-            let worker = Worker { number, shared: Arc::clone(shared), transport, runs: Vec::new() };
+        for (number, own) in transports.into_iter().enumerate() {
+            let worker = |transport, cancel| Worker { number, shared: Arc::clone(shared), transport, runs: Vec::new(), cancel };
+            let mut started = worker(own, None);
             let sender = sender.clone();
             let spawned = thread::Builder::new().name(format!("shardwright-io-{number}")).spawn(move || {
                 let _alive = sender; // dropped when the worker has ended, however it ends, and has let go of all that it held
-                let mut worker = worker;
-                worker.work();
+                started.work();
             });
             match spawned {
                 Ok(handle) => handles.push(handle),
-                Err(_) if number > 0 => break,
-                Err(e) => return Err(EngineError::new(ErrorKind::Io, "cannot start a thread").cause(e)),
+                Err(_) => {
+                    if number == 0 {
+                        here = Some(Box::new(worker(transport(shared)?, Some(cancel.clone()))));
+                    }
+                    break;
+                }
             }
         }
-        Ok(Self { handles, alive })
+        Ok(Self { handles, alive, here })
     }
 
     /// Number of workers.
     pub(super) fn len(&self) -> usize {
-        self.handles.len()
+        self.handles.len().max(1)
     }
 }
 
@@ -99,6 +105,10 @@ impl Watch<'_> {
     pub(super) fn until_done(&self, crew: Crew) -> Result<()> {
         let mut moved = (0, Instant::now());
         let mut leaving: Option<(Instant, Option<EngineError>)> = None;
+        if let Some(mut worker) = crew.here {
+            worker.work(); // which stops by itself when it is cancelled
+            leaving = self.reason_to_leave(&mut moved).map(|error| (Instant::now(), error));
+        }
         while let Err(mpsc::RecvTimeoutError::Timeout) = crew.alive.recv_timeout(TICK) {
             self.tell();
             match &leaving {

@@ -9,7 +9,10 @@ use super::{
     to_device,
 };
 use crate::{
-    load::schedule::{Block, Run, Task, scatter},
+    load::{
+        schedule::{Block, Run, Task, scatter},
+        stats::CancelToken,
+    },
     memory::Arena,
     parallel::lock,
     source::{ByteSource, ReadAt, ReadMethod},
@@ -21,6 +24,8 @@ pub(super) struct Worker {
     pub(super) shared: Arc<Shared>,
     pub(super) transport: Transport,
     pub(super) runs: Vec<Run>,
+    /// What stops a worker that has its watcher's thread.
+    pub(super) cancel: Option<CancelToken>,
 }
 
 /// A worker's way from a file into place.
@@ -40,7 +45,7 @@ impl Worker {
                 shared.stop.store(true, Ordering::Relaxed);
                 return; // an event that was not recorded cannot be waited for: the transport waits for its streams when it is dropped
             }
-            if shared.stop.load(Ordering::Relaxed) {
+            if shared.stop.load(Ordering::Relaxed) || self.is_cancelled() {
                 break;
             }
         }
@@ -52,13 +57,18 @@ impl Worker {
         }
     }
 
+    /// Whether a worker that nobody watches has to stop.
+    fn is_cancelled(&self) -> bool {
+        self.cancel.as_ref().is_some_and(CancelToken::is_cancelled)
+    }
+
     /// The hot loop: read a block, cast it, place it.
     fn do_task(&mut self, shared: &Shared, task: Task) -> Result<(), Fault> {
         *lock(&shared.under_way[self.number]) = Some(Place::of_file(task.file));
         let source = shared.open(task.file)?;
         let mut blocks = shared.schedule.blocks(task);
         while let Some(block) = blocks.next(&shared.limits, &mut self.runs) {
-            if shared.stop.load(Ordering::Relaxed) {
+            if shared.stop.load(Ordering::Relaxed) || self.is_cancelled() {
                 return Ok(());
             }
             *lock(&shared.under_way[self.number]) = Some(shared.place(task.file, &block, &self.runs, block.offset));
