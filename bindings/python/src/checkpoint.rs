@@ -3,7 +3,11 @@
 use std::{path::PathBuf, sync::Arc};
 
 use pyo3::prelude::*;
-use shardwright::engine::{Checkpoint as Engine, HubEnv};
+use serde_json::{Value as Json, json};
+use shardwright::{
+    engine::{Checkpoint as Engine, HubEnv, contents::Optimizer},
+    formats::pickle::Plain,
+};
 
 use crate::errors;
 
@@ -53,5 +57,37 @@ impl Checkpoint {
     fn tensors(&self) -> Vec<(String, &'static str, Vec<u64>)> {
         let tensors = &self.0.model().tensors;
         tensors.iter().map(|t| (t.name.to_string(), t.dtype.torch_name(), t.shape.clone())).collect()
+    }
+}
+
+/// The states of a checkpoint's optimizer as tensors `PARAMETER.STATE`, and, as JSON, its groups and which parameter has which states.
+#[pyfunction]
+pub fn open_optimizer(py: Python<'_>, path: PathBuf) -> PyResult<(Checkpoint, String)> {
+    let (opened, optimizer) = py.detach(|| Engine::open_optimizer(&path)).map_err(errors::engine)?;
+    Ok((Checkpoint(Arc::new(opened)), describe(&optimizer)))
+}
+
+fn describe(optimizer: &Optimizer) -> String {
+    let groups = optimizer.groups.iter().map(|group| {
+        let values: serde_json::Map<_, _> = group.values.iter().map(|(key, value)| (key.clone(), plain(value))).collect();
+        json!({ "params": group.params, "values": values })
+    });
+    let states = optimizer.states.iter().map(|state| {
+        let names: Vec<&str> = state.tensors.iter().map(|(name, _)| name.as_str()).collect();
+        json!({ "param": state.param, "step": state.step, "names": names })
+    });
+    json!({ "groups": groups.collect::<Vec<_>>(), "states": states.collect::<Vec<_>>() }).to_string()
+}
+
+fn plain(value: &Plain) -> Json {
+    match value {
+        Plain::None => Json::Null,
+        Plain::Bool(b) => Json::from(*b),
+        Plain::Int(i) => Json::from(*i),
+        Plain::Float(f) => Json::from(*f),
+        Plain::Str(text) => Json::from(text.as_str()),
+        Plain::Tuple(items) | Plain::List(items) => items.iter().map(plain).collect(),
+        // No hyperparameter is one.
+        Plain::Dict(_) => Json::Null,
     }
 }

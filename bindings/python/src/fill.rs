@@ -40,7 +40,7 @@ pub fn casts(from: &str, to: &str) -> PyResult<bool> {
 fn item(checkpoint: &Engine, item: Item, seen: &mut HashMap<String, u64>) -> PyResult<Wanted> {
     let (name, shape, assembly, rounded, ranges, flat, address, bytes, to) = item;
     let refuse = |what: &str| errors::raise("PlanError", &format!("tensor '{name}': {what}"));
-    let sources = checkpoint.sources();
+    let sources = checkpoint.named();
     let find = |source: &str| {
         let found = sources.binary_search_by(|t| t.name.as_str().cmp(source));
         let index = found.map_err(|_| refuse(&format!("the checkpoint has no tensor '{source}'")))?;
@@ -57,6 +57,8 @@ fn item(checkpoint: &Engine, item: Item, seen: &mut HashMap<String, u64>) -> PyR
             Pieces::Pieces(pieces.into_iter().map(piece).collect::<PyResult<_>>()?)
         }
     };
+    // What lies in parts is found by its name, and read by its parts.
+    let assembly = checkpoint.over_sources(&name, assembly).map_err(errors::engine)?;
     let part = match flat {
         Some((first, end)) => Part::Flat(first..end),
         None => Part::Box(ranges.into_iter().map(|(first, end)| first..end).collect()),

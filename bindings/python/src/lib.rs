@@ -23,7 +23,7 @@ mod _native {
     #[pymodule_export]
     use super::{
         api::{Plan, Resolution, Shards, Tensor, plan, resolve, world},
-        checkpoint::Checkpoint,
+        checkpoint::{Checkpoint, open_optimizer},
         convert::{convert, diff},
         files::{inspect, verify},
         fill::{casts, fill},

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use crate::{
     checkpoint::{Checkpoint, HubEnv, ModelDir},
-    contents::{Contents, is_parted},
-    error::Result,
+    contents::{Contents, Optimizer, is_parted},
+    error::{EngineError, ErrorKind, Result},
     file::check_finished,
 };
 
@@ -26,6 +26,20 @@ impl Checkpoint {
     /// As [`Checkpoint::open`], and where nothing is found, with all the places that were tried.
     pub fn find(model: &str, base_dirs: &[impl AsRef<Path>], env: &HubEnv) -> Result<Self> {
         ModelDir::find(model, base_dirs, env)?.checkpoint()
+    }
+}
+
+impl Checkpoint {
+    /// The states of a checkpoint's optimizer, each as a tensor `PARAMETER.STATE`, such as `a.weight.exp_avg`, and what else is known of them.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`], and where it has no optimizer.
+    pub fn open_optimizer(path: &Path) -> Result<(Self, Optimizer)> {
+        let contents = Contents::open(path)?;
+        let parts = contents.state_parts()?;
+        let none = || EngineError::new(ErrorKind::Checkpoint, "it has no states of an optimizer").file(path).found(contents.format);
+        let optimizer = contents.optimizer.as_ref().ok_or_else(none)?;
+        Ok((ModelDir::open(path)?.in_parts(parts)?, optimizer.clone()))
     }
 }
 

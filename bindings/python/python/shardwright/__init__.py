@@ -41,6 +41,7 @@ from ._plugin import Placement, PlanInput, TensorMeta, precision, refuse, strate
 
 if TYPE_CHECKING:
     from ._fill import LoadReport, fill
+    from ._optimizer import fill_optimizer
 
 __all__ = [
     "CancelledError",
@@ -76,6 +77,7 @@ __all__ = [
     "convert",
     "diff",
     "fill",
+    "fill_optimizer",
     "inspect",
     "load",
     "plan",
@@ -86,7 +88,7 @@ __all__ = [
     "verify",
 ]
 
-_TORCH = {"fill": "_fill", "LoadReport": "_fill"}
+_TORCH = {"fill": "_fill", "LoadReport": "_fill", "fill_optimizer": "_optimizer"}
 
 
 def __getattr__(name: str) -> Any:

@@ -32,6 +32,7 @@ Piece = tuple[str, int, int, Sequence[Loop]]
 Item = tuple[str, Sequence[int], str | Sequence[Piece], str | None, Sequence[tuple[int, int]], tuple[int, int] | None, int, int, str]
 
 def casts(from_: str, to: str) -> bool: ...
+def open_optimizer(path: str | os.PathLike[str]) -> tuple[Checkpoint, str]: ...
 def fill(
     checkpoint: Checkpoint,
     items: Sequence[Item],

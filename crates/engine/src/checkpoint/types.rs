@@ -140,13 +140,22 @@ impl Checkpoint {
 
 impl Checkpoint {
     /// The tensors by the names that the checkpoint gives them; those of [`Checkpoint::sources`], unless they lie in parts.
-    pub(crate) fn named(&self) -> &[TensorMeta] {
+    pub fn named(&self) -> &[TensorMeta] {
         self.named.as_ref().map_or_else(|| self.sources(), |named| named.tensors.as_slice())
     }
 
     /// Whether its files hold tensors whole, as safetensors files do.
     pub fn is_safetensors(&self) -> bool {
         self.named.is_none()
+    }
+
+    /// How `tensor` is made of [`Checkpoint::named`], as one over [`Checkpoint::sources`], which a load takes.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Checkpoint`] for what a load does not put together.
+    pub fn over_sources(&self, tensor: &str, assembly: Assembly) -> Result<Assembly> {
+        let Some(named) = &self.named else { return Ok(assembly) };
+        named.compose(&assembly).map_err(|what| refuse(&self.dir, &tensor.into(), what))
     }
 
     /// A model over [`Checkpoint::named`], as one over [`Checkpoint::sources`].

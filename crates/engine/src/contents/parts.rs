@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use shardwright_core::{Assembly, Piece, TensorKind, TensorMeta, piece::Loop};
 
 use super::{
-    data::Extent,
+    data::{Data, Extent},
     types::{Contents, Kind},
 };
 use crate::{
@@ -17,24 +17,37 @@ use crate::{
 impl Contents {
     /// The model's tensors. An optimizer's states are left aside; a trained parameter of DeepSpeed's is its fp32 master.
     pub(crate) fn parts(&self) -> Result<Parts> {
+        let kind = |kind| match kind {
+            Kind::Buffer => Some(TensorKind::Buffer),
+            Kind::Frozen => Some(TensorKind::Parameter),
+            Kind::Trained => self.optimizer.is_some().then_some(TensorKind::Parameter),
+        };
+        self.in_parts(self.tensors.iter().map(|tensor| (tensor.name.clone(), kind(tensor.kind), &tensor.data)))
+    }
+
+    /// The optimizer's states, each by its parameter's name and its own.
+    pub(crate) fn state_parts(&self) -> Result<Parts> {
+        let states = self.optimizer.iter().flat_map(|optimizer| &optimizer.states);
+        let named = states.flat_map(|of| of.tensors.iter().map(|(state, data)| (format!("{}.{state}", of.param), None, data)));
+        let mut named: Vec<_> = named.collect();
+        named.sort_by(|a, b| a.0.cmp(&b.0));
+        self.in_parts(named.into_iter())
+    }
+
+    fn in_parts<'a>(&self, tensors: impl ExactSizeIterator<Item = (String, Option<TensorKind>, &'a Data)>) -> Result<Parts> {
         let paths: Vec<PathBuf> = self.files().cloned().collect();
         let mut numbers: Vec<Option<usize>> = vec![None; paths.len()];
         let mut out = Parts {
             files: Vec::new(),
             parts: Vec::new(),
-            tensors: Vec::with_capacity(self.tensors.len()),
-            assemblies: Vec::with_capacity(self.tensors.len()),
+            tensors: Vec::with_capacity(tensors.len()),
+            assemblies: Vec::with_capacity(tensors.len()),
             notes: self.notes.clone(),
         };
-        for tensor in &self.tensors {
-            let data = &tensor.data;
-            let error = |what: &str| EngineError::new(ErrorKind::Checkpoint, what).file(&self.path).tensor(&tensor.name);
-            let mut meta = TensorMeta::new(tensor.name.as_str(), data.dtype, data.shape.clone());
-            meta.kind = match tensor.kind {
-                Kind::Buffer => Some(TensorKind::Buffer),
-                Kind::Frozen => Some(TensorKind::Parameter),
-                Kind::Trained => self.optimizer.is_some().then_some(TensorKind::Parameter),
-            };
+        for (tensor, kind, data) in tensors {
+            let error = |what: &str| EngineError::new(ErrorKind::Checkpoint, what).file(&self.path).tensor(&tensor);
+            let mut meta = TensorMeta::new(tensor.as_str(), data.dtype, data.shape.clone());
+            meta.kind = kind;
             let mut pieces = Vec::with_capacity(data.extents.len());
             for (part, extent) in data.extents.iter().enumerate() {
                 let elements = span(extent).ok_or_else(|| error("a part's size overflows"))?;
@@ -44,7 +57,7 @@ impl Contents {
                     out.files.len() - 1
                 });
                 let source = u32::try_from(out.parts.len()).map_err(|_| error("the checkpoint has too many parts"))?;
-                let name = format!("{}, part {} of {}", tensor.name, part + 1, data.extents.len());
+                let name = format!("{tensor}, part {} of {}", part + 1, data.extents.len());
                 out.parts.push((TensorMeta::new(name, data.dtype, vec![elements]), Location { file, offset: extent.offset, bytes }));
                 let outer = extent.loops.iter().map(|l| Loop { size: l.size, source_stride: l.source, target_stride: l.target });
                 let run = Loop { size: extent.run, source_stride: 1, target_stride: 1 };
