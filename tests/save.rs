@@ -274,7 +274,14 @@ fn verify_tells_what_differs() {
     ends(&verify(&shards, Some(&model)), 8, &["shard-00002-model-00001-of-00001.safetensors: it is missing"]);
     fs::write(shards.join(MANIFEST), "{").unwrap();
     ends(&verify(&shards, None), 4, &[MANIFEST, "torn or garbled"]);
-    ends(&verify(&model, None), 4, &["it holds no save"]);
+    fs::remove_file(shards.join(MANIFEST)).unwrap();
+    ends(&verify(&shards, Some(&model)), 4, &["its save is not complete"]);
+    let whole = verify(&model, None);
+    good(&whole);
+    assert!(
+        String::from_utf8_lossy(&whole.stdout).contains("such files have no checksums"),
+        "a model's own files are validated as they can be"
+    );
     ends(&verify(&dir.path().join("nowhere"), None), 4, &["nowhere", "cannot open the directory"]);
 }
 

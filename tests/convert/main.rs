@@ -188,6 +188,50 @@ fn a_killed_conversion_resumes_and_is_never_taken_for_whole() {
 }
 
 /// What a trainer keeps beside the tensors goes along, but for ranks' own states where their number changes; accelerate loads one tag alone.
+/// A conversion's output has no manifest: its own headers and checksums are validated, and with its source every element.
+#[test]
+fn what_convert_makes_is_verified_alone_and_against_its_source() {
+    let dir = TempDir::new().unwrap();
+    let verify = |target: &Path, against: Option<&str>| {
+        let mut command = shardwright();
+        command.arg("verify").arg(target);
+        if let Some(source) = against {
+            command.arg("--against").arg(fixture(source)).args(["--tie", "head.weight=emb.weight"]);
+        }
+        let output = command.output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned() + &stderr(&output))
+    };
+    for (to, ranks, sums) in
+        [("hf", "1", false), ("hf-sharded", "2", false), ("dcp", "3", true), ("zero3", "2", true), ("zero3-universal", "1", true)]
+    {
+        let target = dir.path().join(to);
+        convert("zero3", &target, &["--to", to, "--ranks", ranks]);
+        let (code, said) = verify(&target, Some("zero3"));
+        if to == "hf-sharded" {
+            assert_eq!(code, Some(4), "shards alone may be an unfinished save: {said}");
+            continue;
+        }
+        assert!(code == Some(0) && said.contains(" are the source's"), "{to}: {said}");
+        let (code, said) = verify(&target, None);
+        assert!(code == Some(0) && said.contains("checksums of") == sums, "{to}: {said}");
+    }
+    let target = dir.path().join("dcp");
+    let file = target.join("model/__1_0.distcp");
+    let whole = std::fs::read(&file).unwrap();
+    // The first byte of a tensor: what follows the local header of a member of torch.save's that is called so.
+    let length = |at: usize| usize::from(u16::from_le_bytes([whole[at], whole[at + 1]]));
+    let is_data = |at: &usize| whole[*at..].starts_with(b"PK\x03\x04") && whole[at + 30..at + 30 + length(at + 26)].ends_with(b"/data/0");
+    let header = (0..whole.len()).find(is_data).unwrap();
+    let mut damaged = whole.clone();
+    damaged[header + 30 + length(header + 26) + length(header + 28)] ^= 1;
+    std::fs::write(&file, damaged).unwrap();
+    let (code, said) = verify(&target, None);
+    assert!(code == Some(4) && said.contains("__1_0.distcp") && said.contains("CRC-32 differs"), "{code:?} {said}");
+    std::fs::write(&file, whole).unwrap();
+    let (code, said) = verify(&target, Some("fsdp2"));
+    assert_eq!(code, Some(8), "{said}");
+}
+
 #[test]
 fn files_of_the_trainer_and_the_tag_go_along() {
     let dir = TempDir::new().unwrap();

@@ -261,26 +261,32 @@ pub struct PlanArgs {
     pub out: Option<PathBuf>,
 }
 
-/// Check shards that `load --save` kept: every file, and with --against every element
+/// Check a checkpoint, or shards that `load --save` kept: every file, and with --against every element
 ///
 /// Every file that the manifest lists must be there with its size and SHA-256, and no other that a reader would take for a shard. With
 /// --against, the shards are put together by what they say of their place, and every element is compared with the source's, cast by the
-/// scalar reference: a check that shares nothing with the way they were loaded. Memory stays small whatever the model's size.
+/// scalar reference: a check that shares nothing with the way they were loaded. Of a directory without a manifest, such as `convert` makes,
+/// headers, sizes, places and the checksums of zips are validated, and --against compares parameters and optimizer states. Memory stays small
+/// whatever the model's size.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   shardwright verify shards/                                every file
   shardwright verify shards/ --against models/Qwen3-0.6B    and every element of every tensor
   shardwright verify shards/ --against Qwen/Qwen3-0.6B      the model in the Hugging Face cache
+  shardwright verify out/ --against run/checkpoint-500      what `convert` made, and the checkpoint that it was made of
 
-Exit codes: 0 all is right · 4 no complete save, or its manifest is damaged
+Exit codes: 0 all is right · 4 no complete save or checkpoint, or a damaged one
 6 a file cannot be read · 8 something differs, reported on standard error")]
 pub struct VerifyArgs {
-    /// The directory that was given to `load --save`.
+    /// The directory that was given to `load --save` or `convert`.
     pub dir: PathBuf,
-    /// The checkpoint that was loaded: a directory, a file, or a hub id in the local cache.
+    /// The checkpoint that was loaded or converted: a directory, a file, or a hub id in the local cache.
     #[arg(long, value_name = "MODEL")]
     pub against: Option<OsString>,
+    /// Name a tied tensor that ZeRO-3 does not record: lm_head.weight=model.embed_tokens.weight.
+    #[arg(long, value_name = "ALIAS=NAME", requires = "against")]
+    pub tie: Vec<String>,
     /// What to print on standard output.
     #[arg(long, value_enum, default_value_t = Format::Table)]
     pub format: Format,

@@ -79,10 +79,6 @@ fn verify(
         // Made into the model again, as a load makes it.
         target = target.with_model_names()?;
     }
-    let counted = Counted::new("verify", contents_bytes(contents).saturating_add(contents_bytes(&target)));
-    let found = diff(contents, &target, false, &|n| counted.add(n), cancel);
-    counted.finish();
-    let mut found = found?;
     let weights_only = options.params_only || matches!(options.to, Target::Hf | Target::HfSharded);
     let is_frozen = |name: &str| contents.tensor(name).is_some_and(|t| t.kind == Kind::Frozen);
     // What was listed as lost is no difference; neither are frozen parameters that a universal checkpoint has in partitions only.
@@ -91,7 +87,7 @@ fn verify(
         let alias = contents.aliases.iter().any(|(alias, _)| alias == name);
         alias || weights_only && state || options.to == Target::Universal && is_frozen(name)
     };
-    found.different.retain(|(name, difference)| *difference != Difference::OnlyFirst || !is_lost(name));
+    let found = carried(contents, &target, &is_lost, cancel)?;
     report(&found, "the source", "the target");
     match found.is_empty() && found.equal > 0 {
         true => {
@@ -102,13 +98,28 @@ fn verify(
     }
 }
 
-fn contents_bytes(contents: &Contents) -> u64 {
+/// How a target differs from its source, but for the source's tensors that it cannot have.
+pub fn carried(
+    source: &Contents,
+    target: &Contents,
+    is_lost: &dyn Fn(&str) -> bool,
+    cancel: &shardwright_engine::CancelToken,
+) -> Result<Differences, Failure> {
+    let counted = Counted::new("verify", contents_bytes(source).saturating_add(contents_bytes(target)));
+    let found = diff(source, target, false, &|n| counted.add(n), cancel);
+    counted.finish();
+    let mut found = found?;
+    found.different.retain(|(name, difference)| *difference != Difference::OnlyFirst || !is_lost(name));
+    Ok(found)
+}
+
+pub fn contents_bytes(contents: &Contents) -> u64 {
     let states = contents.optimizer.iter().flat_map(|o| &o.states).flat_map(|s| &s.tensors).map(|(_, data)| data);
     contents.tensors.iter().map(|t| &t.data).chain(states).map(Data::bytes).fold(0, u64::saturating_add)
 }
 
 /// Opens a checkpoint: a path, or a hub id in the local cache.
-fn open(argument: &str, name: &OsStr, ties: &[String]) -> Result<Contents, Failure> {
+pub fn open(argument: &str, name: &OsStr, ties: &[String]) -> Result<Contents, Failure> {
     let path = Path::new(name);
     let mut contents = match path.exists() {
         true => Contents::open(path)?,
@@ -208,7 +219,7 @@ fn after(found: &Differences, args: &DiffArgs) -> Option<String> {
 
 const MOST: usize = 100;
 
-fn report(found: &Differences, first: &str, second: &str) {
+pub fn report(found: &Differences, first: &str, second: &str) {
     for (name, difference) in found.different.iter().take(MOST) {
         let text = match difference {
             Difference::OnlyFirst => format!("only in {first}"),

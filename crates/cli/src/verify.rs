@@ -1,16 +1,19 @@
-//! `shardwright verify`: files against the manifest, elements against the source, and what to say of both.
+//! `shardwright verify`: files against the manifest, or against their own checksums, elements against the source, and what to say of both.
 
-use std::{ffi::OsStr, fmt::Write as _};
+use std::{collections::BTreeSet, ffi::OsStr, fmt::Write as _, path::Path};
 
 use serde_json::json;
 use shardwright_core::text::shown;
 use shardwright_engine::{
-    Checkpoint, HubEnv,
+    CancelToken, Checkpoint, HubEnv,
+    convert::{self, Contents, Kind},
+    filenames::MANIFEST,
     verify::{Verified, Verifier},
 };
 
 use crate::{
     args::{Format, VerifyArgs},
+    convert::{carried, contents_bytes, open, report},
     counted::Counted,
     exit::{Exit, Failure},
     load::cancel_on_signal,
@@ -21,6 +24,9 @@ use crate::{
 /// Runs the command.
 pub fn run(args: &VerifyArgs) -> Result<Exit, Failure> {
     let cancel = cancel_on_signal()?;
+    if args.dir.is_dir() && !args.dir.join(MANIFEST).exists() && !of_ranks(&args.dir) {
+        return converted(args, Contents::open(&args.dir)?, &cancel);
+    }
     let mut verifier = Verifier::open(&args.dir)?;
     let source = args.against.as_deref().map(|model| find("--against", model)).transpose()?;
     let source = source.map(|model| model.with_recorded_model(verifier.manifest().model.as_ref())).transpose()?;
@@ -34,6 +40,69 @@ pub fn run(args: &VerifyArgs) -> Result<Exit, Failure> {
     let reported = tell(args, &verifier, found?)?;
     counted.finish();
     Ok(reported)
+}
+
+/// True where a save may have begun: without its manifest nothing says that it is whole.
+fn of_ranks(dir: &Path) -> bool {
+    let names = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    names.filter_map(|name| name.into_string().ok()).any(|name| ["shard-", "partition-"].iter().any(|of_rank| name.starts_with(of_rank)))
+}
+
+/// What the files themselves say of being whole, and every element where there is a source.
+fn converted(args: &VerifyArgs, mut contents: Contents, cancel: &CancelToken) -> Result<Exit, Failure> {
+    let source = args.against.as_deref().map(|source| open("--against", source, &args.tie)).transpose()?;
+    let counted = Counted::new("verify", contents_bytes(&contents));
+    let sums = convert::check_sums(&contents, &|n| counted.add(n), cancel);
+    counted.finish();
+    let sums = sums?;
+    let names = |contents: &Contents| contents.tensors.iter().map(|t| t.name.clone()).collect::<BTreeSet<_>>();
+    let source = match source {
+        Some(source) if names(&source) != names(&contents) => {
+            // One may have the hub's names: both are made into the model, as a load makes it.
+            contents = contents.with_model_names()?;
+            Some(source.with_model_names()?)
+        }
+        other => other,
+    };
+    let compared = source.as_ref().map(|source| {
+        let is_lost = |name: &str| {
+            let state = contents.optimizer.is_none() && source.tensor(name).is_none() && name.starts_with("state.");
+            let frozen = contents.format == convert::Format::Universal && source.tensor(name).is_some_and(|t| t.kind == Kind::Frozen);
+            state || frozen || source.aliases.iter().any(|(alias, _)| alias == name)
+        };
+        carried(source, &contents, &is_lost, cancel)
+    });
+    let found = compared.transpose()?;
+    let good = found.as_ref().is_none_or(|found| found.is_empty() && found.equal > 0);
+    if let Some(found) = &found {
+        report(found, "the source", "the target");
+    }
+    if args.format == Format::Json {
+        let problems: Vec<String> =
+            found.iter().flat_map(|f| f.different.iter().map(|(name, _)| name.clone()).chain(f.notes.clone())).collect();
+        let elements = found.as_ref().map_or(0, |f| f.elements);
+        let reported = json!({ "verified": good, "files": sums.files, "bytes": sums.bytes, "bytes_with_checksums": sums.summed,
+            "elements_compared": elements, "problems": problems });
+        print(&format!("{reported:#}\n"))?;
+    } else if good {
+        let tensors = count(contents.tensors.len() as u64, "tensor");
+        let states = if contents.optimizer.is_some() { ", optimizer states" } else { "" };
+        let whole = match sums.summed {
+            0 => "headers, sizes and places fit; such files have no checksums".to_owned(),
+            summed => format!("headers, sizes and places fit, and so do the checksums of {}", bytes(summed)),
+        };
+        let files = count(sums.files, "file");
+        let mut text =
+            format!("{}: {}, {tensors}{states}\n{files}, {} in all: {whole}\n", args.dir.display(), contents.format, bytes(sums.bytes));
+        // Writing to a string cannot fail.
+        let _ = match &found {
+            Some(found) => writeln!(text, "{} elements of {} are the source's", found.elements, count(found.equal, "tensor")),
+            None => writeln!(text, "their elements were not compared with a source: --against SOURCE does"),
+        };
+        print(&text)?;
+        print_next(&format!("shardwright inspect {} shows its tensors and optimizer", args.dir.display()));
+    }
+    Ok(if good { Exit::Done } else { Exit::Mismatch })
 }
 
 /// A directory, a file, or a hub id, as a config's `model`; what is not UTF-8 can only be a path.

@@ -236,6 +236,34 @@ pub fn content(source: &(impl ReadAt + ?Sized), member: &Member, most: u64) -> R
     Ok(content)
 }
 
+/// Reads a member of any size, in blocks, and validates its checksum: the bytes that it validated, none where the archive states no checksum
+/// or where `go_on`, which hears of every block, says no.
+///
+/// # Errors
+/// As [`content`].
+pub fn checked(source: &(impl ReadAt + ?Sized), member: &Member, go_on: &dyn Fn(u64) -> bool) -> Result<u64> {
+    const BLOCK: u64 = 1 << 20;
+    let start = payload(source, member)?;
+    if member.crc == 0 {
+        return Ok(0);
+    }
+    let mut hasher = crc32fast::Hasher::new();
+    for at in (0..member.size).step_by(1 << 20) {
+        let block = bytes(source, start + at, BLOCK.min(member.size - at), "member")?;
+        hasher.update(&block);
+        if !go_on(block.len() as u64) {
+            return Ok(0);
+        }
+    }
+    match hasher.finalize() {
+        crc if crc == member.crc => Ok(member.size),
+        crc => {
+            let error = FormatError::new(format_args!("zip member '{}' is damaged: its CRC-32 differs", member.name));
+            Err(error.expected(format_args!("{:08x}", member.crc)).found(format_args!("{crc:08x}")))
+        }
+    }
+}
+
 /// What a writer of stored zips must put where. Members are laid out in the order of their names given; each payload starts at a multiple of
 /// 64 bytes of the archive, as `torch.save` has it.
 #[derive(Clone, Debug)]

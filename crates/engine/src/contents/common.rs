@@ -20,7 +20,7 @@ pub(super) fn list(dir: &Path) -> Result<Vec<String>> {
 }
 
 /// Puts the file to an error of its bytes.
-pub(super) fn malformed(path: &Path) -> impl Fn(FormatError) -> EngineError {
+pub(crate) fn malformed(path: &Path) -> impl Fn(FormatError) -> EngineError {
     move |error| {
         let text = error.to_string();
         match error.into_io() {

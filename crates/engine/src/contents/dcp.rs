@@ -122,11 +122,22 @@ pub(super) fn open(path: &Path, dirs: &[PathBuf]) -> Result<Contents> {
     Ok(contents)
 }
 
-fn read(dir: &Path, second: bool, found: &mut Found) -> Result<()> {
+fn metadata(dir: &Path) -> Result<Metadata> {
     let path = dir.join(".metadata");
     let bytes = read_bounded(&path, shardwright_formats::dcp::MAX_METADATA, "the metadata is too large")?;
-    let metadata = Metadata::parse(&bytes).map_err(malformed(&path))?;
-    drop(bytes);
+    Metadata::parse(&bytes).map_err(malformed(&path))
+}
+
+/// Where the items of a directory lie, each a file of `torch.save`.
+pub(super) fn items(dir: &Path) -> Result<Vec<(PathBuf, (u64, u64))>> {
+    let metadata = metadata(dir)?;
+    let places = metadata.tensors.iter().flat_map(|t| &t.chunks).map(|chunk| &chunk.place);
+    let places = places.chain(metadata.values.iter().map(|(_, place)| place));
+    Ok(places.map(|place| (dir.join(&place.file), (place.offset, place.length))).collect())
+}
+
+fn read(dir: &Path, second: bool, found: &mut Found) -> Result<()> {
+    let metadata = metadata(dir)?;
     let mut items = Items { dir, open: BTreeMap::new() };
     for tensor in &metadata.tensors {
         let data = items.tensor(tensor, &mut found.files).map_err(|e| e.tensor(&tensor.name))?;

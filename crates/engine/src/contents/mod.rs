@@ -12,7 +12,10 @@ mod torch_save;
 pub(crate) mod types;
 mod universal;
 
-pub(crate) use self::{common::sorted, open::is_parted};
+pub(crate) use self::{
+    common::{malformed, sorted},
+    open::{dcp_items, is_parted},
+};
 pub use self::{
     data::Data,
     open::is_other_format,

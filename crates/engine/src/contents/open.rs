@@ -1,6 +1,9 @@
 //! Recognises a checkpoint by what it holds, and describes it as [`Contents`].
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use super::{common::list, dcp, deepspeed, safetensors, torch_save, types::Contents, universal};
 use crate::{
@@ -72,4 +75,10 @@ pub(crate) fn is_parted(dir: &Path) -> bool {
         || has("latest_universal")
         || names.iter().any(|n| n.ends_with("_model_states.pt"))
         || dcp::find(dir, &names).is_some()
+}
+
+/// The items of a torch distributed checkpoint, each a file of `torch.save` in a stretch of a file.
+pub(crate) fn dcp_items(path: &Path) -> Result<Vec<(PathBuf, (u64, u64))>> {
+    let dirs = dcp::find(path, &list(path)?).unwrap_or_default();
+    Ok(dirs.iter().map(|dir| dcp::items(dir)).collect::<Result<Vec<_>>>()?.concat())
 }

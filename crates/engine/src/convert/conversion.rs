@@ -3,10 +3,11 @@
 use std::{
     fs,
     io::{self, Write as _},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use super::{
+    beside::{self, Beside},
     names::Names,
     options::{ConvertOptions, Target},
     stage::{Stage, check_free},
@@ -19,7 +20,6 @@ use crate::{
     error::{EngineError, ErrorKind, Result},
     file::{self, Stamp},
     load::CancelToken,
-    save,
 };
 
 /// A conversion that was planned: nothing is written yet.
@@ -27,7 +27,7 @@ use crate::{
 pub struct Conversion<'a> {
     contents: &'a Contents,
     files: Vec<OutFile<'a>>,
-    copied: Vec<(String, PathBuf)>,
+    copied: Vec<Beside>,
     lost: Vec<String>,
 }
 
@@ -81,7 +81,7 @@ impl<'a> Conversion<'a> {
         let from = options.config.as_deref().filter(|_| of_model).unwrap_or(&contents.path);
         let copied = match (from.is_dir(), of_model) {
             (false, _) => Vec::new(),
-            (true, true) => side_files(from)?,
+            (true, true) => beside::of_model(from)?,
             (true, false) => {
                 let same_ranks = contents.ranks == Some(u64::from(options.ranks));
                 let (mine, of_ranks): (Vec<_>, Vec<_>) = trainer::files(from)?.into_iter().partition(|file| same_ranks || !file.of_rank);
@@ -89,7 +89,7 @@ impl<'a> Conversion<'a> {
                     let what = "states of data loaders and random numbers, which are of another number of ranks";
                     lost.push(format!("{what}: {} files such as {}", of_ranks.len(), file.name));
                 }
-                mine.into_iter().map(|file| (file.name, file.path)).collect()
+                mine.into_iter().map(|file| Beside::new(file.name, file.path)).collect::<Result<_>>()?
             }
         };
         Ok(Self { contents, files, copied, lost })
@@ -132,19 +132,13 @@ impl<'a> Conversion<'a> {
             self.files.iter().filter(|f| stage.has(&f.name)).map(of).fold(0, u64::saturating_add)
         };
         let (resumed, resumed_source) = (kept(&stage, &|f| f.size), kept(&stage, &|f| f.source_bytes()));
-        check_room(parent, self.bytes() - resumed)?;
+        let copied = self.copied.iter().map(Beside::bytes).fold(0, u64::saturating_add);
+        check_room(parent, (self.bytes() - resumed).saturating_add(copied))?;
         let source_bytes = self.source_bytes() - resumed_source;
         write::write(&mut stage, &mut self.files, &self.contents.files, watch, cancel)?;
-        let mut copied = 0;
-        for (name, from) in &self.copied {
-            let to = stage.path.join(name);
-            if let Some(dir) = to.parent() {
-                fs::create_dir_all(dir).map_err(|e| EngineError::io("cannot make the directory", dir, e))?;
-            }
-            copied += fs::copy(from, &to).map_err(|e| EngineError::io("cannot copy the file", from, e))?;
-            fs::File::open(&to).and_then(|f| f.sync_all()).map_err(|e| EngineError::io("cannot bring the file to the disk", &to, e))?;
-        }
+        self.copied.iter().try_for_each(|file| file.copy(&stage.path, cancel))?;
         self.contents.files.check_unchanged()?;
+        self.copied.iter().try_for_each(Beside::check_unchanged)?;
         let (files, bytes) = (self.files.len() + self.copied.len(), self.bytes() + copied);
         stage.commit(target, parent)?;
         Ok(Converted { files: files as u64, bytes, source_bytes, resumed })
@@ -167,15 +161,6 @@ impl<'a> Conversion<'a> {
         drop(out);
         Ok(hasher.finish())
     }
-}
-
-/// Config and tokenizer of a directory, with their paths.
-fn side_files(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
-    let entries = fs::read_dir(dir).map_err(|e| EngineError::io("cannot list the directory", dir, e))?;
-    let mut names: Vec<String> = entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect();
-    names.sort();
-    names.retain(|name| save::is_copied(name) && fs::metadata(dir.join(name)).is_ok_and(|m| m.is_file()));
-    Ok(names.into_iter().map(|name| (name.clone(), dir.join(name))).collect())
 }
 
 /// Compares what is to be written with what the disk has.

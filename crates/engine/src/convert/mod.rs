@@ -1,11 +1,13 @@
 //! Any checkpoint to any other. What there is, [`contents`](crate::contents) describes; `target` plans the files that are wanted, `write` moves
 //! the bytes in blocks, and `conversion` leads. Memory does not grow with the model. [`diff`] compares two checkpoints element for element.
 
+mod beside;
 mod conversion;
 mod diff;
 mod names;
 mod options;
 mod stage;
+mod sums;
 mod target;
 mod trainer;
 mod write;
@@ -16,6 +18,7 @@ pub use self::{
     names::Names,
     options::{ConvertOptions, Target},
     stage::check_free,
+    sums::{Sums, check_sums},
 };
 pub use crate::contents::{Contents, Data, Format, Group, Kind, Optimizer, State, Tensor, is_other_format};
 

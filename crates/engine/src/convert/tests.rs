@@ -277,3 +277,25 @@ fn a_source_that_changes_meanwhile_is_refused_and_leaves_nothing() {
     let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
     assert_eq!(left, [at], "nothing but the source is left");
 }
+
+/// A target without its tokenizer, or with half of it, would be found out by whoever loads it.
+#[test]
+fn files_that_go_along_are_regular_and_stay_what_they_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = copy("fsdp2", dir.path());
+    let file = at.join("tokenizer.json");
+    fs::write(&file, "{}").unwrap();
+    let contents = Contents::open(&at).unwrap();
+    let touched = std::sync::Once::new();
+    let touch = |_: u64| touched.call_once(|| fs::write(&file, "[]").unwrap());
+    let target = dir.path().join("target");
+    let plan = || Conversion::plan(&contents, &ConvertOptions::new(Target::Hf));
+    let error = plan().unwrap().run(&target, &touch, &CancelToken::default()).unwrap_err().to_string();
+    assert!(error.contains("tokenizer.json") && error.contains("was written to") && !target.exists(), "{error}");
+    plan().unwrap().run(&target, &|_| {}, &CancelToken::default()).unwrap();
+    assert_eq!(fs::read_to_string(target.join("tokenizer.json")).unwrap(), "[]");
+    fs::remove_file(&file).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&file).status().unwrap().success());
+    let error = plan().unwrap_err().to_string();
+    assert!(error.contains("tokenizer.json") && error.contains("not a regular file"), "{error}");
+}

@@ -46,7 +46,7 @@ pub(super) fn files(dir: &Path) -> Result<Vec<TrainerFile>> {
             let name = if sub.is_empty() { file } else { format!("{sub}/{file}") };
             let path = dir.join(&name);
             let of_rank = is_of_rank(&name);
-            if (of_rank || WHOLE.contains(&name.as_str())) && path.is_file() {
+            if (of_rank || WHOLE.contains(&name.as_str())) && !path.is_dir() {
                 out.push(TrainerFile { name, path, of_rank });
             }
         }
