@@ -62,9 +62,12 @@ done
 echo "== python: lint and types"
 cargo fmt --check
 cargo clippy --quiet --all-targets --locked -- -D warnings
-ruff check python tests
-ruff format --check python tests
+ruff check python tests reference.py
+ruff format --check python tests reference.py
 mypy
+"$home/current/bin/python" reference.py "$wheels/python-reference.md"
+cmp "$wheels/python-reference.md" ../../docs/python-reference.md ||
+    { echo "docs/python-reference.md is out of date: python bindings/python/reference.py" >&2; exit 1; }
 
 # ---- checkpoints that the real engines save, converted, and loaded by the real engines again
 if [ $# -eq 0 ]; then

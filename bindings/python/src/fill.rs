@@ -93,7 +93,6 @@ pub fn fill<'py>(
     let mut seen = HashMap::with_capacity(items.len());
     let items = items.into_iter().map(|i| item(&opened, i, &mut seen)).collect::<PyResult<Vec<_>>>()?;
     let items = memory::check(items)?;
-    memory::advise(&items);
     let stats = wait::run(py, progress.as_ref(), |cancel, progress| {
         // SAFETY: `memory::check` saw that the memory is writable and that no two parts overlap; the Python side takes address and size
         // from tensors that it holds and that nothing else uses before it returns.

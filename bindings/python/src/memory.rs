@@ -30,22 +30,46 @@ fn writable() -> Option<Vec<Stretch>> {
 /// Bytes of a huge page.
 const HUGE_PAGE: usize = 2 << 20;
 
-/// Asks for huge pages where an item's memory covers whole ones. Fresh memory is touched a page at a time, and small pages make that several
-/// times slower than the read; torch asks for huge pages only where an environment variable says so.
-pub fn advise(items: &[Item]) {
+/// Between one item's memory and the next there is an allocator's header, or the rest of a page.
+const NEIGHBOURS: usize = 32 << 10;
+
+/// Asks for huge pages where memory of items covers whole ones, one item's or that of neighbours: torch gives each tensor a mapping of its own, the
+/// kernel joins these, and a huge page may lie across two of them. Fresh memory is touched a page at a time, and small pages make that several times
+/// slower than the read.
+fn advise(items: &[Item], order: &[usize], maps: &[Stretch]) {
+    let mut run: Option<Stretch> = None;
+    for &i in order {
+        let to = &items[i].to;
+        let (start, end) = (to.address, to.address.saturating_add(usize::try_from(to.bytes).unwrap_or(usize::MAX)));
+        match &mut run {
+            Some(run) if start <= run.end.saturating_add(NEIGHBOURS) && within(maps, run.start, end) => run.end = run.end.max(end),
+            _ => {
+                huge(run.replace(start..end));
+            }
+        }
+    }
+    huge(run);
+}
+
+fn huge(run: Option<Stretch>) {
     #[cfg(target_os = "linux")]
-    for item in items {
-        let end = item.to.address.saturating_add(usize::try_from(item.to.bytes).unwrap_or(usize::MAX)) / HUGE_PAGE * HUGE_PAGE;
-        let start = item.to.address.div_ceil(HUGE_PAGE).saturating_mul(HUGE_PAGE);
+    if let Some(run) = run {
+        let (start, end) = (run.start.div_ceil(HUGE_PAGE).saturating_mul(HUGE_PAGE), run.end / HUGE_PAGE * HUGE_PAGE);
         if start < end {
-            // SAFETY: advice on memory that `check` saw to be mapped and that the caller keeps; no value of it changes. Where the kernel has
-            // no huge pages the call fails and nothing happens.
+            // SAFETY: advice on memory that is mapped; no value of it changes. Where the kernel has no huge pages the call fails and nothing happens.
             unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_HUGEPAGE) };
         }
     }
+    #[cfg(not(target_os = "linux"))]
+    drop(run);
 }
 
-/// Refuses memory that a fill would not survive. Parts that are the same in every respect are kept once.
+/// Whether one writable mapping holds all of it.
+fn within(maps: &[Stretch], start: usize, end: usize) -> bool {
+    maps.get(maps.partition_point(|m| m.end <= start)).is_some_and(|m| m.start <= start && end <= m.end)
+}
+
+/// Refuses memory that a fill would not survive, and asks for huge pages for the rest. Parts that are the same in every respect are kept once.
 pub fn check(items: Vec<Item>) -> PyResult<Vec<Item>> {
     let size = |item: &Item| usize::try_from(item.to.bytes).unwrap_or(usize::MAX);
     let mut order: Vec<usize> = (0..items.len()).filter(|&i| items[i].to.bytes > 0).collect();
@@ -54,14 +78,14 @@ pub fn check(items: Vec<Item>) -> PyResult<Vec<Item>> {
     for &i in &order {
         let item = &items[i];
         let (start, end) = (item.to.address, item.to.address.saturating_add(size(item)));
-        let inside = maps.as_ref().is_none_or(|maps| {
-            let at = maps.partition_point(|m| m.end <= start);
-            maps.get(at).is_some_and(|m| m.start <= start && end <= m.end)
-        });
+        let inside = maps.as_ref().is_none_or(|maps| within(maps, start, end));
         if start != 0 && !inside {
             let what = "its memory cannot be written: it is read-only, or was freed";
             return Err(errors::raise("ConfigError", &format!("tensor '{}': {what}", item.name)));
         }
+    }
+    if let Some(maps) = &maps {
+        advise(&items, &order, maps);
     }
     let mut dropped = vec![false; items.len()];
     let mut last: Option<usize> = None;

@@ -158,6 +158,11 @@ class Plan:
 def plan(config: AnyPath, overrides: Overrides = (), *, rank: int | None = None, world_size: int | None = None) -> Plan:
     """Resolves a config, opens the checkpoint that it names, plans, and validates the plan. Reads headers alone.
 
+    Args:
+        config, overrides: as for `resolve`.
+        rank: this process's rank; by default the launcher's, else the plan is for all of them.
+        world_size: number of ranks; by default the launcher's, else 1.
+
     Raises:
         ConfigError: the config is wrong, with file, line and caret.
         CheckpointError: the checkpoint is missing or malformed.
@@ -449,10 +454,17 @@ class Differences:
 
 
 def diff(first: AnyPath, second: AnyPath, *, common: bool = False, ties: Mapping[str, str] | None = None, progress: Progress = False) -> Differences:
-    """Compares two checkpoints of any formats, element for element. `common` leaves out what only one of them has.
+    """Compares two checkpoints of any formats, element for element: shapes have to be equal, and values after a cast to the wider dtype.
+
+    Args:
+        first, second: what `convert` takes as a source.
+        common: leave out what only one of them has.
+        ties: tied names that a checkpoint does not record, alias to name.
+        progress: as for `load`.
 
     Raises:
         CheckpointError: one of them is missing or malformed.
+        IoError: a read failed.
     """
     bar = Bar(progress)
     try:

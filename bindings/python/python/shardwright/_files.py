@@ -69,6 +69,9 @@ class Verified:
 def inspect(checkpoint: str | os.PathLike[str] | _native.Checkpoint) -> Inspection:
     """Reads a checkpoint's headers.
 
+    Args:
+        checkpoint: a directory of safetensors files, one such file, or a hub id.
+
     Raises:
         CheckpointError: it is missing or malformed.
     """
@@ -84,6 +87,14 @@ def verify(
     progress: bool | Callable[[int, int], object] = False,
 ) -> Verified:
     """Checks what `shardwright load --save` wrote: files against the manifest, and with `against` each element against the source.
+
+    Args:
+        directory: what `load --save` wrote.
+        against: the source, of any format that `load` takes.
+        progress: True for a tqdm bar, or a callable that takes the bytes done and the bytes to do.
+
+    Returns:
+        A `Verified`, which is false if anything is wrong.
 
     Raises:
         CheckpointError: the directory is not one of shards, or the source is malformed.

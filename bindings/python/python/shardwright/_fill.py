@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -26,6 +27,9 @@ STAGING_BYTES = 64 << 20
 """Memory for values that cannot be written in place: on another device, not contiguous, or computed."""
 
 MOST_NAMED = 8
+
+_Listed = tuple[str, str, list[int]]
+"""A tensor of the checkpoint: name, dtype, shape."""
 
 
 @dataclass
@@ -105,7 +109,8 @@ def fill(model: torch.nn.Module, checkpoint: str | os.PathLike[str] | _native.Ch
     installed transformers. No collective is called.
 
     Args:
-        model: a module, wrapped in any way. Parameters may be on meta.
+        model: a module, wrapped in any way. Parameters may be on meta. The whole shape of each, over all ranks, has to be the checkpoint's, after
+            its conversions.
         checkpoint: a directory of safetensors files, one such file, or a hub id, which is fetched if it is not in the cache.
         device: where tensors on meta are put; by default the device of the mesh, or the CPU.
         missing: what becomes of parameters that the checkpoint lacks: "error", "init" (the model's own initialisation), or "keep".
@@ -170,13 +175,15 @@ def _fill_all(model: torch.nn.Module, checkpoint: Any, options: Options) -> Load
     reshard(model)
     whole, model = model, base_of(model)
     kept, transient = slots(model)
-    report, jobs, new = resolve(model, opened, kept, options)
+    tensors = opened.tensors()
+    report, jobs, new = resolve(model, tensors, kept, options)
     fresh = materialise(whole, options.device)
     if fresh:
-        for slot in [*(j[0] for j in jobs), *new, *transient]:
-            refresh(slot)
+        for slot in [*kept, *transient]:
+            if slot.buffer:
+                refresh(slot)
     with torch.no_grad():
-        read(model, opened, jobs, report, options)
+        read(model, opened, tensors, jobs, report, options, fresh)
         if not options.defer:
             remake(model, new, transient, fresh, report, options)
     for slot, _ in jobs:
@@ -187,12 +194,12 @@ def _fill_all(model: torch.nn.Module, checkpoint: Any, options: Options) -> Load
 
 
 def resolve(
-    model: torch.nn.Module, opened: _native.Checkpoint, kept: list[Slot], options: Options
+    model: torch.nn.Module, tensors: list[_Listed], kept: list[Slot], options: Options
 ) -> tuple[LoadReport, list[tuple[Slot, Recipe]], list[Slot]]:
     """Which slot is made how, and which are new. Depends on the model and the headers alone, so it is the same on every rank."""
-    tensors = {name: shape for name, _, shape in opened.tensors()}
+    shapes = {name: shape for name, _, shape in tensors}
     state = {name: slot.tensor for slot in kept for name in slot.names}
-    traced = trace(model, tensors, options.conversions, state)
+    traced = trace(model, shapes, options.conversions, state)
     if traced.errors:
         name, why = next(iter(traced.errors.items()))
         raise PlanError(f"tensor '{name}': its conversion failed: {why}")
@@ -200,16 +207,20 @@ def resolve(
     ties = _ties(model)
     jobs, new = [], []
     wrong: list[str] = []
+    recipes = traced.recipes
     for slot in kept:
-        names = sorted(slot.names, key=lambda n: n in ties)
-        found = next((n for n in names if n in traced.recipes), None)
-        if found is None:
-            # A tie that nobody has made yet: the alias has memory of its own and is filled alike.
-            found = next((ties[n] for n in names if ties.get(n) in traced.recipes), None)
-        recipe = traced.recipes.get(found) if found is not None else None
-        for alias in slot.names:
-            if found is not None and alias != found:
-                report.tied[alias] = found
+        names = slot.names
+        if len(names) == 1 and names[0] in recipes:
+            found: str | None = names[0]
+        else:
+            names = sorted(names, key=lambda n: n in ties)
+            found = next((n for n in names if n in recipes), None)
+            if found is None:
+                # A tie that nobody has made yet: the alias has memory of its own and is filled alike.
+                found = next((ties[n] for n in names if ties.get(n) in recipes), None)
+            if found is not None:
+                report.tied.update({alias: found for alias in slot.names if alias != found})
+        recipe = recipes.get(found) if found is not None else None
         if recipe is None and slot.adapter:
             # PEFT's own, which no checkpoint of the base has: made anew only where it has no value yet.
             if slot.tensor.is_meta:
@@ -262,46 +273,61 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:MOST_NAMED]) + (f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else "")
 
 
-@dataclass
-class _Staged:
-    """A value that is read next to its place and then copied."""
+@dataclass(slots=True)
+class _Way:
+    """How values of one dtype come into memory of another."""
 
-    buffer: torch.Tensor
-    target: torch.Tensor
+    castable: bool
+    count: int = 0
 
 
-def read(model: torch.nn.Module, opened: _native.Checkpoint, jobs: Iterable[tuple[Slot, Recipe]], report: LoadReport, options: Options) -> None:
-    """Reads every slot's part into its memory."""
-    dtypes = {name: dtype for name, dtype, _ in opened.tensors()}
-    castable: dict[tuple[str, torch.dtype, str | None], bool] = {}
+def read(
+    model: torch.nn.Module,
+    opened: _native.Checkpoint,
+    tensors: list[_Listed],
+    jobs: Iterable[tuple[Slot, Recipe]],
+    report: LoadReport,
+    options: Options,
+    fresh: Container[int] = (),
+) -> None:
+    """Reads every slot's part into its memory. `fresh` are the ids of tensors whose memory was made just now."""
+    dtypes = {name: dtype for name, dtype, _ in tensors}
+    ways: dict[tuple[str, torch.dtype, str | None], _Way] = {}
+    ranges: dict[Any, Any] = {}
     rounding = _rounding(model, options)
     direct: list[Any] = []
     later: list[tuple[Slot, Part, Recipe, str]] = []
     computed: list[tuple[Slot, Part, Recipe]] = []
     for slot, recipe in jobs:
-        where = part(slot)
-        check_writable(slot, where.local)
+        where = part(slot, ranges)
+        local = where.local
+        if id(slot.tensor) not in fresh:
+            check_writable(slot, local)
         if recipe.group is not None:
             computed.append((slot, where, recipe))
             continue
-        sources = recipe.sources()
-        kinds = {dtypes[s] for s in sources}
-        if len(kinds) > 1:
-            raise UnsupportedError(f"tensor '{slot.name}': made of tensors of different dtypes: {', '.join(sorted(kinds))}")
-        local = where.local
-        kind = kinds.pop() if kinds else _name(local.dtype)
-        if kind != _name(local.dtype):
-            key = f"{kind} -> {_name(local.dtype)}"
-            report.casts[key] = report.casts.get(key, 0) + 1
-        _check_kind(slot, kind, local.dtype)
+        if recipe.source is not None:
+            kind = dtypes[recipe.source]
+        else:
+            kinds = {dtypes[s] for s in recipe.sources()}
+            if len(kinds) > 1:
+                raise UnsupportedError(f"tensor '{slot.name}': made of tensors of different dtypes: {', '.join(sorted(kinds))}")
+            kind = kinds.pop() if kinds else _name(local.dtype)
         through = rounding(slot, kind)
-        known = (kind, local.dtype, through)
-        if known not in castable:
-            castable[known] = all(_native.casts(a, b) for a, b in _steps(kind, through, _name(local.dtype)))
-        if local.device.type == "cpu" and local.is_contiguous() and castable[known]:
+        way = ways.get((kind, local.dtype, through))
+        if way is None:
+            _check_kind(slot, kind, local.dtype)
+            way = _Way(all(_native.casts(a, b) for a, b in _steps(kind, through, _name(local.dtype))))
+            ways[kind, local.dtype, through] = way
+        way.count += 1
+        if way.castable and local.device.type == "cpu" and local.is_contiguous():
             direct.append(_item(slot, recipe, where, local, through))
         else:
             later.append((slot, where, recipe, kind))
+    for (kind, to, _), way in ways.items():
+        if kind != _name(to):
+            key = f"{kind} -> {_name(to)}"
+            report.casts[key] = report.casts.get(key, 0) + way.count
     bar = _Bar(options.progress)
     try:
         if direct:
@@ -318,8 +344,7 @@ def _steps(kind: str, through: str | None, to: str) -> list[tuple[str, str]]:
 
 def _item(slot: Slot, recipe: Recipe, where: Part, memory: torch.Tensor, through: str | None, dtype: torch.dtype | None = None) -> Any:
     assembly = recipe.source if recipe.source is not None else recipe.pieces
-    address, size = memory.data_ptr(), memory.numel() * memory.element_size()
-    return (slot.name, list(slot.shape), assembly, through, where.ranges, where.flat, address, size, _name(dtype or memory.dtype))
+    return (slot.names[0], slot.shape, assembly, through, where.ranges, where.flat, memory.data_ptr(), memory.nbytes, _name(dtype or memory.dtype))
 
 
 def _native_fill(opened: _native.Checkpoint, items: list[Any], report: LoadReport, options: Options, bar: _Bar) -> None:
@@ -431,12 +456,13 @@ def _rounding(model: torch.nn.Module, options: Options) -> Callable[[Slot, str],
     patterns = [(re.compile(p.replace("*", ".*")), d) for p, d in plan.items()]
     name = _name(to)
 
+    @functools.cache
+    def rounded(kind: str, to: str, dtype: torch.dtype) -> str | None:
+        return to if getattr(torch, kind).is_floating_point and to not in (kind, _name(dtype)) else None
+
     def through(slot: Slot, kind: str) -> str | None:
-        if not getattr(torch, kind).is_floating_point:
-            return None
-        kept = next((d for p, d in patterns if any(p.search(n) for n in slot.names)), None)
-        dtype = _name(kept) if kept is not None else name
-        return None if dtype in (kind, _name(slot.tensor.dtype)) else dtype
+        kept = next((d for p, d in patterns if any(p.search(n) for n in slot.names)), None) if patterns else None
+        return rounded(kind, name if kept is None else _name(kept), slot.tensor.dtype)
 
     return through
 
@@ -449,5 +475,6 @@ def _check_kind(slot: Slot, kind: str, dtype: torch.dtype) -> None:
         raise UnsupportedError(f"tensor '{slot.name}': {_name(dtype)} in the model, {kind} in the checkpoint; quantised parameters are not filled")
 
 
+@functools.cache
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

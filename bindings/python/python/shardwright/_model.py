@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ._errors import ConfigError, PlanError, UnsupportedError
+
+if TYPE_CHECKING or torch.distributed.is_available():
+    from torch.distributed.tensor import DTensor
+else:
+
+    class DTensor:
+        """Of a torch without torch.distributed: nothing is one."""
+
 
 WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
 """Parts of a name that come from wrapped modules: torch.compile, activation checkpointing."""
@@ -33,6 +41,10 @@ class Slot:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the whole tensor, over all ranks."""
+        if type(self.tensor) is DTensor:
+            meta = self.tensor._spec.tensor_meta
+            if meta is not None:
+                return tuple(meta.shape)
         return tuple(getattr(self.tensor, "ds_shape", self.tensor.shape))
 
 
@@ -74,28 +86,36 @@ def slots(model: torch.nn.Module) -> tuple[list[Slot], list[Slot]]:
     """Parameters and persistent buffers, and buffers that no checkpoint has; a tensor with several names is one slot."""
     kept: dict[int, Slot] = {}
     other: dict[int, Slot] = {}
+    modules = list(model.named_modules(remove_duplicate=False))
     # PEFT puts a layer with adapters in the place of each that it adapts; the layer itself is inside of it.
-    tuned = tuple(p + "." for p, m in model.named_modules(remove_duplicate=False) if hasattr(m, "base_layer") and hasattr(m, "adapter_layer_names"))
-    for prefix, module in model.named_modules(remove_duplicate=False):
-        for wrapper in WRAPPERS:
-            if wrapper[:-1] in prefix:
-                prefix = (prefix + ".").replace(wrapper, "").removesuffix(".")
+    tuned = tuple(p + "." for p, m in modules if hasattr(m, "base_layer") and hasattr(m, "adapter_layer_names"))
+    for prefix, module in modules:
+        if not module._parameters and not module._buffers:
+            continue
+        if "._" in prefix or prefix.startswith("_"):
+            for wrapper in WRAPPERS:
+                if wrapper[:-1] in prefix:
+                    prefix = (prefix + ".").replace(wrapper, "").removesuffix(".")
         dot = prefix + "." if prefix else ""
         adapter = bool(tuned) and dot.startswith(tuned) and ".base_layer." not in dot and dot not in tuned
         if tuned:
             dot = dot.replace(".base_layer.", ".")
         for name, tensor in module._parameters.items():
             if tensor is not None:
-                slot = kept.setdefault(id(tensor), Slot(tensor, [], adapter=adapter))
-                slot.names.append(dot + name)
-                slot.modules.append((module, name))
+                _note(kept, tensor, dot + name, module, name, False, adapter)
         for name, tensor in module._buffers.items():
             if tensor is not None:
-                of = other if name in module._non_persistent_buffers_set else kept
-                slot = of.setdefault(id(tensor), Slot(tensor, [], buffer=True))
-                slot.names.append(dot + name)
-                slot.modules.append((module, name))
+                _note(other if name in module._non_persistent_buffers_set else kept, tensor, dot + name, module, name, True, False)
     return list(kept.values()), list(other.values())
+
+
+def _note(found: dict[int, Slot], tensor: torch.Tensor, full: str, module: torch.nn.Module, name: str, buffer: bool, adapter: bool) -> None:
+    slot = found.get(id(tensor))
+    if slot is None:
+        found[id(tensor)] = Slot(tensor, [full], buffer, adapter, [(module, name)])
+    else:
+        slot.names.append(full)
+        slot.modules.append((module, name))
 
 
 def refresh(slot: Slot) -> None:
@@ -113,41 +133,53 @@ def reshard(model: torch.nn.Module) -> None:
             module.reshard()
 
 
-def _offloaded(model: torch.nn.Module) -> set[int]:
-    """Parameters that FSDP2 keeps on the CPU."""
-    found: set[int] = set()
-    for module in model.modules():
-        if hasattr(module, "_get_fsdp_state"):
-            state: Any = module._get_fsdp_state()
-            groups = getattr(state, "_fsdp_param_groups", None) or [getattr(state, "_fsdp_param_group", None)]
-            found |= {id(p.sharded_param) for g in groups if g is not None for p in g.fsdp_params if getattr(p, "offload_to_cpu", False)}
-    return found
-
-
 def materialise(model: torch.nn.Module, device: torch.device | str | None) -> set[int]:
     """Gives memory to every tensor on meta and returns the ids of those tensors. Parameters keep their identity, so ties and optimizers survive."""
-    meta = [t for t in [*model.parameters(), *model.buffers()] if t.is_meta]
-    if not meta:
+    modules = list(model.modules())
+    parameters = [(m, n, p) for m in modules for n, p in m._parameters.items() if p is not None and p.is_meta]
+    buffers = [(m, n, b) for m in modules for n, b in m._buffers.items() if b is not None and b.is_meta]
+    if not parameters and not buffers:
         return set()
-    on_cpu = _offloaded(model)
+    groups, units = _groups(modules)
+    on_cpu = {id(p.sharded_param) for g in groups for p in g.fsdp_params if getattr(p, "offload_to_cpu", False)}
     made: dict[int, torch.Tensor] = {}
-    devices: dict[int, torch.device] = {}
+    devices: dict[int, torch.device | str] = {}
+
+    def where(tensor: torch.Tensor) -> torch.device | str:
+        if id(tensor) in on_cpu:
+            return "cpu"
+        if device is not None:
+            return device
+        mesh = getattr(tensor, "device_mesh", None)
+        if id(mesh) not in devices:
+            devices[id(mesh)] = _device_of(tensor)
+        return devices[id(mesh)]
 
     def give(tensor: torch.Tensor) -> torch.Tensor:
         if not tensor.is_meta:
             return tensor
         if id(tensor) not in made:
-            to: torch.device | str | None = "cpu" if id(tensor) in on_cpu else device
-            if to is None:
-                mesh = id(getattr(tensor, "device_mesh", None))
-                if mesh not in devices:
-                    devices[mesh] = _device_of(tensor)
-                to = devices[mesh]
-            made[id(tensor)] = _empty_like(tensor, to)
+            made[id(tensor)] = _empty_like(tensor, where(tensor))
         return made[id(tensor)]
 
-    if _give_directly(model, give):
-        return {id(t) for t in meta} | {id(t) for t in made.values()}
+    fresh = {id(p) for _, _, p in parameters}
+    fresh.update(id(b) for _, _, b in buffers)
+    # What `model._apply(give)` does, without the steps that only matter to parameters with values or gradients, which take torch several times as
+    # long; not where a module has an `_apply` of its own, or torch another form than is known.
+    known = {torch.nn.Module._apply, *units}
+    sharded = [(g, p) for g in groups for p in g.fsdp_params]
+    direct = all(type(m)._apply in known for m in modules) and all(hasattr(p, "reset_sharded_param") for _, p in sharded)
+    if direct and not any(p.grad is not None for _, _, p in parameters):
+        with torch.no_grad():
+            for _, _, parameter in parameters:
+                if parameter.is_meta:  # else it has another name, and has memory now
+                    _give_memory(parameter, where(parameter))
+            for module, name, buffer in buffers:
+                module._buffers[name] = give(buffer)
+            for group, param in sharded:
+                if not _resets_later(group, param):
+                    param.reset_sharded_param()
+        return fresh | {id(t) for t in made.values()}
     swap = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(True)
     try:
@@ -155,55 +187,60 @@ def materialise(model: torch.nn.Module, device: torch.device | str | None) -> se
     finally:
         torch.__future__.set_swap_module_params_on_conversion(swap)
     # Parameters were swapped in place; buffers are new tensors.
-    return {id(t) for t in meta} | {id(t) for t in made.values()}
+    return fresh | {id(t) for t in made.values()}
 
 
-def _give_directly(model: torch.nn.Module, give: Callable[[torch.Tensor], torch.Tensor]) -> bool:
-    """What `model._apply(give)` does, without the steps that only matter to parameters with values or gradients, which take torch several
-    times as long. False, and nothing is done, where a module has an `_apply` of its own, or torch another form than is known."""
-    modules = list(model.modules())
-    known: set[Any] = {torch.nn.Module._apply}
-    sharded: list[Any] = []
+def _groups(modules: Iterable[torch.nn.Module]) -> tuple[list[Any], set[Any]]:
+    """FSDP2's groups of parameters, and the `_apply` that it gives to modules."""
+    groups: list[Any] = []
+    applies: set[Any] = set()
     for module in modules:
         if hasattr(module, "_get_fsdp_state"):
             state: Any = module._get_fsdp_state()
-            groups = getattr(state, "_fsdp_param_groups", None) or [getattr(state, "_fsdp_param_group", None)]
-            sharded += [p for g in groups if g is not None for p in g.fsdp_params]
-            known |= {c.__dict__["_apply"] for c in type(module).__mro__ if c.__name__ == "FSDPModule" and "_apply" in c.__dict__}
-        if type(module)._apply not in known:
-            return False
-    if not all(hasattr(p, "reset_sharded_param") for p in sharded) or any(p.is_meta and p.grad is not None for p in model.parameters()):
+            found = getattr(state, "_fsdp_param_groups", None) or [getattr(state, "_fsdp_param_group", None)]
+            groups += [g for g in found if g is not None]
+            applies |= {c.__dict__["_apply"] for c in type(module).__mro__ if c.__name__ == "FSDPModule" and "_apply" in c.__dict__}
+    return groups, applies
+
+
+def _resets_later(group: Any, param: Any) -> bool:
+    """Whether FSDP2 looks at this parameter again before it uses it, which it does in its first forward, and need not do so now: nothing is padded
+    or pinned."""
+    if getattr(group, "_reset_sharded_params", True) or getattr(param, "pin_memory", True):
         return False
-    with torch.no_grad():
-        for module in modules:
-            for parameter in module._parameters.values():
-                if parameter is not None and parameter.is_meta:
-                    value = give(parameter).requires_grad_(parameter.requires_grad)
-                    if type(value) is torch.Tensor:
-                        value = torch.nn.Parameter(value, requires_grad=parameter.requires_grad)
-                    else:
-                        value._is_param = True  # type: ignore[attr-defined]
-                    # The object stays, so ties and optimizers survive.
-                    torch.utils.swap_tensors(parameter, value)
-            for name, buffer in module._buffers.items():
-                if buffer is not None and buffer.is_meta:
-                    module._buffers[name] = give(buffer)
-        for parameter in sharded:
-            parameter.reset_sharded_param()
-    return True
+    local = getattr(param.sharded_param, "_local_tensor", None)
+    return local is not None and local.size() == getattr(param, "padded_sharded_param_size", None)
+
+
+def _give_memory(parameter: torch.Tensor, device: torch.device | str) -> None:
+    """Gives memory to a parameter on meta; the object stays, and so do its attributes."""
+    kind, memory = type(parameter), None
+    value: torch.Tensor
+    if kind is DTensor:
+        local = parameter._local_tensor  # type: ignore[attr-defined]
+        if type(local) is torch.Tensor and local.is_contiguous():
+            memory = torch.empty(local.shape, dtype=local.dtype, device=device)
+            value = DTensor.__new__(DTensor, memory, parameter._spec, requires_grad=parameter.requires_grad)  # type: ignore
+    elif kind is torch.nn.Parameter and parameter.is_contiguous():
+        memory = value = torch.empty(parameter.shape, dtype=parameter.dtype, device=device, requires_grad=parameter.requires_grad)
+    if memory is None or weakref.getweakrefs(parameter) or parameter._use_count() != 1:  # type: ignore[attr-defined]
+        value = _empty_like(parameter, device).requires_grad_(parameter.requires_grad)
+        if type(value) is torch.Tensor:
+            value = torch.nn.Parameter(value, requires_grad=parameter.requires_grad)
+        else:
+            value._is_param = True  # type: ignore[attr-defined]
+        torch.utils.swap_tensors(parameter, value)
+        return
+    # The last step of `swap_tensors`; the ones before it exchange classes and attributes, which are the same.
+    torch._C._swap_tensor_impl(parameter, value)  # type: ignore[attr-defined]
+    if kind is DTensor:
+        parameter._local_tensor = memory  # type: ignore[attr-defined]
 
 
 def _empty_like(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
-    """`torch.empty_like(tensor, device=device)` of a tensor on meta, which takes torch 100 µs, and more of a DTensor."""
-    local = getattr(tensor, "_local_tensor", None)
-    if local is None:
-        plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.is_contiguous() and tensor.layout is torch.strided
-        return torch.empty(tensor.shape, dtype=tensor.dtype, device=device) if plain else torch.empty_like(tensor, device=device)
-    if type(local) is torch.Tensor and local.is_contiguous() and local.layout is torch.strided:
-        with contextlib.suppress(TypeError, AttributeError):
-            memory = torch.empty(local.shape, dtype=local.dtype, device=device)
-            return type(tensor)(memory, tensor._spec, requires_grad=False)  # type: ignore[call-arg, attr-defined]
-    return torch.empty_like(tensor, device=device)
+    """`torch.empty_like(tensor, device=device)` of a tensor on meta, which takes torch 100 µs of a plain one."""
+    plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.is_contiguous() and tensor.layout is torch.strided
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=device) if plain else torch.empty_like(tensor, device=device)
 
 
 def _device_of(tensor: torch.Tensor) -> torch.device:
@@ -215,19 +252,45 @@ def _device_of(tensor: torch.Tensor) -> torch.device:
     return torch.device(mesh.device_type, getattr(torch, mesh.device_type).current_device())
 
 
-def part(slot: Slot) -> Part:
-    """Where this rank's part of a slot lies. Coordinates come from the tensor itself."""
+Ranges = list[tuple[int, int]]
+
+
+def part(slot: Slot, known: dict[Any, tuple[Ranges, tuple[int, ...]]] | None = None) -> Part:
+    """Where this rank's part of a slot lies. Coordinates come from the tensor itself.
+
+    `known` remembers ranges, with the shape of the part, by mesh, placements and shape: a model has few.
+    """
     tensor = slot.tensor
-    if hasattr(tensor, "ds_tensor"):
-        return _partition(slot)
-    if not hasattr(tensor, "placements"):
-        return Part(tensor.detach(), [(0, n) for n in tensor.shape])
-    mesh: Any = tensor.device_mesh  # type: ignore[attr-defined]
+    if type(tensor) is torch.nn.Parameter and not hasattr(tensor, "ds_tensor"):
+        return Part(tensor, [(0, n) for n in tensor.shape])
+    if type(tensor) is not DTensor:
+        if hasattr(tensor, "ds_tensor"):
+            return _partition(slot)
+        if not hasattr(tensor, "placements"):
+            return Part(tensor.detach(), [(0, n) for n in tensor.shape])
+    spec: Any = tensor._spec  # type: ignore[attr-defined]
+    key = (id(spec.mesh), spec.placements, slot.shape)
+    found = known.get(key) if known is not None else None
+    if found is None:
+        ranges = _ranges(slot, spec)
+        found = ranges, tuple(b - a for a, b in ranges)
+        if known is not None:
+            known[key] = found
+    ranges, expected = found
+    local = tensor._local_tensor  # type: ignore[attr-defined]
+    if local.shape != expected:
+        raise PlanError(f"tensor '{slot.name}': expected a local shape of {expected}, found {tuple(local.shape)}")
+    return Part(local.detach() if local.requires_grad else local, ranges)
+
+
+def _ranges(slot: Slot, spec: Any) -> Ranges:
+    """The indices along each dim that a DTensor's placements give to this rank."""
+    mesh, shape = spec.mesh, slot.shape
     at = mesh.get_coordinate()
     if at is None:
         raise PlanError(f"tensor '{slot.name}': this rank is not part of the tensor's mesh")
-    ranges = [(0, n) for n in tensor.shape]
-    for axis, placement in enumerate(tensor.placements):
+    ranges = [(0, n) for n in shape]
+    for axis, placement in enumerate(spec.placements):
         kind = type(placement).__name__
         if kind == "Replicate":
             continue
@@ -238,11 +301,7 @@ def part(slot: Slot) -> Part:
         chunk = -(-(end - first) // mesh.size(axis))
         begin = min(first + at[axis] * chunk, end)
         ranges[dim] = (begin, min(begin + chunk, end))
-    local = tensor._local_tensor.detach()  # type: ignore[attr-defined]
-    if local.shape != tuple(b - a for a, b in ranges):
-        found = tuple(local.shape)
-        raise PlanError(f"tensor '{slot.name}': expected a local shape of {tuple(b - a for a, b in ranges)}, found {found}")
-    return Part(local, ranges)
+    return ranges
 
 
 def _partition(slot: Slot) -> Part:
@@ -353,6 +412,9 @@ def _run_init(owner: torch.nn.Module | None, clone: torch.nn.Module) -> bool:
 
 def check_writable(slot: Slot, local: torch.Tensor) -> None:
     """Refuses memory that cannot be filled, before anything is written."""
+    plain = local.layout is torch.strided and not local.is_meta and local.is_contiguous()
+    if plain and local.untyped_storage().nbytes() >= (local.storage_offset() + local.numel()) * local.element_size():
+        return  # what nearly all are
     if local.is_meta:
         raise ConfigError(f"tensor '{slot.name}': on meta, it has no memory")
     needed = local.numel() * local.element_size()

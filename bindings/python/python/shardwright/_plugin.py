@@ -167,6 +167,9 @@ def precision(name: str) -> Callable[[Class], Class]:
     """Registers a class as the precision policy `vendor/name`, which `shardwright: {precision: {name: vendor/name, …}}` then chooses.
 
     `decide(self, tensor, trainable)` takes a `TensorMeta` and returns torch's name of one dtype, or of three: storage, compute, reduce.
+
+    Raises:
+        ConfigError: the name is not of the form vendor/name, or the class does not fit.
     """
 
     def register(cls: Class) -> Class:

@@ -38,6 +38,7 @@ class SafetensorsReader(StorageReader):
 
     @property
     def opened(self) -> _native.Checkpoint:
+        """The checkpoint, whose headers are read when it is first asked for."""
         if self._opened is None:
             self._opened = open_checkpoint(self.path)
         return self._opened

@@ -110,7 +110,21 @@ def build(
 ) -> Model:
     """Builds a model under ZeRO-3 and fills its partitions; `factory` is called inside `zero_init`.
 
-    The options are those of `shardwright.fill`. The report is kept as `model.shardwright_report`.
+    Args:
+        factory: builds the model; takes nothing.
+        checkpoint: as for `shardwright.fill`.
+        config: a DeepSpeed config, or the path of one, with "zero_optimization.stage" 3.
+        dtype: of the parameters; by default what the config says of bf16 and fp16.
+        group: the data-parallel process group; by default all ranks.
+        options: as for `shardwright.fill`.
+
+    Returns:
+        The model, whose parameters have the whole shape as `ds_shape` and a flat partition as `ds_tensor`. The report of the fill is its
+        `shardwright_report`.
+
+    Raises:
+        ConfigError, UnsupportedError: as `zero_init`.
+        CheckpointError, PlanError: as `shardwright.fill`.
     """
     # Opened first: a checkpoint that cannot be read fails before anything is built.
     opened = open_checkpoint(checkpoint)
@@ -140,7 +154,15 @@ def keep_float32_buffers(model: torch.nn.Module) -> None:
 def fill_partitions(model: torch.nn.Module, checkpoint: str | os.PathLike[str] | _native.Checkpoint, **options: Any) -> LoadReport:
     """Fills the partitions of a model that `zero_init` or `deepspeed.zero.Init` built, padding zeroed, with no collective.
 
-    Parameters that are gathered at the time, as the engine keeps small ones, are filled whole as well. Takes the options of `shardwright.fill`.
+    Parameters that are gathered at the time, as the engine keeps small ones, are filled whole as well.
+
+    Args:
+        model: built in `zero_init`.
+        checkpoint, options: as for `shardwright.fill`.
+
+    Raises:
+        ConfigError: no parameter of the model is partitioned.
+        CheckpointError, PlanError, UnsupportedError: as `shardwright.fill`.
     """
     if not any(hasattr(p, "ds_tensor") for p in model.parameters()):
         raise ConfigError("no parameter of the model is partitioned: build it in shardwright.deepspeed.zero_init(config)")
@@ -159,11 +181,12 @@ def _fill_into(model: torch.nn.Module, checkpoint: Any, memory: dict[int, torch.
 
     opened = open_checkpoint(checkpoint)
     chosen = options_of({**options, "unexpected": "ignore"})
-    _, jobs, _ = resolve(model, opened, slots(model)[0], chosen)
+    tensors = opened.tensors()
+    _, jobs, _ = resolve(model, tensors, slots(model)[0], chosen)
     with torch.no_grad():
         # A slot with a plain tensor is filled whole.
         plain = [(Slot(memory[id(s.tensor)], s.names), r) for s, r in jobs if id(s.tensor) in memory]
-        read(model, opened, plain, report, chosen)
+        read(model, opened, tensors, plain, report, chosen)
 
 
 def fill_masters(engine: Any, checkpoint: str | os.PathLike[str] | _native.Checkpoint, **options: Any) -> LoadReport:
@@ -171,6 +194,15 @@ def fill_masters(engine: Any, checkpoint: str | os.PathLike[str] | _native.Check
 
     Call it after `deepspeed.initialize`. No collective; the bf16 partitions stay as they are, which are the masters rounded. Parameters whose
     source has the dtype of the partition have exact masters already and are not read again (`kept`).
+
+    Args:
+        engine: what `deepspeed.initialize` returned.
+        checkpoint, options: as for `shardwright.fill`.
+
+    Raises:
+        ConfigError: no parameter of the model is partitioned.
+        PlanError: DeepSpeed has no master for a tensor, or names or shapes do not fit.
+        CheckpointError: the checkpoint is missing or malformed.
     """
     from deepspeed.utils import safe_set_local_fp32_param
 
@@ -181,8 +213,9 @@ def fill_masters(engine: Any, checkpoint: str | os.PathLike[str] | _native.Check
     kept = [s for s in slots(model)[0] if hasattr(s.tensor, "ds_tensor")]
     if not kept:
         raise ConfigError("no parameter of the model is partitioned: fill_masters is for ZeRO-3 engines")
-    _, jobs, _ = resolve(model, opened, kept, chosen)
-    dtypes = {name: dtype for name, dtype, _ in opened.tensors()}
+    tensors = opened.tensors()
+    _, jobs, _ = resolve(model, tensors, kept, chosen)
+    dtypes = {name: dtype for name, dtype, _ in tensors}
     report = LoadReport()
     bar = _Bar(chosen.progress)
     batch: list[tuple[Slot, torch.Tensor, Any]] = []
