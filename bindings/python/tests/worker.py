@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 import transformers as T
 from accelerate import init_empty_weights
+from shardwright._model import _Arena, part, slots
 
 COLLECTIVES = (
     "broadcast",
@@ -86,7 +87,10 @@ def fsdp2(folder):
     for path in sorted(p for p in Path(folder).iterdir() if p.is_dir()):
         want = reference(path)
         for kind, mesh in meshes.items():
-            for meta in (True, False):
+            for how in ("meta", "arena", "real"):
+                meta = how != "real"
+                # Without torch's poison memory is one mapping, as large models have it.
+                torch.utils.deterministic.fill_uninitialized_memory = how != "arena"
                 config = T.AutoConfig.from_pretrained(path)
                 with init_empty_weights() if meta else torch.device("cpu"):
                     model = T.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -103,8 +107,11 @@ def fsdp2(folder):
                 read = torch.tensor([report.bytes_read])
                 dist.all_reduce(read)
                 whole_model = size(path) * (2 if kind == "hsdp" else 1)
-                if "deepseek" not in path.name:  # its buffers are whole on every rank
+                torch.utils.deterministic.fill_uninitialized_memory = True
+                if not any(n in want for n, _ in model.named_buffers() if n in model.state_dict()):  # buffers are whole on every rank
                     assert int(read) == whole_model, f"{path.name} {kind}: {int(read)} bytes read of {whole_model}"
+    if world == 4:
+        over_tensor_parallelism(Path(folder))
     # A forward leaves the root unit gathered; a second fill finds the shards.
     path = Path(folder) / "qwen3"
     with init_empty_weights():
@@ -131,6 +138,45 @@ def fsdp2(folder):
     assert "score.weight" in report.initialised
     score = model.score.weight.full_tensor()
     assert torch.isfinite(score).all() and float(score.detach().std()) > 0
+
+
+def over_tensor_parallelism(folder):
+    """FSDP2 over TP: rows cut by both are `_StridedShard`. The reference is what the engines make of a model that has its values."""
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    path, mesh = folder / "qwen3", dist.device_mesh.init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
+    plan = {"mlp.gate_proj": ColwiseParallel(), "mlp.up_proj": ColwiseParallel(), "mlp.down_proj": RowwiseParallel()}
+
+    def sharded(model):
+        for layer in model.model.layers:
+            parallelize_module(layer, mesh["tp"], plan)
+        return wrap(model, mesh["dp"])
+
+    want = sharded(T.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32))
+    with init_empty_weights():
+        model = T.AutoModelForCausalLM.from_config(T.AutoConfig.from_pretrained(path), dtype=torch.float32)
+    sharded(model)
+    calls.clear()
+    shardwright.fill(model, path)
+    assert not calls, f"FSDP2 over TP: collectives {calls}"
+    kinds = {type(p).__name__ for _, t in model.named_parameters() for p in t.placements}
+    assert "_StridedShard" in kinds, kinds
+    for (n, p), (_, q) in zip(model.named_parameters(), want.named_parameters(), strict=True):
+        check(f"FSDP2 over TP {n}", p.placements == q.placements and torch.equal(p.to_local(), q.to_local()))
+    weight = model.model.layers[0].mlp.up_proj.weight
+    where = next(axis for axis, p in enumerate(weight.placements) if type(p).__name__ == "_StridedShard")
+    placement = type(weight.placements[where])(0, split_factor=3)
+    placements = [placement if axis == where else p for axis, p in enumerate(weight.placements)]
+    odd = torch.nn.Module()
+    odd.register_buffer(
+        "up", torch.distributed.tensor.DTensor.from_local(weight.to_local().detach(), weight.device_mesh, placements, run_check=False)
+    )
+    try:
+        part(slots(odd)[0][0])
+    except shardwright.UnsupportedError as error:
+        assert "'up'" in str(error) and "StridedShard" in str(error), error
+    else:
+        raise AssertionError("a stride that is not FSDP2's was taken")
 
 
 def zero3(folder):
@@ -193,6 +239,7 @@ if __name__ == "__main__":
     count_collectives()
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
+    _Arena.LEAST = 0
     for what in sys.argv[2:]:
         {"fsdp2": fsdp2, "zero3": zero3, "masters": masters}[what](sys.argv[1])
         agree()

@@ -347,13 +347,18 @@ def _item(slot: Slot, recipe: Recipe, where: Part, memory: torch.Tensor, through
     return (slot.names[0], slot.shape, assembly, through, where.ranges, where.flat, memory.data_ptr(), memory.nbytes, _name(dtype or memory.dtype))
 
 
-def _native_fill(opened: _native.Checkpoint, items: list[Any], report: LoadReport, options: Options, bar: _Bar) -> None:
+def _neighbours() -> int | None:
+    """Processes of this job on this machine, which share its cores."""
     local = os.environ.get("LOCAL_WORLD_SIZE")
+    return int(local) if local and local.isdigit() else None
+
+
+def _native_fill(opened: _native.Checkpoint, items: list[Any], report: LoadReport, options: Options, bar: _Bar) -> None:
     stats = _native.fill(
         opened,
         items,
         threads=options.threads,
-        local_processes=int(local) if local and local.isdigit() else None,
+        local_processes=_neighbours(),
         progress=bar.report,
     )
     report.bytes_read += stats["bytes_read"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -144,6 +145,7 @@ def materialise(model: torch.nn.Module, device: torch.device | str | None) -> se
     on_cpu = {id(p.sharded_param) for g in groups for p in g.fsdp_params if getattr(p, "offload_to_cpu", False)}
     made: dict[int, torch.Tensor] = {}
     devices: dict[int, torch.device | str] = {}
+    arena = _Arena()
 
     def where(tensor: torch.Tensor) -> torch.device | str:
         if id(tensor) in on_cpu:
@@ -172,8 +174,10 @@ def materialise(model: torch.nn.Module, device: torch.device | str | None) -> se
     if direct and not any(p.grad is not None for _, _, p in parameters):
         with torch.no_grad():
             for _, _, parameter in parameters:
+                arena.reserve(parameter, where(parameter))
+            for _, _, parameter in parameters:
                 if parameter.is_meta:  # else it has another name, and has memory now
-                    _give_memory(parameter, where(parameter))
+                    _give_memory(parameter, where(parameter), arena)
             for module, name, buffer in buffers:
                 module._buffers[name] = give(buffer)
             for group, param in sharded:
@@ -212,17 +216,62 @@ def _resets_later(group: Any, param: Any) -> bool:
     return local is not None and local.size() == getattr(param, "padded_sharded_param_size", None)
 
 
-def _give_memory(parameter: torch.Tensor, device: torch.device | str) -> None:
+class _Arena:
+    """Memory of many tensors on the CPU in one mapping, which the kernel backs with huge pages from its first touch on.
+
+    Memory from torch's allocator has a header before each tensor. Touching it puts a small page there, and the huge page that would hold it and the
+    tensors around is never made: touching fresh memory then takes several times as long as the read. Each tensor has a storage of its own; the
+    mapping goes with the last of them.
+    """
+
+    ALIGNMENT = 64
+    LEAST = 8 << 20
+
+    def __init__(self) -> None:
+        self.wanted = self.used = 0
+        self.memory: mmap.mmap | None = None
+        # Where torch fills new memory with NaN, so that what nobody writes is seen, it has to be torch that makes it.
+        poisoned = torch.are_deterministic_algorithms_enabled() and torch.utils.deterministic.fill_uninitialized_memory
+        self.open = hasattr(mmap, "MADV_HUGEPAGE") and not poisoned
+
+    def reserve(self, tensor: torch.Tensor, device: torch.device | str) -> None:
+        """Room for a tensor on meta, or this rank's part of it."""
+        if str(device) == "cpu":
+            self.wanted += getattr(tensor, "_local_tensor", tensor).nbytes + self.ALIGNMENT
+
+    def empty(self, like: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+        """Contiguous memory for a plain tensor."""
+        size = like.nbytes
+        if self.open and self.memory is None:
+            self.open = self.wanted >= self.LEAST and self._map()
+        if not self.open or not size or str(device) != "cpu" or self.memory is None or self.used + size > self.wanted:
+            return torch.empty(like.shape, dtype=like.dtype, device=device)
+        made = torch.frombuffer(self.memory, dtype=like.dtype, count=like.numel(), offset=self.used).resize_(like.shape)
+        self.used += -(-size // self.ALIGNMENT) * self.ALIGNMENT
+        return made
+
+    def _map(self) -> bool:
+        try:
+            self.memory = mmap.mmap(-1, self.wanted, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            self.memory.madvise(mmap.MADV_HUGEPAGE)
+        except OSError:
+            # No such mapping, or a kernel without huge pages; torch says it if there is no memory.
+            return False
+        return True
+
+
+def _give_memory(parameter: torch.Tensor, device: torch.device | str, arena: _Arena) -> None:
     """Gives memory to a parameter on meta; the object stays, and so do its attributes."""
     kind, memory = type(parameter), None
     value: torch.Tensor
     if kind is DTensor:
         local = parameter._local_tensor  # type: ignore[attr-defined]
         if type(local) is torch.Tensor and local.is_contiguous():
-            memory = torch.empty(local.shape, dtype=local.dtype, device=device)
+            memory = arena.empty(local, device)
             value = DTensor.__new__(DTensor, memory, parameter._spec, requires_grad=parameter.requires_grad)  # type: ignore
     elif kind is torch.nn.Parameter and parameter.is_contiguous():
-        memory = value = torch.empty(parameter.shape, dtype=parameter.dtype, device=device, requires_grad=parameter.requires_grad)
+        memory = value = arena.empty(parameter, device)
+        value.requires_grad_(parameter.requires_grad)
     if memory is None or weakref.getweakrefs(parameter) or parameter._use_count() != 1:  # type: ignore[attr-defined]
         value = _empty_like(parameter, device).requires_grad_(parameter.requires_grad)
         if type(value) is torch.Tensor:
@@ -290,18 +339,38 @@ def _ranges(slot: Slot, spec: Any) -> Ranges:
     if at is None:
         raise PlanError(f"tensor '{slot.name}': this rank is not part of the tensor's mesh")
     ranges = [(0, n) for n in shape]
-    for axis, placement in enumerate(spec.placements):
-        kind = type(placement).__name__
-        if kind == "Replicate":
-            continue
-        if kind != "Shard":
-            raise UnsupportedError(f"tensor '{slot.name}': placement {kind} on mesh axis {axis}; supported are Shard and Replicate")
-        dim = placement.dim
+    for axis in _order(slot, spec):
+        dim = spec.placements[axis].dim
         first, end = ranges[dim]
         chunk = -(-(end - first) // mesh.size(axis))
         begin = min(first + at[axis] * chunk, end)
         ranges[dim] = (begin, min(begin + chunk, end))
     return ranges
+
+
+def _order(slot: Slot, spec: Any) -> list[int]:
+    """The mesh axes that cut the tensor, in the order in which they do. That is the mesh's, but for `_StridedShard`: FSDP2 over tensor parallelism
+    cuts what a later axis has cut already, and says by the split factor into how many parts."""
+    order: list[int] = []
+    strided: list[int] = []
+    for axis, placement in enumerate(spec.placements):
+        kind = type(placement).__name__
+        if kind == "Replicate":
+            continue
+        if kind == "Shard":
+            order.append(axis)
+            continue
+        if kind != "_StridedShard":
+            raise UnsupportedError(f"tensor '{slot.name}': placement {kind} on mesh axis {axis}; supported are Shard and Replicate")
+        later = [a for a in range(axis + 1, len(spec.placements)) if getattr(spec.placements[a], "dim", None) == placement.dim]
+        parts = math.prod(spec.mesh.size(a) for a in later)
+        if strided or placement.split_factor != parts or any(type(spec.placements[a]).__name__ != "Shard" for a in later):
+            what = f"_StridedShard(dim={placement.dim}, split_factor={placement.split_factor}) on mesh axis {axis}"
+            raise UnsupportedError(
+                f"tensor '{slot.name}': placement {what}: expected a split factor of {parts}, as FSDP2 over tensor parallelism has"
+            )
+        strided.append(axis)
+    return order + strided
 
 
 def _partition(slot: Slot) -> Part:

@@ -18,7 +18,7 @@ from torch.futures import Future
 
 from . import _native
 from ._errors import PlanError, UnsupportedError
-from ._fill import STAGING_BYTES, _name
+from ._fill import STAGING_BYTES, _name, _neighbours
 from ._hub import open_checkpoint
 
 
@@ -96,7 +96,7 @@ class SafetensorsReader(StorageReader):
                 if size >= STAGING_BYTES:
                     self._copy(staged, planner)
                     staged, size = [], 0
-        _native.fill(self.opened, direct, threads=self.threads)
+        _native.fill(self.opened, direct, threads=self.threads, local_processes=_neighbours())
         for request, target in committed:
             planner.commit_tensor(request, target)
         self._copy(staged, planner)
@@ -105,7 +105,7 @@ class SafetensorsReader(StorageReader):
         return done
 
     def _copy(self, staged: list[tuple[Any, torch.Tensor, torch.Tensor, Any]], planner: LoadPlanner) -> None:
-        _native.fill(self.opened, [item for *_, item in staged], threads=self.threads)
+        _native.fill(self.opened, [item for *_, item in staged], threads=self.threads, local_processes=_neighbours())
         for request, target, memory, _ in staged:
             target.copy_(memory)
             planner.commit_tensor(request, target)
