@@ -25,7 +25,6 @@ def configs():
         "qwen3-tied": T.Qwen3Config(**BASE, tie_word_embeddings=True),
         "qwen3_moe": T.Qwen3MoeConfig(**BASE, **moe, num_experts=5),
         "mixtral": T.MixtralConfig(**BASE, num_experts_per_tok=2, num_local_experts=5),
-        "gemma2": T.Gemma2Config(**BASE, query_pre_attn_scalar=8),
         "phi3": T.Phi3Config(**{k: v for k, v in BASE.items() if k != "head_dim"}, pad_token_id=0),
         "gpt_oss": T.GptOssConfig(**BASE, num_experts_per_tok=2, num_local_experts=5),
         "deepseek_v3": T.DeepseekV3Config(**mla, **moe, n_routed_experts=8, n_group=2, topk_group=1, first_k_dense_replace=1),
