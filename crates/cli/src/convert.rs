@@ -12,10 +12,10 @@ use crate::{
     args::{ConvertArgs, DiffArgs, Format, NamesOf, TargetFormat},
     counted::Counted,
     exit::{Exit, Failure},
-    load::cancel_on_signal,
+    model::find,
     output::{print, print_next, print_note},
+    signals::cancel_on_signal,
     table::{bytes, count},
-    verify::find,
 };
 
 /// Runs `convert`.

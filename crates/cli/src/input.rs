@@ -11,10 +11,10 @@ use shardwright_core::{
 use shardwright_engine::{Checkpoint, EngineError, IoOptions, ReadMethod, World, WorldFlags, run, setup};
 
 use crate::{
-    Plugins,
     args::{IoArgs, WorldArgs},
     exit::Failure,
     output::print_note,
+    plugins::Plugins,
     render,
 };
 

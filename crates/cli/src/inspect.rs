@@ -12,9 +12,9 @@ use shardwright_engine::{
 use crate::{
     args::{Format, InspectArgs},
     exit::{Exit, Failure},
+    model::find,
     output::{print, print_next, print_note},
     table::{Align, bytes, count, render},
-    verify::find,
 };
 
 /// Runs the command.

@@ -10,14 +10,17 @@ mod host;
 mod input;
 mod inspect;
 mod load;
+mod model;
 mod output;
 mod page;
 mod plan;
+mod plugins;
 mod progress;
 mod render;
 mod resolve;
 mod save;
 mod schema;
+mod signals;
 mod strategies;
 mod summary;
 mod table;
@@ -32,7 +35,10 @@ use std::{ffi::OsString, io::Write, process::ExitCode};
 use clap::Parser;
 use shardwright_core::{diagnostic::Diagnostic, registry::Registry};
 
-use crate::args::{Cli, Command};
+use crate::{
+    args::{Cli, Command},
+    plugins::Plugins,
+};
 
 /// A write beyond `ulimit -f` sends SIGXFSZ, whose default ends the process on the spot. With a handler the write fails instead, and is
 /// reported and cleaned up after as any other.
@@ -45,9 +51,6 @@ fn report_file_size_limits() {
 pub fn main() -> ExitCode {
     ExitCode::from(run(Cli::parse(), Registry::linked))
 }
-
-/// Makes the registry of strategies and precision policies.
-type Plugins = fn() -> Result<Registry, Diagnostic>;
 
 /// Runs the program with these arguments, the program's name first, and with this registry, and returns its exit code; for hosts in other
 /// languages, whose strategies are not linked.

@@ -1,9 +1,6 @@
 //! `shardwright load`: config, checkpoint, plan, validation, load, report. The order in which things happen; what they mean is elsewhere.
 
-use std::{
-    path::Path,
-    sync::{Arc, Mutex, atomic::AtomicBool},
-};
+use std::{path::Path, sync::Mutex};
 
 use shardwright_core::{ShardPlan, diagnostic::Diagnostic};
 use shardwright_engine::{
@@ -15,16 +12,17 @@ use shardwright_engine::{
 };
 
 use crate::{
-    Plugins,
     args::{Format, LoadArgs},
     device::{self, Placed},
     exit::{Exit, Failure},
     input::{self, Input},
     output::{Written, check_writable, print, print_next, print_note, write_whole},
     page::{self, Page},
+    plugins::Plugins,
     progress::Progress,
     render,
     save::Target,
+    signals::cancel_on_signal,
     summary,
 };
 
@@ -161,29 +159,4 @@ fn report<'a>(args: &LoadArgs, make: impl FnOnce() -> Report<'a>) -> Result<(), 
         None => {}
     }
     if args.format == Format::Json { print(&json) } else { Ok(()) }
-}
-
-/// SIGINT and SIGTERM stop the work; a second one ends the process at once. So does SIGHUP, of a terminal that is gone, but for the second:
-/// shell and kernel both send it. Under nohup it is ignored, and stays so.
-pub fn cancel_on_signal() -> Result<CancelToken, Failure> {
-    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-    let flag = Arc::new(AtomicBool::new(false));
-    let cannot = |e| Failure::new(Exit::Io, format_args!("cannot watch for signals: {e}"));
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register_conditional_shutdown(signal, Exit::Interrupted as i32, Arc::clone(&flag)).map_err(cannot)?;
-        signal_hook::flag::register(signal, Arc::clone(&flag)).map_err(cannot)?;
-    }
-    if !hangup_is_ignored() {
-        signal_hook::flag::register(SIGHUP, Arc::clone(&flag)).map_err(cannot)?;
-    }
-    Ok(CancelToken::from_flag(flag))
-}
-
-/// By the kernel's word; where it gives none, no.
-fn hangup_is_ignored() -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    ignored
-        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
-        .is_some_and(|mask| mask & 1 << (signal_hook::consts::SIGHUP - 1) != 0)
 }

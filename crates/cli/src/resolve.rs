@@ -19,10 +19,10 @@ use shardwright_engine::{
 };
 
 use crate::{
-    Plugins,
     args::{ResolveArgs, ResolveFormat},
     exit::{Exit, Failure},
     output::{Written, print, print_next, print_note, write_whole},
+    plugins::Plugins,
     render,
     table::{self, Align},
     yaml,

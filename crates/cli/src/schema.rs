@@ -4,10 +4,10 @@ use shardwright_config::schema::schema;
 use shardwright_engine::architecture::architecture_schema;
 
 use crate::{
-    Plugins,
     args::SchemaArgs,
     exit::{Exit, Failure},
     output::{print, print_next},
+    plugins::Plugins,
     render,
 };
 

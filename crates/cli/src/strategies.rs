@@ -9,10 +9,10 @@ use shardwright_core::{
 };
 
 use crate::{
-    Plugins,
     args::{Format, StrategiesArgs},
     exit::{Exit, Failure},
     output::{print, print_next},
+    plugins::Plugins,
     render,
     table::{self, Align},
 };

@@ -1,11 +1,11 @@
 //! `shardwright verify`: files against the manifest, or against their own checksums, elements against the source, and what to say of both.
 
-use std::{collections::BTreeSet, ffi::OsStr, fmt::Write as _, path::Path};
+use std::{collections::BTreeSet, fmt::Write as _, path::Path};
 
 use serde_json::json;
 use shardwright_core::text::shown;
 use shardwright_engine::{
-    CancelToken, Checkpoint, HubEnv,
+    CancelToken,
     convert::{self, Contents, Kind},
     filenames::MANIFEST,
     verify::{Verified, Verifier},
@@ -16,8 +16,9 @@ use crate::{
     convert::{carried, contents_bytes, open, report},
     counted::Counted,
     exit::{Exit, Failure},
-    load::cancel_on_signal,
+    model::find,
     output::{print, print_next, print_note},
+    signals::cancel_on_signal,
     table::{bytes, count},
 };
 
@@ -103,15 +104,6 @@ fn converted(args: &VerifyArgs, mut contents: Contents, cancel: &CancelToken) ->
         print_next(&format!("shardwright inspect {} shows its tensors and optimizer", args.dir.display()));
     }
     Ok(if good { Exit::Done } else { Exit::Mismatch })
-}
-
-/// A directory, a file, or a hub id, as a config's `model`; what is not UTF-8 can only be a path.
-pub fn find(argument: &str, model: &OsStr) -> Result<Checkpoint, Failure> {
-    match model.to_str() {
-        Some("") => Err(Failure::new(Exit::Usage, format_args!("{argument} is empty, expected a directory, a file, or a hub id"))),
-        Some(model) => Ok(Checkpoint::find(model, &[] as &[&str], &HubEnv::from_process())?),
-        None => Ok(Checkpoint::open(model.as_ref())?),
-    }
 }
 
 fn tell(args: &VerifyArgs, verifier: &Verifier<'_>, found: Verified) -> Result<Exit, Failure> {

@@ -1,47 +1,14 @@
 //! A step of FSDP2, replayed. Source: `torch/distributed/fsdp/_fully_shard/{_fsdp_collectives,_fsdp_param_group,_fsdp_param}.py`, torch 2.15.
 
-use shardwright_core::{Offload, Reshard, ShardPlan};
+use shardwright_core::Reshard;
 
 use crate::{
-    activations::Architecture,
     ledger::{Category as C, Phase, Place, Timeline},
-    predict::{Fixed, Traffic},
-    settings::{Init, Settings},
+    output::Traffic,
+    replay::{Fixed, Run, save},
+    settings::Init,
     sizes::{self, UnitSize},
 };
-
-/// What a run gives to a replay.
-pub(crate) struct Run<'a> {
-    pub plan: &'a ShardPlan,
-    pub architecture: &'a Architecture,
-    pub settings: &'a Settings,
-    pub units: &'a [UnitSize],
-}
-
-impl Run<'_> {
-    fn shards_lie_in(&self) -> Place {
-        let offloaded = self.plan.tensors.iter().any(|t| t.offload != Offload::None);
-        if offloaded && !self.settings.on_cpu { Place::Host } else { Place::Device }
-    }
-
-    fn reshard(&self, unit: &UnitSize) -> Reshard {
-        self.plan.units[unit.index].reshard_after_forward
-    }
-
-    /// What a unit keeps between its forward and its backward pass, instead of all of it.
-    fn kept(&self, unit: &UnitSize) -> u64 {
-        match self.reshard(unit) {
-            Reshard::Never => unit.gathered,
-            Reshard::ToRanks(ranks) => unit.gathered / u64::from(ranks.max(1)),
-            _ => 0,
-        }
-    }
-
-    /// The first unit that a backward pass reaches: below it nothing is trained. Adapters leave no block out.
-    fn first_trained(&self) -> usize {
-        self.units.iter().position(|u| u.gradients != [0, 0]).unwrap_or(self.units.len())
-    }
-}
 
 /// All phases on a rank.
 pub(crate) fn replay(run: &Run<'_>, fixed: &Fixed) -> Timeline {
@@ -69,21 +36,6 @@ pub(crate) fn replay(run: &Run<'_>, fixed: &Fixed) -> Timeline {
     timeline.begin(Phase::Save);
     save(&mut timeline, run.settings, fixed);
     timeline
-}
-
-/// A rank's own shards are copied to host memory, and where the whole model is written, rank 0 collects it there tensor by tensor.
-pub(crate) fn save(timeline: &mut Timeline, settings: &Settings, fixed: &Fixed) {
-    let now = *timeline.now();
-    let own = [C::Parameters, C::OptimizerStates, C::Masters].iter().fold(0u64, |sum, &c| sum.saturating_add(now.get(Place::Device, c)));
-    let staged = if settings.on_cpu { 0 } else { own };
-    timeline.touch(Place::Host, C::Temporary, staged);
-    if settings.saves_whole {
-        timeline.add(Place::Device, C::Gathered, fixed.largest_whole);
-        if fixed.is_rank0 {
-            timeline.touch(Place::Host, C::Temporary, fixed.whole);
-        }
-        timeline.take(Place::Device, C::Gathered, fixed.largest_whole);
-    }
 }
 
 /// Gathers one unit: the output of the collective, beside the input cast to the compute dtype.
@@ -117,7 +69,7 @@ fn forward(run: &Run<'_>, timeline: &mut Timeline) {
             }
             timeline.touch(Place::Device, C::Activations, passing);
         }
-        let stays = run.kept(unit);
+        let stays = run.still_gathered(unit);
         timeline.take(Place::Device, C::Gathered, unit.gathered - stays);
     }
     let outside = run.architecture.outside(run.settings, width);
@@ -132,7 +84,7 @@ fn forward(run: &Run<'_>, timeline: &mut Timeline) {
     // What log_softmax keeps.
     timeline.add(Place::Device, C::Loss, float);
     timeline.take(Place::Device, C::Communication, before);
-    timeline.take(Place::Device, C::Gathered, root.gathered - run.kept(root));
+    timeline.take(Place::Device, C::Gathered, root.gathered - run.still_gathered(root));
     if run.settings.inference {
         timeline.take(Place::Device, C::Activations, outside);
     }
@@ -203,7 +155,7 @@ fn again(run: &Run<'_>, timeline: &mut Timeline, unit: &UnitSize, shards: Place,
     if !prefetched {
         gather(timeline, unit, shards);
     }
-    timeline.add(Place::Device, C::Gathered, unit.gathered - run.kept(unit));
+    timeline.add(Place::Device, C::Gathered, unit.gathered - run.still_gathered(unit));
     timeline.take(Place::Device, C::Communication, unit.gathered);
 }
 

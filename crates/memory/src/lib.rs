@@ -15,6 +15,7 @@ pub mod ledger;
 mod optimizer;
 pub mod output;
 mod predict;
+mod replay;
 mod replicate;
 mod settings;
 mod sizes;

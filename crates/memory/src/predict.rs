@@ -4,69 +4,17 @@ use std::collections::{BTreeMap, HashMap};
 
 use shardwright_core::{Cut, GroupAxis, Layout as Rule, Offload, Placement, Reshard, ShardPlan, TensorKind, TensorPlan};
 
-pub use crate::output::Traffic;
 use crate::{
     activations::Architecture,
-    formulas,
-    fsdp2::{self, Run},
+    formulas, fsdp2,
     ledger::{Category, Phase, Place, Timeline},
-    output::{Axis, Item, Layout, Peak, PhaseRow, RankGroup, Unit, World},
+    output::{Axis, Item, Layout, Peak, PhaseRow, RankGroup, Traffic, Unit, World},
+    replay::{Fixed, Run},
     replicate,
     settings::{Device, Engine, Settings},
     sizes::{self, UnitSize},
     zero3,
 };
-
-/// What the driver's context and the collective library take on a GPU: an assumption, and reported as one.
-pub const RESERVE: u64 = 1 << 30;
-
-/// What a rank holds that does not depend on the course of a step.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Fixed {
-    /// Shards with their padding.
-    pub parameters: u64,
-    pub buffers: u64,
-    pub optimizer_states: u64,
-    /// Temporary tensors of the optimizer step.
-    pub step_temporary: u64,
-    /// The whole model, in the storage dtypes.
-    pub whole: u64,
-    /// The largest parameter, whole.
-    pub largest_whole: u64,
-    pub is_rank0: bool,
-    pub on_cpu: bool,
-}
-
-impl Fixed {
-    pub(crate) fn reserve(&self, timeline: &mut Timeline) {
-        if !self.on_cpu {
-            timeline.add(Place::Device, Category::Reserve, RESERVE);
-        }
-    }
-
-    fn new(plan: &ShardPlan, settings: &Settings, local: &Local<'_>, rank: u32) -> Self {
-        let mut fixed = Self { buffers: sizes::buffers(plan), is_rank0: rank == 0, on_cpu: settings.on_cpu, ..Self::default() };
-        let mut all = 0u64;
-        let mut largest = 0u64;
-        for (t, tensor) in plan.tensors.iter().enumerate().filter(|(_, t)| t.kind == TensorKind::Parameter) {
-            let storage = |elements: u64| sizes::bytes(tensor.precision.storage, elements);
-            sizes::grow(&mut fixed.parameters, storage(local.padded(t)));
-            let whole = storage(tensor.numel());
-            sizes::grow(&mut fixed.whole, whole);
-            fixed.largest_whole = fixed.largest_whole.max(whole);
-            if tensor.trainable && !settings.inference {
-                let valid = local.valid(t);
-                let width = sizes::bytes(tensor.precision.storage, 1);
-                sizes::grow(&mut fixed.optimizer_states, settings.optimizer.states(valid, width, sizes::is_matrix(tensor)));
-                sizes::grow(&mut all, storage(valid));
-                largest = largest.max(storage(valid));
-            }
-        }
-        let each = settings.optimizer.temporaries(settings.on_cpu);
-        fixed.step_temporary = each.saturating_mul(if settings.on_cpu { largest } else { all });
-        fixed
-    }
-}
 
 /// Tensors of one shape and one placement have equal parts: the blocks of a model are asked once.
 struct Alike<'a> {
@@ -148,6 +96,30 @@ fn replay(run: &Run<'_>, fixed: &Fixed) -> (Timeline, Traffic) {
     }
 }
 
+/// What a rank holds, from its parts of the tensors.
+fn fixed(plan: &ShardPlan, settings: &Settings, local: &Local<'_>, rank: u32) -> Fixed {
+    let mut fixed = Fixed { buffers: sizes::buffers(plan), is_rank0: rank == 0, on_cpu: settings.on_cpu, ..Fixed::default() };
+    let mut all = 0u64;
+    let mut largest = 0u64;
+    for (t, tensor) in plan.tensors.iter().enumerate().filter(|(_, t)| t.kind == TensorKind::Parameter) {
+        let storage = |elements: u64| sizes::bytes(tensor.precision.storage, elements);
+        sizes::grow(&mut fixed.parameters, storage(local.padded(t)));
+        let whole = storage(tensor.numel());
+        sizes::grow(&mut fixed.whole, whole);
+        fixed.largest_whole = fixed.largest_whole.max(whole);
+        if tensor.trainable && !settings.inference {
+            let valid = local.valid(t);
+            let width = sizes::bytes(tensor.precision.storage, 1);
+            sizes::grow(&mut fixed.optimizer_states, settings.optimizer.states(valid, width, sizes::is_matrix(tensor)));
+            sizes::grow(&mut all, storage(valid));
+            largest = largest.max(storage(valid));
+        }
+    }
+    let each = settings.optimizer.temporaries(settings.on_cpu);
+    fixed.step_temporary = each.saturating_mul(if settings.on_cpu { largest } else { all });
+    fixed
+}
+
 /// Ranks that hold the same.
 struct Ranks {
     ranks: Vec<[u32; 2]>,
@@ -177,7 +149,7 @@ fn kinds(plan: &ShardPlan, settings: &Settings) -> Vec<Ranks> {
             *of_parts.entry((first, local.elements.clone())).or_insert_with(|| {
                 let held = |t: usize| sizes::bytes(plan.tensors[t].precision.storage, local.valid(t));
                 let units = plan.units.iter().map(|u| u.tensors.iter().map(|&t| held(t)).fold(0, u64::saturating_add)).collect();
-                let mut fixed = Fixed::new(plan, settings, &local, rank);
+                let mut fixed = fixed(plan, settings, &local, rank);
                 fixed.is_rank0 = first;
                 kinds.push(Ranks { ranks: Vec::new(), fixed, units });
                 kinds.len() - 1

@@ -4,9 +4,9 @@
 use shardwright_core::{DType, TensorKind};
 
 use crate::{
-    fsdp2::{Run, save},
     ledger::{Category as C, Phase, Place, Timeline},
-    predict::{Fixed, Traffic},
+    output::Traffic,
+    replay::{Fixed, Run, save},
     settings::{Device, Engine, Init},
     sizes,
 };

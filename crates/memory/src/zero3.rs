@@ -5,9 +5,9 @@ use std::collections::VecDeque;
 use shardwright_core::{DType, TensorKind};
 
 use crate::{
-    fsdp2::{Run, save},
     ledger::{Category as C, Phase, Place, Timeline},
-    predict::{Fixed, Traffic},
+    output::Traffic,
+    replay::{Fixed, Run, save},
     settings::{Device, Zero},
     sizes,
 };

@@ -25,11 +25,11 @@ use shardwright_memory::{
 };
 
 use crate::{
-    Plugins,
     args::{PlanArgs, PlanFormat},
     exit::{Exit, Failure},
     output::{Written, check_writable, print, print_next, print_note, write_whole},
     page::{self, Page},
+    plugins::Plugins,
     render,
 };
 

@@ -25,7 +25,6 @@ pub use self::{
     count::elements,
     load::Loader,
     policy::{PolicyKit, policy},
-    registered::strategy,
-    strategy::{StrategyKit, Summary},
+    strategy::{StrategyKit, Summary, strategy},
     violation::{Rule, Subjects, Violation},
 };

@@ -1,14 +1,11 @@
-//! Kits for what is registered: everything is built through the registry, from a section as a user's YAML has it. The rest of that YAML is
-//! LLaMA-Factory's defaults.
+//! Strategies and policies built through the registry, from a section as a user's YAML has it. The rest of that YAML is LLaMA-Factory's
+//! defaults.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    StrategyKit,
-    violation::{Found, Rule},
-};
+use super::violation::{Found, Rule};
 use crate::{
     Mesh, Precision, PrecisionPolicy, TensorMeta,
     diagnostic::{Diagnostic, Severity, Source},
@@ -19,15 +16,6 @@ use crate::{
 
 /// Texts by the name that a section gives them.
 pub(super) type Files = BTreeMap<String, Source>;
-
-/// The suite for the strategy that is registered under this name in the test's binary: name its crate (`use acme_strategy as _;`).
-pub fn strategy(name: &str) -> StrategyKit<'static> {
-    let owned = name.to_owned();
-    let mut kit = StrategyKit::new(name, |_, _| Err("this strategy is made by the registry".to_owned()));
-    kit.build = Box::new(move |section, mesh, files| Ok(built(&owned, section, mesh, files)?.strategy));
-    kit.registered = true;
-    kit
-}
 
 /// A strategy made of its section, with the policy of its own if it has one.
 pub(super) fn built(name: &str, section: &str, mesh: &Mesh, files: &Files) -> Result<Built, String> {

@@ -6,7 +6,7 @@ use super::{
     case::Case,
     corpus::{self, MESHES, Random},
     load::{self, Loader},
-    registered::{Files, describe, registry},
+    registered::{Files, built, describe, registry},
     rules::{Setting, caught, entries, plan_holds, same},
     section::Section,
     shrink::smallest,
@@ -18,10 +18,19 @@ type Build<'a> = Box<dyn Fn(&str, &Mesh, &Files) -> Result<Box<dyn ShardStrategy
 type Fits<'a> = Box<dyn Fn(&Mesh) -> bool + 'a>;
 type Refuses<'a> = Box<dyn Fn(&TensorMeta, &Mesh) -> bool + 'a>;
 
+/// The suite for the strategy that is registered under this name in the test's binary: name its crate (`use acme_strategy as _;`).
+pub fn strategy(name: &str) -> StrategyKit<'static> {
+    let owned = name.to_owned();
+    let mut kit = StrategyKit::new(name, |_, _| Err("this strategy is made by the registry".to_owned()));
+    kit.build = Box::new(move |section, mesh, files| Ok(built(&owned, section, mesh, files)?.strategy));
+    kit.registered = true;
+    kit
+}
+
 /// The conformance suite for one strategy.
 pub struct StrategyKit<'a> {
     name: String,
-    pub(super) build: Build<'a>,
+    build: Build<'a>,
     files: Files,
     /// What the strategy says that its name is, where that is not the registered one.
     reports: Option<String>,
@@ -30,7 +39,7 @@ pub struct StrategyKit<'a> {
     aligned: u64,
     loader: Option<&'a dyn Loader>,
     /// Whether the registry's entry of that name is held against the rules for sections.
-    pub(super) registered: bool,
+    registered: bool,
 }
 
 impl<'a> StrategyKit<'a> {
