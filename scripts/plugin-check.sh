@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds and tests the example plugins as an outsider does: outside of this repository, from the crates as they would be published.
+# Builds and tests the example plugins, and the example for candle, as an outsider does: outside of this repository, from the crates as they would
+# be published.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
@@ -14,9 +15,11 @@ cargo package --workspace --no-verify --allow-dirty --locked --quiet --target-di
 
 echo "-- unpack, as from a registry"
 plugins="expert-parallel tensor-parallel"
+# candle is no plugin: a program that uses the library alone, without the command line and CUDA.
+outsiders="$plugins candle"
 mkdir "$work/crates"
 for crate in "$target"/package/shardwright*.crate; do tar -xzf "$crate" -C "$work/crates"; done
-for plugin in $plugins; do
+for plugin in $outsiders; do
     git ls-files "examples/$plugin" | tar -cf - -T - | tar -xf - -C "$work" --strip-components=1
     # The versions that this repository pins; what the plugin adds is resolved.
     cp Cargo.lock "$work/$plugin/"
@@ -41,7 +44,8 @@ end_to_end() {
     fi
 }
 
-for plugin in $plugins; do
+export SHARDWRIGHT_EXAMPLES=$root/examples
+for plugin in $outsiders; do
     echo "-- test $plugin against the packages"
     (cd "$work/$plugin" && cargo test --quiet)
 done
