@@ -8,10 +8,26 @@ use std::{
     time::{Duration, Instant},
 };
 
+use runner::{skip, tests};
 use shardwright_engine::generate::{Content, Qwen3, write_checkpoint};
 use support::{checkpoint, fsdp2_config, json, run, shardwright, stderr};
 
+#[path = "support/runner.rs"]
+mod runner;
 mod support;
+
+tests! {
+    every_way_to_read_gives_the_same_shards,
+    the_choice_is_explained_setting_by_setting,
+    shards_that_do_not_fit_are_refused_with_the_numbers,
+    force_goes_past_the_preflight,
+    permission_lost_during_a_load_is_reported,
+    a_signal_stops_a_load_with_its_own_exit_code,
+    no_command_needs_more_threads_than_there_are,
+    a_file_size_limit_is_a_failed_write,
+    a_tight_address_space_ends_every_command,
+    flags_out_of_range_are_refused_by_name,
+}
 
 /// The digests of every shard, by rank and tensor.
 fn digests(config: &Path, flags: &[&str]) -> String {
@@ -21,7 +37,6 @@ fn digests(config: &Path, flags: &[&str]) -> String {
     shards.map(|t| format!("{} {}\n", t["name"], t["sha256"])).collect()
 }
 
-#[test]
 fn every_way_to_read_gives_the_same_shards() {
     let dir = tempfile::tempdir().unwrap();
     let config = fsdp2_config(dir.path(), &checkpoint("tiny-qwen3-bf16"), 1, None);
@@ -40,7 +55,6 @@ fn every_way_to_read_gives_the_same_shards() {
     }
 }
 
-#[test]
 fn the_choice_is_explained_setting_by_setting() {
     let dir = tempfile::tempdir().unwrap();
     let config = fsdp2_config(dir.path(), &checkpoint("tiny-qwen3-bf16"), 1, None);
@@ -64,7 +78,6 @@ fn the_choice_is_explained_setting_by_setting() {
 }
 
 /// A terabyte of holes: refused before a byte is allocated, with what it takes and what there is.
-#[test]
 fn shards_that_do_not_fit_are_refused_with_the_numbers() {
     let dir = tempfile::tempdir().unwrap();
     let tensors = [shardwright_core::TensorMeta::new("w", shardwright_core::DType::BF16, [1u64 << 20, 1 << 19])];
@@ -78,11 +91,9 @@ fn shards_that_do_not_fit_are_refused_with_the_numbers() {
 }
 
 /// Forced, the same terabyte is asked of the system, which refuses it.
-#[test]
 fn force_goes_past_the_preflight() {
     if fs::read_to_string("/proc/sys/vm/overcommit_memory").is_ok_and(|mode| mode.trim() == "1") {
-        println!("skipped: force_goes_past_the_preflight: this system maps any size");
-        return;
+        skip("this system maps any size");
     }
     let dir = tempfile::tempdir().unwrap();
     let tensors = [shardwright_core::TensorMeta::new("w", shardwright_core::DType::BF16, [1u64 << 20, 1 << 21])];
@@ -94,7 +105,6 @@ fn force_goes_past_the_preflight() {
 }
 
 /// Two files, of which the second may no longer be read once the first is on its way. Root reads everything, so it is run as nobody.
-#[test]
 fn permission_lost_during_a_load_is_reported() {
     let dir = tempfile::tempdir().unwrap();
     let model = dir.path().join("model");
@@ -142,7 +152,6 @@ fn wait_for_bytes(process: u32, bytes: u64) {
 
 /// Signals are sent once the load is well under way, by the operating system's count of what it read. A terminal that goes hangs up twice;
 /// under nohup nothing hears of it.
-#[test]
 fn a_signal_stops_a_load_with_its_own_exit_code() {
     let dir = tempfile::tempdir().unwrap();
     let model = dir.path().join("model");
@@ -195,7 +204,6 @@ fn limited(limit: &str, args: &[&std::ffi::OsStr]) -> std::process::Command {
 }
 
 /// `pids.max` and `RLIMIT_NPROC` refuse threads to whoever is not root: every command goes on with those it has.
-#[test]
 fn no_command_needs_more_threads_than_there_are() {
     let dir = tempfile::tempdir().unwrap();
     let (model, config) = many_files(dir.path());
@@ -243,7 +251,6 @@ fn no_command_needs_more_threads_than_there_are() {
 }
 
 /// Beyond `ulimit -f` a write fails, is reported with exit code 6, and nothing is left.
-#[test]
 fn a_file_size_limit_is_a_failed_write() {
     let dir = tempfile::tempdir().unwrap();
     let config = fsdp2_config(dir.path(), &checkpoint("tiny-qwen3-bf16"), 1, None);
@@ -258,7 +265,6 @@ fn a_file_size_limit_is_a_failed_write() {
 }
 
 /// However little address space there is, every command ends, and with a documented exit code or the allocator's abort; none hangs.
-#[test]
 fn a_tight_address_space_ends_every_command() {
     let dir = tempfile::tempdir().unwrap();
     let (model, config) = many_files(dir.path());
@@ -289,7 +295,6 @@ fn a_tight_address_space_ends_every_command() {
 }
 
 /// A flag that is out of range is a fault of the command line, reported by the flag's name.
-#[test]
 fn flags_out_of_range_are_refused_by_name() {
     for (flag, value, needle) in [
         ("--threads", "0", "1..=1024"),

@@ -1,11 +1,19 @@
 //! Shows that torch takes shards without a copy, from host memory and, where it sees a card, from the card: `examples/dlpack`, in use. Needs a
-//! Python with torch and safetensors: SHARDWRIGHT_PYTHON, else `python3` on the path; without one the tests name themselves skipped.
+//! Python with torch and safetensors: SHARDWRIGHT_PYTHON, else `python3` on the path; without one the tests are ignored.
 
+#[path = "support/runner.rs"]
+mod runner;
 mod support;
 
 use std::{ffi::OsString, path::PathBuf, process::Command};
 
+use runner::{skip, tests};
 use support::{checkpoint, root};
+
+tests! {
+    torch_takes_host_shards_without_a_copy,
+    torch_takes_device_shards_without_a_copy,
+}
 
 /// The example, which `cargo test` builds beside the tests.
 fn library() -> PathBuf {
@@ -17,16 +25,14 @@ fn library() -> PathBuf {
     ))
 }
 
-fn take(test: &str, device: &str) {
+fn take(device: &str) {
     let python = std::env::var_os("SHARDWRIGHT_PYTHON").unwrap_or_else(|| OsString::from("python3"));
     let has = |code: &str| Command::new(&python).args(["-c", code]).output().is_ok_and(|o| o.status.success());
     if !has("import torch, safetensors") {
-        eprintln!("skipped: {test}: {} has no torch and safetensors; set SHARDWRIGHT_PYTHON to one that has", python.display());
-        return;
+        skip(format!("{} has no torch and safetensors; set SHARDWRIGHT_PYTHON to one that has", python.display()));
     }
     if device == "cuda" && !has("import torch; assert torch.cuda.is_available()") {
-        eprintln!("skipped: {test}: torch sees no CUDA device");
-        return;
+        skip("torch sees no CUDA device");
     }
     let library = library();
     assert!(library.exists(), "{} is not built: cargo build --example dlpack (cargo test without --test builds it)", library.display());
@@ -40,12 +46,10 @@ fn take(test: &str, device: &str) {
     }
 }
 
-#[test]
 fn torch_takes_host_shards_without_a_copy() {
-    take("torch_takes_host_shards_without_a_copy", "cpu");
+    take("cpu");
 }
 
-#[test]
 fn torch_takes_device_shards_without_a_copy() {
-    take("torch_takes_device_shards_without_a_copy", "cuda");
+    take("cuda");
 }

@@ -1,8 +1,14 @@
 //! What a load costs by the operating system's count: memory, bytes read, descriptors. Each measurement is a fresh process, for which this
 //! program starts itself; hence no test harness.
 
+#[path = "support/runner.rs"]
+#[expect(dead_code, unused_imports, unused_macros, reason = "this binary has a main function of its own")]
+mod runner;
+
 use std::{cell::Cell, env, path::Path, process::Command};
 
+use libtest_mimic::Arguments;
+use runner::skip;
 use serde_json::{Value, json};
 use shardwright_core::{
     DType, Layout, Mesh, ModelMeta, Padding, Placement, PlanInput, Precision, PrecisionPolicy, Reshard, ShardPlan, TensorMeta,
@@ -31,7 +37,8 @@ fn main() {
         println!("{answer}");
         return;
     }
-    let filter = env::args().skip(1).find(|a| !a.starts_with('-')).unwrap_or_default();
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads = Some(1); // a measurement has the machine alone
     let tests: [(&str, fn()); 7] = [
         ("memory_beyond_the_shards_is_bounded_whatever_the_size", memory_beyond_the_shards_is_bounded_whatever_the_size),
         ("a_rank_reads_what_it_needs_and_no_more", a_rank_reads_what_it_needs_and_no_more),
@@ -44,15 +51,13 @@ fn main() {
         ("a_save_and_its_verification_need_little_memory_a_tensor", a_save_and_its_verification_need_little_memory_a_tensor),
         ("hundreds_of_files_need_few_descriptors_and_little_memory", hundreds_of_files_need_few_descriptors_and_little_memory),
     ];
-    for (name, test) in tests.iter().filter(|t| t.0.contains(&filter)) {
-        test();
-        println!("test {name} ... ok");
-    }
+    libtest_mimic::run(&arguments, tests.map(|(name, test)| runner::trial(name, test)).into()).exit()
 }
 
 /// The peak less what the idle program has, less the shards: at most 32 MiB for one rank, and for many in one process little more; about the
 /// same for two sizes of model.
 fn memory_beyond_the_shards_is_bounded_whatever_the_size() {
+    let mut left_out = None;
     // World, the rank that is loaded (all without one), storage dtype.
     for (world, rank, storage) in
         [(2u32, Some(1), "bfloat16"), (64, Some(5), "float32"), (64, Some(5), "bfloat16"), (2, None, "bfloat16"), (64, None, "bfloat16")]
@@ -64,7 +69,7 @@ fn memory_beyond_the_shards_is_bounded_whatever_the_size() {
             let ranks = if rank.is_some() { u64::from(world) } else { 1 };
             let needed = model.tensors().iter().map(|t| t.bytes().unwrap()).sum::<u64>() / ranks;
             if available().is_some_and(|a| a.bytes < 3 * needed) {
-                println!("skipped: {} on {world} ranks needs more memory than there is", model.name);
+                left_out = Some(format!("{} on {world} ranks needs more memory than there is", model.name));
                 continue;
             }
             let answer = child(&json!({ "dir": dir.path(), "world": world, "rank": rank, "storage": storage }));
@@ -82,6 +87,9 @@ fn memory_beyond_the_shards_is_bounded_whatever_the_size() {
             let rounding = 4.0 + if rank.is_some() { 0.0 } else { f64::from(world) };
             assert!((small - large).abs() <= rounding, "rank {rank:?} of {world}: {small:.1} and {large:.1} MiB grow with the model");
         }
+    }
+    if let Some(what) = left_out {
+        skip(what);
     }
 }
 
@@ -134,6 +142,7 @@ fn a_save_from_the_checkpoint_needs_little_memory_whatever_the_size() {
 /// At most 128 MiB beyond the idle program for models of 0.3 and of 3 GB, cast or not, to and from files of `torch.save`; and about the same
 /// for both.
 fn a_conversion_needs_little_memory_whatever_the_size() {
+    let mut left_out = None;
     let mut peaks = Vec::new();
     for megabytes in [300u64, 3000] {
         let dir = tempfile::TempDir::new().unwrap();
@@ -149,7 +158,7 @@ fn a_conversion_needs_little_memory_whatever_the_size() {
         // The large model goes one way to torch's files and one way from them: 4.5 GB on the disk.
         for (number, job) in jobs.iter().take(if megabytes == 300 { 3 } else { 2 }).enumerate() {
             if free(dir.path()).is_some_and(|free| free < megabytes * 2_000_000) {
-                println!("skipped: {megabytes} MB to {}: the disk has no room for it", job["to"]);
+                left_out = Some(format!("{megabytes} MB to {}: the disk has no room for it", job["to"]));
                 break;
             }
             let answer = child(job);
@@ -166,6 +175,9 @@ fn a_conversion_needs_little_memory_whatever_the_size() {
                 std::fs::remove_dir_all(job["convert"].as_str().unwrap()).unwrap();
             }
         }
+    }
+    if let Some(what) = left_out {
+        skip(what);
     }
 }
 

@@ -1,14 +1,28 @@
 //! Every case of the oracle, through the built program: what real torch and real DeepSpeed put on each rank is what `load` puts there.
 
+#[path = "support/runner.rs"]
+mod runner;
 mod support;
 
-use std::{collections::BTreeSet, path::Path};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
+use runner::{skip, tests};
 use serde_json::Value;
-use support::{checkpoint, fsdp2_config, json, oracle, read_json, real_model, run, zero3_config};
+use support::{NO_REAL_MODEL, checkpoint, fsdp2_config, json, oracle, read_json, real_model, run, zero3_config};
 
-/// The cases of a folder, in the order of their names; those of the real model only where it is.
-fn cases(kind: &str) -> Vec<(String, Value, std::path::PathBuf)> {
+tests! {
+    fsdp2_is_torchs,
+    zero3_is_deepspeeds,
+    the_real_model_is_torchs_and_deepspeeds,
+}
+
+const REAL_MODEL: &str = "all-MiniLM-L6-v2";
+
+/// The cases of a folder, in the order of their names: those of the real model, or all others.
+fn cases(kind: &str, real: bool) -> Vec<(String, Value, PathBuf)> {
     let mut files: Vec<_> = std::fs::read_dir(oracle(kind)).unwrap().map(|e| e.unwrap().path()).collect();
     files.sort();
     files
@@ -16,8 +30,11 @@ fn cases(kind: &str) -> Vec<(String, Value, std::path::PathBuf)> {
         .filter_map(|file| {
             let case = read_json(&file);
             let name = case["checkpoint"].as_str().unwrap().to_owned();
+            if (name == REAL_MODEL) != real {
+                return None;
+            }
             let label = format!("{kind}/{}", file.file_stem().unwrap().to_str().unwrap());
-            let model = if name == "all-MiniLM-L6-v2" { real_model(&label)? } else { checkpoint(&name) };
+            let model = if real { real_model().unwrap_or_else(|| skip(NO_REAL_MODEL)) } else { checkpoint(&name) };
             Some((label, case, model))
         })
         .collect()
@@ -52,11 +69,27 @@ fn unit_sets<'a>(units: impl Iterator<Item = Vec<&'a str>>) -> BTreeSet<BTreeSet
     units.map(|unit| unit.into_iter().collect::<BTreeSet<_>>()).filter(|unit| !unit.is_empty()).collect()
 }
 
-#[test]
 fn fsdp2_is_torchs() {
-    let scratch = tempfile::tempdir().unwrap();
-    let cases = cases("fsdp2");
+    let cases = cases("fsdp2", false);
     assert!(cases.len() >= 35, "only {} cases", cases.len());
+    compare_fsdp2(cases);
+}
+
+fn zero3_is_deepspeeds() {
+    let cases = cases("zero3", false);
+    assert!(cases.len() >= 24, "only {} cases", cases.len());
+    compare_zero3(cases);
+}
+
+fn the_real_model_is_torchs_and_deepspeeds() {
+    let (fsdp2, zero3) = (cases("fsdp2", true), cases("zero3", true));
+    assert!(!fsdp2.is_empty() && !zero3.is_empty());
+    compare_fsdp2(fsdp2);
+    compare_zero3(zero3);
+}
+
+fn compare_fsdp2(cases: Vec<(String, Value, PathBuf)>) {
+    let scratch = tempfile::tempdir().unwrap();
     for (label, case, model) in cases {
         let storage = (case["storage"] == "auto").then_some("checkpoint");
         let ours = load(&fsdp2_config(scratch.path(), &model, case["mesh"]["replicate"].as_u64().unwrap(), storage), &case);
@@ -74,11 +107,8 @@ fn fsdp2_is_torchs() {
     }
 }
 
-#[test]
-fn zero3_is_deepspeeds() {
+fn compare_zero3(cases: Vec<(String, Value, PathBuf)>) {
     let scratch = tempfile::tempdir().unwrap();
-    let cases = cases("zero3");
-    assert!(cases.len() >= 24, "only {} cases", cases.len());
     for (label, case, model) in cases {
         let ours = load(&zero3_config(scratch.path(), &model, case["dtype"] == "bf16"), &case);
         compare(&label, &case, &ours, &["partition_numel", "valid_numel"]);

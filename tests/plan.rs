@@ -1,5 +1,7 @@
 //! `shardwright plan` as a user runs it: the table, the JSON and its schema, exit codes, and the largest worlds.
 
+#[path = "support/runner.rs"]
+mod runner;
 mod support;
 
 use std::{
@@ -10,12 +12,27 @@ use std::{
     time::{Duration, Instant},
 };
 
+use runner::{skip, tests};
 use serde_json::{Value, json};
 use shardwright_memory::{
     ledger::Place,
     output::{Certainty, Prediction, schema},
 };
 use support::{checkpoint, fsdp2_config, root, shardwright, stderr, write, zero3_config};
+
+tests! {
+    the_table_is_for_people_and_fits_100_columns,
+    the_json_has_a_committed_schema,
+    every_byte_has_a_formula_with_a_source,
+    what_does_not_fit_exits_with_7_and_says_what_would,
+    fixed_amounts_are_the_engines,
+    what_is_trained_changes_the_memory,
+    advice_is_what_the_changed_run_is_predicted_to_hold,
+    the_largest_worlds_are_planned_at_once,
+    the_page_shows_the_numbers_of_json_and_table,
+    the_report_of_a_load_is_a_page_too,
+    predictions_hold_against_what_the_engines_allocated,
+}
 
 fn plan(args: &[&str]) -> Output {
     shardwright().current_dir(root()).arg("plan").args(args).output().unwrap()
@@ -31,7 +48,6 @@ fn prediction(args: &[&str]) -> Prediction {
     serde_json::from_str(&printed).unwrap_or_else(|e| panic!("{e}: {printed}"))
 }
 
-#[test]
 fn the_table_is_for_people_and_fits_100_columns() {
     for (name, args) in [
         ("fsdp2", &["examples/fsdp2.yaml", "--world-size", "4"][..]),
@@ -48,7 +64,6 @@ fn the_table_is_for_people_and_fits_100_columns() {
 }
 
 /// What the program prints can be read by its own types, which refuse unknown fields, and the committed schema is theirs.
-#[test]
 fn the_json_has_a_committed_schema() {
     let file = root().join("docs/plan.schema.json");
     let made = serde_json::to_string_pretty(&schema()).unwrap() + "\n";
@@ -62,7 +77,6 @@ fn the_json_has_a_committed_schema() {
 }
 
 /// Every item has a formula that is listed with a source, and items make up the totals.
-#[test]
 fn every_byte_has_a_formula_with_a_source() {
     for config in ["examples/fsdp2.yaml", "examples/zero3.yaml", "examples/replicate.yaml"] {
         let made = prediction(&[config, "--world-size", "4"]);
@@ -80,7 +94,6 @@ fn every_byte_has_a_formula_with_a_source() {
     }
 }
 
-#[test]
 fn what_does_not_fit_exits_with_7_and_says_what_would() {
     let output = plan(&["examples/fsdp2.yaml", "--world-size", "4", "--device-memory", "1025MiB"]);
     assert_eq!(output.status.code(), Some(7), "{}", stderr(&output));
@@ -102,7 +115,6 @@ fn what_does_not_fit_exits_with_7_and_says_what_would() {
 }
 
 /// Parameters, gradients and states as the engines allocate them, computed here a second time by hand.
-#[test]
 fn fixed_amounts_are_the_engines() {
     let dir = tempfile::tempdir().unwrap();
     let of = |made: &Prediction, phase: usize, category: &str| -> u64 {
@@ -128,7 +140,6 @@ fn fixed_amounts_are_the_engines() {
 }
 
 /// Adapters are planned like any other parameter; what is frozen has neither gradients nor states.
-#[test]
 fn what_is_trained_changes_the_memory() {
     let dir = tempfile::tempdir().unwrap();
     let config = fsdp2_config(dir.path(), &checkpoint("tiny-qwen3-bf16"), 1, None);
@@ -153,7 +164,6 @@ fn what_is_trained_changes_the_memory() {
 }
 
 /// Whatever saves memory is predicted anew: each change really makes the peak smaller, those that fit come first, and each says its cost.
-#[test]
 fn advice_is_what_the_changed_run_is_predicted_to_hold() {
     let dir = tempfile::tempdir().unwrap();
     hollow(dir.path(), 1024, 4096, 4, 32_000);
@@ -238,7 +248,6 @@ fn hollow_of(dir: &Path, tensors: Vec<(String, Vec<u64>)>, config: &Value) {
 }
 
 /// A model of 70 billion parameters on 1,024 ranks. Without optimisation this may take longer than the second that a release takes.
-#[test]
 fn the_largest_worlds_are_planned_at_once() {
     let dir = tempfile::tempdir().unwrap();
     hollow(dir.path(), 8192, 28_672, 80, 128_256);
@@ -294,13 +303,12 @@ read.outside = performance.getEntriesByType("resource").length;
 document.body.dataset.read = JSON.stringify(read);
 </script></body>"##;
 
-/// Chromium's answer to a page with the reader in it; `None` where there is no Chromium.
-fn browse(test: &str, page: &Path) -> Option<Value> {
+/// Chromium's answer to a page with the reader in it. Without Chromium the test is skipped.
+fn browse(page: &Path) -> Value {
     let programs = ["chromium", "chromium-browser", "google-chrome"];
     let program = programs.into_iter().find(|p| std::process::Command::new(p).arg("--version").output().is_ok_and(|o| o.status.success()));
     let Some(program) = program else {
-        eprintln!("skipped: {test}: no chromium, which `apt-get install chromium` brings");
-        return None;
+        skip("no chromium, which `apt-get install chromium` brings");
     };
     let with = fs::read_to_string(page).unwrap().replace("</body>", READER);
     let read = page.with_extension("read.html");
@@ -315,11 +323,10 @@ fn browse(test: &str, page: &Path) -> Option<Value> {
     let dom = String::from_utf8_lossy(&output.stdout).into_owned();
     let answer = dom.split("data-read=\"").nth(1).unwrap_or_else(|| panic!("the page's script failed: {}", stderr(&output)));
     let answer = answer.split('"').next().unwrap().replace("&quot;", "\"").replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&");
-    Some(serde_json::from_str(&answer).unwrap())
+    serde_json::from_str(&answer).unwrap()
 }
 
 /// Table, JSON and page say the same numbers.
-#[test]
 fn the_page_shows_the_numbers_of_json_and_table() {
     let dir = tempfile::tempdir().unwrap();
     let page = dir.path().join("plan.html");
@@ -338,7 +345,7 @@ fn the_page_shows_the_numbers_of_json_and_table() {
 
     let table = text(&plan(&args));
     let first = &made.worlds[0];
-    let Some(read) = browse("the_page_shows_the_numbers_of_json_and_table", &page) else { return };
+    let read = browse(&page);
     let numbers: Vec<(u64, &str)> =
         read["numbers"].as_array().unwrap().iter().map(|n| (n[0].as_u64().unwrap(), n[1].as_str().unwrap())).collect();
     let shown = |bytes: u64| numbers.iter().find(|(n, _)| *n == bytes).unwrap_or_else(|| panic!("{bytes} is not on the page")).1;
@@ -364,13 +371,12 @@ fn the_page_shows_the_numbers_of_json_and_table() {
     }
 }
 
-#[test]
 fn the_report_of_a_load_is_a_page_too() {
     let dir = tempfile::tempdir().unwrap();
     let page = dir.path().join("load.html");
     let args = ["load", "examples/zero3.yaml", "--world-size", "3", "--format", "json", "--report", page.to_str().unwrap()];
     let report = support::json(&shardwright().current_dir(root()).args(args).output().unwrap());
-    let Some(read) = browse("the_report_of_a_load_is_a_page_too", &page) else { return };
+    let read = browse(&page);
     assert_eq!(read["title"], "Load report");
     for rank in report["ranks"].as_array().unwrap() {
         let read = read["numbers"].as_array().unwrap();
@@ -381,7 +387,6 @@ fn the_report_of_a_load_is_a_page_too() {
 }
 
 /// What torch 2.15 and DeepSpeed 0.19.8 allocated on rank 0, recorded by scripts/plan-measure.py; docs/plan.md has the table.
-#[test]
 fn predictions_hold_against_what_the_engines_allocated() {
     let recorded = support::read_json(&root().join("tests/plan_measured.json"));
     let dir = tempfile::tempdir().unwrap();

@@ -1,5 +1,7 @@
 //! Keeping shards as a user does it: `load --save`, `verify`, `inspect`; messages and exit codes, a full disk, signals.
 
+#[path = "support/runner.rs"]
+mod runner;
 mod support;
 
 use std::{
@@ -11,11 +13,31 @@ use std::{
     time::{Duration, Instant},
 };
 
+use runner::{skip, tests};
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use serde_json::Value;
 use shardwright_engine::{Checkpoint, verify::Verifier};
-use support::{checkpoint, fsdp2_config, json, read_json, real_model, run, shardwright, stderr, zero3_config};
+use support::{NO_REAL_MODEL, checkpoint, fsdp2_config, json, read_json, real_model, run, shardwright, stderr, zero3_config};
 use tempfile::TempDir;
+
+tests! {
+    what_is_saved_is_verified_against_its_source,
+    every_recorded_architecture_is_saved_and_verified,
+    the_real_model_is_saved_and_verified,
+    the_manifests_digests_are_the_reports,
+    ranks_may_be_saved_one_by_one,
+    a_save_is_replaced_only_when_asked,
+    ranks_that_read_copies_of_one_model_complete_each_other,
+    ranks_that_read_different_models_do_not_delete_each_others_shards,
+    verify_tells_what_differs,
+    inspect_shows_headers_alone,
+    a_disk_that_is_too_small_is_reported_before_anything_is_loaded,
+    a_disk_that_fills_up_leaves_what_was_there,
+    an_interrupted_save_leaves_what_was_there,
+    killed_processes_of_one_save_never_leave_a_mix_that_passes,
+    a_killed_save_never_leaves_a_mix_that_passes,
+    an_unfinished_save_is_no_checkpoint,
+}
 
 const MANIFEST: &str = "shardwright.manifest.json";
 const TEMPORARY: &str = ".shardwright-tmp-";
@@ -70,7 +92,6 @@ fn big_model(dir: &Path, name: &str, rows: usize, seed: u8) -> PathBuf {
     model
 }
 
-#[test]
 fn what_is_saved_is_verified_against_its_source() {
     let dir = TempDir::new().unwrap();
     for (number, model) in ["tiny-qwen3-bf16", "tiny-qwen3-tied-fp32", "odd-shapes"].into_iter().map(checkpoint).enumerate() {
@@ -118,7 +139,6 @@ fn recorded_model(dir: &Path, case: &Value) -> PathBuf {
 
 /// Experts that the class stacks, names that it changes, tensors that it drops or rounds: verification makes the same model of the source,
 /// by what the save recorded.
-#[test]
 fn every_recorded_architecture_is_saved_and_verified() {
     let dir = TempDir::new().unwrap();
     let cases = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/crates/arch/tests/cases.jsonl")).unwrap();
@@ -139,9 +159,8 @@ fn every_recorded_architecture_is_saved_and_verified() {
     }
 }
 
-#[test]
 fn the_real_model_is_saved_and_verified() {
-    let Some(model) = real_model("the_real_model_is_saved_and_verified") else { return };
+    let Some(model) = real_model() else { skip(NO_REAL_MODEL) };
     let dir = TempDir::new().unwrap();
     for (name, config) in [("f", fsdp2_config(dir.path(), &model, 2, None)), ("z", zero3_config(dir.path(), &model, true))] {
         let shards = dir.path().join(name);
@@ -152,7 +171,6 @@ fn the_real_model_is_saved_and_verified() {
 }
 
 /// The digests of `--digest` are those of the saved manifest: both are over valid bytes in row-major order.
-#[test]
 fn the_manifests_digests_are_the_reports() {
     let dir = TempDir::new().unwrap();
     for config in [fsdp2_config(dir.path(), &checkpoint("odd-shapes"), 1, None), zero3_config(dir.path(), &checkpoint("odd-shapes"), true)]
@@ -171,7 +189,6 @@ fn the_manifests_digests_are_the_reports() {
     }
 }
 
-#[test]
 fn ranks_may_be_saved_one_by_one() {
     let dir = TempDir::new().unwrap();
     let model = checkpoint("tiny-qwen3-bf16");
@@ -192,7 +209,6 @@ fn ranks_may_be_saved_one_by_one() {
     assert!(contents(&shards) == contents(&whole));
 }
 
-#[test]
 fn a_save_is_replaced_only_when_asked() {
     let dir = TempDir::new().unwrap();
     let model = checkpoint("odd-shapes");
@@ -210,7 +226,6 @@ fn a_save_is_replaced_only_when_asked() {
 }
 
 /// A copy of the model on every node: `cp` without `-p` changes the times, and no rank may take the other for one of another source.
-#[test]
 fn ranks_that_read_copies_of_one_model_complete_each_other() {
     let dir = TempDir::new().unwrap();
     let model = checkpoint("tiny-qwen3-bf16");
@@ -234,7 +249,6 @@ fn ranks_that_read_copies_of_one_model_complete_each_other() {
 }
 
 /// Ranks of one job whose models really differ: the second is refused, says what differs, and deletes nothing, whatever is asked.
-#[test]
 fn ranks_that_read_different_models_do_not_delete_each_others_shards() {
     let dir = TempDir::new().unwrap();
     let shards = dir.path().join("shards");
@@ -250,7 +264,6 @@ fn ranks_that_read_different_models_do_not_delete_each_others_shards() {
     good(&save(&new, 2, &shards, &["--overwrite"]));
 }
 
-#[test]
 fn verify_tells_what_differs() {
     let dir = TempDir::new().unwrap();
     let (model, other) = (checkpoint("tiny-qwen3-bf16"), checkpoint("odd-shapes"));
@@ -285,7 +298,6 @@ fn verify_tells_what_differs() {
     ends(&verify(&dir.path().join("nowhere"), None), 4, &["nowhere", "cannot open the directory"]);
 }
 
-#[test]
 fn inspect_shows_headers_alone() {
     let model = checkpoint("odd-shapes");
     let table = run([OsStr::new("inspect"), model.as_os_str()]);
@@ -318,15 +330,14 @@ fn inspect_shows_headers_alone() {
 struct SmallDisk(TempDir);
 
 impl SmallDisk {
-    fn mount(test: &str, size: &str) -> Option<Self> {
+    fn mount(size: &str) -> Self {
         let dir = TempDir::new().unwrap();
         let option = format!("size={size}");
         let mounted = std::process::Command::new("mount").args(["-t", "tmpfs", "-o", &option, "none"]).arg(dir.path()).output();
         if mounted.is_ok_and(|o| o.status.success()) {
-            return Some(Self(dir));
+            return Self(dir);
         }
-        eprintln!("skipped: {test}: a tmpfs cannot be mounted here, it needs root");
-        None
+        skip("a tmpfs cannot be mounted here, it needs root");
     }
 }
 
@@ -336,9 +347,8 @@ impl Drop for SmallDisk {
     }
 }
 
-#[test]
 fn a_disk_that_is_too_small_is_reported_before_anything_is_loaded() {
-    let Some(disk) = SmallDisk::mount("a_disk_that_is_too_small_is_reported_before_anything_is_loaded", "1m") else { return };
+    let disk = SmallDisk::mount("1m");
     let dir = TempDir::new().unwrap();
     let config = fsdp2_config(dir.path(), &big_model(dir.path(), "model", 1024, 0), 1, Some("checkpoint"));
     let shards = disk.0.path().join("a/shards");
@@ -347,9 +357,8 @@ fn a_disk_that_is_too_small_is_reported_before_anything_is_loaded() {
 }
 
 /// The shards alone would fit, so that writing begins: the disk is full in the middle, and what was there is still there.
-#[test]
 fn a_disk_that_fills_up_leaves_what_was_there() {
-    let Some(disk) = SmallDisk::mount("a_disk_that_fills_up_leaves_what_was_there", "80k") else { return };
+    let disk = SmallDisk::mount("80k");
     let dir = TempDir::new().unwrap();
     let model = checkpoint("odd-shapes");
     let config = fsdp2_config(dir.path(), &model, 1, None);
@@ -383,7 +392,6 @@ fn names(dir: &Path) -> Vec<String> {
     fs::read_dir(dir).into_iter().flatten().flatten().filter_map(|e| e.file_name().into_string().ok()).collect()
 }
 
-#[test]
 fn an_interrupted_save_leaves_what_was_there() {
     let dir = TempDir::new().unwrap();
     let shards = dir.path().join("shards");
@@ -442,7 +450,6 @@ fn old_and_new(dir: &Path) -> ([Checkpoint; 2], [PathBuf; 2]) {
 }
 
 /// Four processes save a rank each over another source's shards, and all are killed at once.
-#[test]
 fn killed_processes_of_one_save_never_leave_a_mix_that_passes() {
     let dir = TempDir::new().unwrap();
     let shards = dir.path().join("shards");
@@ -480,7 +487,6 @@ fn killed_processes_of_one_save_never_leave_a_mix_that_passes() {
 
 /// Overwriting one source's shards by another's, killed a hundred times: half of the moments anywhere in the program's life, half in
 /// the commit, which begins when the manifest goes. What is left either passes, and is then one of the two whole, or is refused.
-#[test]
 fn a_killed_save_never_leaves_a_mix_that_passes() {
     let dir = TempDir::new().unwrap();
     let shards = dir.path().join("shards");
@@ -516,7 +522,6 @@ fn a_killed_save_never_leaves_a_mix_that_passes() {
 }
 
 /// Before the last rank has written the directory's own manifest, and a shard alone after that.
-#[test]
 fn an_unfinished_save_is_no_checkpoint() {
     let dir = tempfile::tempdir().unwrap();
     let model = checkpoint("tiny-qwen3-bf16");

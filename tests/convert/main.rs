@@ -2,13 +2,27 @@
 //! and optimizer, `deepspeed.load_checkpoint`, safetensors, on other numbers of ranks. It needs a Python with torch: SHARDWRIGHT_PYTHON, else
 //! `python3` on the path; without one, or without DeepSpeed, what is left out is named as skipped.
 
+#[path = "../support/runner.rs"]
+mod runner;
 #[path = "../support/mod.rs"]
 mod support;
 
 use std::{ffi::OsString, path::Path, process::Command};
 
+use runner::{skip, tests};
 use support::{root, shardwright, stderr};
 use tempfile::TempDir;
+
+tests! {
+    real_engines_save_and_load_every_format_on_every_number_of_ranks,
+    every_source_loads_in_place_as_its_conversion_does,
+    shards_of_every_source_are_saved_in_place_and_verified_against_it,
+    a_killed_conversion_resumes_and_is_never_taken_for_whole,
+    what_convert_makes_is_verified_alone_and_against_its_source,
+    files_of_the_trainer_and_the_tag_go_along,
+    names_of_the_hub_and_of_the_model_are_each_others_inverse,
+    refusals_have_exit_codes_and_leave_nothing,
+}
 
 fn fixture(name: &str) -> std::path::PathBuf {
     root().join("tests/convert/fixtures").join(name)
@@ -26,15 +40,12 @@ fn convert(source: &str, target: &Path, args: &[&str]) {
 }
 
 /// `engines.py` in a Python that has the engines.
-#[test]
 fn real_engines_save_and_load_every_format_on_every_number_of_ranks() {
-    let test = "real_engines_save_and_load_every_format_on_every_number_of_ranks";
     let name = std::env::var_os("SHARDWRIGHT_PYTHON").unwrap_or_else(|| OsString::from("python3"));
     let imports = "import torch.distributed.fsdp, safetensors.torch";
     let found = Command::new(&name).env("OMP_NUM_THREADS", "1").args(["-c", imports]).output();
     if !found.is_ok_and(|o| o.status.success()) {
-        eprintln!("skipped: {test}: {} cannot import torch and safetensors; set SHARDWRIGHT_PYTHON to one that can", name.display());
-        return;
+        skip(format!("{} cannot import torch and safetensors; set SHARDWRIGHT_PYTHON to one that can", name.display()));
     }
     let output = Command::new(&name)
         .arg(root().join("tests/convert/engines.py"))
@@ -61,7 +72,6 @@ fn loaded(model: &Path, config: &dyn Fn(&Path, &Path) -> std::path::PathBuf, wor
 }
 
 /// A load from a checkpoint where it lies gives every rank the bytes that a load from its conversion to safetensors gives.
-#[test]
 fn every_source_loads_in_place_as_its_conversion_does() {
     let dir = TempDir::new().unwrap();
     for source in ["zero3", "fsdp2", "zero2"] {
@@ -79,7 +89,6 @@ fn every_source_loads_in_place_as_its_conversion_does() {
 }
 
 /// Shards saved from a checkpoint where it lies, and their verification against it, by code that neither loads nor converts.
-#[test]
 fn shards_of_every_source_are_saved_in_place_and_verified_against_it() {
     let dir = TempDir::new().unwrap();
     for source in ["zero3", "fsdp2", "zero2"] {
@@ -123,7 +132,6 @@ fn shards_of_every_source_are_saved_in_place_and_verified_against_it() {
 }
 
 /// A killed conversion is taken up where it was: complete files stay as they are, and the result is that of a conversion in one go.
-#[test]
 fn a_killed_conversion_resumes_and_is_never_taken_for_whole() {
     const TENSORS: usize = 400;
     const ELEMENTS: usize = 1 << 12;
@@ -187,9 +195,7 @@ fn a_killed_conversion_resumes_and_is_never_taken_for_whole() {
     assert!(output.status.success() && !stderr(&output).contains("were there already"), "{}", stderr(&output));
 }
 
-/// What a trainer keeps beside the tensors goes along, but for ranks' own states where their number changes; accelerate loads one tag alone.
 /// A conversion's output has no manifest: its own headers and checksums are validated, and with its source every element.
-#[test]
 fn what_convert_makes_is_verified_alone_and_against_its_source() {
     let dir = TempDir::new().unwrap();
     let verify = |target: &Path, against: Option<&str>| {
@@ -232,7 +238,7 @@ fn what_convert_makes_is_verified_alone_and_against_its_source() {
     assert_eq!(code, Some(8), "{said}");
 }
 
-#[test]
+/// What a trainer keeps beside the tensors goes along, but for ranks' own states where their number changes; accelerate loads one tag alone.
 fn files_of_the_trainer_and_the_tag_go_along() {
     let dir = TempDir::new().unwrap();
     let (source, re_cut, same) = (dir.path().join("checkpoint-3"), dir.path().join("re-cut"), dir.path().join("same"));
@@ -298,7 +304,6 @@ fn mixtral(dir: &Path) {
     std::fs::write(dir.join("model.safetensors"), bytes).unwrap();
 }
 
-#[test]
 fn names_of_the_hub_and_of_the_model_are_each_others_inverse() {
     let dir = TempDir::new().unwrap();
     let at = |name: &str| dir.path().join(name);
@@ -338,7 +343,6 @@ fn names_of_the_hub_and_of_the_model_are_each_others_inverse() {
 }
 
 /// What a program that is given hostile or missing files says, and with which code it ends.
-#[test]
 fn refusals_have_exit_codes_and_leave_nothing() {
     let dir = TempDir::new().unwrap();
     let run = |source: &Path, args: &[&str]| {

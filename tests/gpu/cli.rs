@@ -4,7 +4,7 @@ use std::process::Output;
 
 use shardwright::engine::device::probe;
 
-use crate::{driver, stand_in, support};
+use crate::{driver, runner::skip, stand_in, support};
 
 /// `load` of a small model on three ranks, with these arguments and variables.
 fn load(config_end: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Output {
@@ -25,8 +25,7 @@ fn refused(output: &Output, code: i32, needles: &[&str]) {
 /// What a process sees that is shown no device, with a driver or without one.
 const NONE: (&str, &str) = ("CUDA_VISIBLE_DEVICES", "");
 
-#[test]
-fn without_a_device_cuda_is_refused_and_auto_says_why_not() {
+pub fn without_a_device_cuda_is_refused_and_auto_says_why_not() {
     refused(&load("", &["--device", "cuda"], &[NONE]), 10, &["device cuda was asked for, but the"]);
     refused(&load("", &["--device", "cuda:0"], &[NONE]), 10, &["cuda:0"]);
     refused(&load("shardwright:\n  device: cuda\n", &[], &[NONE]), 10, &["device cuda was asked for"]);
@@ -39,9 +38,8 @@ fn without_a_device_cuda_is_refused_and_auto_says_why_not() {
     refused(&load("shardwright:\n  device: cuda\n", &["--device", "cpu"], &[NONE]), 0, &[]);
 }
 
-#[test]
-fn a_report_of_a_load_to_a_device_has_the_hosts_digests() {
-    let Some(_alone) = driver("a_report_of_a_load_to_a_device_has_the_hosts_digests") else { return };
+pub fn a_report_of_a_load_to_a_device_has_the_hosts_digests() {
+    let _alone = driver();
     let digests = |device: &[&str]| {
         let output = load("", &[&["--world-size", "3", "--digest", "--format", "json"], device].concat(), &[]);
         let report = support::json(&output);
@@ -59,15 +57,12 @@ fn a_report_of_a_load_to_a_device_has_the_hosts_digests() {
     assert!(reported.contains("device: cuda: each rank modulo"), "{reported}");
 }
 
-#[test]
-fn a_driver_or_a_device_that_will_not_do_is_refused() {
-    let test = "a_driver_or_a_device_that_will_not_do_is_refused";
-    let Some(_alone) = driver(test) else { return };
+pub fn a_driver_or_a_device_that_will_not_do_is_refused() {
+    let _alone = driver();
     let beyond = format!("cuda:{}", probe().unwrap().devices.len());
     refused(&load("", &["--device", &beyond], &[]), 10, &["there is no device", "CUDA_VISIBLE_DEVICES counts"]);
     if std::env::var_os(stand_in::PATH).is_none() {
-        eprintln!("skipped: {test}: only the fake driver is old and small on request");
-        return;
+        skip("only the fake driver is old and small on request");
     }
     let old = ("FAKE_CUDA_VERSION", "11040");
     refused(&load("", &["--device", "cuda"], &[old]), 10, &["too old", "12.0 or newer", "found 11.4"]);
@@ -79,9 +74,8 @@ fn a_driver_or_a_device_that_will_not_do_is_refused() {
     refused(&load("", &["--device", "cuda"], &[small]), 10, &["do not fit onto device 0", "MiB free of", "would help"]);
 }
 
-#[test]
-fn a_rank_under_a_launcher_takes_the_device_of_its_local_rank() {
-    let Some(_alone) = driver("a_rank_under_a_launcher_takes_the_device_of_its_local_rank") else { return };
+pub fn a_rank_under_a_launcher_takes_the_device_of_its_local_rank() {
+    let _alone = driver();
     let count = probe().unwrap().devices.len();
     let variables = [("RANK", "5"), ("WORLD_SIZE", "8"), ("LOCAL_RANK", "1"), ("LOCAL_WORLD_SIZE", "4")];
     refused(&load("", &["--device", "cuda"], &variables), 0, &[&format!("device {}: local rank 1 of", 1 % count)]);

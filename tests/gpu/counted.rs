@@ -10,18 +10,17 @@ use shardwright::{
 
 use crate::{
     cases::{one_rank, planned},
-    devices, driver, same_bits, simple,
+    devices, driver,
+    runner::skip,
+    same_bits, simple,
     stand_in::StandIn,
     two_threads,
 };
 
-#[test]
-fn a_driver_that_fails_at_any_step_fails_the_load_and_leaves_nothing() {
-    let test = "a_driver_that_fails_at_any_step_fails_the_load_and_leaves_nothing";
-    let Some(_alone) = driver(test) else { return };
+pub fn a_driver_that_fails_at_any_step_fails_the_load_and_leaves_nothing() {
+    let _alone = driver();
     let Some(driver) = StandIn::find() else {
-        eprintln!("skipped: {test}: the machine's own driver does not fail on request; the one in front of it does");
-        return;
+        skip("the machine's own driver does not fail on request; the one in front of it does");
     };
     let dir = tempfile::tempdir().unwrap();
     let plan = simple(dir.path());
@@ -61,13 +60,10 @@ fn a_driver_that_fails_at_any_step_fails_the_load_and_leaves_nothing() {
 }
 
 /// However large the shard, what else lies on the device is the ring's counterpart: a whole tensor, or the bytes before a cast, never are.
-#[test]
-fn a_device_holds_the_shard_and_a_fixed_small_amount() {
-    let test = "a_device_holds_the_shard_and_a_fixed_small_amount";
-    let Some(_alone) = driver(test) else { return };
+pub fn a_device_holds_the_shard_and_a_fixed_small_amount() {
+    let _alone = driver();
     let Some(driver) = StandIn::find() else {
-        eprintln!("skipped: {test}: the machine's own driver does not keep count of its peak; the one in front of it does");
-        return;
+        skip("the machine's own driver does not keep count of its peak; the one in front of it does");
     };
     let beyond = [8u64, 32].map(|mib| {
         let dir = tempfile::tempdir().unwrap();
@@ -84,13 +80,10 @@ fn a_device_holds_the_shard_and_a_fixed_small_amount() {
 }
 
 /// A second load pins nothing and allocates nothing but its shards; what is kept goes with the devices, or when asked.
-#[test]
-fn a_ring_is_kept_for_the_next_load() {
-    let test = "a_ring_is_kept_for_the_next_load";
-    let Some(_alone) = driver(test) else { return };
+pub fn a_ring_is_kept_for_the_next_load() {
+    let _alone = driver();
     let Some(driver) = StandIn::find() else {
-        eprintln!("skipped: {test}: the machine's own driver does not count; the one in front of it does");
-        return;
+        skip("the machine's own driver does not count; the one in front of it does");
     };
     let dir = tempfile::tempdir().unwrap();
     let plan = simple(dir.path());
@@ -118,13 +111,10 @@ fn a_ring_is_kept_for_the_next_load() {
 }
 
 /// A row's part is its own block in the file; they cross together.
-#[test]
-fn short_runs_cross_together() {
-    let test = "short_runs_cross_together";
-    let Some(_alone) = driver(test) else { return };
+pub fn short_runs_cross_together() {
+    let _alone = driver();
     let Some(driver) = StandIn::find() else {
-        eprintln!("skipped: {test}: the machine's own driver does not count; the one in front of it does");
-        return;
+        skip("the machine's own driver does not count; the one in front of it does");
     };
     const ROWS: u64 = 20_000;
     let mesh = Mesh::replicate_shard(1, 4).unwrap();
@@ -148,13 +138,10 @@ fn short_runs_cross_together() {
 }
 
 /// A worker reads on while what it sent is under way: as many blocks as it has slots, and no more.
-#[test]
-fn reads_go_on_while_copies_and_casts_are_under_way() {
-    let test = "reads_go_on_while_copies_and_casts_are_under_way";
-    let Some(_alone) = driver(test) else { return };
+pub fn reads_go_on_while_copies_and_casts_are_under_way() {
+    let _alone = driver();
     let Some(driver) = StandIn::find().filter(|d| d.queued().is_some()) else {
-        eprintln!("skipped: {test}: only the fake driver tells what is under way; on a card the bench's ratio shows it");
-        return;
+        skip("only the fake driver tells what is under way; on a card the bench's ratio shows it");
     };
     const NUMEL: u64 = 16 << 20;
     for (to, calls_a_block) in [(DType::BF16, 1), (DType::F32, 2)] {

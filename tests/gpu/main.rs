@@ -1,11 +1,13 @@
 //! Loads to a device against loads to host memory, bit for bit, on whatever driver there is; and all of it on a driver that is none.
 //!
-//! Without a device each test says so by name. The fake proves that the calls are right in kind and order, not that a card gives these
+//! Without a device the tests are reported as ignored. The fake shows that the calls are right in kind and order, not that a card gives these
 //! bits: that takes a card, and `scripts/gpu-check.sh`.
 
 mod cases;
 mod cli;
 mod counted;
+#[path = "../support/runner.rs"]
+mod runner;
 mod stand_in;
 #[path = "../support/mod.rs"]
 mod support;
@@ -25,20 +27,41 @@ use shardwright::{
 
 use crate::{
     cases::{every_layout, every_pair, one_rank, planned},
+    runner::{skip, tests},
     stand_in::StandIn,
 };
+
+tests! {
+    every_pair_of_dtypes_gives_the_hosts_bits_at_any_offset_and_size,
+    every_layout_gives_the_hosts_bits_through_rings_of_any_size,
+    the_oracles_cases_give_the_hosts_bits,
+    pointers_streams_and_dlpack_tensors_keep_their_memory_alive,
+    a_load_that_fails_leaves_nothing_on_the_device,
+    loads_at_once_through_the_same_devices_give_the_hosts_bits,
+    each_rank_lies_on_its_device,
+    too_little_memory_is_reported_with_the_numbers,
+    a_threads_own_context_is_left_alone,
+    all_of_it_passes_on_a_driver_that_is_none,
+    a_driver_in_front_of_this_machines_fails_and_counts,
+    cli::without_a_device_cuda_is_refused_and_auto_says_why_not,
+    cli::a_report_of_a_load_to_a_device_has_the_hosts_digests,
+    cli::a_driver_or_a_device_that_will_not_do_is_refused,
+    cli::a_rank_under_a_launcher_takes_the_device_of_its_local_rank,
+    counted::a_driver_that_fails_at_any_step_fails_the_load_and_leaves_nothing,
+    counted::a_device_holds_the_shard_and_a_fixed_small_amount,
+    counted::a_ring_is_kept_for_the_next_load,
+    counted::short_runs_cross_together,
+    counted::reads_go_on_while_copies_and_casts_are_under_way,
+}
 
 /// What the driver holds is counted for the whole process, so that one test at a time may use it.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// The driver for one test, or why not, by name.
-fn driver(test: &str) -> Option<MutexGuard<'static, ()>> {
+/// The driver for one test, which is skipped without one.
+fn driver() -> MutexGuard<'static, ()> {
     match probe() {
-        Ok(_) => Some(ALONE.lock().unwrap_or_else(PoisonError::into_inner)),
-        Err(why) => {
-            eprintln!("skipped: {test}: no CUDA device: {why}");
-            None
-        }
+        Ok(_) => ALONE.lock().unwrap_or_else(PoisonError::into_inner),
+        Err(why) => skip(format!("no CUDA device: {why}")),
     }
 }
 
@@ -92,9 +115,8 @@ fn all(plan: &ShardPlan) -> Vec<u32> {
     (0..plan.mesh.world_size()).collect()
 }
 
-#[test]
 fn every_pair_of_dtypes_gives_the_hosts_bits_at_any_offset_and_size() {
-    let Some(_alone) = driver("every_pair_of_dtypes_gives_the_hosts_bits_at_any_offset_and_size") else { return };
+    let _alone = driver();
     for (ranks, pad, narrow) in [(1, 0, Narrow::Host), (3, 1, Narrow::Device), (7, 5, Narrow::Host), (7, 2, Narrow::Device)] {
         let dir = tempfile::tempdir().unwrap();
         let (mesh, specs) = every_pair(ranks);
@@ -107,9 +129,8 @@ fn every_pair_of_dtypes_gives_the_hosts_bits_at_any_offset_and_size() {
     }
 }
 
-#[test]
 fn every_layout_gives_the_hosts_bits_through_rings_of_any_size() {
-    let Some(_alone) = driver("every_layout_gives_the_hosts_bits_through_rings_of_any_size") else { return };
+    let _alone = driver();
     let (mesh, specs) = every_layout();
     let dir = tempfile::tempdir().unwrap();
     let plan = planned(dir.path(), &mesh, &specs, 3);
@@ -130,9 +151,8 @@ fn every_layout_gives_the_hosts_bits_through_rings_of_any_size() {
     }
 }
 
-#[test]
 fn the_oracles_cases_give_the_hosts_bits() {
-    let Some(_alone) = driver("the_oracles_cases_give_the_hosts_bits") else { return };
+    let _alone = driver();
     let mut cases = 0;
     let strategies: [(&str, &dyn ShardStrategy); 2] = [("fsdp2", &Fsdp2::default()), ("zero3", &Zero3::default())];
     for (kind, strategy) in strategies {
@@ -164,9 +184,8 @@ fn two_threads() -> IoOptions {
     IoOptions { threads: Some(2), ..IoOptions::default() }
 }
 
-#[test]
 fn pointers_streams_and_dlpack_tensors_keep_their_memory_alive() {
-    let Some(_alone) = driver("pointers_streams_and_dlpack_tensors_keep_their_memory_alive") else { return };
+    let _alone = driver();
     let dir = tempfile::tempdir().unwrap();
     let plan = simple(dir.path());
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
@@ -193,9 +212,8 @@ fn pointers_streams_and_dlpack_tensors_keep_their_memory_alive() {
     assert_eq!(held(), before);
 }
 
-#[test]
 fn a_load_that_fails_leaves_nothing_on_the_device() {
-    let Some(_alone) = driver("a_load_that_fails_leaves_nothing_on_the_device") else { return };
+    let _alone = driver();
     let dir = tempfile::tempdir().unwrap();
     let plan = simple(dir.path());
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
@@ -214,9 +232,8 @@ fn a_load_that_fails_leaves_nothing_on_the_device() {
 }
 
 /// Whoever asks first takes the ring that is kept; who comes second makes one of its own.
-#[test]
 fn loads_at_once_through_the_same_devices_give_the_hosts_bits() {
-    let Some(_alone) = driver("loads_at_once_through_the_same_devices_give_the_hosts_bits") else { return };
+    let _alone = driver();
     let dir = tempfile::tempdir().unwrap();
     let plan = simple(dir.path());
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
@@ -242,9 +259,8 @@ fn loads_at_once_through_the_same_devices_give_the_hosts_bits() {
     assert!(error.to_string().contains("no ranks"), "{error}");
 }
 
-#[test]
 fn each_rank_lies_on_its_device() {
-    let Some(_alone) = driver("each_rank_lies_on_its_device") else { return };
+    let _alone = driver();
     let dir = tempfile::tempdir().unwrap();
     let (mesh, specs) = every_pair(3);
     let plan = planned(dir.path(), &mesh, &specs, 0);
@@ -258,9 +274,8 @@ fn each_rank_lies_on_its_device() {
 }
 
 /// More than any device has, in a file of holes: refused by the preflight; forced, refused by the driver. Both with the numbers.
-#[test]
 fn too_little_memory_is_reported_with_the_numbers() {
-    let Some(_alone) = driver("too_little_memory_is_reported_with_the_numbers") else { return };
+    let _alone = driver();
     let dir = tempfile::tempdir().unwrap();
     write_checkpoint(dir.path(), &[TensorMeta::new("w", DType::BF16, [1u64 << 20, 1 << 19])], u64::MAX, Content::Sparse).unwrap();
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
@@ -280,9 +295,8 @@ fn too_little_memory_is_reported_with_the_numbers() {
 }
 
 /// A thread that works on another device, or on none, goes on so.
-#[test]
 fn a_threads_own_context_is_left_alone() {
-    let Some(_alone) = driver("a_threads_own_context_is_left_alone") else { return };
+    let _alone = driver();
     use cudarc::driver::result::{ctx, device, primary_ctx};
     let dir = tempfile::tempdir().unwrap();
     let plan = simple(dir.path());
@@ -309,39 +323,32 @@ fn a_threads_own_context_is_left_alone() {
 }
 
 /// On the fake, so that none of the above is skipped anywhere but where there is no C++ compiler.
-#[test]
 fn all_of_it_passes_on_a_driver_that_is_none() {
-    let test = "all_of_it_passes_on_a_driver_that_is_none";
     let dir = tempfile::tempdir().unwrap();
-    let Some(fake) = built(test, "fake_cuda.cpp", dir.path()) else { return };
-    let output = stand_in::run(&fake, &[], &[]);
+    let fake = built("fake_cuda.cpp", dir.path());
+    let output = stand_in::run(&fake, &["--skip", "all_of_it_passes", "--skip", "a_driver_in_front"], &[]);
     let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success() && !text.contains("skipped:"), "{}\n{text}", output.status);
+    assert!(output.status.success() && text.contains(" 0 ignored"), "{}\n{text}", output.status);
 }
 
 /// What needs a driver that fails and counts, with one that does in front of the machine's own; of the fake where there is no card.
-#[test]
 fn a_driver_in_front_of_this_machines_fails_and_counts() {
-    let test = "a_driver_in_front_of_this_machines_fails_and_counts";
     let (dir, behind) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let Some(watched) = built(test, "watched_cuda.cpp", dir.path()) else { return };
+    let watched = built("watched_cuda.cpp", dir.path());
     let real = probe().ok().and_then(|_| stand_in::real());
     let on_a_card = real.is_some();
-    let Some(real) = real.or_else(|| built(test, "fake_cuda.cpp", behind.path())) else { return };
-    let tests = ["a_driver_that_fails", "a_load_that_fails", "a_device_holds", "pointers_streams", "a_ring_is_kept", "short_runs"];
-    let output = stand_in::run(&watched, &tests, &[("WATCHED_CUDA", &real)]);
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    let passed = text.lines().filter(|l| l.starts_with("test ") && l.ends_with("ok")).count();
-    assert!(output.status.success() && !text.contains("skipped:") && passed == tests.len(), "{}\n{text}", output.status);
+    let real = real.unwrap_or_else(|| built("fake_cuda.cpp", behind.path()));
+    for test in ["a_driver_that_fails", "a_load_that_fails", "a_device_holds", "pointers_streams", "a_ring_is_kept", "short_runs"] {
+        let output = stand_in::run(&watched, &[test], &[("WATCHED_CUDA", &real)]);
+        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success() && text.contains(" 1 passed; 0 failed; 0 ignored"), "{test}: {}\n{text}", output.status);
+    }
     if !on_a_card {
-        eprintln!("skipped: {test}: no CUDA device: it stood in front of the fake driver");
+        skip("no CUDA device: it stood in front of the fake driver, and passed there");
     }
 }
 
-/// A stand-in, unless this runs on one or none can be built, which it says.
-fn built(test: &str, source: &str, dir: &std::path::Path) -> Option<std::path::PathBuf> {
-    if std::env::var_os(stand_in::PATH).is_some() {
-        return None; // this is that run
-    }
-    stand_in::build(source, dir).inspect_err(|why| eprintln!("skipped: {test}: {why}")).ok()
+/// A stand-in; the test is skipped where none can be built.
+fn built(source: &str, dir: &std::path::Path) -> std::path::PathBuf {
+    stand_in::build(source, dir).unwrap_or_else(|why| skip(why))
 }

@@ -31,14 +31,14 @@ pub fn build(source: &str, dir: &Path) -> Result<PathBuf, String> {
     Ok(library)
 }
 
-/// Runs tests of this very program on a stand-in. What a real driver opens by name is found as before.
-pub fn run(library: &Path, tests: &[&str], variables: &[(&str, &Path)]) -> Output {
+/// Runs this very program on a stand-in, with these arguments. What a real driver opens by name is found as before.
+pub fn run(library: &Path, arguments: &[&str], variables: &[(&str, &Path)]) -> Output {
     let others = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
     let all =
         std::iter::once(library.parent().unwrap().to_owned()).chain(std::env::split_paths(&others).filter(|p| !p.as_os_str().is_empty()));
     Command::new(std::env::current_exe().unwrap())
-        .args(["--nocapture", "--test-threads=1"])
-        .args(tests)
+        .arg("--test-threads=1")
+        .args(arguments)
         .env("LD_LIBRARY_PATH", std::env::join_paths(all).unwrap())
         .env(PATH, library)
         .env_remove("CUDA_VISIBLE_DEVICES")

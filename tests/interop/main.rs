@@ -1,69 +1,60 @@
 //! Shows that torch reads what `load --save` kept, in torch's own words (`read_with_torch.py`), and that torchrun can run `load`. Needs a
 //! Python with torch and safetensors: SHARDWRIGHT_PYTHON, else `python3` on the path; without one the runner reports the tests as ignored.
 
+#[path = "../support/runner.rs"]
+mod runner;
 #[path = "../support/mod.rs"]
 mod support;
 
 use std::{
     ffi::OsString,
     path::{Path, PathBuf},
-    process::{Command, ExitCode},
+    process::Command,
 };
 
-use libtest_mimic::{Arguments, Trial};
+use runner::{skip, tests};
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
-use support::{checkpoint, fsdp2_config, real_model, root, run, stderr};
+use support::{NO_REAL_MODEL, checkpoint, fsdp2_config, real_model, root, run, stderr};
 use tempfile::TempDir;
 
-fn main() -> ExitCode {
-    let tests: [(&str, fn()); 5] = [
-        ("torch_reads_shards_into_a_smaller_world", torch_reads_shards_into_a_smaller_world),
-        ("torch_reads_shards_into_a_larger_world", torch_reads_shards_into_a_larger_world),
-        ("torchrun_saves_a_rank_a_process", torchrun_saves_a_rank_a_process),
-        (CLASSES, torch_fills_the_classes_of_twelve_architectures),
-        (DRIFT, the_architecture_data_is_what_transformers_says),
-    ];
-    let skipped = !has_torch();
-    let without_classes = skipped || !imports("import transformers; assert int(transformers.__version__.split('.')[0]) >= 5");
-    if skipped {
-        eprintln!(
-            "skipped: {} has no safetensors and torch with HuggingFaceStorageReader; set SHARDWRIGHT_PYTHON to one that has",
-            python_name().display()
-        );
-    }
-    if without_classes && !skipped {
-        eprintln!("skipped: {CLASSES}, {DRIFT}: {} has no transformers 5", python_name().display());
-    }
-    let trial = |(name, test): (&str, fn())| {
-        let run = move || {
-            test();
-            Ok(())
-        };
-        Trial::test(name, run).with_ignored_flag(if [CLASSES, DRIFT].contains(&name) { without_classes } else { skipped })
-    };
-    libtest_mimic::run(&Arguments::from_args(), tests.map(trial).into()).exit_code()
+tests! {
+    torch_reads_shards_into_a_smaller_world,
+    torch_reads_shards_into_a_larger_world,
+    torchrun_saves_a_rank_a_process,
+    torch_fills_the_classes_of_twelve_architectures,
+    the_architecture_data_is_what_transformers_says,
+    torch_reads_the_real_model,
 }
 
 fn python_name() -> OsString {
     std::env::var_os("SHARDWRIGHT_PYTHON").unwrap_or_else(|| OsString::from("python3"))
 }
 
-/// True for a Python that has what the script imports.
-fn has_torch() -> bool {
+/// Needs a Python that has what the scripts import.
+fn needs_torch() {
     let imports = "import safetensors, torch; from torch.distributed.checkpoint import HuggingFaceStorageReader; \
                    from torch.distributed.fsdp import fully_shard";
-    self::imports(imports)
+    if !self::imports(imports) {
+        let python = python_name().display().to_string();
+        skip(format!("{python} has no safetensors and torch with HuggingFaceStorageReader; set SHARDWRIGHT_PYTHON to one that has"));
+    }
+}
+
+fn needs_transformers() {
+    needs_torch();
+    if !imports("import transformers; assert int(transformers.__version__.split('.')[0]) >= 5") {
+        skip(format!("{} has no transformers 5", python_name().display()));
+    }
 }
 
 fn imports(lines: &str) -> bool {
     Command::new(python_name()).args(["-c", lines]).output().is_ok_and(|o| o.status.success())
 }
 
-const DRIFT: &str = "the_architecture_data_is_what_transformers_says";
-
 /// A few model types are made anew with the transformers that is installed. Of the data's own version nothing may differ; of another, the model
 /// types that differ are named.
 fn the_architecture_data_is_what_transformers_says() {
+    needs_transformers();
     let data = include_str!("../../crates/arch/data/transformers.txt");
     let version = data.lines().find_map(|line| line.strip_prefix("%version\t")).unwrap();
     let mut python = Command::new(python_name());
@@ -81,11 +72,10 @@ fn the_architecture_data_is_what_transformers_says() {
     }
 }
 
-const CLASSES: &str = "torch_fills_the_classes_of_twelve_architectures";
-
 /// Experts that are stacked, vision-language models that are renamed, tied weights under each of their names: `model.state_dict()` of the class
 /// itself is filled, on another world size, with what `from_pretrained` makes of the checkpoint.
 fn torch_fills_the_classes_of_twelve_architectures() {
+    needs_transformers();
     const NAMES: [&str; 12] = [
         "qwen3_moe",
         "mixtral",
@@ -177,10 +167,11 @@ fn read(mut torchrun: Command, ranks: u32, pairs: &[String]) {
 
 /// Uneven and empty shards, hybrid meshes, three dtypes in one model, buffers: read by fewer ranks than saved them.
 fn torch_reads_shards_into_a_smaller_world() {
+    needs_torch();
     let dir = TempDir::new().unwrap();
     let at = dir.path();
     let (qwen3, tied, odd) = (checkpoint("tiny-qwen3-bf16"), checkpoint("tiny-qwen3-tied-fp32"), checkpoint("odd-shapes"));
-    let mut pairs = vec![
+    let pairs = [
         save(at, "fp32-from-bf16", &qwen3, 3, 1, "float32"),
         save(at, "bf16-empty-shards", &qwen3, 8, 1, "checkpoint"),
         save(at, "bf16-hybrid", &qwen3, 4, 2, "checkpoint"),
@@ -191,13 +182,18 @@ fn torch_reads_shards_into_a_smaller_world() {
         save(at, "odd-empty-shards", &odd, 8, 1, "float32"),
         save(at, "buffers", &model_with_buffers(at), 3, 1, "checkpoint"),
     ];
-    if let Some(model) = real_model("torch_reads_shards_into_a_smaller_world, its real model") {
-        pairs.push(save(at, "all-MiniLM-L6-v2", &model, 3, 1, "bfloat16"));
-    }
     read(torchrun(), 2, &pairs);
 }
 
+fn torch_reads_the_real_model() {
+    needs_torch();
+    let Some(model) = real_model() else { skip(NO_REAL_MODEL) };
+    let dir = TempDir::new().unwrap();
+    read(torchrun(), 2, &[save(dir.path(), "all-MiniLM-L6-v2", &model, 3, 1, "bfloat16")]);
+}
+
 fn torch_reads_shards_into_a_larger_world() {
+    needs_torch();
     let dir = TempDir::new().unwrap();
     let pairs = [
         save(dir.path(), "bf16", &checkpoint("tiny-qwen3-bf16"), 2, 1, "checkpoint"),
@@ -208,6 +204,7 @@ fn torch_reads_shards_into_a_larger_world() {
 
 /// Three processes of one torchrun save a rank each into one directory, at the same time; together it is the one-process save.
 fn torchrun_saves_a_rank_a_process() {
+    needs_torch();
     let mut torchrun = torchrun();
     let dir = TempDir::new().unwrap();
     let model = checkpoint("tiny-qwen3-bf16");

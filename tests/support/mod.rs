@@ -23,15 +23,14 @@ pub fn checkpoint(name: &str) -> PathBuf {
     oracle("checkpoints").join(name)
 }
 
-/// all-MiniLM-L6-v2 where `scripts/fetch-real-model.sh` put it; says by name what is skipped where it did not.
-pub fn real_model(test: &str) -> Option<PathBuf> {
+/// all-MiniLM-L6-v2, where `scripts/fetch-real-model.sh` put it.
+pub fn real_model() -> Option<PathBuf> {
     let model = root().join(".real-model/all-MiniLM-L6-v2");
-    if model.join("model.safetensors").is_file() {
-        return Some(model);
-    }
-    eprintln!("skipped: {test}: no .real-model/all-MiniLM-L6-v2, run scripts/fetch-real-model.sh");
-    None
+    model.join("model.safetensors").is_file().then_some(model)
 }
+
+/// Why tests of the real model cannot run.
+pub const NO_REAL_MODEL: &str = "no .real-model/all-MiniLM-L6-v2, run scripts/fetch-real-model.sh";
 
 /// The built program, without the environment of any launcher.
 pub fn shardwright() -> Command {

@@ -5,6 +5,8 @@ mod ptx;
 
 #[path = "../../../cast/tests/cast/inputs.rs"]
 mod inputs;
+#[path = "../../../../tests/support/runner.rs"]
+mod runner;
 
 use std::{
     io::Write,
@@ -13,9 +15,21 @@ use std::{
     process::{Command, Stdio},
 };
 
+use runner::{skip, tests};
 use sha2::{Digest, Sha256};
 use shardwright_cast::{SimdLevel, caster_at};
 use shardwright_core::DType;
+
+tests! {
+    every_kernel_gives_the_references_bits_on_all_inputs_of_small_dtypes_and_all_boundaries_of_large_ones,
+    a_kernels_tiles_may_lie_anywhere_and_end_anywhere,
+    the_ptx_gives_the_references_bits_on_all_inputs_of_small_dtypes_and_on_many_of_large_ones,
+    a_defect_in_the_ptx_shows,
+    the_ptxs_tiles_may_lie_anywhere_and_end_anywhere,
+    the_ptx_names_the_source_that_it_was_made_from,
+    the_ptx_is_what_the_source_compiles_to,
+    the_ptx_becomes_machine_code_for_every_generation_of_cards,
+}
 
 const DTYPES: [DType; 6] = [DType::F64, DType::F32, DType::F16, DType::BF16, DType::F8E4M3, DType::F8E5M2];
 const GUARD: [u8; 32] = [0xA5; 32];
@@ -155,9 +169,9 @@ fn check(runner: &dyn Runner, from: DType, to: DType, kernel: &str, requests: &[
     assert!(rest.is_empty(), "{kernel}");
 }
 
-/// The source compiled, or why not, by name.
-fn compiled(test: &str, dir: &Path) -> Option<Compiled> {
-    compile(dir).inspect_err(|why| eprintln!("skipped: {test}: {why}")).ok().map(|program| Compiled { program })
+/// The source compiled; the test is skipped where it cannot be.
+fn compiled(dir: &Path) -> Compiled {
+    Compiled { program: compile(dir).unwrap_or_else(|why| skip(why)) }
 }
 
 fn interpreted() -> Interpreted {
@@ -182,23 +196,20 @@ fn anywhere(runner: &dyn Runner, step: usize) {
     }
 }
 
-#[test]
 fn every_kernel_gives_the_references_bits_on_all_inputs_of_small_dtypes_and_all_boundaries_of_large_ones() {
     let dir = tempfile::tempdir().unwrap();
-    let Some(compiled) = compiled("every_kernel_gives_the_references_bits", dir.path()) else { return };
+    let compiled = compiled(dir.path());
     for (from, to, kernel) in kernels() {
         check(&compiled, from, to, &kernel, &[Request { src_skew: 0, dst_skew: 0, src: &inputs::inputs(from) }]);
     }
 }
 
-#[test]
 fn a_kernels_tiles_may_lie_anywhere_and_end_anywhere() {
     let dir = tempfile::tempdir().unwrap();
-    let Some(compiled) = compiled("a_kernels_tiles_may_lie_anywhere_and_end_anywhere", dir.path()) else { return };
+    let compiled = compiled(dir.path());
     anywhere(&compiled, 1);
 }
 
-#[test]
 fn the_ptx_gives_the_references_bits_on_all_inputs_of_small_dtypes_and_on_many_of_large_ones() {
     let interpreted = interpreted();
     for (from, to, kernel) in kernels() {
@@ -214,27 +225,27 @@ fn the_ptx_gives_the_references_bits_on_all_inputs_of_small_dtypes_and_on_many_o
 }
 
 /// A tie that is rounded up, in one element of eight.
-#[test]
-#[should_panic(expected = "cast_f32_bf16")]
 fn a_defect_in_the_ptx_shows() {
     let Interpreted { ptx } = interpreted();
     let at = ptx.find(".visible .entry cast_f32_bf16(").unwrap();
     let ptx = ptx[..at].to_owned() + &ptx[at..].replacen(", 32767;", ", 32768;", 1);
-    check(
-        &Interpreted { ptx },
-        DType::F32,
-        DType::BF16,
-        "cast_f32_bf16",
-        &[Request { src_skew: 0, dst_skew: 0, src: &inputs::inputs(DType::F32)[3 << 18..][..1 << 16] }],
-    );
+    let checked = std::panic::catch_unwind(|| {
+        check(
+            &Interpreted { ptx },
+            DType::F32,
+            DType::BF16,
+            "cast_f32_bf16",
+            &[Request { src_skew: 0, dst_skew: 0, src: &inputs::inputs(DType::F32)[3 << 18..][..1 << 16] }],
+        );
+    });
+    let panic = checked.expect_err("the defect does not show");
+    assert!(panic.downcast_ref::<String>().is_some_and(|said| said.contains("cast_f32_bf16")));
 }
 
-#[test]
 fn the_ptxs_tiles_may_lie_anywhere_and_end_anywhere() {
     anywhere(&interpreted(), 3);
 }
 
-#[test]
 fn the_ptx_names_the_source_that_it_was_made_from() {
     let ptx = std::fs::read_to_string(source().with_extension("ptx")).unwrap();
     let digest: String = Sha256::digest(std::fs::read(source()).unwrap()).iter().map(|b| format!("{b:02x}")).collect();
@@ -248,29 +259,25 @@ fn the_ptx_names_the_source_that_it_was_made_from() {
     assert!(ptx.contains("ld.global.v2.u64") && ptx.contains("st.v2.u64"), "no 16-byte accesses");
 }
 
-#[test]
 fn the_ptx_is_what_the_source_compiles_to() {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/make-ptx.py");
     match Command::new("python3").arg(script).arg("--check").output() {
         Ok(out) if out.status.success() => {}
         Ok(out) if out.status.code() == Some(77) => {
-            eprint!("skipped: the_ptx_is_what_the_source_compiles_to: {}", String::from_utf8_lossy(&out.stderr));
+            skip(String::from_utf8_lossy(&out.stderr));
         }
         Ok(out) => panic!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr)),
-        Err(e) => eprintln!("skipped: the_ptx_is_what_the_source_compiles_to: no python3: {e}"),
+        Err(e) => skip(format!("no python3: {e}")),
     }
 }
 
-/// One of NVIDIA's programs, as `scripts/cuda-tools.sh` puts it; or nothing, said by name.
-fn tool(test: &str, name: &str) -> Option<PathBuf> {
+/// One of NVIDIA's programs, as `scripts/cuda-tools.sh` puts it; the test is skipped without it.
+fn tool(name: &str) -> PathBuf {
     let site = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/cuda-tools/lib");
     let pythons = std::fs::read_dir(&site).into_iter().flatten().flatten().map(|d| d.path().join("site-packages/nvidia"));
     let programs = pythons.flat_map(|nvidia| ["cuda_nvcc/bin", "cu13/bin"].map(|bin| nvidia.join(bin).join(name)));
     let found = programs.into_iter().find(|p| p.is_file());
-    if found.is_none() {
-        eprintln!("skipped: {test}: no {name} in target/cuda-tools; scripts/cuda-tools.sh gets it");
-    }
-    found
+    found.unwrap_or_else(|| skip(format!("no {name} in target/cuda-tools; scripts/cuda-tools.sh gets it")))
 }
 
 fn output(program: &Path, arguments: &[&str]) -> String {
@@ -282,10 +289,8 @@ fn output(program: &Path, arguments: &[&str]) -> String {
 
 /// NVIDIA's own assembler takes it for every generation of cards since Volta, keeps every value in a register, and makes accesses of 16
 /// bytes of what the source asks for.
-#[test]
 fn the_ptx_becomes_machine_code_for_every_generation_of_cards() {
-    let test = "the_ptx_becomes_machine_code_for_every_generation_of_cards";
-    let (Some(ptxas), Some(nvdisasm)) = (tool(test, "ptxas"), tool(test, "nvdisasm")) else { return };
+    let (ptxas, nvdisasm) = (tool("ptxas"), tool("nvdisasm"));
     let (dir, ptx) = (tempfile::tempdir().unwrap(), source().with_extension("ptx"));
     for capability in ["sm_70", "sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"] {
         let code = dir.path().join(capability);
