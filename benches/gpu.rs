@@ -51,7 +51,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         driver.devices[0].name, driver.version.0, driver.version.1
     );
     println!(
-        "| cast | narrowed on | threads | GB/s crossing | pinned copy GB/s | ratio | ≥ {ASKED} | files GB/s | device GB/s | binds |\n\
+        "| cast | downcast on | threads | GB/s crossing | pinned copy GB/s | ratio | ≥ {ASKED} | files GB/s | device GB/s | binds |\n\
          |---|---|---|---|---|---|---|---|---|---|"
     );
     for (from, to) in [(DType::BF16, DType::BF16), (DType::BF16, DType::F32), (DType::F8E4M3, DType::BF16), (DType::F32, DType::BF16)] {

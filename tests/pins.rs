@@ -116,7 +116,7 @@ fn a_report_has_the_groups_of_each_unit() {
         assert_eq!(groups, expected.into_iter().filter(|(_, tensors)| !tensors.is_empty()).collect::<Vec<_>>(), "{}", unit["name"]);
     }
     let mixed = report["units"].as_array().unwrap().iter().filter(|u| u["gather_groups"].as_array().unwrap().len() == 2).count();
-    assert!(mixed >= 2, "a unit a layer has norms beside matrices: {report:#}");
+    assert!(mixed >= 2, "a parameter group a layer has norms beside matrices: {report:#}");
 }
 
 /// A pin that decides nothing is said at its line, once the model is known.
@@ -191,7 +191,7 @@ fn what_is_wrong_with_a_pin_is_said_at_its_line() {
     assert_eq!(
         findings("shardwright: {precision: {name: pin}}"),
         [
-            "1:33: unknown-precision: unknown precision policy 'pin', linked are: mixed, pins, uniform [did you mean 'pins'? a third party's is linked by naming its crate in your binary: `use acme_strategy as _;`]"
+            "1:33: unknown-precision: unknown precision policy 'pin', available: mixed, pins, uniform [did you mean 'pins'? a third party's is linked by naming its crate in your binary: `use acme_strategy as _;`]"
         ]
     );
 }
@@ -206,7 +206,7 @@ fn a_mix_that_the_stock_engine_refuses_is_a_warning() {
     assert!(!says(&pinned(zero3, "bfloat16"), ""), "the same dtype is no mix");
     assert!(!says(&pinned(zero3, "{compute: float32}"), ""), "what is computed with is DeepSpeed's own business");
     let fsdp2 = "dist_config: {name: fsdp2}";
-    assert!(says(&pinned(fsdp2, "bfloat16"), "stock FSDP2 refuses trainable parameters of mixed dtypes in one unit"));
+    assert!(says(&pinned(fsdp2, "bfloat16"), "stock FSDP2 refuses trainable parameters of mixed dtypes in one parameter group"));
     assert!(!says(&pinned(fsdp2, "float32"), ""), "full tuning keeps float32 anyway");
     assert!(!says(&pinned("dist_config: {name: fsdp2}\npeft_config: {name: lora}", "float32"), ""), "nothing of the model is trained");
 }

@@ -40,7 +40,7 @@ fn plan(strategy: &dyn ShardStrategy, mesh: Mesh) -> Result<ShardPlan, PlanError
     plan_checked(strategy, &input)
 }
 
-/// One line a tensor: what it is, its dtypes, and what each rank holds; then the units.
+/// One line a tensor: what it is, its dtypes, and what each rank holds; then the parameter groups.
 fn render(plan: &ShardPlan) -> String {
     let mut out = format!("{} on {} ranks\n", plan.strategy, plan.mesh.world_size());
     for t in &plan.tensors {
@@ -54,7 +54,7 @@ fn render(plan: &ShardPlan) -> String {
     }
     for unit in &plan.units {
         let names: Vec<&str> = unit.tensors.iter().map(|&t| plan.tensors[t].name.as_str()).collect();
-        out += &format!("unit '{}' {:?}: {}\n", unit.name, unit.reshard_after_forward, names.join(", "));
+        out += &format!("parameter group '{}' {:?}: {}\n", unit.name, unit.reshard_after_forward, names.join(", "));
     }
     out
 }

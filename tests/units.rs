@@ -1,4 +1,4 @@
-//! FSDP2's units by architecture: what LLaMA-Factory's rule claims in the model classes of transformers, built on the meta device.
+//! FSDP2's parameter groups by architecture: what LLaMA-Factory's rule claims in the model classes of transformers, built on the meta device.
 
 mod support;
 
@@ -19,7 +19,7 @@ impl PrecisionPolicy for AsIs {
     }
 }
 
-/// Parameter → unit.
+/// The parameter group of each parameter.
 fn expected(row: &Value) -> BTreeMap<String, (String, usize)> {
     let units = row["units"].as_object().unwrap();
     let params = units.iter().flat_map(|(unit, params)| params.as_array().unwrap().iter().map(move |p| (unit, p)));

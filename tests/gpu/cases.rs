@@ -70,7 +70,7 @@ pub fn every_pair(ranks: u32) -> (Mesh, Vec<Spec>) {
     (mesh, specs)
 }
 
-/// Every layout, in dtypes that widen, narrow and stay; many short runs, some long ones, some ranks that hold the same.
+/// Every layout, in dtypes that are upcast, downcast and left; many short runs, some long ones, some ranks that hold the same.
 pub fn every_layout() -> (Mesh, Vec<Spec>) {
     let mesh = Mesh::replicate_shard(2, 3).unwrap();
     let axis = mesh.axis("mp_shard").unwrap();

@@ -48,7 +48,7 @@ pub fn a_report_of_a_load_to_a_device_has_the_hosts_digests() {
     };
     let (host, device) = (digests(&["--device", "cpu"]), digests(&["--device", "cuda"]));
     assert!(host.len() == 3 && host == device);
-    assert_eq!(digests(&["--device", "cuda", "--threads", "2", "--ring-size", "8MiB", "--narrow", "device"]), host);
+    assert_eq!(digests(&["--device", "cuda", "--threads", "2", "--ring-size", "8MiB", "--downcast", "device"]), host);
     // The ring that was asked for is the ring that is made, from the file as from the flag, which wins.
     let small = "shardwright:\n  io: {ring_size: 64KiB, narrow: device}\n";
     refused(&load(small, &["--device", "cuda"], &[]), 3, &["the ring is too small", "found 65536"]);

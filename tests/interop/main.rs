@@ -1,4 +1,4 @@
-//! Shows that torch reads what `load --save` kept, in torch's own words (`read_with_torch.py`), and that torchrun can run `load`. Needs a
+//! Shows that torch reads what `load --save` wrote, in torch's own words (`read_with_torch.py`), and that torchrun can run `load`. Needs a
 //! Python with torch and safetensors: SHARDWRIGHT_PYTHON, else `python3` on the path; without one the runner reports the tests as ignored.
 
 #[path = "../support/runner.rs"]

@@ -36,7 +36,7 @@ pub struct Options<'a> {
     pub class: Use,
     /// Checkpoint tensors that are left out.
     pub exclude: &'a Globs,
-    /// A tied weight is a parameter of every unit that has it, as under FSDP2.
+    /// A tied weight is a parameter of every parameter group that has it, as under FSDP2.
     pub tied_in_each_unit: bool,
     /// The first part of transformers' version: before 5, experts are not stacked and most names stay.
     pub transformers: u32,

@@ -117,10 +117,9 @@ pub struct IoArgs {
     /// On the way to a GPU: page-locked host memory of this process at most [default: 256MiB].
     #[arg(long, value_name = "SIZE", value_parser = |text: &str| parse_size(text, &IoSettings::RING_SIZE))]
     pub ring_size: Option<ByteSize>,
-    /// On the way to a GPU: whether a cast to a smaller dtype happens on the host, so that less crosses the bus, or on the device
-    /// [default: host].
-    #[arg(long, value_name = "PLACE", value_enum, hide_possible_values = true)]
-    pub narrow: Option<NarrowOn>,
+    /// On the way to a GPU: whether a downcast happens on the host, so that less crosses the bus, or on the device [default: host].
+    #[arg(long, alias = "narrow", value_name = "PLACE", value_enum, hide_possible_values = true)]
+    pub downcast: Option<DowncastOn>,
     /// Load even where the predicted peak exceeds the memory there is.
     #[arg(long)]
     pub force: bool,
@@ -131,10 +130,10 @@ pub struct IoArgs {
 
 /// Where a cast to a smaller dtype happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum NarrowOn {
-    /// Before the bus.
+pub enum DowncastOn {
+    /// On the host, before the copy.
     Host,
-    /// Behind it.
+    /// On the device, after it.
     Device,
 }
 
@@ -261,7 +260,7 @@ pub struct PlanArgs {
     pub out: Option<PathBuf>,
 }
 
-/// Check a checkpoint, or shards that `load --save` kept: every file, and with --against every element
+/// Check a checkpoint, or shards that `load --save` wrote: every file, and with --against every element
 ///
 /// Every file that the manifest lists must be there with its size and SHA-256, and no other that a reader would take for a shard. With
 /// --against, the shards are put together by what they say of their place, and every element is compared with the source's, cast by the
@@ -295,7 +294,7 @@ pub struct VerifyArgs {
 /// Convert any checkpoint to any other, optimizer states included, for any number of ranks
 ///
 /// SOURCE is recognised by what it holds: safetensors, pytorch_model.bin, a torch distributed checkpoint, DeepSpeed ZeRO-1, 2 or 3, a
-/// universal checkpoint, or shards that `load --save` kept. Nothing of a pickle is executed, and memory stays small whatever the model's
+/// universal checkpoint, or shards that `load --save` wrote. Nothing of a pickle is executed, and memory stays small whatever the model's
 /// size. What cannot be carried is listed before anything is written. TARGET appears whole, under its name, or not at all.
 #[derive(Debug, Args)]
 #[command(after_help = "\

@@ -18,11 +18,11 @@ pub struct Counted {
 impl Counted {
     /// For `total` bytes of work.
     pub fn new(what: &'static str, total: u64) -> Self {
-        let lane = [(what.to_owned(), total)];
-        Self { shown: Mutex::new(Progress::new(what, lane.into_iter())), done: AtomicU64::new(0), total }
+        let whole = [(what.to_owned(), total)];
+        Self { shown: Mutex::new(Progress::new(what, whole.into_iter())), done: AtomicU64::new(0), total }
     }
 
-    /// So many bytes more are done. Where another thread is showing, that is enough.
+    /// Adds to the bytes done. Where another thread is showing them, nothing else is needed.
     pub fn add(&self, bytes: u64) {
         let done = self.done.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes).min(self.total);
         if let Ok(mut shown) = self.shown.try_lock() {

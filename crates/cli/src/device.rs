@@ -7,7 +7,7 @@ use shardwright_engine::{
 };
 
 use crate::{
-    args::{IoArgs, NarrowOn},
+    args::{DowncastOn, IoArgs},
     exit::{Exit, Failure},
     input::Input,
     output::print_note,
@@ -33,9 +33,9 @@ pub fn of(flag: Option<DeviceRequest>, input: &Input, ranks: &[u32]) -> Result<O
 pub fn options(args: &IoArgs, input: &Input) -> DeviceOptions {
     let (io, default) = (&input.resolved.io, DeviceOptions::default());
     let ring = args.ring_size.or(io.ring_size).map(|size| usize::try_from(size.0).unwrap_or(usize::MAX));
-    let narrow = match (args.narrow, io.narrow) {
-        (Some(NarrowOn::Host), _) | (None, Some(Place::Host)) => Narrow::Host,
-        (Some(NarrowOn::Device), _) | (None, Some(Place::Device)) => Narrow::Device,
+    let narrow = match (args.downcast, io.downcast) {
+        (Some(DowncastOn::Host), _) | (None, Some(Place::Host)) => Narrow::Host,
+        (Some(DowncastOn::Device), _) | (None, Some(Place::Device)) => Narrow::Device,
         (None, None) => default.narrow,
     };
     DeviceOptions { ring_bytes: ring.unwrap_or(default.ring_bytes), narrow }

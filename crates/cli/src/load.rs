@@ -82,7 +82,7 @@ fn tell(args: &LoadArgs, plan: &ShardPlan, ranks: &[&RankStats], totals: &Totals
     }
 }
 
-/// What a load is for: the shards are kept, then trained from.
+/// What a load is for: the shards are saved, then trained from.
 fn next_step(args: &LoadArgs, saved: bool) -> String {
     let config = args.config.display();
     match &args.save {

@@ -9,12 +9,12 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use crate::table::bytes;
 
-/// More lanes than this share one bar.
+/// More parts than this share one bar.
 const HANDFUL: usize = 8;
 /// Where there is no terminal, a line at most this often; short work stays silent.
 const LINE_EVERY: Duration = Duration::from_secs(2);
 
-/// Shows how far a piece of work is, in one or more lanes of bytes.
+/// Shows how far a piece of work is, by bytes, as a whole or in parts.
 #[derive(Debug)]
 pub struct Progress {
     what: &'static str,
@@ -23,8 +23,8 @@ pub struct Progress {
 
 #[derive(Debug)]
 enum Shown {
-    /// One bar a lane.
-    Lanes(MultiProgress, Vec<ProgressBar>),
+    /// A bar for each part.
+    Parts(MultiProgress, Vec<ProgressBar>),
     /// One bar for all.
     Sum(ProgressBar),
     Lines {
@@ -34,25 +34,25 @@ enum Shown {
 }
 
 impl Progress {
-    /// For work in lanes, each with a label and a size in bytes.
-    pub fn new(what: &'static str, lanes: impl ExactSizeIterator<Item = (String, u64)>) -> Self {
+    /// For work in parts, each with a label and a size in bytes.
+    pub fn new(what: &'static str, parts: impl ExactSizeIterator<Item = (String, u64)>) -> Self {
         let now = Instant::now();
         let shown = if !std::io::stderr().is_terminal() {
             Shown::Lines { started: now, last: now }
-        } else if lanes.len() <= HANDFUL {
+        } else if parts.len() <= HANDFUL {
             let all = MultiProgress::new();
-            let bars = lanes.map(|(label, size)| all.add(bar(label, size))).collect();
-            Shown::Lanes(all, bars)
+            let bars = parts.map(|(label, size)| all.add(bar(label, size))).collect();
+            Shown::Parts(all, bars)
         } else {
             Shown::Sum(bar(what.to_owned(), 0))
         };
         Self { what, shown }
     }
 
-    /// Shows the bytes done in each lane, and of the whole.
-    pub fn show(&mut self, lanes: impl Iterator<Item = u64>, done: u64, total: u64) {
+    /// Shows the bytes done of each part, and of the whole.
+    pub fn show(&mut self, parts: impl Iterator<Item = u64>, done: u64, total: u64) {
         match &mut self.shown {
-            Shown::Lanes(_, bars) => bars.iter().zip(lanes).for_each(|(bar, done)| bar.set_position(done)),
+            Shown::Parts(_, bars) => bars.iter().zip(parts).for_each(|(bar, done)| bar.set_position(done)),
             Shown::Sum(bar) => {
                 bar.set_length(total);
                 bar.set_position(done);
@@ -76,7 +76,7 @@ impl Progress {
     /// Takes the bars away.
     pub fn finish(self) {
         match self.shown {
-            Shown::Lanes(all, bars) => {
+            Shown::Parts(all, bars) => {
                 bars.iter().for_each(ProgressBar::finish_and_clear);
                 drop(all.clear());
             }

@@ -6,6 +6,7 @@ use shardwright_core::{
     diagnostic::{Diagnostic, Location, Severity, Source},
     text::{harmless, shown, steers},
 };
+use unicode_width::UnicodeWidthChar;
 
 use crate::exit::{Exit, Failure};
 
@@ -122,13 +123,9 @@ fn excerpt(at: &Location, what: &str, role: Role, sources: &[Source], paint: Pai
     format!("{place}\n{blank} {bar}\n{gutter} {bar} {shown}\n{blank} {bar} {}{pointer}", " ".repeat(indent))
 }
 
-/// Columns that a character takes in a terminal, near enough for a caret.
+/// Columns that a character takes in a terminal; one that steers it is shown as a space.
 fn width(c: char) -> usize {
-    match u32::from(c) {
-        0x0300..=0x036f | 0x200b..=0x200f | 0xfe00..=0xfe0f => 0,
-        0x1100..=0x115f | 0x2e80..=0xa4cf | 0xac00..=0xd7a3 | 0xf900..=0xfaff | 0xfe30..=0xfe6f | 0xff00..=0xff60 | 0x1f300..=0x1faff => 2,
-        _ => 1,
-    }
+    if steers(c) { 1 } else { c.width().unwrap_or(1) }
 }
 
 #[cfg(test)]

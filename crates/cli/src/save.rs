@@ -11,7 +11,7 @@ use shardwright_engine::{
 
 use crate::{counted::Counted, exit::Failure, table::bytes};
 
-/// Where shards are kept, once that is known to be possible: asked before anything is loaded.
+/// Where shards are written, once that is known to be possible: asked before anything is loaded.
 #[derive(Debug)]
 pub struct Target<'a> {
     dir: &'a Path,

@@ -20,6 +20,6 @@ pub fn run(args: &SchemaArgs, plugins: Plugins) -> Result<Exit, Failure> {
     }
     let registry = plugins().map_err(|d| render::failure(&[d], &[]))?;
     print(&format!("{:#}\n", schema(&registry)))?;
-    print_next("kept in a file, editors check against it: # yaml-language-server: $schema=FILE as the first line of a config");
+    print_next("saved to a file, editors check against it: # yaml-language-server: $schema=FILE as the first line of a config");
     Ok(Exit::Done)
 }

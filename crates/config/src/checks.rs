@@ -172,7 +172,7 @@ fn lints(draft: &Draft, training: &Training, found: &mut Vec<Diagnostic>) {
         found.push(Diagnostic::warning("optim-lr", message).at(lr.at.clone()).help("remove lr, and set learning_rate"));
     }
     if llamafactory && replicates && training.mixed.value == Mixed::Bf16 && training.mixed.location().is_some() {
-        let message = "bf16 has no effect without a dist_config: the model is trained in the dtype that it is kept in";
+        let message = "bf16 has no effect without a dist_config: the model is trained in the dtype that it is stored in";
         found.push(Diagnostic::warning("bf16-without-dist", message).at(training.mixed.location()));
     }
     if llamafactory && !replicates {

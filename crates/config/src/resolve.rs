@@ -63,7 +63,7 @@ pub struct Resolved {
     pub trainable: Trainable,
     /// Float tensors that are buffers.
     pub buffers: Globs,
-    /// Modules that are a unit each.
+    /// Modules whose parameters form a group of their own.
     pub units: Globs,
     /// Checkpoint tensors that are left out.
     pub exclude: Globs,

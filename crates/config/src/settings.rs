@@ -16,7 +16,7 @@ use shardwright_core::{
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Settings {
-    /// What shards are kept in: `checkpoint` for each tensor's own dtype, or a dtype; null for what the engine would do.
+    /// The dtype that shards are stored in: `checkpoint` for each tensor's own dtype, or a dtype; null for what the engine would do.
     pub storage_dtype: Option<Stored>,
     /// Globs of float tensors that are buffers all the same: whole on every rank, never cast.
     pub buffers: Globs,
@@ -28,7 +28,7 @@ pub struct Settings {
     pub architecture: Option<String>,
     /// Allow DeepSpeed's fp16, which LLaMA-Factory refuses.
     pub zero3_fp16: bool,
-    /// Load for inference: nothing is trained, and the checkpoint's dtype is kept.
+    /// Load for inference: nothing is trained, and the checkpoint's dtype stays.
     pub inference: bool,
     /// Where shards are placed: `cpu`, `cuda`, `cuda:N`, or `auto` for a GPU where there is one; null for the command line's choice.
     #[serde(deserialize_with = "device")]
@@ -195,8 +195,9 @@ pub struct IoSettings {
     /// On the way to a GPU: page-locked host memory of this process at most, as a number of bytes or with KiB, MiB or GiB; 64KiB or more.
     #[schemars(extend("minimum" = 65_536))]
     pub ring_size: Option<ByteSize>,
-    /// On the way to a GPU: whether a cast to a smaller dtype happens on the `host`, so that less crosses the bus, or on the `device`.
-    pub narrow: Option<Place>,
+    /// On the way to a GPU: whether a downcast happens on the `host`, so that less crosses the bus, or on the `device`.
+    #[serde(alias = "narrow")]
+    pub downcast: Option<Place>,
 }
 
 /// The engine's own ranges, which it applies to flags and callers too. They stand here a second time so that a value out of range is reported

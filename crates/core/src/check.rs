@@ -1,4 +1,5 @@
-//! The validation of a plan: every tensor planned once, every parameter tiled exactly once by each of its groups, every parameter in one unit.
+//! The validation of a plan: every tensor planned once, every parameter tiled exactly once by each of its shard
+//! groups, every parameter in one parameter group.
 //!
 //! The rules are validated by arithmetic, in a few steps a tensor whatever the number of ranks; a test compares that with counting.
 
@@ -43,8 +44,8 @@ pub enum CheckError {
         /// In the input.
         given: u32,
     },
-    /// The units do not partition the parameters.
-    #[error("unit '{}': {what}", shown(unit))]
+    /// The parameter groups do not partition the parameters.
+    #[error("parameter group '{}': {what}", shown(unit))]
     Unit {
         /// Its name.
         unit: String,
@@ -57,7 +58,7 @@ impl ShardPlan {
     /// Proves this plan for `model`.
     ///
     /// # Errors
-    /// The first violation, in the order of the tensors' names, then of the units.
+    /// The first violation, in the order of the tensors' names, then of the parameter groups.
     pub fn check(&self, model: &ModelMeta) -> Result<(), CheckError> {
         self.check_complete(model)?;
         for tensor in &self.tensors {
@@ -98,13 +99,13 @@ impl ShardPlan {
                 match self.tensors.get(t) {
                     None => return wrong(format!("holds tensor number {t} of {}", self.tensors.len())),
                     Some(tensor) if tensor.kind == TensorKind::Buffer => return wrong(format!("holds the buffer '{}'", tensor.name)),
-                    Some(tensor) if seen[t] => return wrong(format!("holds '{}', which is in a unit already", tensor.name)),
+                    Some(tensor) if seen[t] => return wrong(format!("holds '{}', which is in a parameter group already", tensor.name)),
                     Some(_) => seen[t] = true,
                 }
             }
         }
         match self.tensors.iter().zip(seen).find(|(t, seen)| t.kind == TensorKind::Parameter && !seen) {
-            Some((tensor, _)) => Err(CheckError::Tensor { tensor: tensor.name.clone(), what: "a parameter in no unit".into() }),
+            Some((tensor, _)) => Err(CheckError::Tensor { tensor: tensor.name.clone(), what: "a parameter in no parameter group".into() }),
             None => Ok(()),
         }
     }

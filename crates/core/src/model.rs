@@ -62,7 +62,7 @@ pub enum TensorKind {
     Buffer,
 }
 
-/// What `config.json` says that layout, units or "auto" values depend on. Every field is optional: a checkpoint of bare
+/// What `config.json` says that layout, parameter groups or "auto" values depend on. Every field is optional: a checkpoint of bare
 /// tensors has none of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]

@@ -1,4 +1,4 @@
-//! The plan: for every tensor where it lies, in which dtypes, and in which unit. Data, without a file or a device.
+//! The plan: for every tensor where it lies, in which dtypes, and in which parameter group. Data, without a file or a device.
 
 use std::collections::BTreeMap;
 
@@ -29,7 +29,7 @@ pub enum Offload {
     Nvme,
 }
 
-/// When a unit's parameters are cut again after a forward pass.
+/// When a parameter group's parameters are cut again after a forward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -55,7 +55,7 @@ pub struct Unit {
 }
 
 impl Unit {
-    /// A unit of that module, holding nothing yet.
+    /// A parameter group of that module, holding nothing yet.
     pub fn new(name: impl Into<String>, reshard_after_forward: Reshard) -> Self {
         Self { name: name.into(), tensors: Vec::new(), reshard_after_forward }
     }
@@ -84,7 +84,7 @@ pub struct TensorPlan {
     pub rounded: Option<DType>,
     /// Kept gathered while training (ZeRO-3's persistence); does not change the layout.
     pub persistent: bool,
-    /// Where the shard is kept.
+    /// Where the shard is stored.
     pub offload: Offload,
 }
 
@@ -111,7 +111,8 @@ impl TensorPlan {
     }
 }
 
-/// A complete plan: every tensor of the model, every unit. Made by [`PlanInput::plan_tensors`](crate::PlanInput::plan_tensors), validated by
+/// A complete plan: every tensor of the model, every parameter group. Made by
+/// [`PlanInput::plan_tensors`](crate::PlanInput::plan_tensors), validated by
 /// [`ShardPlan::check`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -132,7 +133,7 @@ impl ShardPlan {
         self.tensors.binary_search_by(|t| t.name.as_str().cmp(name)).ok().map(|i| &self.tensors[i])
     }
 
-    /// The unit of each tensor, as an index into `units`; `None` for buffers.
+    /// The parameter group of each tensor, as an index into `units`; `None` for buffers.
     pub fn unit_of(&self) -> Vec<Option<usize>> {
         let mut unit_of = vec![None; self.tensors.len()];
         for (u, unit) in self.units.iter().enumerate() {
@@ -143,7 +144,7 @@ impl ShardPlan {
         unit_of
     }
 
-    /// A unit's tensors by the dtype in which they are gathered: groups that one collective can carry without a cast.
+    /// A parameter group's tensors by the dtype in which they are gathered: groups that one collective can carry without a cast.
     pub fn gather_groups(&self, unit: &Unit) -> BTreeMap<DType, Vec<usize>> {
         let mut groups: BTreeMap<DType, Vec<usize>> = BTreeMap::new();
         for &t in &unit.tensors {

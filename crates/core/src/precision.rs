@@ -14,7 +14,7 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Precision {
-    /// What a rank's shard is kept in, and so the optimizer's states.
+    /// The dtype that a rank's shard is stored in, and so the optimizer's states.
     pub storage: DType,
     /// What it is gathered and computed in.
     pub compute: DType,
@@ -43,7 +43,7 @@ pub trait PrecisionPolicy: Debug + Send + Sync {
     /// The dtypes of `param`, which the optimizer changes if `trainable`.
     fn decide(&self, param: &TensorMeta, trainable: bool) -> Precision;
 
-    /// The dtype that a buffer is kept in; the checkpoint's unless the engine casts buffers.
+    /// The dtype that a buffer is stored in; the checkpoint's unless the engine casts buffers.
     fn buffer(&self, buffer: &TensorMeta) -> DType {
         buffer.dtype
     }

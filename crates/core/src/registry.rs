@@ -329,7 +329,7 @@ impl Unknown<'_> {
             Some(near) => format!("did you mean '{near}'? {link}"),
             None => link.to_owned(),
         };
-        Diagnostic::error(code, format!("unknown {what} '{}', linked are: {list}", short(self.name))).help(help)
+        Diagnostic::error(code, format!("unknown {what} '{}', available: {list}", short(self.name))).help(help)
     }
 }
 
@@ -457,7 +457,7 @@ mod tests {
     fn an_unknown_name_lists_what_is_linked_and_how_to_link_more() {
         let registry = Registry::new([entry("a/b", "acme", crate::VERSION, 1)], []).unwrap();
         let error = registry.strategy("a/c").unwrap_err();
-        assert!(error.message.contains("linked are: a/b"), "{}", error.message);
+        assert!(error.message.contains("available: a/b"), "{}", error.message);
         let help = error.help.unwrap();
         assert!(help.contains("did you mean 'a/b'") && help.contains("use acme_strategy as _;"), "{help}");
     }

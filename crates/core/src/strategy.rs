@@ -21,13 +21,13 @@ use crate::{
 /// # Contract
 /// `plan` is pure (no file, environment, clock or thread), total (a plan or a [`PlanError`] for every input, never a panic) and
 /// deterministic (equal inputs give equal plans, whatever the order of a hash map). Shapes are in elements, outermost dim first.
-/// In the plan every parameter is in exactly one unit and is tiled exactly once by each group of its placement; buffers are replicated.
+/// In the plan every parameter is in exactly one parameter group and is tiled exactly once by each group of its placement; buffers are replicated.
 /// The engine validates all of that with [`ShardPlan::check`] before it allocates a byte.
 pub trait ShardStrategy: Debug + Send + Sync {
     /// The name it reports, as registered: `fsdp2`, `vendor/name`.
     fn name(&self) -> &str;
 
-    /// Whether a tied weight is a parameter of each unit that has it, instead of one under its first name.
+    /// Whether a tied weight is a parameter of each parameter group that has it, instead of one under its first name.
     fn ties_per_unit(&self) -> bool {
         false
     }
@@ -51,14 +51,14 @@ pub struct PlanInput<'a> {
     pub precision: &'a dyn PrecisionPolicy,
     /// Float tensors that are buffers all the same.
     pub buffers: &'a Globs,
-    /// Modules that are a unit each, instead of the strategy's own choice; empty means that choice.
+    /// Modules whose parameters form a group of their own, instead of the strategy's own choice; empty means that choice.
     pub units: &'a Globs,
     /// Which parameters the optimizer changes.
     pub trainable: &'a Trainable,
 }
 
 impl<'a> PlanInput<'a> {
-    /// An input with no extra buffers or units and every parameter trainable.
+    /// An input with no extra buffers or parameter groups and every parameter trainable.
     pub fn new(model: &'a ModelMeta, mesh: &'a Mesh, precision: &'a dyn PrecisionPolicy) -> Self {
         static NONE: Globs = Globs::none();
         static ALL: Trainable = Trainable::All;
@@ -79,7 +79,7 @@ impl<'a> PlanInput<'a> {
         self.model.tensors.iter().filter(|tensor| self.kind(tensor) == TensorKind::Parameter)
     }
 
-    /// Plans every tensor: `place` is asked for each parameter, buffers are replicated in their own dtype. Units are empty; add them
+    /// Plans every tensor: `place` is asked for each parameter, buffers are replicated in their own dtype. Parameter groups are empty; add them
     /// with [`units_by`] or by hand.
     ///
     /// # Errors
@@ -125,8 +125,8 @@ impl<'a> PlanInput<'a> {
     }
 }
 
-/// Groups a plan's parameters into units by the name of the module that claims each; `unit_of` answers with the module's name, empty for
-/// the root. Units are in the order in which their first tensor occurs, the root last; the order inside is by tensor name.
+/// Sorts a plan's parameters into parameter groups by the name of the module that claims each; `unit_of` answers with the module's name, empty for
+/// the root. Parameter groups are in the order in which their first tensor occurs, the root last; the order inside is by tensor name.
 pub fn units_by<'a>(plan: &'a [TensorPlan], reshard: Reshard, unit_of: impl Fn(&'a TensorPlan) -> &'a str) -> Vec<Unit> {
     let mut index = std::collections::BTreeMap::new();
     let mut units: Vec<Unit> = Vec::new();

@@ -14,9 +14,9 @@ use crate::{
 /// Dim-0 sharding over the mesh's `mp_shard` axis, replicated along `mp_replicate`.
 #[derive(Clone, Debug)]
 pub struct Fsdp2 {
-    /// What happens to every unit after forward; LLaMA-Factory passes one value for all of them, the root included.
+    /// What happens to every parameter group after forward; LLaMA-Factory passes one value for all of them, the root included.
     pub reshard_after_forward: Reshard,
-    /// Where shards are kept.
+    /// Where shards are stored.
     pub offload: Offload,
     /// What accelerate wraps; `None` for what LLaMA-Factory wraps.
     pub wrap: Option<Wrap>,
@@ -48,7 +48,7 @@ impl ShardStrategy for Fsdp2 {
             return Err(PlanError::Mesh(format!("reshard_after_forward is {k}, expected a divisor of the shard size {}", axis.size)));
         }
         let mut plan = input.plan_tensors(NAME, |tensor| place(tensor, axis))?;
-        // The user's own units come before every policy.
+        // The user's own parameter groups come before every policy.
         if let Some(wrap) = self.wrap.as_ref().filter(|_| input.units.is_empty()) {
             let wrapped = Wrapped::new(wrap, input)?;
             plan.units = units_by(&plan.tensors, self.reshard_after_forward, |t| wrapped.unit_of(&t.name));

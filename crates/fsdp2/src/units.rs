@@ -196,7 +196,7 @@ mod tests {
         }
     }
 
-    /// The units of a model of these parameters, as `unit: parameter` lines.
+    /// The parameter groups of a model of these parameters, as `unit: parameter` lines.
     fn units(config: &str, globs: &[&str], names: &[&str]) -> Vec<String> {
         let facts = ModelFacts::from_config(&serde_json::from_str(config).unwrap());
         let model = ModelMeta::new(names.iter().map(|n| TensorMeta::new(*n, DType::F32, [2, 2])).collect(), facts).unwrap();

@@ -1,8 +1,8 @@
 //! What accelerate wraps, which is not what LLaMA-Factory wraps. Source: `accelerate/utils/fsdp_utils.py`, `fsdp2_prepare_model`, accelerate
 //! 1.15.
 //!
-//! Modules that the policy names are a unit each, the deepest first; then the input embeddings, the last norm with the output head (and with
-//! the embeddings where they are tied), and the rest as the root. The last two stay gathered after forward.
+//! Modules that the policy names are a parameter group each, the deepest first; then the input embeddings, the last norm with the output head
+//! (and with the embeddings where they are tied), and the rest as the root. The last two stay gathered after forward.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ use crate::units::{UnitRules, ties_embeddings};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Wrap {
-    /// Which modules are a unit each beside embeddings, head and root: `layers`, `size`, `none`.
+    /// Which modules are a parameter group each beside embeddings, head and root: `layers`, `size`, `none`.
     pub policy: Policy,
     /// Under `layers`: only modules of these classes, known by what transformers calls them.
     pub classes: Vec<String>,
@@ -75,7 +75,7 @@ pub(crate) fn unknown_classes(wrap: &Wrap) -> Vec<&str> {
     wrap.classes.iter().map(String::as_str).filter(|class| Class::of(class).is_none()).collect()
 }
 
-/// The units of one model.
+/// The parameter groups of one model.
 #[derive(Debug)]
 pub(crate) struct Wrapped<'a> {
     rules: UnitRules<'a>,
@@ -134,7 +134,7 @@ impl<'a> Wrapped<'a> {
         Ok(Self { rules: UnitRules::for_model(input), wrap, classes, sizes, tail, tail_name, embeddings: embeddings.filter(|_| !tied) })
     }
 
-    /// The unit that claims a parameter; empty for the root.
+    /// The parameter group that claims a parameter; empty for the root.
     pub(crate) fn unit_of<'s>(&'s self, parameter: &'s str) -> &'s str {
         self.wrapped(parameter).unwrap_or_else(|| {
             let under = |module: &str| parameter.strip_prefix(module).is_some_and(|rest| rest.starts_with('.'));
@@ -146,7 +146,7 @@ impl<'a> Wrapped<'a> {
         })
     }
 
-    /// What happens to a unit after forward.
+    /// What happens to a parameter group after forward.
     pub(crate) fn reshard(&self, unit: &str, wanted: Reshard) -> Reshard {
         if unit.is_empty() || unit == self.tail_name { Reshard::Never } else { wanted }
     }
@@ -193,7 +193,7 @@ mod tests {
         "model.norm.weight",
     ];
 
-    /// Names of units with what they hold, in order.
+    /// Names of parameter groups with what they hold, in order.
     fn units(wrap: Wrap, tied: bool) -> Result<Vec<String>, String> {
         let facts = ModelFacts::from_config(&serde_json::json!({"model_type": "qwen3", "tie_word_embeddings": tied}));
         let names = NAMES.iter().filter(|n| !tied || **n != "lm_head.weight");

@@ -106,7 +106,13 @@ fn changes(plan: &ShardPlan, settings: &Settings) -> Vec<Change> {
     if !is_zero3 && plan.strategy != shardwright_core::replicate::REPLICATE && !reshards(plan) {
         let mut then = plan.clone();
         then.units.iter_mut().for_each(|u| u.reshard_after_forward = Reshard::ToShards);
-        push("dist_config.reshard_after_forward: true", "units are gathered again for the backward pass", then, settings.clone(), 0.0);
+        push(
+            "dist_config.reshard_after_forward: true",
+            "parameter groups are gathered again for the backward pass",
+            then,
+            settings.clone(),
+            0.0,
+        );
     }
     if let Engine::Zero(zero) = &settings.engine {
         let with = |zero| Settings { engine: Engine::Zero(zero), ..settings.clone() };

@@ -16,9 +16,9 @@ type Row = (&'static str, &'static str, &'static str, Certainty);
 const ROWS: &[Row] = &[
     ("fsdp2.parameters", "for each tensor ceil(rows / N) × row, in the storage dtype: padding is allocated on every rank",
         "torch/distributed/fsdp/_fully_shard/_fsdp_param.py: FSDPParam._init_sharded_param", EXACT),
-    ("fsdp2.gathered", "unsharded parameters of the root and of the unit in use, in the compute dtype, padding included; every unit where reshard_after_forward is false",
+    ("fsdp2.gathered", "unsharded parameters of the root and of the group in use, in the compute dtype, padding included; all groups where reshard_after_forward is false",
         "_fsdp_param_group.py: FSDPParamGroup.wait_for_unshard, reshard", EXACT),
-    ("fsdp2.gradients", "sharded: the padded shard in the storage dtype; while a unit is in its backward pass, its whole gradients in the compute dtype; the root's last until the end",
+    ("fsdp2.gradients", "sharded: the padded shard in the storage dtype; while a group is in its backward pass, its whole gradients in the compute dtype; the root's last until the end",
         "_fsdp_collectives.py: foreach_reduce, _cast_and_view_sharded_grads", EXACT),
     ("fsdp2.communication", "forward: the output of the last gather is kept until the next one is awaited; backward: the output of the prefetched gather, and the input of the last reduce-scatter in the reduce dtype",
         "_fsdp_collectives.py: foreach_all_gather; _fsdp_param_group.py: post_backward, reduce_scatter_max_input_buffers = 1", MODELLED),

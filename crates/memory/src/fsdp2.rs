@@ -38,7 +38,7 @@ pub(crate) fn replay(run: &Run<'_>, fixed: &Fixed) -> Timeline {
     timeline
 }
 
-/// Gathers one unit: the output of the collective, beside the input cast to the compute dtype.
+/// Gathers one parameter group: the output of the collective, beside the input cast to the compute dtype.
 fn gather(timeline: &mut Timeline, unit: &UnitSize, shards: Place) {
     timeline.add(Place::Device, C::Communication, unit.gathered);
     let copied = if shards == Place::Host { unit.shard.max(unit.gather_input) } else { unit.gather_input };
@@ -147,7 +147,7 @@ fn backward(run: &Run<'_>, timeline: &mut Timeline, shards: Place) {
     timeline.take(device, C::Loss, logits);
 }
 
-/// Gathers a unit for its backward pass, unless it stayed gathered. `prefetched` says that the collective ran already.
+/// Gathers a parameter group for its backward pass, unless it stayed gathered. `prefetched` says that the collective ran already.
 fn again(run: &Run<'_>, timeline: &mut Timeline, unit: &UnitSize, shards: Place, prefetched: bool) {
     if run.reshard(unit) == Reshard::Never {
         return;

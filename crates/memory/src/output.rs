@@ -154,7 +154,7 @@ pub struct RankGroup {
     pub count: u32,
     /// The phases, in order.
     pub phases: Vec<PhaseRow>,
-    /// For each unit, what the rank holds of it in the storage dtype, padding left out.
+    /// For each parameter group, what the rank holds of it in the storage dtype, padding left out.
     pub units: Vec<u64>,
 }
 

@@ -277,7 +277,7 @@ fn layout(tensor: &TensorPlan, settings: &Settings) -> Layout {
     }
 }
 
-/// Whether units are cut again after their forward pass.
+/// Whether parameter groups are cut again after their forward pass.
 pub(crate) fn reshards(plan: &ShardPlan) -> bool {
     plan.units.iter().any(|u| u.reshard_after_forward != Reshard::Never)
 }

@@ -36,7 +36,7 @@ impl Run<'_> {
         }
     }
 
-    /// The first unit that a backward pass reaches: below it nothing is trained. Adapters leave no block out.
+    /// The first parameter group that a backward pass reaches: below it nothing is trained. Adapters leave no block out.
     pub(crate) fn first_trained(&self) -> usize {
         self.units.iter().position(|u| u.gradients != [0, 0]).unwrap_or(self.units.len())
     }

@@ -147,7 +147,7 @@ impl Settings {
             "fsdp2" => Engine::Fsdp2 { pin_memory: read.flag("/strategy/config/pin_memory", true) },
             "replicate" => Engine::Ddp,
             other => {
-                assumed.push(format!("the engine of strategy '{other}' is taken to gather and reduce its units as FSDP2 does"));
+                assumed.push(format!("the engine of strategy '{other}' is taken to gather and reduce its parameter groups as FSDP2 does"));
                 Engine::Other
             }
         };

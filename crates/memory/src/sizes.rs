@@ -1,4 +1,4 @@
-//! Sizes of a plan's tensors and units, and the order in which a forward pass uses them.
+//! Sizes of a plan's tensors and parameter groups, and the order in which a forward pass uses them.
 
 use std::collections::BTreeSet;
 
@@ -68,10 +68,10 @@ pub(crate) fn grow(sum: &mut u64, by: u64) {
     *sum = sum.saturating_add(by);
 }
 
-/// A unit, in bytes.
+/// A parameter group, in bytes.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct UnitSize {
-    /// Index into the plan's units.
+    /// Index into the plan's parameter groups.
     pub index: usize,
     /// The block that it is, as a number among all blocks in order.
     pub block: Option<usize>,
@@ -81,7 +81,7 @@ pub(crate) struct UnitSize {
     pub gather_input: u64,
     /// The shard on its own device, in the storage dtype.
     pub shard: u64,
-    /// Gradients of the whole unit, in the compute dtype, of the feed-forward half and of the rest.
+    /// Gradients of the whole parameter group, in the compute dtype, of the feed-forward half and of the rest.
     pub gradients: [u64; 2],
     /// Input of the reduce-scatter.
     pub reduce: u64,
@@ -93,7 +93,7 @@ pub(crate) struct UnitSize {
     pub group: u64,
 }
 
-/// All units in the order of a forward pass; the root, which is gathered around all others, comes last.
+/// All parameter groups in the order of a forward pass; the root, which is gathered around all others, comes last.
 pub(crate) fn units(plan: &ShardPlan) -> Vec<UnitSize> {
     let mut order_of: Vec<usize> = (0..plan.units.len()).collect();
     order_of.sort_by_key(|&u| (plan.units[u].name.is_empty(), order(&plan.units[u].name)));

@@ -6,7 +6,7 @@ use shardwright_core::{
     strategy_config::{Mixed, PrecisionSummary, StorageDtype, Tuning},
 };
 
-/// What shards are kept in.
+/// The dtype that shards are stored in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keep {
     /// Each tensor's own dtype in the checkpoint.
@@ -41,9 +41,9 @@ pub struct Case {
     pub name: &'static str,
     /// In a sentence.
     pub why: String,
-    /// What shards of trainable parameters are kept in.
+    /// The dtype that shards of trainable parameters are stored in.
     pub trainable: Keep,
-    /// What shards of frozen parameters are kept in.
+    /// The dtype that shards of frozen parameters are stored in.
     pub frozen: Keep,
     /// What is gathered and computed in; `Checkpoint` for the storage dtype, whatever that is.
     pub compute: Keep,
@@ -147,11 +147,11 @@ pub fn accelerate_fsdp2(mixed: Mixed, tuning: Tuning, model: Option<DType>) -> C
     let upcast = [Keep::Fixed(FP32), own];
     let as_is = [own, own];
     let trains = !matches!(tuning, Tuning::Inference | Tuning::Lora);
-    let kept = if trains { upcast } else { as_is };
+    let stored = if trains { upcast } else { as_is };
     let with_output = |case: Case, output| Case { output: Some(output), ..case };
     match mixed {
-        Mixed::Bf16 => with_output(Case::new("accelerate.fsdp2.bf16", "accelerate's bf16 computes, reduces and returns bfloat16; trainable parameters are upcast to float32 before sharding", kept, Keep::Fixed(BF16), Keep::Fixed(BF16)), BF16),
-        Mixed::Fp16 => with_output(Case::new("accelerate.fsdp2.fp16", "accelerate's fp16 computes, reduces and returns float16; trainable parameters are upcast to float32 before sharding", kept, Keep::Fixed(DType::F16), Keep::Fixed(DType::F16)), DType::F16),
+        Mixed::Bf16 => with_output(Case::new("accelerate.fsdp2.bf16", "accelerate's bf16 computes, reduces and returns bfloat16; trainable parameters are upcast to float32 before sharding", stored, Keep::Fixed(BF16), Keep::Fixed(BF16)), BF16),
+        Mixed::Fp16 => with_output(Case::new("accelerate.fsdp2.fp16", "accelerate's fp16 computes, reduces and returns float16; trainable parameters are upcast to float32 before sharding", stored, Keep::Fixed(DType::F16), Keep::Fixed(DType::F16)), DType::F16),
         Mixed::No   => Case::new("accelerate.fsdp2.no", "without mixed precision the model keeps its own dtype throughout", as_is, Keep::Checkpoint, Keep::Checkpoint),
     }
 }

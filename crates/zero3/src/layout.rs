@@ -44,7 +44,7 @@ impl ShardStrategy for Zero3 {
         let axis = self.group(input.mesh.world_size())?;
         let mut plan = input.plan_tensors(NAME, |tensor| place(tensor, axis))?;
         self.mark(&mut plan.tensors);
-        // ZeRO-3 has no fixed groups: its coordinator fetches per module, as traced. A module's own parameters are the unit.
+        // ZeRO-3 has no fixed groups: its coordinator fetches per module, as traced. A module's own parameters are the parameter group.
         plan.units = units_by(&plan.tensors, Reshard::ToShards, |t| t.name.rsplit_once('.').map_or("", |(module, _)| module));
         Ok(plan)
     }

@@ -50,7 +50,7 @@ fn a_program_that_does_not_name_the_crate_does_not_have_the_strategy_and_says_ho
     let dir = checkpoint(include_str!("../train.yaml"));
     let (code, _, err) = run_program(forgetful, dir.path(), &["load", "train.yaml", "--world-size", "4"]);
     assert_eq!(code, Some(3));
-    assert!(err.contains("unknown strategy 'example/expert-parallel', linked are: deepspeed, fsdp2, replicate, zero3"), "{err}");
+    assert!(err.contains("unknown strategy 'example/expert-parallel', available: deepspeed, fsdp2, replicate, zero3"), "{err}");
     assert!(err.contains("naming its crate in your binary: `use acme_strategy as _;`"), "{err}");
 }
 

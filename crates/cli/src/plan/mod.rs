@@ -92,7 +92,7 @@ struct Case<'a> {
     checkpoint: Checkpoint,
     /// `config.json`; null where there is none.
     model_config: Json,
-    /// The model as its class has it, by whether a tied weight is a parameter of each unit.
+    /// The model as its class has it, by whether a tied weight is a parameter of each parameter group.
     models: RefCell<BTreeMap<bool, ModelMeta>>,
 }
 

@@ -162,7 +162,7 @@ fn groups_are_of_one_dtype(plan: &ShardPlan) -> Result<(), String> {
         let grouped: usize = groups.values().map(Vec::len).sum();
         let mixed = groups.iter().any(|(dtype, members)| members.iter().any(|&t| plan.tensors[t].precision.compute != *dtype));
         if grouped != unit.tensors.len() || mixed {
-            return Err(format!("the gather groups of unit '{}' do not separate its dtypes", unit.name));
+            return Err(format!("the gather groups of parameter group '{}' do not separate its dtypes", unit.name));
         }
     }
     Ok(())

@@ -168,10 +168,10 @@ fn units(plan: &ShardPlan) -> Result<(), Found> {
     let mut times: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
     for unit in &plan.units {
         if !names.insert(&unit.name) {
-            return broken(format!("two units are called '{}'", unit.name));
+            return broken(format!("two parameter groups are called '{}'", unit.name));
         }
         if unit.reshard_after_forward == Reshard::ToRanks(0) {
-            return broken(format!("unit '{}' is resharded to groups of 0 ranks", unit.name));
+            return broken(format!("parameter group '{}' is resharded to groups of 0 ranks", unit.name));
         }
         for &t in &unit.tensors {
             times.entry(t).or_default().push(&unit.name);
@@ -180,15 +180,15 @@ fn units(plan: &ShardPlan) -> Result<(), Found> {
     for (i, tensor) in plan.tensors.iter().enumerate() {
         match (tensor.kind, times.remove(&i).unwrap_or_default().as_slice()) {
             (TensorKind::Parameter, [_]) | (TensorKind::Buffer, []) => {}
-            (TensorKind::Parameter, []) => return broken(format!("parameter '{}' is in no unit", tensor.name)),
-            (TensorKind::Buffer, [unit, ..]) => return broken(format!("buffer '{}' is in unit '{unit}'", tensor.name)),
+            (TensorKind::Parameter, []) => return broken(format!("parameter '{}' is in no parameter group", tensor.name)),
+            (TensorKind::Buffer, [unit, ..]) => return broken(format!("buffer '{}' is in parameter group '{unit}'", tensor.name)),
             (TensorKind::Parameter, [a, b, ..]) => {
-                return broken(format!("parameter '{}' is in unit '{a}' and in unit '{b}'", tensor.name));
+                return broken(format!("parameter '{}' is in parameter group '{a}' and in parameter group '{b}'", tensor.name));
             }
         }
     }
     match times.keys().next() {
-        Some(t) => broken(format!("a unit holds tensor number {t} of {}", plan.tensors.len())),
+        Some(t) => broken(format!("a parameter group holds tensor number {t} of {}", plan.tensors.len())),
         None => Ok(()),
     }
 }
@@ -215,9 +215,9 @@ pub(super) fn same(one: &ShardPlan, other: &ShardPlan, which: &str) -> Result<()
         return Err(format!("{which} has tensor '{}' with {}", b.name, difference(a, b)));
     }
     if let Some((a, b)) = one.units.iter().zip(&other.units).find(|(a, b)| a != b) {
-        return Err(format!("{which} has unit '{}' with {}", b.name, difference(a, b)));
+        return Err(format!("{which} has parameter group '{}' with {}", b.name, difference(a, b)));
     }
-    Err(format!("{which} differs in its tensors, units or mesh"))
+    Err(format!("{which} differs in its tensors, parameter groups or mesh"))
 }
 
 /// The first field in which two values of a type differ.

@@ -11,7 +11,7 @@ use crate::{
     ShardPlan, ShardStrategy, TensorKind, TensorMeta, TensorPlan, Unit, replicate::Replicate, strategy::units_by,
 };
 
-/// Dim-0 chunks over all ranks, a unit a layer, 0-d tensors refused; and, where there is one, a defect.
+/// Dim-0 chunks over all ranks, a parameter group a layer, 0-d tensors refused; and, where there is one, a defect.
 #[derive(Debug)]
 struct Planted {
     defect: &'static str,
@@ -84,11 +84,11 @@ impl Planted {
                 unit.tensors = all;
                 plan.units.push(unit);
             }
-            "puts buffers into units" => {
+            "puts buffers into parameter groups" => {
                 let buffer = plan.tensors.iter().position(|t| t.kind == TensorKind::Buffer);
                 plan.units.iter_mut().take(1).for_each(|u| u.tensors.extend(buffer));
             }
-            "names units alike" => plan.units.iter_mut().for_each(|u| u.name = "layer".into()),
+            "names parameter groups alike" => plan.units.iter_mut().for_each(|u| u.name = "layer".into()),
             "counts beyond the tensors" => plan.units.iter_mut().take(1).for_each(|u| u.tensors.push(1000)),
             "orders by hash" => {
                 let names: HashSet<String> = plan.units.iter().map(|u| u.name.clone()).collect();
@@ -97,7 +97,9 @@ impl Planted {
                     plan.units.swap(at, from);
                 }
             }
-            "a unit a rank" => plan.units.extend((0..plan.mesh.world_size()).map(|r| Unit::new(format!("rank{r}"), Reshard::Never))),
+            "a parameter group a rank" => {
+                plan.units.extend((0..plan.mesh.world_size()).map(|r| Unit::new(format!("rank{r}"), Reshard::Never)));
+            }
             _ => {}
         }
     }
@@ -190,14 +192,14 @@ const DEFECTS: &[(&str, Rule)] = &[
     ("pads to a power of two", Rule::Padding),
     ("leaves the root out", Rule::Units),
     ("claims twice", Rule::Units),
-    ("puts buffers into units", Rule::Units),
-    ("names units alike", Rule::Units),
+    ("puts buffers into parameter groups", Rule::Units),
+    ("names parameter groups alike", Rule::Units),
     ("counts beyond the tensors", Rule::Units),
     ("orders by hash", Rule::Deterministic),
     ("remembers", Rule::Deterministic),
     ("sizes by the largest seen", Rule::Order),
     ("asks for every rank", Rule::Steps),
-    ("a unit a rank", Rule::Steps),
+    ("a parameter group a rank", Rule::Steps),
     ("scans all tensors for each", Rule::Steps),
     ("scans a copy of its own for each", Rule::Steps),
     ("scans the plan for each", Rule::Steps),
@@ -472,7 +474,7 @@ mod sections {
 fn a_name_that_is_not_registered_is_said_with_what_is() {
     let violation = strategy("acme/absent").run().unwrap_err();
     assert_eq!(violation.rule, Rule::Registered);
-    assert!(violation.found.contains("linked are: acme/knobs, acme/planted, replicate"), "{violation}");
+    assert!(violation.found.contains("available: acme/knobs, acme/planted, replicate"), "{violation}");
     assert_eq!(policy("acme/absent").run().unwrap_err().rule, Rule::Registered);
 }
 

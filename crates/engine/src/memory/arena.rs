@@ -3,6 +3,7 @@
 use std::{io, ptr::NonNull};
 
 use enum_dispatch::enum_dispatch;
+use memmap2::{Advice, MmapMut, MmapRaw};
 
 /// Size and alignment of a transparent huge page.
 pub const HUGE_PAGE: usize = 2 << 20;
@@ -36,14 +37,15 @@ impl Arena {
 
     /// Where the bytes are.
     pub(crate) fn start(&self) -> NonNull<u8> {
-        self.memory.start()
+        // SAFETY: a mapping's address is not null.
+        unsafe { NonNull::new_unchecked(self.memory.start()) }
     }
 
     /// All bytes.
     pub fn bytes(&self) -> &[u8] {
         // SAFETY: the mapping has `len` initialised (zero) bytes for as long as `self` lives; writers exist only during a load, which hands
         // no arena out before they are done.
-        unsafe { std::slice::from_raw_parts(self.memory.start().as_ptr(), self.len) }
+        unsafe { std::slice::from_raw_parts(self.memory.start(), self.len) }
     }
 
     /// Bytes to write to.
@@ -57,21 +59,21 @@ impl Arena {
     pub(crate) unsafe fn slice_mut(&self, offset: usize, len: usize) -> &mut [u8] {
         assert!(offset <= self.len && len <= self.len - offset, "bytes {offset}+{len} of an arena of {}", self.len);
         // SAFETY: inside the mapping by the assertion, not aliased by the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.memory.start().as_ptr().add(offset), len) }
+        unsafe { std::slice::from_raw_parts_mut(self.memory.start().add(offset), len) }
     }
 
     /// All bytes, to change them in place.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: as in `bytes`, and `&mut self` is the only access.
-        unsafe { std::slice::from_raw_parts_mut(self.memory.start().as_ptr(), self.len) }
+        unsafe { std::slice::from_raw_parts_mut(self.memory.start(), self.len) }
     }
 }
 
 /// A kind of memory.
 #[enum_dispatch]
 trait Mapping {
-    /// First byte.
-    fn start(&self) -> NonNull<u8>;
+    /// First byte; never null.
+    fn start(&self) -> *mut u8;
 }
 
 #[enum_dispatch(Mapping)]
@@ -81,42 +83,15 @@ enum Memory {
     SmallPages,
 }
 
-/// A private anonymous mapping; unmapped on drop.
-#[derive(Debug)]
-struct Map {
-    start: NonNull<u8>,
-    len: usize,
-}
-
-// SAFETY: a mapping belongs to the process, not to a thread.
-unsafe impl Send for Map {}
-// SAFETY: `Map` itself gives no access to its bytes; `Arena` says who may.
-unsafe impl Sync for Map {}
-
-impl Map {
-    fn new(len: usize) -> io::Result<Self> {
-        let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-        // SAFETY: a new anonymous mapping overlaps nothing.
-        let start = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, -1, 0) };
-        if start == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let start = NonNull::new(start.cast()).ok_or_else(|| io::Error::other("mmap answered with null"))?;
-        Ok(Self { start, len })
-    }
-}
-
-impl Drop for Map {
-    fn drop(&mut self) {
-        // SAFETY: exactly the range that `mmap` gave; nothing borrows it any more.
-        unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
-    }
+/// Private anonymous memory. Raw, because threads write to parts of it; [`Arena`] says who may.
+fn anonymous(len: usize) -> io::Result<MmapRaw> {
+    MmapMut::map_anon(len).map(MmapRaw::from)
 }
 
 /// Aligned to huge pages and advised to use them, where the kernel has them.
 #[derive(Debug)]
 struct HugePages {
-    map: Map,
+    map: MmapRaw,
     /// Bytes before the first aligned one.
     skip: usize,
 }
@@ -125,39 +100,37 @@ impl HugePages {
     fn map(len: usize) -> io::Result<Self> {
         let too_large = || io::Error::from(io::ErrorKind::OutOfMemory);
         let rounded = len.checked_next_multiple_of(HUGE_PAGE).ok_or_else(too_large)?;
-        let map = Map::new(rounded.checked_add(HUGE_PAGE).ok_or_else(too_large)?)?;
-        let pages = Self { skip: map.start.as_ptr().align_offset(HUGE_PAGE), map };
+        let map = anonymous(rounded.checked_add(HUGE_PAGE).ok_or_else(too_large)?)?;
+        let skip = map.as_ptr().align_offset(HUGE_PAGE);
+        // Where the kernel has no huge pages this fails and nothing changes.
         #[cfg(target_os = "linux")]
-        // SAFETY: advice on a range of our own mapping; where the kernel has no huge pages it fails and nothing changes.
-        unsafe {
-            libc::madvise(pages.start().as_ptr().cast(), rounded, libc::MADV_HUGEPAGE)
-        };
-        Ok(pages)
+        drop(map.advise_range(Advice::HugePage, skip, rounded));
+        Ok(Self { map, skip })
     }
 }
 
 impl Mapping for HugePages {
-    fn start(&self) -> NonNull<u8> {
+    fn start(&self) -> *mut u8 {
         // SAFETY: `skip` is below HUGE_PAGE, by which the mapping is longer than what is used of it.
-        unsafe { self.map.start.add(self.skip) }
+        unsafe { self.map.as_mut_ptr().add(self.skip) }
     }
 }
 
 /// Plain pages, for arenas that would leave most of a huge page empty.
 #[derive(Debug)]
 struct SmallPages {
-    map: Map,
+    map: MmapRaw,
 }
 
 impl SmallPages {
     fn map(len: usize) -> io::Result<Self> {
-        Ok(Self { map: Map::new(len.max(1))? })
+        Ok(Self { map: anonymous(len.max(1))? })
     }
 }
 
 impl Mapping for SmallPages {
-    fn start(&self) -> NonNull<u8> {
-        self.map.start
+    fn start(&self) -> *mut u8 {
+        self.map.as_mut_ptr()
     }
 }
 

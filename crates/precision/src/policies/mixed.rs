@@ -69,7 +69,7 @@ impl Ruled {
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct MixedConfig {
-    /// What shards are kept in; null for what the engine would do.
+    /// The dtype that shards are stored in; null for what the engine would do.
     pub storage: Option<DType>,
     /// What is gathered and computed in; null for what the engine would do.
     pub compute: Option<DType>,

@@ -28,7 +28,7 @@ pub struct Pins(pub Vec<(String, Pin)>);
 /// The dtypes of one pin; what is absent is left to the strategy's own policy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pin {
-    /// What shards are kept in.
+    /// The dtype that shards are stored in.
     pub storage: Option<DType>,
     /// What is gathered and computed in.
     pub compute: Option<DType>,
@@ -99,7 +99,7 @@ fn refused_by_engine(strategy: &str, tuning: &Tuning, base: &BuiltPolicy, glob: 
     }
     let refusal = match strategy {
         "zero3" => "stock DeepSpeed refuses trainable parameters of mixed dtypes",
-        "fsdp2" => "stock FSDP2 refuses trainable parameters of mixed dtypes in one unit",
+        "fsdp2" => "stock FSDP2 refuses trainable parameters of mixed dtypes in one parameter group",
         _ => return None,
     };
     let message = format!("pins: '{glob}' is stored as {storage}, other parameters as {}; {refusal}", words(&base.summary.storage));
@@ -233,7 +233,7 @@ impl fmt::Display for Pin {
 #[serde(default, deny_unknown_fields)]
 #[schemars(inline)]
 struct Parts {
-    /// What shards are kept in; absent for the strategy's own choice.
+    /// The dtype that shards are stored in; absent for the strategy's own choice.
     #[serde(skip_serializing_if = "Option::is_none")]
     storage: Option<DType>,
     /// What is gathered and computed in; absent for the strategy's own choice.

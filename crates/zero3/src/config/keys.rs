@@ -142,18 +142,18 @@ const DEVICES: Kind = Choice(&["none", "cpu", "nvme"]);
 /// `zero_optimization.offload_param`.
 #[rustfmt::skip]
 pub const OFFLOAD_PARAM: &[Key] = &[
-    key("device", DEVICES, r#""none""#, "where parameters are kept").auto(Auto::Value(r#""none""#)),
+    key("device", DEVICES, r#""none""#, "where parameters are stored").auto(Auto::Value(r#""none""#)),
     key("nvme_path", Text, "null", "the disk's folder").auto(Auto::Value(r#""none""#)),
     key("buffer_count", Int(0), "5", "buffers for swapping"),
     key("buffer_size", Int(0), "100000000", "elements of a buffer"),
-    key("max_in_cpu", Int(0), "1000000000", "elements kept in host memory with nvme"),
+    key("max_in_cpu", Int(0), "1000000000", "elements held in host memory with nvme"),
     key("pin_memory", Bool, "true", "pin that memory").default_0_18("false"),
 ];
 
 /// `zero_optimization.offload_optimizer`.
 #[rustfmt::skip]
 pub const OFFLOAD_OPTIMIZER: &[Key] = &[
-    key("device", DEVICES, r#""none""#, "where optimizer states are kept").auto(Auto::Value(r#""none""#)),
+    key("device", DEVICES, r#""none""#, "where optimizer states are stored").auto(Auto::Value(r#""none""#)),
     key("nvme_path", Text, "null", "the disk's folder").auto(Auto::Value(r#""none""#)),
     key("buffer_count", Int(0), "4", "buffers for swapping"),
     key("pin_memory", Bool, "true", "pin that memory").default_0_18("false"),
