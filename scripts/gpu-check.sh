@@ -20,7 +20,7 @@ row() {
     if "$@" 2>&1 | tee -a "$log"; then result=passed; else result="FAILED ($*)"; fi
     local skipped
     # By reason; the log has the names.
-    skipped=$(tail -n "+$((from + 1))" "$log" | sed -n 's/.*skipped: \([^:]*\): \(.*\)/\2\t\1/p' | sort -u |
+    skipped=$(tail -n "+$((from + 1))" "$log" | sed -n 's/^test \([^ ]*\) *\.\.\. *ignored (\(.*\))$/\2\t\1/p' | sort -u |
         awk -F '\t' '{ n[$1]++; name[$1] = $2 } END { for (why in n) printf "%s skipped: %s; ", (n[why] > 1 ? n[why] " tests" : name[why]), why }')
     [ -n "$skipped" ] && [ "$result" = passed ] && result="passed in part; ${skipped%; }"
     rows+=("| $name | ${result//|//} |")
@@ -38,7 +38,7 @@ row "builds" cargo build --locked --tests --benches --examples -p shardwright -p
 row "kernels on the host, PTX and source" cargo test --locked -p shardwright-engine --test kernels -- --nocapture
 row "loads on this machine's driver, on one in front of it that fails, and on the fake one" cargo test --locked -p shardwright --test gpu -- --nocapture --test-threads=1
 
-# The fake driver's run does not count: without a card the others name themselves skipped.
+# The fake driver's run does not count: without a card the others are ignored.
 card=yes
 printf '%s\n' "${rows[@]}" | grep '^| loads on' | grep -q 'no CUDA device' && card=
 
@@ -61,7 +61,7 @@ else
         # shellcheck disable=SC2086
         row "compute-sanitizer $tool" "${sanitizer[@]}" --tool $tool --error-exitcode 1 "$binary" --test-threads=1 --nocapture \
             --skip all_of_it_passes_on_a_driver_that_is_none --skip a_driver_in_front_of_this_machines \
-            --skip too_little_memory_is_told_with_the_numbers --skip cli::
+            --skip too_little_memory_is_reported_with_the_numbers --skip cli::
     done
 fi
 

@@ -136,7 +136,7 @@ class Plan:
 
     def __repr__(self) -> str:
         me = "all ranks" if self.rank is None else f"rank {self.rank}"
-        return f"Plan({self.strategy}: {len(self.tensors)} tensors in {len(self.units)} units over {self.world_size} ranks, for {me})"
+        return f"Plan({self.strategy}: {len(self.tensors)} tensors in {len(self.units)} parameter groups over {self.world_size} ranks, for {me})"
 
     def shards(self, rank: int) -> dict[str, Shard]:
         """What a rank holds, by tensor. Raises `WorldError` for a rank beyond the world."""

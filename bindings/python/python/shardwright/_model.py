@@ -128,7 +128,7 @@ def refresh(slot: Slot) -> None:
 
 
 def reshard(model: torch.nn.Module) -> None:
-    """FSDP2 units that a forward left gathered hold plain parameters; their shards are what is filled."""
+    """FSDP2 parameter groups that a forward left gathered hold plain parameters; their shards are what is filled."""
     for module in model.modules():
         if hasattr(module, "reshard") and hasattr(module, "_get_fsdp_state"):
             module.reshard()
