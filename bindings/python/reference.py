@@ -90,7 +90,9 @@ def members(cls: Any) -> list[tuple[str, Any]]:
     """Public methods and properties that the class itself defines."""
     kinds = (property, classmethod, staticmethod)
     found = [(n, m) for n, m in vars(cls).items() if not n.startswith("_")]
-    return [(n, m) for n, m in found if inspect.isroutine(m) or inspect.isgetsetdescriptor(m) or isinstance(m, kinds)]
+    shown = [(n, m) for n, m in found if inspect.isroutine(m) or inspect.isgetsetdescriptor(m) or isinstance(m, kinds)]
+    # Of the extension's classes the order differs from process to process.
+    return sorted(shown, key=lambda m: m[0]) if any(inspect.isgetsetdescriptor(m) for _, m in shown) else shown
 
 
 def entry(module: str, name: str, made: Any, problems: list[str]) -> str:
