@@ -45,11 +45,12 @@ impl Crew {
         let transports = (0..shared.choice.workers()).map(|_| transport(shared)).collect::<Result<Vec<_>>>()?;
         for (number, own) in transports.into_iter().enumerate() {
             let worker = |transport, cancel| Worker { number, shared: Arc::clone(shared), transport, runs: Vec::new(), cancel };
-            let mut started = worker(own, None);
+            let ready = worker(own, None);
             let sender = sender.clone();
             let spawned = thread::Builder::new().name(format!("shardwright-io-{number}")).spawn(move || {
                 let _alive = sender; // dropped when the worker has ended, however it ends, and has let go of all that it held
-                started.work();
+                let mut worker = ready; // a local of its own, so that it goes before the sender
+                worker.work();
             });
             match spawned {
                 Ok(handle) => handles.push(handle),
