@@ -209,6 +209,7 @@ unsafe fn square<T: Copy>(from: *const T, source: usize, to: *mut T, target: usi
             _ => {}
         }
         let lines: [[T; SQUARE]; SQUARE] = std::array::from_fn(|i| from.add(i * source).cast::<[T; SQUARE]>().read_unaligned());
+        #[expect(clippy::needless_range_loop, reason = "a column of all lines, not one of them")]
         for j in 0..SQUARE {
             let line: [T; SQUARE] = std::array::from_fn(|i| lines[i][j]);
             to.add(j * target).cast::<[T; SQUARE]>().write_unaligned(line);
