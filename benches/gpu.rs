@@ -22,7 +22,7 @@ use shardwright::{
     core::{DType, Mesh, Placement, ShardPlan},
     engine::{
         Checkpoint, IoOptions, Loader,
-        device::{DeviceOptions, Devices, Narrow, kernel_module, probe},
+        device::{DeviceOptions, Devices, Downcast, kernel_module, probe},
     },
 };
 
@@ -58,17 +58,17 @@ fn main() -> Result<(), Box<dyn Error>> {
         let dir = tempfile::tempdir_in(std::env::var_os("BENCH_DIR").map_or_else(std::env::temp_dir, Into::into))?;
         let plan = plan(dir.path(), from, to, mib);
         let checkpoint = Checkpoint::open(dir.path())?;
-        let narrows = if to.bits() < from.bits() { &[Narrow::Host, Narrow::Device][..] } else { &[Narrow::Host] };
+        let downcasts = if to.bits() < from.bits() { &[Downcast::Host, Downcast::Device][..] } else { &[Downcast::Host] };
         let mut fastest = Vec::new();
-        for &narrow in narrows {
+        for &downcast in downcasts {
             let mut least = f64::INFINITY;
-            let cast_there = from != to && (to.bits() > from.bits() || narrow == Narrow::Device);
+            let cast_there = from != to && (to.bits() > from.bits() || downcast == Downcast::Device);
             let device = if cast_there { Some(clock.kernel(from, to)?) } else { None };
             for threads in [1, 4, 8] {
-                let crossing = if narrow == Narrow::Host { mib * MIB * from.bits().min(to.bits()) / from.bits() } else { mib * MIB };
+                let crossing = if downcast == Downcast::Host { mib * MIB * from.bits().min(to.bits()) / from.bits() } else { mib * MIB };
                 let files = files_rate(&dir.path().join("model.safetensors"), threads)?;
                 let copy = median(|| clock.pinned_copy(crossing))?;
-                let options = DeviceOptions { narrow, ..DeviceOptions::default() };
+                let options = DeviceOptions { downcast, ..DeviceOptions::default() };
                 let io = IoOptions { threads: Some(threads), ..IoOptions::default() };
                 let load = || Ok(Loader::new(&plan, &checkpoint).io(io.clone()).load_to(&devices, options)?);
                 let load = median(|| clock.time(load).map(|(seconds, _freed_here)| seconds))?;
@@ -85,7 +85,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                     share => format!("host ({share:.2} of {})", least_limit.0),
                 };
                 let device = device.map_or_else(|| "-".into(), |d| format!("{d:.1}"));
-                let place = place(from, to, narrow);
+                let place = place(from, to, downcast);
                 let verdict = if ratio >= ASKED { "met" } else { "NOT MET" };
                 println!(
                     "| {from} → {to} | {place} | {threads} | {:.2} | {:.2} | {ratio:.2} | {verdict} | {files:.2} | {device} | {binds} |",
@@ -96,12 +96,12 @@ fn main() -> Result<(), Box<dyn Error>> {
             }
             let first = median(|| {
                 let devices = Devices::open(&[0])?;
-                let options = DeviceOptions { narrow, ..DeviceOptions::default() };
+                let options = DeviceOptions { downcast, ..DeviceOptions::default() };
                 let load = || Ok(Loader::new(&plan, &checkpoint).load_to(&devices, options)?);
                 clock.time(load).map(|(seconds, _freed_here)| seconds)
             })?;
-            println!("| {from} → {to} | {} | first | {:.3} s | - | - | - | - | - | - |", place(from, to, narrow), first);
-            fastest.push((least, narrow));
+            println!("| {from} → {to} | {} | first | {:.3} s | - | - | - | - | - | - |", place(from, to, downcast), first);
+            fastest.push((least, downcast));
         }
         if let [host, device] = fastest[..] {
             let (cheaper, other) = if host.0 <= device.0 { (host, device) } else { (device, host) };
@@ -115,8 +115,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn place(from: DType, to: DType, narrow: Narrow) -> String {
-    if to.bits() < from.bits() { format!("{narrow:?}").to_lowercase() } else { "-".into() }
+fn place(from: DType, to: DType, downcast: Downcast) -> String {
+    if to.bits() < from.bits() { format!("{downcast:?}").to_lowercase() } else { "-".into() }
 }
 
 /// Tensors of 64 MiB and a little, whole on one rank.

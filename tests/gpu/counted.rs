@@ -4,7 +4,7 @@ use shardwright::{
     core::{DType, Layout, Mesh, Padding, Placement},
     engine::{
         Checkpoint, EngineError, ErrorKind, IoOptions, Loader, ReadMethod,
-        device::{DeviceOptions, Devices, Narrow, probe},
+        device::{DeviceOptions, Devices, Downcast, probe},
     },
 };
 
@@ -119,7 +119,7 @@ pub fn short_runs_cross_together() {
     const ROWS: u64 = 20_000;
     let mesh = Mesh::replicate_shard(1, 4).unwrap();
     let axis = mesh.axis("mp_shard").unwrap();
-    for (to, narrow) in [(DType::BF16, Narrow::Host), (DType::F32, Narrow::Host), (DType::F8E4M3, Narrow::Host)] {
+    for (to, downcast) in [(DType::BF16, Downcast::Host), (DType::F32, Downcast::Host), (DType::F8E4M3, Downcast::Host)] {
         let dir = tempfile::tempdir().unwrap();
         let columns = Placement::one(axis, Layout::Dim { dim: 1, chunk: 8 }, Padding::None);
         let plan = planned(dir.path(), &mesh, &[("w".to_owned(), DType::BF16, to, vec![ROWS, 32], columns)], 0);
@@ -128,7 +128,7 @@ pub fn short_runs_cross_together() {
             let devices = devices("cuda:0", &[2]);
             driver.fail_at(0);
             let io = IoOptions { threads: Some(2), method: Some(method), ..IoOptions::default() };
-            let options = DeviceOptions { narrow, ..DeviceOptions::default() };
+            let options = DeviceOptions { downcast, ..DeviceOptions::default() };
             let loaded = Loader::new(&plan, &checkpoint).ranks(&[2]).io(io).load_to(&devices, options).unwrap();
             let calls = driver.calls();
             assert!(method == ReadMethod::Direct || calls < 300, "{calls} calls for {ROWS} runs to {to}");

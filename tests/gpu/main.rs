@@ -18,7 +18,7 @@ use shardwright::{
     core::{DType, Mesh, Placement, ShardPlan, ShardStrategy, TensorMeta},
     engine::{
         CancelToken, Checkpoint, ErrorKind, IoOptions, Loader, ReadMethod,
-        device::{DeviceLoaded, DeviceOptions, DeviceRequest, DeviceShards, Devices, Narrow, choose, dlpack, probe},
+        device::{DeviceLoaded, DeviceOptions, DeviceRequest, DeviceShards, Devices, Downcast, choose, dlpack, probe},
         generate::{Content, write_checkpoint},
     },
     fsdp2::Fsdp2,
@@ -117,15 +117,15 @@ fn all(plan: &ShardPlan) -> Vec<u32> {
 
 fn every_pair_of_dtypes_gives_the_hosts_bits_at_any_offset_and_size() {
     let _alone = driver();
-    for (ranks, pad, narrow) in [(1, 0, Narrow::Host), (3, 1, Narrow::Device), (7, 5, Narrow::Host), (7, 2, Narrow::Device)] {
+    for (ranks, pad, downcast) in [(1, 0, Downcast::Host), (3, 1, Downcast::Device), (7, 5, Downcast::Host), (7, 2, Downcast::Device)] {
         let dir = tempfile::tempdir().unwrap();
         let (mesh, specs) = every_pair(ranks);
         let plan = planned(dir.path(), &mesh, &specs, pad);
         let checkpoint = Checkpoint::open(dir.path()).unwrap();
         let devices = devices("cuda", &all(&plan));
         poison(&devices);
-        let loaded = Loader::new(&plan, &checkpoint).load_to(&devices, DeviceOptions { narrow, ..DeviceOptions::default() }).unwrap();
-        same_bits(&plan, &checkpoint, &loaded, &format!("{ranks} ranks, {narrow:?}"));
+        let loaded = Loader::new(&plan, &checkpoint).load_to(&devices, DeviceOptions { downcast, ..DeviceOptions::default() }).unwrap();
+        same_bits(&plan, &checkpoint, &loaded, &format!("{ranks} ranks, {downcast:?}"));
     }
 }
 

@@ -2,7 +2,7 @@
 
 use shardwright_config::Place;
 use shardwright_engine::{
-    device::{DeviceLoaded, DeviceOptions, DeviceRequest, DeviceShards, Devices, Narrow, choose, probe},
+    device::{DeviceLoaded, DeviceOptions, DeviceRequest, DeviceShards, Devices, Downcast, choose, probe},
     load::{LoadStats, Loaded, RankShards, RankStats},
 };
 
@@ -33,12 +33,12 @@ pub fn of(flag: Option<DeviceRequest>, input: &Input, ranks: &[u32]) -> Result<O
 pub fn options(args: &IoArgs, input: &Input) -> DeviceOptions {
     let (io, default) = (&input.resolved.io, DeviceOptions::default());
     let ring = args.ring_size.or(io.ring_size).map(|size| usize::try_from(size.0).unwrap_or(usize::MAX));
-    let narrow = match (args.downcast, io.downcast) {
-        (Some(DowncastOn::Host), _) | (None, Some(Place::Host)) => Narrow::Host,
-        (Some(DowncastOn::Device), _) | (None, Some(Place::Device)) => Narrow::Device,
-        (None, None) => default.narrow,
+    let downcast = match (args.downcast, io.downcast) {
+        (Some(DowncastOn::Host), _) | (None, Some(Place::Host)) => Downcast::Host,
+        (Some(DowncastOn::Device), _) | (None, Some(Place::Device)) => Downcast::Device,
+        (None, None) => default.downcast,
     };
-    DeviceOptions { ring_bytes: ring.unwrap_or(default.ring_bytes), narrow }
+    DeviceOptions { ring_bytes: ring.unwrap_or(default.ring_bytes), downcast }
 }
 
 /// Shards, wherever they are.

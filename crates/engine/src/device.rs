@@ -19,7 +19,7 @@ pub use self::kernels::module as kernel_module;
 pub use self::{
     choose::{DeviceChoice, DeviceRequest, choose},
     driver::{DeviceInfo, Driver, probe},
-    ring::{DeviceOptions, Narrow},
+    ring::{DeviceOptions, Downcast},
     shards::{DeviceLoaded, DeviceShards, DeviceTensorView},
 };
 use crate::error::Result;

@@ -14,18 +14,18 @@ pub struct DeviceOptions {
     /// Page-locked host memory of this process at most, in bytes.
     pub ring_bytes: usize,
     /// Where casts to a smaller dtype happen.
-    pub narrow: Narrow,
+    pub downcast: Downcast,
 }
 
 impl Default for DeviceOptions {
     fn default() -> Self {
-        Self { ring_bytes: 256 << 20, narrow: Narrow::default() }
+        Self { ring_bytes: 256 << 20, downcast: Downcast::default() }
     }
 }
 
 /// Where a cast to a smaller dtype happens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Narrow {
+pub enum Downcast {
     /// On the host, so that the smaller dtype crosses the bus.
     #[default]
     Host,
@@ -46,10 +46,10 @@ pub(crate) enum Crossing {
 
 impl Crossing {
     /// The smaller dtype crosses; of two of one size the file's, so that the device does the work.
-    pub(crate) fn of(from: DType, to: DType, narrow: Narrow) -> Self {
+    pub(crate) fn of(from: DType, to: DType, downcast: Downcast) -> Self {
         if from == to {
             Self::Plain
-        } else if to.bits() < from.bits() && narrow == Narrow::Host {
+        } else if to.bits() < from.bits() && downcast == Downcast::Host {
             Self::CastHere
         } else {
             Self::CastThere(Kernel { from, to })
@@ -141,11 +141,11 @@ mod tests {
                     std::cmp::Ordering::Greater => Crossing::CastHere,
                     _ => Crossing::CastThere(Kernel { from, to }),
                 };
-                assert_eq!(Crossing::of(from, to, Narrow::Host), expected, "{from} to {to}");
+                assert_eq!(Crossing::of(from, to, Downcast::Host), expected, "{from} to {to}");
             }
         }
-        let narrowed = Crossing::of(DType::F32, DType::BF16, Narrow::Device);
-        assert_eq!(narrowed, Crossing::CastThere(Kernel { from: DType::F32, to: DType::BF16 }));
+        let downcasted = Crossing::of(DType::F32, DType::BF16, Downcast::Device);
+        assert_eq!(downcasted, Crossing::CastThere(Kernel { from: DType::F32, to: DType::BF16 }));
     }
 
     #[test]

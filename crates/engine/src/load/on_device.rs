@@ -36,7 +36,7 @@ impl<'p> Loader<'p, '_> {
         if !self.io.force {
             fits(devices, &layouts, if kept.is_some() { 0 } else { staging })?;
         }
-        let target = Arc::new(Target::new(devices, (ring, choice.workers(), kept), &layouts, self.plan, options.narrow)?);
+        let target = Arc::new(Target::new(devices, (ring, choice.workers(), kept), &layouts, self.plan, options.downcast)?);
         let plan = self.plan;
         let places = Places::Arenas { arenas: Vec::new(), slots: layouts.iter().map(|l| Arc::clone(&l.slots)).collect() };
         let Done { ranks, stats, .. } = self.job(choice, schedule, places, Some(Arc::clone(&target))).run(&layouts, started)?;

@@ -6,7 +6,7 @@ use shardwright_core::ShardPlan;
 
 use crate::{
     device::{
-        Devices, Narrow,
+        Devices, Downcast,
         driver::Gpu,
         kernels::Kernel,
         memory::{DeviceMemory, Pinned, Stream},
@@ -43,9 +43,9 @@ impl Target {
         (ring, workers, kept): (Ring, usize, Option<RingMemory>),
         layouts: &[RankLayout],
         plan: &ShardPlan,
-        narrow: Narrow,
+        downcast: Downcast,
     ) -> Result<Self> {
-        let crossings: Vec<_> = plan.tensors.iter().map(|t| Crossing::of(t.source, t.precision.storage, narrow)).collect();
+        let crossings: Vec<_> = plan.tensors.iter().map(|t| Crossing::of(t.source, t.precision.storage, downcast)).collect();
         let several = |gpu: &Arc<Gpu>| (0..STREAMS).map(|_| Stream::new(gpu).map(Arc::new)).collect::<Result<Vec<_>>>();
         let streams = devices.gpus.iter().map(several).collect::<Result<Vec<_>>>()?;
         let mut target =
