@@ -96,7 +96,7 @@ pub struct ModelDir {
 }
 
 impl ModelDir {
-    /// What `config.json` says. A fact of an unexpected type counts as absent; [`Checkpoint::warnings`] names it.
+    /// What `config.json` says. A fact of an unexpected type counts as absent; [`Checkpoint::warnings`](super::Checkpoint::warnings) names it.
     ///
     /// # Errors
     /// [`ErrorKind::Checkpoint`] where it is no JSON object.

@@ -40,7 +40,8 @@ pub struct ConvertOptions {
     pub max_file_size: u64,
     /// DeepSpeed's `sub_group_size`, which must be the run's own.
     pub sub_group_size: u64,
-    /// Whose names the tensors of [`Target::Hf`] get; without one they keep theirs. For [`Names::Model`] see [`Contents::with_model_names`].
+    /// Whose names the tensors of [`Target::Hf`] get; without one they keep theirs. For [`Names::Model`] see
+    /// [`Contents::with_model_names`](crate::contents::Contents::with_model_names).
     pub names: Option<Names>,
     /// The directory of DeepSpeed's files, which `latest` names; without one the source's, else `global_step` and the step.
     pub tag: Option<String>,

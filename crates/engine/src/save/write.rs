@@ -26,6 +26,9 @@ impl Saver<'_> {
     ///
     /// # Errors
     /// [`ErrorKind::Exists`] and [`ErrorKind::Io`].
+    ///
+    /// [`ErrorKind::Exists`]: crate::ErrorKind::Exists
+    /// [`ErrorKind::Io`]: crate::ErrorKind::Io
     pub fn check(&self, ranks: &[u32]) -> Result<()> {
         self.refuse(self.identity()?, ranks)?;
         let copied = sum(copied::find(self.checkpoint)?.iter().map(|file| file.bytes));
@@ -46,6 +49,11 @@ impl Saver<'_> {
     /// [`ErrorKind::Exists`] where a save is there already, [`ErrorKind::Io`] with file and cause where writing fails,
     /// [`ErrorKind::Checkpoint`] where the source has changed since it was opened, [`ErrorKind::Cancelled`]. Nothing is left behind then
     /// but what was there before, unless the commit had begun; a directory without its manifest is refused by verification.
+    ///
+    /// [`ErrorKind::Exists`]: crate::ErrorKind::Exists
+    /// [`ErrorKind::Io`]: crate::ErrorKind::Io
+    /// [`ErrorKind::Checkpoint`]: crate::ErrorKind::Checkpoint
+    /// [`ErrorKind::Cancelled`]: crate::ErrorKind::Cancelled
     pub fn save(&self, ranks: &[&dyn RankBytes]) -> Result<Saved> {
         let identity = self.identity()?;
         let headers = Mutex::new(());
