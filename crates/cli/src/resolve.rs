@@ -229,7 +229,7 @@ fn distinct_locks(path: &Path, configs: &[PathBuf]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A lock is some ten KiB. What is cut off here is no JSON any more, and reported as such.
+/// A lock is some ten KiB. What is cut off here is not valid JSON any more, and reported as such.
 const MOST_LOCK: u64 = 16 << 20;
 
 fn check(lock: &Path, config: &Path, setup: &Setup, resolved: &Resolved) -> Result<Exit, Failure> {

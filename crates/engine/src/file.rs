@@ -103,8 +103,23 @@ pub(crate) fn list(dir: &Path) -> io::Result<Vec<String>> {
     Ok(names)
 }
 
+/// Refuses to write `needed` bytes into a directory, which need not exist yet, where its disk has less room.
+pub(crate) fn check_space(dir: &Path, needed: u64, what: &str) -> Result<()> {
+    let mut at = dir;
+    while !at.exists() {
+        at = at.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    }
+    match free_space(at) {
+        Ok(free) if free < needed => Err(EngineError::new(ErrorKind::Io, format!("not enough space for {what}"))
+            .file(dir)
+            .expected(format_args!("{needed} bytes free"))
+            .found(free)),
+        _ => Ok(()), // where the system does not say, writing will
+    }
+}
+
 /// Bytes that this user may still write on the disk of a directory.
-pub(crate) fn free_space(dir: &Path) -> io::Result<u64> {
+fn free_space(dir: &Path) -> io::Result<u64> {
     let path = CString::new(dir.as_os_str().as_bytes())?;
     let mut stat = std::mem::MaybeUninit::<libc::statvfs>::uninit();
     // SAFETY: the path ends with a NUL and outlives the call, which fills `stat` where it returns 0.

@@ -82,7 +82,7 @@ impl World {
     /// without a rank this process stands for all ranks.
     ///
     /// # Errors
-    /// [`ErrorKind::World`]: a value that is no number, a rank without a size, a rank beyond the size, a size of 0, two launchers that
+    /// [`ErrorKind::World`]: a value that is not a number, a rank without a size, a rank beyond the size, a size of 0, two launchers that
     /// disagree, or a flag that disagrees with a launcher; both are named.
     pub fn detect(flags: WorldFlags, env: impl Fn(&str) -> Option<String>) -> Result<Self> {
         let world = match from_launchers(&env)? {
@@ -102,7 +102,7 @@ impl World {
     /// # Errors
     /// As there.
     pub fn from_process(flags: WorldFlags) -> Result<Self> {
-        // What is not UTF-8 is no number either, and must not pass for unset.
+        // What is not UTF-8 is not a number either, and must not pass for unset.
         Self::detect(flags, |name| std::env::var_os(name).map(|v| v.to_string_lossy().into_owned()))
     }
 

@@ -59,7 +59,7 @@ impl TorchFile {
     /// Opens a file.
     ///
     /// # Errors
-    /// Where it is no zip of `torch.save`, or one that is malformed.
+    /// Where it is not a zip of `torch.save`, or one that is malformed.
     pub fn open(source: &(impl ReadAt + ?Sized)) -> Result<Self> {
         if !zip::is_zip(source) {
             let mut start = [0; 2];

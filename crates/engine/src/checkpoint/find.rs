@@ -99,7 +99,7 @@ impl ModelDir {
     /// What `config.json` says. A fact of an unexpected type counts as absent; [`Checkpoint::warnings`](super::Checkpoint::warnings) names it.
     ///
     /// # Errors
-    /// [`ErrorKind::Checkpoint`] where it is no JSON object.
+    /// [`ErrorKind::Checkpoint`] where it is not a JSON object.
     pub fn facts(&self) -> Result<ModelFacts> {
         Ok(self.config_value()?.map_or_else(ModelFacts::default, |config| config::facts(&config)))
     }

@@ -55,20 +55,9 @@ pub(super) fn open(path: &Path) -> Result<Contents> {
         }
         false => of_ranks(path, &rank_files, &mut files)?,
     };
-    let mut contents = Contents {
-        path: path.to_owned(),
-        format: Format::Safetensors,
-        version: None,
-        ranks: (!rank_files.is_empty()).then_some(rank_files.len() as u64),
-        tag: None,
-        tensors: common::sorted(path, tensors)?,
-        aliases: Vec::new(),
-        optimizer: None,
-        values: Vec::new(),
-        compute: None,
-        notes,
-        files,
-    };
+    let mut contents = Contents::of_tensors(path, Format::Safetensors, common::sorted(path, tensors)?, files);
+    contents.notes = notes;
+    contents.ranks = (!rank_files.is_empty()).then_some(rank_files.len() as u64);
     common::classify(&mut contents)?;
     Ok(contents)
 }

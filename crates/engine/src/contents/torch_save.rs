@@ -74,20 +74,9 @@ pub(super) fn open(path: &Path, paths: &[PathBuf]) -> Result<Contents> {
         }
     }
     tensors.retain(|t| !aliases.iter().any(|(alias, _)| *alias == t.name));
-    let mut contents = Contents {
-        path: path.to_owned(),
-        format: Format::TorchSave,
-        version: None,
-        ranks: None,
-        tag: None,
-        tensors: common::sorted(path, tensors)?,
-        aliases,
-        optimizer: None,
-        values: Vec::new(),
-        compute: None,
-        notes,
-        files,
-    };
+    let mut contents = Contents::of_tensors(path, Format::TorchSave, common::sorted(path, tensors)?, files);
+    contents.notes = notes;
+    contents.aliases = aliases;
     common::classify(&mut contents)?;
     Ok(contents)
 }

@@ -1,6 +1,10 @@
 //! What a checkpoint of any format holds: parameters, buffers, optimizer states, and the plain values around them.
 
-use std::{collections::BTreeSet, fmt, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use shardwright_core::DType;
 use shardwright_formats::pickle::Plain;
@@ -138,6 +142,24 @@ pub struct Contents {
 }
 
 impl Contents {
+    /// Tensors, and nothing else known of the checkpoint yet.
+    pub(super) fn of_tensors(path: &Path, format: Format, tensors: Vec<Tensor>, files: Files) -> Self {
+        Self {
+            path: path.to_owned(),
+            format,
+            version: None,
+            ranks: None,
+            tag: None,
+            tensors,
+            aliases: Vec::new(),
+            optimizer: None,
+            values: Vec::new(),
+            compute: None,
+            notes: Vec::new(),
+            files,
+        }
+    }
+
     /// Names a tied alias that the checkpoint itself does not record.
     ///
     /// # Errors

@@ -24,7 +24,7 @@ pub(super) struct Beside {
 
 impl Beside {
     /// # Errors
-    /// [`ErrorKind::Checkpoint`] for what is no regular file: a target without it would lack, say, its tokenizer.
+    /// [`ErrorKind::Checkpoint`] for what is not a regular file: a target without it would lack, say, its tokenizer.
     pub(super) fn new(name: String, path: PathBuf) -> Result<Self> {
         let meta = fs::metadata(&path).map_err(|e| EngineError::io("cannot look at the file", &path, e))?;
         if !meta.is_file() {

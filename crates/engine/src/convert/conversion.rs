@@ -133,7 +133,7 @@ impl<'a> Conversion<'a> {
         };
         let (resumed, resumed_source) = (kept(&stage, &|f| f.size), kept(&stage, &|f| f.source_bytes()));
         let copied = self.copied.iter().map(Beside::bytes).fold(0, u64::saturating_add);
-        check_room(parent, (self.bytes() - resumed).saturating_add(copied))?;
+        file::check_space(parent, (self.bytes() - resumed).saturating_add(copied), "the converted checkpoint")?;
         let source_bytes = self.source_bytes() - resumed_source;
         write::write(&mut stage, &mut self.files, &self.contents.files, watch, cancel)?;
         self.copied.iter().try_for_each(|file| file.copy(&stage.path, cancel))?;
@@ -160,16 +160,5 @@ impl<'a> Conversion<'a> {
         out.flush().map_err(reported)?;
         drop(out);
         Ok(hasher.finish())
-    }
-}
-
-/// Compares what is to be written with what the disk has.
-fn check_room(dir: &Path, bytes: u64) -> Result<()> {
-    match file::free_space(dir) {
-        Ok(free) if free < bytes => Err(EngineError::new(ErrorKind::Io, "there is no room on the disk")
-            .file(dir)
-            .expected(format_args!("{bytes} bytes"))
-            .found(free)),
-        _ => Ok(()), // where the system does not say, writing will
     }
 }

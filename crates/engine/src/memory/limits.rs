@@ -56,7 +56,7 @@ impl Group {
     /// What is left below the limit; page cache can be reclaimed and does not count as used.
     fn left(&self) -> Option<Available> {
         let number = |name: &str| read(&self.dir.join(name))?.trim().parse::<u64>().ok();
-        let limit = number(self.limit)?; // "max" is no number: no limit
+        let limit = number(self.limit)?; // "max" is not a number: no limit
         let used = number(self.usage)?;
         let stat = read(&self.dir.join("memory.stat")).unwrap_or_default();
         let cache = stat.lines().find_map(|l| l.strip_prefix(self.cache)?.trim().parse::<u64>().ok()).unwrap_or(0);

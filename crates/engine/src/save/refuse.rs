@@ -1,11 +1,11 @@
 //! What stands in a save's way: another save, files that would be taken for shards, a disk that is too small.
 
-use std::{io, path::Path};
+use std::io;
 
 use super::{copied, identity::SaveIdentity, saver::Saver};
 use crate::{
     error::{EngineError, ErrorKind, Result},
-    file::{free_space, list},
+    file::list,
     filenames::{MANIFEST, RANK_MANIFEST_SUFFIX, SHARD_SUFFIX, is_rank_file},
     saved::RankHead,
 };
@@ -82,20 +82,5 @@ impl Saver<'_> {
 
     fn manifest_belongs(&self, rank: u32, identity: &SaveIdentity) -> bool {
         RankHead::read(&self.dir, self.format, rank, self.plan.mesh.world_size()).is_ok_and(|(m, _)| m.save == identity.save)
-    }
-}
-
-/// Refuses a save that the disk has no room for. The old files of an overwrite stay until the new ones are whole, so they count as taken.
-pub(super) fn check_space(dir: &Path, needed: u64) -> Result<()> {
-    let mut at = dir;
-    while !at.exists() {
-        at = at.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    }
-    match free_space(at) {
-        Ok(free) if free < needed => Err(EngineError::new(ErrorKind::Io, "not enough space for the shards")
-            .file(dir)
-            .expected(format_args!("{needed} bytes free"))
-            .found(free)),
-        _ => Ok(()), // where the system does not say, writing will
     }
 }

@@ -4,11 +4,11 @@ use std::sync::Mutex;
 
 use super::{
     bytes::RankBytes,
-    copied, refuse,
+    copied,
     saver::{Saved, Saver, sum},
     supply,
 };
-use crate::{error::Result, load::Loaded};
+use crate::{error::Result, file::check_space, load::Loaded};
 
 impl Saver<'_> {
     /// How many bytes [`Saver::progress`] will be called with at most for these ranks.
@@ -32,7 +32,8 @@ impl Saver<'_> {
     pub fn check(&self, ranks: &[u32]) -> Result<()> {
         self.refuse(self.identity()?, ranks)?;
         let copied = sum(copied::find(self.checkpoint)?.iter().map(|file| file.bytes));
-        refuse::check_space(&self.dir, self.shard_bytes(ranks)?.saturating_add(copied))
+        // The old files of an overwrite stay until the new ones are whole, so they count as taken.
+        check_space(&self.dir, self.shard_bytes(ranks)?.saturating_add(copied), "the shards")
     }
 
     /// Saves all ranks of a load: [`Saver::save`].

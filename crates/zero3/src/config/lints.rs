@@ -17,7 +17,7 @@ pub(super) fn check(zero: &Node, stage: i64, document: &Document, cx: &mut Build
     let mut found = Vec::new();
     let get = |path: &str| document.get(&format!("/deepspeed/zero_optimization/{path}"));
     if let Some(node) = zero.get("stage").filter(|n| read::integer(n) != Some(stage) || stage > 3) {
-        // What else there is to say depends on the stage; where it is no number, that has been said.
+        // What else there is to say depends on the stage; where it is not a number, that has been said.
         if stage > 3 {
             let message = format!("zero_optimization.stage: expected 0, 1, 2 or 3, found {stage}");
             cx.diagnostics.push(Diagnostic::error("deepspeed-stage", message).at(node.at.clone()));
