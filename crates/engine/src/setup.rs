@@ -118,7 +118,6 @@ fn neighbour(path: &Path) -> Option<String> {
     Some(path.with_file_name(near).display().to_string())
 }
 
-/// A whole text file, bounded; or why not.
 /// The text of a regular file of a size that a config may have.
 ///
 /// # Errors
@@ -127,6 +126,9 @@ pub fn read_text(path: &Path) -> std::result::Result<String, String> {
     // Opening a pipe would wait for who writes to it, and a device may never end.
     if std::fs::metadata(path).is_ok_and(|meta| !meta.is_file()) {
         return Err("not a regular file".to_owned());
+    }
+    if path.as_os_str().is_empty() {
+        return Err("the path is empty; name a file".into());
     }
     let file = File::open(path).map_err(|e| format!("cannot open the file: {e}"))?;
     let mut bytes = Vec::new();
