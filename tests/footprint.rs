@@ -216,7 +216,8 @@ fn hundreds_of_files_need_few_descriptors_and_little_memory() {
     assert_eq!(answer["shard"], json!(100_000 * 4));
     assert!(peak < 96.0, "{peak:.1} MiB for 100,000 tensors on 512 ranks");
     let (_, fewer_ranks) = measure(dir.path(), 8);
-    assert!(peak < fewer_ranks + 8.0, "{fewer_ranks:.1} MiB on 8 ranks, {peak:.1} on 512: they grow with the world");
+    // A byte for each tensor and rank would be 48 MiB.
+    assert!(peak < fewer_ranks + 16.0, "{fewer_ranks:.1} MiB on 8 ranks, {peak:.1} on 512: they grow with the world");
     let half = tempfile::TempDir::new().unwrap();
     write_checkpoint(half.path(), &tensors[..50_000], 500 * 1024, Content::Sparse).unwrap();
     let (_, fewer_tensors) = measure(half.path(), 512);
