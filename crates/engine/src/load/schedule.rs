@@ -11,6 +11,7 @@ mod list;
 mod queue;
 mod read;
 mod run;
+mod scatter;
 mod sweep;
 mod tasks;
 
@@ -19,5 +20,5 @@ pub(crate) use self::{
     list::Schedule,
     queue::Task,
     run::{Block, BlockLimits, Run},
-    sweep::scatter,
+    scatter::scatter,
 };

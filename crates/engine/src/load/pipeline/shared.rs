@@ -75,9 +75,16 @@ impl Shared {
         let mut extra = read;
         for run in runs {
             let ranks = self.schedule.destinations(run);
-            let read = &self.schedule.tensors[run.tensor as usize];
-            let needed = if run.tile.is_some() { run.stored / read.sizes().1 * read.sizes().0 } else { run.bytes };
-            self.counters.placed(ranks, run.bytes as u64, needed as u64);
+            match run.tile {
+                Some((sweep, tile)) => {
+                    let size = self.schedule.tensors[run.tensor as usize].sizes().0 as u64;
+                    let mut bytes = run.bytes as u64; // counted once, whoever gets a part of them
+                    for part in self.schedule.sweep(sweep).parts(tile) {
+                        self.counters.placed(self.schedule.destinations_of(run, &part), std::mem::take(&mut bytes), part.numel() * size);
+                    }
+                }
+                None => self.counters.placed(ranks, run.bytes as u64, run.bytes as u64),
+            }
             // What alignment added goes to the last run's rank.
             let share = (run.bytes as u64).min(extra);
             extra -= share;

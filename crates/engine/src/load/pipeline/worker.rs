@@ -143,7 +143,6 @@ impl Shared {
     fn scatter(&self, run: &Run, (sweep, tile): (u32, u64), bytes: &[u8], spare: &mut Arena) {
         let read = &self.schedule.tensors[run.tensor as usize];
         let (from, to) = read.sizes();
-        let (offset, loops) = self.schedule.sweep(sweep).loops(tile);
         let converted = match read.cast {
             Some(cast) => {
                 let converted = &mut spare.bytes_mut()[..bytes.len() / from * to];
@@ -152,11 +151,14 @@ impl Shared {
             }
             None => bytes,
         };
-        for &rank in self.schedule.destinations(run) {
-            let start = self.places.start(rank, read.tensor);
-            // SAFETY: the loops stay inside the rank's part of the tensor, whose pieces were validated to tile it, so that no two tiles share an
-            // element of it; each tile is one worker's. The memory outlives the call.
-            unsafe { scatter(converted, start.add(usize_of(offset)), to, &loops) };
+        for part in self.schedule.sweep(sweep).parts(tile) {
+            let from = &converted[usize_of(part.from) * to..];
+            for &rank in self.schedule.destinations_of(run, &part) {
+                let start = self.places.start(rank, read.tensor);
+                // SAFETY: the loops stay inside the rank's part of the tensor, whose pieces were validated to tile it, so that no two tiles share
+                // an element of it; each tile is one worker's. The memory outlives the call.
+                unsafe { scatter(from, start.add(usize_of(part.to)), to, &part.loops) };
+            }
         }
     }
 }

@@ -8,7 +8,7 @@ use super::{
     group::{Group, GroupKey},
     list::{Piece, Schedule},
     read::{Rows, TensorRead},
-    sweep::Sweep,
+    sweep::{Source, Sweep},
 };
 use crate::{
     checkpoint::Checkpoint,
@@ -104,7 +104,7 @@ impl Schedule {
         Ok(schedule)
     }
 
-    /// One piece of an assembled parameter: a run where it and every rank's part are runs, else a sweep for each member.
+    /// One piece of an assembled parameter: a run where it and every rank's part are runs, else sweeps.
     fn add_assembled(
         &mut self,
         tensor: &TensorPlan,
@@ -132,17 +132,22 @@ impl Schedule {
         }
         let read = number(self.tensors.len())?;
         self.tensors.push(TensorRead::swept(tensor, number_in_plan, file, at.offset, group)?);
+        let first = piece.source_offset;
         let assembly = Assembly::Pieces(vec![piece]);
-        for m in 0..self.groups[group as usize].members.len() {
-            let coordinate = self.groups[group as usize].members[m].coordinate;
-            let region: Region = tensor.placement.region_at(&tensor.shape, coordinate);
-            for part in local::local_pieces(&assembly, &tensor.shape, &region).map_err(wrong)? {
-                let sweep = Sweep::new(&part, at.offset, size, (tensor.precision.storage.bits() / 8).max(1), block as u64);
-                self.file_bytes[at.file] += sweep.bytes_from(0);
-                let (member, sweep_number) = (number(m)?, number(self.sweeps.len())?);
-                self.sweeps.push(sweep);
-                self.pieces.push(Piece { tensor: read, first: member, end: member + 1, lo: 0, hi: 0, sweep: Some(sweep_number) });
-            }
+        let mut parts = Vec::new();
+        for (m, member) in (0u32..).zip(&self.groups[group as usize].members) {
+            let region: Region = tensor.placement.region_at(&tensor.shape, member.coordinate);
+            parts.extend(local::local_pieces(&assembly, &tensor.shape, &region).map_err(wrong)?.into_iter().map(|part| (m, part)));
+        }
+        if parts.is_empty() {
+            return Ok(());
+        }
+        let to = (tensor.precision.storage.bits() / 8).max(1);
+        for sweep in Sweep::all(&parts, first, Source { start: at.offset, from: size, to, block: block as u64 }) {
+            self.file_bytes[at.file] += sweep.bytes_from(0);
+            let (member, sweep_number) = (sweep.member(), number(self.sweeps.len())?);
+            self.sweeps.push(sweep);
+            self.pieces.push(Piece { tensor: read, first: member, end: member + 1, lo: 0, hi: 0, sweep: Some(sweep_number) });
         }
         Ok(())
     }

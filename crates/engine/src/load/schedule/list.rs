@@ -2,7 +2,14 @@
 
 use std::sync::Mutex;
 
-use super::{convert::Conversion, group::Group, queue::Queue, read::TensorRead, run::Run, sweep::Sweep};
+use super::{
+    convert::Conversion,
+    group::Group,
+    queue::Queue,
+    read::TensorRead,
+    run::Run,
+    sweep::{Sweep, TilePart},
+};
 
 /// Everything that a load reads.
 #[derive(Debug)]
@@ -16,7 +23,7 @@ pub(crate) struct Schedule {
     pub(crate) file_bytes: Vec<u64>,
 }
 
-/// Neighbouring parts of one tensor: elements `lo..hi` of each row, held by members `first..` in turn; or a strided part that member `first` holds.
+/// Neighbouring parts of one tensor: elements `lo..hi` of each row, held by members `first..` in turn; or a sweep.
 #[derive(Debug)]
 pub(super) struct Piece {
     pub(super) tensor: u32,
@@ -62,7 +69,13 @@ impl Schedule {
         self.file_bytes.iter().sum()
     }
 
-    /// The loaded ranks that get a run, as indices.
+    /// The loaded ranks that get a part of a tile, as indices.
+    pub(crate) fn destinations_of(&self, run: &Run, part: &TilePart) -> &[u32] {
+        let group = &self.groups[self.tensors[run.tensor as usize].group as usize];
+        &group.members[part.member as usize].ranks
+    }
+
+    /// The loaded ranks that get a run, as indices; of a tile, the first of them.
     pub(crate) fn destinations(&self, run: &Run) -> &[u32] {
         let group = &self.groups[self.tensors[run.tensor as usize].group as usize];
         &group.members[run.member as usize].ranks

@@ -1,270 +1,121 @@
-//! A strided part of a source tensor: cut into tiles that are one stretch of the file each, and scattered from there.
+//! Strided parts of a source tensor: cut into tiles that are one stretch of the file each, and scattered from there.
+
+mod alone;
+mod shared;
 
 use shardwright_core::{Loop, Piece};
 
-/// Between two parts of a tile at most so many bytes are read for nothing; where there are more, each part is read by itself.
-const GAP: u64 = 4096;
+use self::{alone::Alone, shared::Shared};
 
-/// Elements of a square that is transposed in registers.
-const SQUARE: usize = 8;
-
-/// Squares side by side in the target: what is written of a row of two-byte elements is a cache line then.
-const SIDE_BY_SIDE: usize = 4;
-
-/// A strided box between a file and a rank's part of a parameter.
+/// Strided boxes between a file and ranks' parts of a parameter.
 #[derive(Debug)]
-pub(crate) struct Sweep {
-    /// First byte in the file.
-    at: u64,
-    /// Bytes of an element in the file and in memory.
-    from: u64,
-    to: u64,
-    /// First element in the rank's part.
-    local: u64,
-    /// Walked one tile after the other; outermost first, by descending source stride.
-    outer: Vec<Loop>,
-    /// The loop that is cut into tiles, if one is: itself, and its steps in a tile.
-    cut: Option<(Loop, u64)>,
-    /// What every tile holds.
-    inner: Vec<Loop>,
+pub(crate) struct Sweep(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    /// Of one rank.
+    Alone(Alone),
+    /// Of several, which need elements of the same lines.
+    Shared(Shared),
+}
+
+/// Where a source tensor lies and how it is read: its first byte in the file, bytes of an element in the file and in memory, and those of a tile
+/// at most.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Source {
+    pub(super) start: u64,
+    pub(super) from: u64,
+    pub(super) to: u64,
+    pub(super) block: u64,
+}
+
+/// What a tile has for one rank.
+#[derive(Debug)]
+pub(crate) struct TilePart {
+    /// Of the group.
+    pub(super) member: u32,
+    /// First element in the tile.
+    pub(crate) from: u64,
+    /// First byte in the rank's part.
+    pub(crate) to: u64,
+    /// From there to there; the loop with the shortest steps in the part comes last.
+    pub(crate) loops: Vec<Loop>,
+}
+
+impl TilePart {
+    fn new(member: u32, from: u64, to: u64, mut loops: Vec<Loop>) -> Self {
+        loops.retain(|l| l.size != 1);
+        loops.sort_by_key(|l| std::cmp::Reverse(l.target_stride));
+        Self { member, from, to, loops }
+    }
+
+    /// Elements.
+    pub(crate) fn numel(&self) -> u64 {
+        self.loops.iter().map(|l| l.size).product()
+    }
 }
 
 impl Sweep {
-    /// A piece of the source tensor that starts at byte `start` of the file, in tiles of at most `block` bytes.
-    pub(super) fn new(piece: &Piece, start: u64, from: u64, to: u64, block: u64) -> Self {
-        let mut loops = piece.loops.clone();
-        loops.sort_by_key(|l| std::cmp::Reverse(l.source_stride));
-        let mut inner: Vec<Loop> = Vec::new();
-        let mut cut = None;
-        while let Some(next) = loops.pop() {
-            let held = span(&inner);
-            let gap = next.source_stride.saturating_sub(held).saturating_mul(from);
-            // All of a column's neighbours are read with it: without any it would be a read for each element.
-            let near = gap <= GAP || held * from < 64;
-            let room = (block / from).saturating_sub(held) / next.source_stride.max(1) + 1;
-            let steps = if near { room.min(next.size) } else { 1 };
-            if steps == next.size {
-                inner.insert(0, next);
-                continue;
-            }
-            cut = Some((next, steps));
-            break;
+    /// The parts, by member, of a piece that starts at element `first` of its source tensor: one sweep for all where they share lines, else one each.
+    pub(super) fn all(parts: &[(u32, Piece)], first: u64, source: Source) -> Vec<Self> {
+        match Shared::new(parts, first, source) {
+            Some(shared) => vec![Self(Kind::Shared(shared))],
+            None => parts.iter().map(|part| Self(Kind::Alone(Alone::new(part, source)))).collect(),
         }
-        Self { at: start + piece.source_offset * from, from, to, local: piece.target_offset, outer: loops, cut, inner }
+    }
+
+    /// The first member that gets something.
+    pub(super) fn member(&self) -> u32 {
+        match &self.0 {
+            Kind::Alone(sweep) => sweep.member,
+            Kind::Shared(sweep) => sweep.member(),
+        }
     }
 
     /// Number of tiles.
     pub(super) fn tiles(&self) -> u64 {
-        let outer: u64 = self.outer.iter().map(|l| l.size).product();
-        outer * self.parts()
-    }
-
-    fn parts(&self) -> u64 {
-        self.cut.map_or(1, |(l, steps)| l.size.div_ceil(steps))
+        match &self.0 {
+            Kind::Alone(sweep) => sweep.tiles(),
+            Kind::Shared(sweep) => sweep.tiles(),
+        }
     }
 
     /// First byte in the file, number of bytes, and number of elements that are needed.
     pub(super) fn tile(&self, number: u64) -> (u64, u64, u64) {
-        let (source, _, steps) = self.place(number);
-        let inner: u64 = self.inner.iter().map(|l| l.size).product();
-        (self.at + source * self.from, self.tile_span(steps) * self.from, inner * steps)
-    }
-
-    fn tile_span(&self, steps: u64) -> u64 {
-        span(&self.inner) + self.cut.map_or(0, |(l, _)| (steps - 1) * l.source_stride)
+        match &self.0 {
+            Kind::Alone(sweep) => sweep.tile(number),
+            Kind::Shared(sweep) => sweep.tile(number),
+        }
     }
 
     /// Bytes of this tile and all that follow.
     pub(super) fn bytes_from(&self, number: u64) -> u64 {
-        let parts = self.parts();
-        let all = |steps: u64| self.tile_span(steps) * self.from;
-        let (full, last) = match self.cut {
-            Some((l, steps)) => (all(steps), all(l.size - (parts - 1) * steps)),
-            None => (0, all(1)),
+        match &self.0 {
+            Kind::Alone(sweep) => sweep.bytes_from(number),
+            Kind::Shared(sweep) => sweep.bytes_from(number),
+        }
+    }
+
+    /// What a tile has for each rank.
+    pub(crate) fn parts(&self, number: u64) -> impl Iterator<Item = TilePart> + '_ {
+        let (alone, shared) = match &self.0 {
+            Kind::Alone(sweep) => (Some(sweep.part(number)), None),
+            Kind::Shared(sweep) => (None, Some(sweep.parts(number))),
         };
-        let before = |n: u64| (n / parts) * ((parts - 1) * full + last) + (n % parts) * full;
-        before(self.tiles()) - before(number)
-    }
-
-    /// Elements from the sweep's first to the tile's, in the source and in the part, and steps of the cut loop.
-    fn place(&self, number: u64) -> (u64, u64, u64) {
-        let (mut rest, part) = (number / self.parts(), number % self.parts());
-        let (mut source, mut target) = (0, 0);
-        for l in self.outer.iter().rev() {
-            source += rest % l.size * l.source_stride;
-            target += rest % l.size * l.target_stride;
-            rest /= l.size;
-        }
-        match self.cut {
-            Some((l, steps)) => {
-                let first = part * steps;
-                (source + first * l.source_stride, target + first * l.target_stride, steps.min(l.size - first))
-            }
-            None => (source, target, 1),
-        }
-    }
-
-    /// Where the tile's first element goes in the part, in bytes, and the loops from the tile's own bytes to there; the loop with the shortest steps
-    /// in the part comes last.
-    pub(crate) fn loops(&self, number: u64) -> (u64, Vec<Loop>) {
-        let (_, target, steps) = self.place(number);
-        let mut loops = self.inner.clone();
-        loops.extend(self.cut.map(|(l, _)| Loop { size: steps, ..l }));
-        loops.retain(|l| l.size != 1);
-        loops.sort_by_key(|l| std::cmp::Reverse(l.target_stride));
-        ((self.local + target) * self.to, loops)
+        alone.into_iter().chain(shared.into_iter().flatten())
     }
 }
 
 /// Elements from the first to the last one of nested loops, both included.
-fn span(loops: &[Loop]) -> u64 {
+pub(super) fn span(loops: &[Loop]) -> u64 {
     1 + loops.iter().map(|l| (l.size - 1) * l.source_stride).sum::<u64>()
-}
-
-/// Copies elements of `size` bytes from the tile to their places.
-///
-/// # Safety
-/// Every element that the loops reach lies inside `from`, and inside the memory behind `to`, which nothing else accesses meanwhile.
-pub(crate) unsafe fn scatter(from: &[u8], to: *mut u8, size: usize, loops: &[Loop]) {
-    debug_assert!(span(loops) * size as u64 <= from.len() as u64);
-    // SAFETY: as the caller promises.
-    unsafe {
-        match size {
-            1 => walk(from.as_ptr(), to, loops),
-            2 => walk(from.as_ptr().cast::<u16>(), to.cast::<u16>(), loops),
-            4 => walk(from.as_ptr().cast::<u32>(), to.cast::<u32>(), loops),
-            _ => walk(from.as_ptr().cast::<u64>(), to.cast::<u64>(), loops),
-        }
-    }
-}
-
-/// # Safety
-/// As [`scatter`], of elements of type `T`; neither side needs to be aligned.
-#[expect(clippy::cast_possible_truncation, reason = "distances inside of one block and one shard, both of which are in memory")]
-unsafe fn walk<T: Copy>(from: *const T, to: *mut T, loops: &[Loop]) {
-    // SAFETY: the loops stay inside both sides, as the caller promises; elements are copied as bytes, so nothing needs an alignment.
-    unsafe {
-        match loops {
-            [] => to.write_unaligned(from.read_unaligned()),
-            [run] if run.source_stride == 1 && run.target_stride == 1 => {
-                to.cast::<u8>().copy_from_nonoverlapping(from.cast(), run.size as usize * size_of::<T>());
-            }
-            [rows, columns] if rows.source_stride == 1 && columns.target_stride == 1 => transpose(from, to, *rows, *columns),
-            [outer, inner @ ..] => {
-                for i in 0..outer.size {
-                    walk(from.add((i * outer.source_stride) as usize), to.add((i * outer.target_stride) as usize), inner);
-                }
-            }
-        }
-    }
-}
-
-/// Rows of the target that are columns of the source. Squares are read by lines of the source and written by lines of the target, so that no
-/// line of either side is fetched twice, whatever the strides; those are often powers of two, whose lines all fall into a few sets of a cache.
-///
-/// # Safety
-/// As [`walk`].
-#[expect(clippy::cast_possible_truncation, reason = "distances inside of one block and one shard, both of which are in memory")]
-unsafe fn transpose<T: Copy>(from: *const T, to: *mut T, rows: Loop, columns: Loop) {
-    const WIDE: usize = SQUARE * SIDE_BY_SIDE;
-    let (height, width) = (rows.size as usize, columns.size as usize);
-    let (source, target) = (columns.source_stride as usize, rows.target_stride as usize);
-    let (even_height, even_width) = (height / SQUARE * SQUARE, width / WIDE * WIDE);
-    // SAFETY: row `r` and column `c` stay below the loops' sizes in all of it, so that the caller's promise covers every element.
-    unsafe {
-        let element = |r: usize, c: usize| to.add(r * target + c).write_unaligned(from.add(r + c * source).read_unaligned());
-        for c in (0..even_width).step_by(WIDE) {
-            for r in (0..even_height).step_by(SQUARE) {
-                for c in (c..c + WIDE).step_by(SQUARE) {
-                    square(from.add(r + c * source), source, to.add(r * target + c), target);
-                }
-            }
-        }
-        for r in 0..height {
-            let done = if r < even_height { even_width } else { 0 };
-            for c in done..width {
-                element(r, c);
-            }
-        }
-    }
-}
-
-/// One square, through registers.
-///
-/// # Safety
-/// `SQUARE` elements may be read at each of `SQUARE` places that are `source` elements apart, and written likewise.
-#[inline(always)]
-unsafe fn square<T: Copy>(from: *const T, source: usize, to: *mut T, target: usize) {
-    // SAFETY: as the caller promises; arrays are read and written without an alignment.
-    unsafe {
-        #[cfg(target_arch = "x86_64")]
-        match size_of::<T>() {
-            2 => return sse2::square_of_2(from.cast(), source, to.cast(), target),
-            4 => {
-                for (row, column) in [(0, 0), (0, 4), (4, 0), (4, 4)] {
-                    sse2::quarter_of_4(from.add(column * source + row).cast(), source, to.add(row * target + column).cast(), target);
-                }
-                return;
-            }
-            _ => {}
-        }
-        let lines: [[T; SQUARE]; SQUARE] = std::array::from_fn(|i| from.add(i * source).cast::<[T; SQUARE]>().read_unaligned());
-        #[expect(clippy::needless_range_loop, reason = "a column of all lines, not one of them")]
-        for j in 0..SQUARE {
-            let line: [T; SQUARE] = std::array::from_fn(|i| lines[i][j]);
-            to.add(j * target).cast::<[T; SQUARE]>().write_unaligned(line);
-        }
-    }
-}
-
-/// What the compiler does not find by itself; every x86-64 has these instructions.
-#[cfg(target_arch = "x86_64")]
-mod sse2 {
-    use std::{arch::x86_64::*, array::from_fn};
-
-    /// # Safety
-    /// As [`super::square`], of elements of 2 bytes.
-    #[inline(always)]
-    pub(super) unsafe fn square_of_2(from: *const u16, source: usize, to: *mut u16, target: usize) {
-        // SAFETY: as the caller promises; loads and stores need no alignment.
-        unsafe {
-            let mut lines: [__m128i; 8] = from_fn(|i| _mm_loadu_si128(from.add(i * source).cast()));
-            // Three times, lines 0 to 3 are interleaved with 4 to 7: each time one bit of a line's number changes places with one of a column's.
-            for _ in 0..3 {
-                lines = from_fn(|i| match i % 2 {
-                    0 => _mm_unpacklo_epi16(lines[i / 2], lines[i / 2 + 4]),
-                    _ => _mm_unpackhi_epi16(lines[i / 2], lines[i / 2 + 4]),
-                });
-            }
-            for (j, line) in lines.into_iter().enumerate() {
-                _mm_storeu_si128(to.add(j * target).cast(), line);
-            }
-        }
-    }
-
-    /// # Safety
-    /// As [`super::square`], of 4 by 4 elements of 4 bytes.
-    #[inline(always)]
-    pub(super) unsafe fn quarter_of_4(from: *const u32, source: usize, to: *mut u32, target: usize) {
-        // SAFETY: as the caller promises; loads and stores need no alignment.
-        unsafe {
-            let mut lines: [__m128i; 4] = from_fn(|i| _mm_loadu_si128(from.add(i * source).cast()));
-            for _ in 0..2 {
-                lines = from_fn(|i| match i % 2 {
-                    0 => _mm_unpacklo_epi32(lines[i / 2], lines[i / 2 + 2]),
-                    _ => _mm_unpackhi_epi32(lines[i / 2], lines[i / 2 + 2]),
-                });
-            }
-            for (j, line) in lines.into_iter().enumerate() {
-                _mm_storeu_si128(to.add(j * target).cast(), line);
-            }
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use shardwright_core::{Assembly, Region, local};
+
+    use super::{super::scatter::scatter, *};
 
     fn lp(size: u64, source_stride: u64, target_stride: u64) -> Loop {
         Loop { size, source_stride, target_stride }
@@ -287,7 +138,8 @@ mod tests {
             for size in [1u64, 2, 4, 8] {
                 for block in [64, 256, 4096, 1 << 20] {
                     let piece = Piece { source: 0, source_offset: 7, target_offset: 5, loops: loops.clone() };
-                    let sweep = Sweep::new(&piece, 100, size, size, block);
+                    let source_of = Source { start: 100, from: size, to: size, block };
+                    let sweep = Sweep::all(&[(3, piece)], 7, source_of).remove(0);
                     let file: Vec<u8> = (0..(source + 7) * size).map(|i| (i * 37 % 251) as u8).collect();
                     let mut part = vec![0u8; ((target + 5) * size) as usize];
                     let mut bytes = 0;
@@ -297,9 +149,11 @@ mod tests {
                         assert_eq!(sweep.bytes_from(0) - sweep.bytes_from(n), bytes);
                         bytes += length;
                         let tile = &file[(offset - 100) as usize..][..length as usize];
-                        let (to, loops) = sweep.loops(n);
-                        // SAFETY: the tile holds what its loops reach, and so does the part.
-                        unsafe { scatter(tile, part.as_mut_ptr().add(to as usize), size as usize, &loops) };
+                        for TilePart { member, from, to, loops } in sweep.parts(n) {
+                            assert_eq!((member, from), (3, 0));
+                            // SAFETY: the tile holds what its loops reach, and so does the part.
+                            unsafe { scatter(tile, part.as_mut_ptr().add(to as usize), size as usize, &loops) };
+                        }
                     }
                     let mut expected = vec![0u8; part.len()];
                     let count: u64 = loops.iter().map(|l| l.size).product();
@@ -314,6 +168,81 @@ mod tests {
                         expected[to..to + size].copy_from_slice(&file[from..from + size]);
                     }
                     assert_eq!(part, expected, "{loops:?} of {size} bytes in blocks of {block}");
+                }
+            }
+        }
+    }
+
+    /// Matrices, some of them side by side in lines of a larger tensor, some in a stack, transposed and cut among ranks in several ways: all ranks' parts
+    /// equal a walk element by element, and lines are read once.
+    #[test]
+    #[expect(clippy::cast_possible_truncation, reason = "small numbers")]
+    fn ranks_share_the_lines_that_they_need() {
+        // Rows and columns of the source, elements from one line to the next.
+        for (rows, columns, pitch, stack) in [(40u64, 24u64, 24u64, 1u64), (33, 50, 61, 1), (9, 31, 31, 3)] {
+            let shape = [stack, columns, rows];
+            let loops = vec![lp(stack, rows * pitch, rows * columns), lp(columns, 1, rows), lp(rows, pitch, 1)];
+            let piece = Piece { source: 0, source_offset: 5, target_offset: 0, loops };
+            let whole = stack * rows * columns;
+            let element = |n: u64| 5 + n / (rows * columns) * rows * pitch + n % rows * pitch + n / rows % columns;
+            let by_dim = |dim: usize, range| Region::Dim { dim, range };
+            let halves = |n: u64| [0..n / 2, n / 2..n];
+            let cuts: [Vec<Region>; 4] = [
+                halves(columns).map(|range| by_dim(1, range)).into(),
+                halves(rows).map(|range| by_dim(2, range)).into(),
+                (0..3).map(|r| Region::Flat { range: whole * r / 3..whole * (r + 1) / 3 }).collect(),
+                vec![by_dim(1, 0..1), by_dim(1, 1..2), by_dim(1, 2..columns)],
+            ];
+            for (number, regions) in cuts.iter().enumerate() {
+                for (size, block) in [(2u64, 1 << 20), (4, 1024), (1, 200)] {
+                    let assembly = Assembly::Pieces(vec![piece.clone()]);
+                    let mut parts = Vec::new();
+                    for (m, region) in (0u32..).zip(regions) {
+                        parts.extend(local::local_pieces(&assembly, &shape, region).unwrap().into_iter().map(|part| (m, part)));
+                    }
+                    let sweeps = Sweep::all(&parts, 5, Source { start: 11, from: size, to: size, block });
+                    let file: Vec<u8> = (0..(5 + stack * rows * pitch) * size).map(|i| (i * 37 % 251) as u8).collect();
+                    let mut buffers: Vec<Vec<u8>> = regions.iter().map(|r| vec![0xEE; (r.numel(&shape) * size) as usize]).collect();
+                    let (mut read, mut needed, mut placed) = (0, 0, 0);
+                    for sweep in &sweeps {
+                        for n in 0..sweep.tiles() {
+                            let (offset, length, elements) = sweep.tile(n);
+                            assert!(length <= block);
+                            assert_eq!(sweep.bytes_from(n) - sweep.bytes_from(n + 1), length);
+                            let tile = &file[(offset - 11) as usize..][..length as usize];
+                            (read, needed) = (read + length, needed + elements);
+                            for part in sweep.parts(n) {
+                                placed += part.numel();
+                                let to = &mut buffers[part.member as usize][part.to as usize..];
+                                assert!(span(&part.loops) * size <= length - part.from * size);
+                                // SAFETY: the tile holds what its loops reach; that the part does is compared below.
+                                unsafe { scatter(&tile[(part.from * size) as usize..], to.as_mut_ptr(), size as usize, &part.loops) };
+                            }
+                        }
+                    }
+                    assert_eq!((needed, placed), (whole, whole));
+                    let shared = matches!(sweeps[0].0, Kind::Shared(_));
+                    // What several lines apart from each other fill, or whole matrices of a stack, needs no sharing.
+                    let apart = if stack == 1 { number == 1 } else { number == 2 };
+                    assert!(shared != apart || stack > 1 && number == 1, "{rows}×{columns}, cut {number}");
+                    if shared {
+                        assert!(read <= stack * rows * pitch * size, "{read} bytes of {rows}×{columns}, cut {number}");
+                    }
+                    for (region, buffer) in regions.iter().zip(&buffers) {
+                        let elements: Vec<u64> = match region {
+                            Region::Flat { range } => range.clone().collect(),
+                            Region::Dim { dim, range } => {
+                                (0..whole).filter(|n| range.contains(&if *dim == 1 { n / rows % columns } else { n % rows })).collect()
+                            }
+                            _ => unreachable!(),
+                        };
+                        let expected: Vec<u8> =
+                            elements.iter().flat_map(|&n| file[(element(n) * size) as usize..][..size as usize].to_vec()).collect();
+                        assert_eq!(
+                            buffer, &expected,
+                            "{rows}×{columns} in lines of {pitch}, cut {number}, {size} bytes, blocks of {block}"
+                        );
+                    }
                 }
             }
         }
