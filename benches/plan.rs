@@ -11,7 +11,7 @@ use shardwright::core::{
     plan_checked, register_strategy,
     registry::Registry,
     schemars, serde,
-    strategy::{modules, units_by},
+    strategy::{groups_by, modules},
     strategy_config::{BuildContext, Built, StrategyConfig},
 };
 use shardwright::engine::{Checkpoint, architecture::ModelOptions};
@@ -57,7 +57,7 @@ impl ShardStrategy for Rows {
         let axis = input.mesh.all_ranks();
         let place = |tensor: &TensorMeta| Placement::chunked(axis, &tensor.shape, 0).map_err(|reason| PlanError::tensor(tensor, reason));
         let mut plan = input.plan_tensors(self.name(), place)?;
-        plan.units = units_by(&plan.tensors, Reshard::ToShards, |tensor| modules(&tensor.name).next().unwrap_or(""));
+        plan.groups = groups_by(&plan.tensors, Reshard::ToShards, |tensor| modules(&tensor.name).next().unwrap_or(""));
         Ok(plan)
     }
 }

@@ -168,8 +168,8 @@ fn before_transformers_5_experts_are_apart() {
         let manifest = saved(dir.path(), &config, &model);
         let document = resolved(&config);
         let names: Vec<String> = planned(&manifest).into_iter().map(|t| t.0).collect();
-        let unit = manifest["plan"]["units"].as_array().unwrap().iter().any(|u| u["name"] == "model.layers.0");
-        assert!(unit, "{}", manifest["plan"]["units"]);
+        let group = manifest["plan"]["units"].as_array().unwrap().iter().any(|u| u["name"] == "model.layers.0");
+        assert!(group, "{}", manifest["plan"]["units"]);
         (names, manifest, document)
     };
     let (now, manifest, document) = names("{}");

@@ -12,7 +12,7 @@ use runner::skip;
 use serde_json::{Value, json};
 use shardwright_core::{
     DType, Layout, Mesh, ModelMeta, Padding, Placement, PlanInput, Precision, PrecisionPolicy, Reshard, ShardPlan, TensorMeta,
-    strategy::units_by,
+    strategy::groups_by,
 };
 use shardwright_engine::{
     CancelToken, Checkpoint, IoOptions, Loader, ReadMethod,
@@ -249,7 +249,7 @@ fn plan(model: &ModelMeta, replicate: u32, world: u32, storage: DType) -> ShardP
         Ok(Placement::one(axis, layout, Padding::ToFirst))
     };
     let mut plan = PlanInput::new(model, &mesh, &Storage(storage)).plan_tensors("chunks", place).unwrap();
-    plan.units = units_by(&plan.tensors, Reshard::Never, |_| "");
+    plan.groups = groups_by(&plan.tensors, Reshard::Never, |_| "");
     plan
 }
 

@@ -64,9 +64,9 @@ fn compare(label: &str, case: &Value, ours: &Value, keys: &[&str]) {
     }
 }
 
-/// Sets of parameter names: the order inside a unit is not in a checkpoint.
-fn unit_sets<'a>(units: impl Iterator<Item = Vec<&'a str>>) -> BTreeSet<BTreeSet<&'a str>> {
-    units.map(|unit| unit.into_iter().collect::<BTreeSet<_>>()).filter(|unit| !unit.is_empty()).collect()
+/// Sets of parameter names: the order inside a group is not in a checkpoint.
+fn group_sets<'a>(units: impl Iterator<Item = Vec<&'a str>>) -> BTreeSet<BTreeSet<&'a str>> {
+    units.map(|group| group.into_iter().collect::<BTreeSet<_>>()).filter(|group| !group.is_empty()).collect()
 }
 
 fn fsdp2_is_torchs() {
@@ -94,13 +94,13 @@ fn compare_fsdp2(cases: Vec<(String, Value, PathBuf)>) {
         let storage = (case["storage"] == "auto").then_some("checkpoint");
         let ours = load(&fsdp2_config(scratch.path(), &model, case["mesh"]["replicate"].as_u64().unwrap(), storage), &case);
         compare(&label, &case, &ours, &["local_shape"]);
-        let names = |list: &'static str, unit: &'_ Value| -> Vec<String> {
-            unit[list].as_array().unwrap().iter().map(|n| n.as_str().unwrap().to_owned()).collect()
+        let names = |list: &'static str, group: &'_ Value| -> Vec<String> {
+            group[list].as_array().unwrap().iter().map(|n| n.as_str().unwrap().to_owned()).collect()
         };
         let ours: Vec<Vec<String>> = ours["units"].as_array().unwrap().iter().map(|u| names("tensors", u)).collect();
-        let got = unit_sets(ours.iter().map(|u| u.iter().map(String::as_str).collect()));
+        let got = group_sets(ours.iter().map(|u| u.iter().map(String::as_str).collect()));
         let groups = case["units"].as_object().unwrap().values();
-        let want = unit_sets(
+        let want = group_sets(
             groups.map(|g| g.as_array().unwrap().iter().flat_map(|g| g.as_array().unwrap()).map(|n| n.as_str().unwrap()).collect()),
         );
         assert_eq!(got, want, "{label}: units");

@@ -74,7 +74,7 @@ shardwright:
 #[test]
 fn a_unit_of_several_dtypes_is_gathered_in_a_group_a_dtype() {
     let plan = plan("dist_config: {name: fsdp2}\nshardwright: {precision: {name: pins, pins: {'*norm*': float32, '*.gate.*': float32}}}");
-    let layer = plan.units.iter().find(|u| u.name == "model.layers.0").unwrap();
+    let layer = plan.groups.iter().find(|u| u.name == "model.layers.0").unwrap();
     let groups: Vec<(DType, Vec<&str>)> = plan
         .gather_groups(layer)
         .into_iter()
@@ -103,17 +103,17 @@ fn a_report_has_the_groups_of_each_unit() {
     let output = support::shardwright().args(["load", "--world-size", "2", "--format", "json"]).arg(&config).output().unwrap();
     assert!(output.status.success(), "{output:?}");
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    for unit in report["units"].as_array().unwrap() {
+    for group in report["units"].as_array().unwrap() {
         let names = |of: &serde_json::Value| of.as_array().unwrap().iter().map(|n| n.as_str().unwrap().to_owned()).collect::<Vec<_>>();
-        let (normal, norms): (Vec<_>, Vec<_>) = names(&unit["tensors"]).into_iter().partition(|name| !name.contains("norm"));
-        let groups: Vec<(String, Vec<String>)> = unit["gather_groups"]
+        let (normal, norms): (Vec<_>, Vec<_>) = names(&group["tensors"]).into_iter().partition(|name| !name.contains("norm"));
+        let groups: Vec<(String, Vec<String>)> = group["gather_groups"]
             .as_array()
             .unwrap()
             .iter()
             .map(|g| (g["dtype"].as_str().unwrap().to_owned(), names(&g["tensors"])))
             .collect();
         let expected = [("bfloat16".to_owned(), normal), ("float32".to_owned(), norms)];
-        assert_eq!(groups, expected.into_iter().filter(|(_, tensors)| !tensors.is_empty()).collect::<Vec<_>>(), "{}", unit["name"]);
+        assert_eq!(groups, expected.into_iter().filter(|(_, tensors)| !tensors.is_empty()).collect::<Vec<_>>(), "{}", group["name"]);
     }
     let mixed = report["units"].as_array().unwrap().iter().filter(|u| u["gather_groups"].as_array().unwrap().len() == 2).count();
     assert!(mixed >= 2, "a parameter group a layer has norms beside matrices: {report:#}");

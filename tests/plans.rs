@@ -52,9 +52,9 @@ fn render(plan: &ShardPlan) -> String {
             out += &format!("    rank {rank}: {:?}, {} of {} elements\n", t.region(rank), t.valid_numel(rank), t.padded_numel(rank));
         }
     }
-    for unit in &plan.units {
-        let names: Vec<&str> = unit.tensors.iter().map(|&t| plan.tensors[t].name.as_str()).collect();
-        out += &format!("parameter group '{}' {:?}: {}\n", unit.name, unit.reshard_after_forward, names.join(", "));
+    for group in &plan.groups {
+        let names: Vec<&str> = group.tensors.iter().map(|&t| plan.tensors[t].name.as_str()).collect();
+        out += &format!("parameter group '{}' {:?}: {}\n", group.name, group.reshard_after_forward, names.join(", "));
     }
     out
 }
@@ -179,7 +179,7 @@ fn several_cuts_are_dtensors() {
             };
             let model = ModelMeta::new(vec![TensorMeta::new("w", DType::F32, shape.clone())], ModelFacts::default()).unwrap();
             let mut plan = PlanInput::new(&model, &mesh, &Mixed).plan_tensors("mesh", |_| Ok(placement.clone())).unwrap();
-            plan.units = shardwright::core::strategy::units_by(&plan.tensors, Reshard::ToShards, |_| "");
+            plan.groups = shardwright::core::strategy::groups_by(&plan.tensors, Reshard::ToShards, |_| "");
             plan.check(&model).unwrap_or_else(|e| panic!("{row}: {e}"));
             for (rank, expected) in (0..*world).zip(row[3].as_array().unwrap()) {
                 assert_eq!(held(&placement, &shape, rank, kind == "fully_shard"), expected.as_str().unwrap(), "{kind} rank {rank}: {row}");

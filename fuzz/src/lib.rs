@@ -188,10 +188,10 @@ fn walk(plan: &ShardPlan) {
             assert_eq!(region, tensor.placement.region_at(&tensor.shape, tensor.placement.coordinate(rank)));
         }
     }
-    let units = plan.unit_of();
+    let units = plan.group_of();
     assert_eq!(units.len(), plan.tensors.len());
-    for unit in &plan.units {
-        assert_eq!(plan.gather_groups(unit).values().map(Vec::len).sum::<usize>(), unit.tensors.len());
+    for group in &plan.groups {
+        assert_eq!(plan.gather_groups(group).values().map(Vec::len).sum::<usize>(), group.tensors.len());
     }
 }
 

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use shardwright::core::{
     Cut, DType, Globs, GroupAxis, Layout, Mesh, ModelFacts, ModelMeta, Padding, Placement, PlanInput, Precision, PrecisionPolicy, Reshard,
-    ShardPlan, ShardStrategy, TensorMeta, plan_checked, strategy::units_by,
+    ShardPlan, ShardStrategy, TensorMeta, plan_checked, strategy::groups_by,
 };
 
 pub const FLOATS: [DType; 6] = [DType::F64, DType::F32, DType::F16, DType::BF16, DType::F8E4M3, DType::F8E5M2];
@@ -28,7 +28,7 @@ pub fn planned(dir: &Path, mesh: &Mesh, specs: &[Spec], pad: usize) -> ShardPlan
     let policy = AsSpecified(specs.iter().map(|s| (s.0.clone(), s.2)).collect());
     let placement = |t: &TensorMeta| specs.iter().find(|s| s.0 == t.name).unwrap().4.clone();
     let mut plan = PlanInput::new(&model, mesh, &policy).plan_tensors("test", |t| Ok(placement(t))).unwrap();
-    plan.units = units_by(&plan.tensors, Reshard::Never, |_| "");
+    plan.groups = groups_by(&plan.tensors, Reshard::Never, |_| "");
     let (mut header, at) = header(specs);
     header += &" ".repeat(pad);
     let mut file = (header.len() as u64).to_le_bytes().to_vec();

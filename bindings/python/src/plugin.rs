@@ -186,7 +186,7 @@ impl ShardStrategy for Strategy {
 
     fn plan(&self, input: &PlanInput<'_>) -> Result<ShardPlan, PlanError> {
         let failed = |what: String| PlanError::Panicked { strategy: self.name.clone(), what };
-        // Dtypes, kinds and buffers are decided as for any strategy; the class decides placements and units.
+        // Dtypes, kinds and buffers are decided as for any strategy; the class decides placements and parameter groups.
         let draft = input.plan_tensors(&self.name, |_| Ok(Placement::replicated()))?;
         let to_text = |value: Result<String, serde_json::Error>| value.map_err(|e| failed(e.to_string()));
         let draft = to_text(serde_json::to_string(&draft))?;

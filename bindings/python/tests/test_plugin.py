@@ -56,7 +56,7 @@ def test_a_yaml_chooses_a_strategy_and_its_options(home):
     path, tensors = home
     plan = shardwright.plan(config(path, "name: test/rows"), world_size=2)
     assert plan.strategy == "test/rows" and plan.shards(1)["layers.0.w"].shape == (2, 6) and plan.shards(1)["norm"].shape == (6,)
-    assert [u["name"] for u in plan.units] == ["layers.0", "layers.1", ""]
+    assert [u["name"] for u in plan.groups] == ["layers.0", "layers.1", ""]
     loaded = shardwright.load(config(path, "name: test/rows, dim: 1"), world_size=2)
     whole = torch.cat([shards["layers.0.w"].torch() for shards in loaded], 1)
     assert torch.equal(whole, tensors["layers.0.w"].to(whole.dtype))

@@ -37,7 +37,7 @@ pub struct Options<'a> {
     /// Checkpoint tensors that are left out.
     pub exclude: &'a Globs,
     /// A tied weight is a parameter of every parameter group that has it, as under FSDP2.
-    pub tied_in_each_unit: bool,
+    pub tied_in_each_group: bool,
     /// The first part of transformers' version: before 5, experts are not stacked and most names stay.
     pub transformers: u32,
     /// An architecture of the user's own, which comes before the built-in data.
@@ -644,7 +644,7 @@ impl<'a, 'c> Assembler<'a, 'c> {
             let (module, embedding) = block(&of.name);
             (of.block, of.embedding) = (Some(module), embedding);
         }
-        if !self.options.tied_in_each_unit {
+        if !self.options.tied_in_each_group {
             return;
         }
         let ties = self.out.ties_embeddings;

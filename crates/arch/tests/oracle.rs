@@ -21,7 +21,7 @@ fn sources(case: &Value) -> Vec<TensorMeta> {
 
 fn made(case: &Value, config: &Value) -> Assembled {
     let class = if case["use"] == "cls" { Use::Cls } else { Use::Llm };
-    assemble(&sources(case), config, &Options { class, exclude: &Globs::default(), tied_in_each_unit: true, transformers: 5, own: None })
+    assemble(&sources(case), config, &Options { class, exclude: &Globs::default(), tied_in_each_group: true, transformers: 5, own: None })
 }
 
 /// Every element of a parameter, as (source, element).
@@ -130,7 +130,7 @@ fn what_the_class_drops_is_known_by_its_reason() {
     let beyond = |r: &Reason| matches!(r, Reason::Beyond(list, 2, 2) if list == "model.layers");
     assert!(found.unused.iter().any(|u| beyond(&u.reason)), "{:?}", found.unused);
     let globs = Globs::new(["model.layers.2.*"]).unwrap();
-    let options = Options { class: Use::Llm, exclude: &globs, tied_in_each_unit: false, transformers: 5, own: None };
+    let options = Options { class: Use::Llm, exclude: &globs, tied_in_each_group: false, transformers: 5, own: None };
     let found = assemble(&sources(&case), &case["config"], &options);
     assert!(found.unused.iter().all(|u| u.reason == Reason::Excluded), "{:?}", found.unused);
 }

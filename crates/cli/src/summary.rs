@@ -50,7 +50,7 @@ fn headline(plan: &ShardPlan) -> String {
         count(u64::from(plan.mesh.world_size()), "rank"),
         axes.join(" × "),
         count(plan.tensors.len() as u64, "tensor"),
-        count(plan.units.len() as u64, "parameter group"),
+        count(plan.groups.len() as u64, "parameter group"),
         dtypes(|p| p.storage),
         dtypes(|p| p.compute),
         dtypes(|p| p.reduce),

@@ -45,10 +45,10 @@ pub enum CheckError {
         given: u32,
     },
     /// The parameter groups do not partition the parameters.
-    #[error("parameter group '{}': {what}", shown(unit))]
-    Unit {
+    #[error("parameter group '{}': {what}", shown(group))]
+    ParamGroup {
         /// Its name.
-        unit: String,
+        group: String,
         /// What is wrong.
         what: String,
     },
@@ -64,7 +64,7 @@ impl ShardPlan {
         for tensor in &self.tensors {
             check_tensor(tensor, self.mesh.world_size())?;
         }
-        self.check_units()
+        self.check_groups()
     }
 
     fn check_complete(&self, model: &ModelMeta) -> Result<(), CheckError> {
@@ -84,18 +84,18 @@ impl ShardPlan {
         planned.next().map_or(Ok(()), |t| wrong(&t.name, "planned, but not in the model, or planned twice".into()))
     }
 
-    fn check_units(&self) -> Result<(), CheckError> {
+    fn check_groups(&self) -> Result<(), CheckError> {
         let mut seen = vec![false; self.tensors.len()];
         let mut names = std::collections::BTreeSet::new();
-        for unit in &self.units {
-            let wrong = |what: String| Err(CheckError::Unit { unit: unit.name.clone(), what });
-            if !names.insert(&unit.name) {
+        for group in &self.groups {
+            let wrong = |what: String| Err(CheckError::ParamGroup { group: group.name.clone(), what });
+            if !names.insert(&group.name) {
                 return wrong("there are two of that name".into());
             }
-            if unit.reshard_after_forward == Reshard::ToRanks(0) {
+            if group.reshard_after_forward == Reshard::ToRanks(0) {
                 return wrong("resharded to groups of 0 ranks".into());
             }
-            for &t in &unit.tensors {
+            for &t in &group.tensors {
                 match self.tensors.get(t) {
                     None => return wrong(format!("holds tensor number {t} of {}", self.tensors.len())),
                     Some(tensor) if tensor.kind == TensorKind::Buffer => return wrong(format!("holds the buffer '{}'", tensor.name)),

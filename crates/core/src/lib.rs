@@ -43,7 +43,7 @@ pub use crate::{
     name::Name,
     piece::{Assembly, Loop, Model, Piece},
     placement::{Cut, Layout, Padding, Placement},
-    plan::{Offload, Reshard, ShardPlan, TensorPlan, Unit},
+    plan::{Offload, ParamGroup, Reshard, ShardPlan, TensorPlan},
     precision::{Precision, PrecisionPolicy},
     region::Region,
     strategy::{PlanError, PlanInput, ShardStrategy, plan_checked},

@@ -45,7 +45,7 @@ pub enum Reshard {
 /// Parameters that are gathered together.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
-pub struct Unit {
+pub struct ParamGroup {
     /// The module's name; empty for the root.
     pub name: String,
     /// Indices into [`ShardPlan::tensors`], in the order in which they are concatenated for a gather.
@@ -54,7 +54,7 @@ pub struct Unit {
     pub reshard_after_forward: Reshard,
 }
 
-impl Unit {
+impl ParamGroup {
     /// A parameter group of that module, holding nothing yet.
     pub fn new(name: impl Into<String>, reshard_after_forward: Reshard) -> Self {
         Self { name: name.into(), tensors: Vec::new(), reshard_after_forward }
@@ -123,8 +123,9 @@ pub struct ShardPlan {
     pub mesh: Mesh,
     /// All tensors, sorted by name.
     pub tensors: Vec<TensorPlan>,
-    /// All-gather groups, in a fixed order; together they hold every parameter once.
-    pub units: Vec<Unit>,
+    /// All-gather groups, in a fixed order; together they hold every parameter once. `units` in JSON.
+    #[serde(rename = "units", alias = "groups")]
+    pub groups: Vec<ParamGroup>,
 }
 
 impl ShardPlan {
@@ -133,21 +134,21 @@ impl ShardPlan {
         self.tensors.binary_search_by(|t| t.name.as_str().cmp(name)).ok().map(|i| &self.tensors[i])
     }
 
-    /// The parameter group of each tensor, as an index into `units`; `None` for buffers.
-    pub fn unit_of(&self) -> Vec<Option<usize>> {
-        let mut unit_of = vec![None; self.tensors.len()];
-        for (u, unit) in self.units.iter().enumerate() {
-            for &t in &unit.tensors {
-                unit_of[t] = Some(u);
+    /// The parameter group of each tensor, as an index into `groups`; `None` for buffers.
+    pub fn group_of(&self) -> Vec<Option<usize>> {
+        let mut group_of = vec![None; self.tensors.len()];
+        for (u, group) in self.groups.iter().enumerate() {
+            for &t in &group.tensors {
+                group_of[t] = Some(u);
             }
         }
-        unit_of
+        group_of
     }
 
     /// A parameter group's tensors by the dtype in which they are gathered: groups that one collective can carry without a cast.
-    pub fn gather_groups(&self, unit: &Unit) -> BTreeMap<DType, Vec<usize>> {
+    pub fn gather_groups(&self, group: &ParamGroup) -> BTreeMap<DType, Vec<usize>> {
         let mut groups: BTreeMap<DType, Vec<usize>> = BTreeMap::new();
-        for &t in &unit.tensors {
+        for &t in &group.tensors {
             groups.entry(self.tensors[t].precision.compute).or_default().push(t);
         }
         groups

@@ -7,7 +7,7 @@ use crate::{
     diagnostic::Diagnostic,
     placement::Placement,
     plan::{Reshard, ShardPlan},
-    strategy::{PlanError, PlanInput, ShardStrategy, units_by},
+    strategy::{PlanError, PlanInput, ShardStrategy, groups_by},
     strategy_config::{BuildContext, Built, StrategyConfig},
 };
 
@@ -25,7 +25,7 @@ impl ShardStrategy for Replicate {
 
     fn plan(&self, input: &PlanInput<'_>) -> Result<ShardPlan, PlanError> {
         let mut plan = input.plan_tensors(self.name(), |_| Ok(Placement::replicated()))?;
-        plan.units = units_by(&plan.tensors, Reshard::Never, |_| "");
+        plan.groups = groups_by(&plan.tensors, Reshard::Never, |_| "");
         Ok(plan)
     }
 }

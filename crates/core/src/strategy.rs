@@ -10,7 +10,7 @@ use crate::{
     name::Name,
     panics::caught,
     placement::Placement,
-    plan::{Offload, Reshard, ShardPlan, TensorPlan, Unit},
+    plan::{Offload, ParamGroup, Reshard, ShardPlan, TensorPlan},
     precision::{Precision, PrecisionPolicy},
     text::shown,
     trainable::Trainable,
@@ -28,7 +28,7 @@ pub trait ShardStrategy: Debug + Send + Sync {
     fn name(&self) -> &str;
 
     /// Whether a tied weight is a parameter of each parameter group that has it, instead of one under its first name.
-    fn ties_per_unit(&self) -> bool {
+    fn ties_per_group(&self) -> bool {
         false
     }
 
@@ -80,7 +80,7 @@ impl<'a> PlanInput<'a> {
     }
 
     /// Plans every tensor: `place` is asked for each parameter, buffers are replicated in their own dtype. Parameter groups are empty; add them
-    /// with [`units_by`] or by hand.
+    /// with [`groups_by`] or by hand.
     ///
     /// # Errors
     /// What `place` answers; a storage dtype that the checkpoint's has no cast to.
@@ -90,7 +90,7 @@ impl<'a> PlanInput<'a> {
         mut place: impl FnMut(&TensorMeta) -> Result<Placement, PlanError>,
     ) -> Result<ShardPlan, PlanError> {
         let tensors = self.model.tensors.iter().map(|tensor| self.plan_tensor(tensor, &mut place)).collect::<Result<_, _>>()?;
-        Ok(ShardPlan { strategy: strategy.to_owned(), mesh: self.mesh.clone(), tensors, units: Vec::new() })
+        Ok(ShardPlan { strategy: strategy.to_owned(), mesh: self.mesh.clone(), tensors, groups: Vec::new() })
     }
 
     fn plan_tensor(
@@ -125,15 +125,15 @@ impl<'a> PlanInput<'a> {
     }
 }
 
-/// Sorts a plan's parameters into parameter groups by the name of the module that claims each; `unit_of` answers with the module's name, empty for
+/// Sorts a plan's parameters into parameter groups by the name of the module that claims each; `group_of` answers with the module's name, empty for
 /// the root. Parameter groups are in the order in which their first tensor occurs, the root last; the order inside is by tensor name.
-pub fn units_by<'a>(plan: &'a [TensorPlan], reshard: Reshard, unit_of: impl Fn(&'a TensorPlan) -> &'a str) -> Vec<Unit> {
+pub fn groups_by<'a>(plan: &'a [TensorPlan], reshard: Reshard, group_of: impl Fn(&'a TensorPlan) -> &'a str) -> Vec<ParamGroup> {
     let mut index = std::collections::BTreeMap::new();
-    let mut units: Vec<Unit> = Vec::new();
+    let mut units: Vec<ParamGroup> = Vec::new();
     for (i, tensor) in plan.iter().enumerate().filter(|(_, t)| t.kind == TensorKind::Parameter) {
-        let name = unit_of(tensor);
+        let name = group_of(tensor);
         let at = *index.entry(name).or_insert_with(|| {
-            units.push(Unit::new(name, reshard));
+            units.push(ParamGroup::new(name, reshard));
             units.len() - 1
         });
         units[at].tensors.push(i);

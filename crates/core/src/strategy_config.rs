@@ -72,13 +72,13 @@ pub struct Built {
     /// True where `document` has all of the section, resolved, so that it is not shown again as it was written.
     pub shown: bool,
     /// False where `shardwright.units` has no effect, which is then said.
-    pub heeds_units: bool,
+    pub heeds_groups: bool,
 }
 
 impl Built {
     /// A strategy under the YAML's own mixed precision.
     pub fn new(strategy: impl ShardStrategy + 'static) -> Self {
-        Self { strategy: Box::new(strategy), precision: None, document: Document::default(), shown: false, heeds_units: true }
+        Self { strategy: Box::new(strategy), precision: None, document: Document::default(), shown: false, heeds_groups: true }
     }
 
     /// With a precision policy of its own.
@@ -90,8 +90,8 @@ impl Built {
 
     /// As a strategy that does not heed `shardwright.units`.
     #[must_use]
-    pub fn without_units(mut self) -> Self {
-        self.heeds_units = false;
+    pub fn without_groups(mut self) -> Self {
+        self.heeds_groups = false;
         self
     }
 }

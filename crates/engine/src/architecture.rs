@@ -28,7 +28,7 @@ pub struct ModelOptions<'a> {
     /// Checkpoint tensors that are left out.
     pub exclude: &'a Globs,
     /// A tied weight is a parameter of each unit that has it.
-    pub tied_in_each_unit: bool,
+    pub tied_in_each_group: bool,
     /// The version of transformers that builds the model; `None` for the newest that is known.
     pub transformers: Option<TransformersVersion>,
     /// An architecture of the user's own, which comes before the built-in data.
@@ -39,7 +39,7 @@ impl<'a> ModelOptions<'a> {
     /// For a class, everything else as by default.
     pub fn new(class: &'a str) -> Self {
         const NONE: &Globs = &Globs::none();
-        Self { class, exclude: NONE, tied_in_each_unit: false, transformers: None, architecture: None }
+        Self { class, exclude: NONE, tied_in_each_group: false, transformers: None, architecture: None }
     }
 
     /// What a config decides.
@@ -47,7 +47,7 @@ impl<'a> ModelOptions<'a> {
         Self {
             class: resolved.document.get("/training/model_class").and_then(Value::as_str).unwrap_or("llm"),
             exclude: &resolved.exclude,
-            tied_in_each_unit: resolved.strategy.ties_per_unit(),
+            tied_in_each_group: resolved.strategy.ties_per_group(),
             transformers: resolved.transformers,
             architecture,
         }
@@ -129,7 +129,7 @@ impl ModelOptions<'_> {
         ModelRecord {
             class: self.class.to_owned(),
             exclude: self.exclude.patterns().to_vec(),
-            tied_in_each_unit: self.tied_in_each_unit,
+            tied_in_each_group: self.tied_in_each_group,
             transformers: self.transformers.map(|version| version.to_string()),
             architecture: self.architecture.cloned(),
             source: source.to_owned(),
@@ -177,7 +177,7 @@ impl Checkpoint {
         let wanted = Options {
             class,
             exclude: options.exclude,
-            tied_in_each_unit: options.tied_in_each_unit,
+            tied_in_each_group: options.tied_in_each_group,
             transformers: options.major(),
             own: options.architecture,
         };
@@ -230,7 +230,7 @@ impl Checkpoint {
         let options = ModelOptions {
             class: &record.class,
             exclude: &exclude,
-            tied_in_each_unit: record.tied_in_each_unit,
+            tied_in_each_group: record.tied_in_each_group,
             transformers: record.transformers.as_deref().and_then(TransformersVersion::parse),
             architecture: record.architecture.as_ref(),
         };

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 
 use serde::Serialize;
 use shardwright_core::{
-    DType, Region, ShardPlan, TensorKind, TensorPlan, Unit,
+    DType, ParamGroup, Region, ShardPlan, TensorKind, TensorPlan,
     mesh::{MP_REPLICATE, MP_SHARD},
 };
 
@@ -26,7 +26,7 @@ pub struct Report<'a> {
     /// How the ranks are arranged.
     pub mesh: MeshReport,
     /// All-gather groups.
-    pub units: Vec<UnitReport<'a>>,
+    pub units: Vec<GroupReport<'a>>,
     /// The loaded ranks.
     pub ranks: Vec<RankReport<'a>>,
     /// Sums and the whole load's figures.
@@ -46,7 +46,7 @@ pub struct MeshReport {
 /// One all-gather group.
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
-pub struct UnitReport<'a> {
+pub struct GroupReport<'a> {
     /// The module's name; empty for the root.
     pub name: &'a str,
     /// Names of its parameters.
@@ -55,7 +55,7 @@ pub struct UnitReport<'a> {
     pub gather_groups: Vec<GatherGroup<'a>>,
 }
 
-/// Parameters of a unit that are gathered in one dtype.
+/// Parameters of a group that are gathered in one dtype.
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct GatherGroup<'a> {
@@ -65,11 +65,11 @@ pub struct GatherGroup<'a> {
     pub tensors: Vec<&'a str>,
 }
 
-impl<'a> UnitReport<'a> {
-    fn new(plan: &'a ShardPlan, unit: &'a Unit) -> Self {
+impl<'a> GroupReport<'a> {
+    fn new(plan: &'a ShardPlan, group: &'a ParamGroup) -> Self {
         let names = |tensors: &[usize]| tensors.iter().map(|&t| plan.tensors[t].name.as_str()).collect();
-        let groups = plan.gather_groups(unit).into_iter().map(|(dtype, tensors)| GatherGroup { dtype, tensors: names(&tensors) });
-        Self { name: &unit.name, tensors: names(&unit.tensors), gather_groups: groups.collect() }
+        let groups = plan.gather_groups(group).into_iter().map(|(dtype, tensors)| GatherGroup { dtype, tensors: names(&tensors) });
+        Self { name: &group.name, tensors: names(&group.tensors), gather_groups: groups.collect() }
     }
 }
 
@@ -184,7 +184,7 @@ impl<'a> Report<'a> {
             strategy: &plan.strategy,
             world_size: plan.mesh.world_size(),
             mesh: MeshReport { mp_replicate: plan.mesh.size_of(MP_REPLICATE), mp_shard: plan.mesh.size_of(MP_SHARD) },
-            units: plan.units.iter().map(|unit| UnitReport::new(plan, unit)).collect(),
+            units: plan.groups.iter().map(|group| GroupReport::new(plan, group)).collect(),
             ranks: ranks.iter().enumerate().map(|(at, stats)| rank(plan, stats, digests(at))).collect(),
             totals,
         }

@@ -311,11 +311,11 @@ impl std::fmt::Display for Plan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let plan = &self.plan;
         let (ranks, tensors) = (plan.mesh.world_size(), plan.tensors.len());
-        write!(f, "{} on {ranks} ranks: {tensors} tensors in {} parameter groups", plan.strategy, plan.units.len())?;
-        for unit in &plan.units {
-            let elements: u64 = unit.tensors.iter().map(|&t| plan.tensors[t].numel()).sum();
-            let name = if unit.name.is_empty() { "(root)" } else { &unit.name };
-            write!(f, "\n  {name}: {} parameters, {elements} elements", unit.tensors.len())?;
+        write!(f, "{} on {ranks} ranks: {tensors} tensors in {} parameter groups", plan.strategy, plan.groups.len())?;
+        for group in &plan.groups {
+            let elements: u64 = group.tensors.iter().map(|&t| plan.tensors[t].numel()).sum();
+            let name = if group.name.is_empty() { "(root)" } else { &group.name };
+            write!(f, "\n  {name}: {} parameters, {elements} elements", group.tensors.len())?;
         }
         Ok(())
     }

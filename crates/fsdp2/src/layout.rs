@@ -3,11 +3,11 @@
 use shardwright_core::{
     Layout, Offload, Padding, Placement, PlanError, PlanInput, Reshard, ShardPlan, ShardStrategy, TensorMeta,
     mesh::{GroupAxis, MP_SHARD},
-    strategy::units_by,
+    strategy::groups_by,
 };
 
 use crate::{
-    units::UnitRules,
+    groups::GroupRules,
     wrap::{Wrap, Wrapped},
 };
 
@@ -36,7 +36,7 @@ impl ShardStrategy for Fsdp2 {
         NAME
     }
 
-    fn ties_per_unit(&self) -> bool {
+    fn ties_per_group(&self) -> bool {
         true
     }
 
@@ -51,13 +51,13 @@ impl ShardStrategy for Fsdp2 {
         // The user's own parameter groups come before every policy.
         if let Some(wrap) = self.wrap.as_ref().filter(|_| input.units.is_empty()) {
             let wrapped = Wrapped::new(wrap, input)?;
-            plan.units = units_by(&plan.tensors, self.reshard_after_forward, |t| wrapped.unit_of(&t.name));
-            for unit in &mut plan.units {
-                unit.reshard_after_forward = wrapped.reshard(&unit.name, self.reshard_after_forward);
+            plan.groups = groups_by(&plan.tensors, self.reshard_after_forward, |t| wrapped.group_of(&t.name));
+            for group in &mut plan.groups {
+                group.reshard_after_forward = wrapped.reshard(&group.name, self.reshard_after_forward);
             }
         } else {
-            let rules = UnitRules::for_model(input);
-            plan.units = units_by(&plan.tensors, self.reshard_after_forward, |t| rules.unit_of(&t.name));
+            let rules = GroupRules::for_model(input);
+            plan.groups = groups_by(&plan.tensors, self.reshard_after_forward, |t| rules.group_of(&t.name));
         }
         for tensor in plan.tensors.iter_mut().filter(|t| t.kind == shardwright_core::TensorKind::Parameter) {
             tensor.offload = self.offload;

@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use shardwright_core::{PlanError, PlanInput, Reshard, TensorKind, strategy::modules};
 
-use crate::units::{UnitRules, ties_embeddings};
+use crate::groups::{GroupRules, ties_embeddings};
 
 /// `wrap` of the section: what an accelerate YAML becomes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -78,7 +78,7 @@ pub(crate) fn unknown_classes(wrap: &Wrap) -> Vec<&str> {
 /// The parameter groups of one model.
 #[derive(Debug)]
 pub(crate) struct Wrapped<'a> {
-    rules: UnitRules<'a>,
+    rules: GroupRules<'a>,
     wrap: &'a Wrap,
     classes: Vec<Class>,
     /// Elements of each module, under `size`.
@@ -131,11 +131,11 @@ impl<'a> Wrapped<'a> {
         }
         let classes = wrap.classes.iter().filter_map(|class| Class::of(class)).collect();
         let tail_name = tail.join("+");
-        Ok(Self { rules: UnitRules::for_model(input), wrap, classes, sizes, tail, tail_name, embeddings: embeddings.filter(|_| !tied) })
+        Ok(Self { rules: GroupRules::for_model(input), wrap, classes, sizes, tail, tail_name, embeddings: embeddings.filter(|_| !tied) })
     }
 
     /// The parameter group that claims a parameter; empty for the root.
-    pub(crate) fn unit_of<'s>(&'s self, parameter: &'s str) -> &'s str {
+    pub(crate) fn group_of<'s>(&'s self, parameter: &'s str) -> &'s str {
         self.wrapped(parameter).unwrap_or_else(|| {
             let under = |module: &str| parameter.strip_prefix(module).is_some_and(|rest| rest.starts_with('.'));
             match self.embeddings {
@@ -200,7 +200,7 @@ mod tests {
         let model = ModelMeta::new(names.map(|n| TensorMeta::new(*n, DType::F32, [4, 4])).collect(), facts).unwrap();
         let mesh = Mesh::replicate_shard(1, 2).unwrap();
         let plan = Fsdp2 { wrap: Some(wrap), ..Fsdp2::default() }.plan(&PlanInput::new(&model, &mesh, &AsIs)).map_err(|e| e.to_string())?;
-        Ok(plan.units.iter().map(|u| format!("{} {} {:?}", u.name, u.tensors.len(), u.reshard_after_forward)).collect())
+        Ok(plan.groups.iter().map(|u| format!("{} {} {:?}", u.name, u.tensors.len(), u.reshard_after_forward)).collect())
     }
 
     fn of(policy: Policy, classes: &[&str], min_num_params: u64) -> Wrap {

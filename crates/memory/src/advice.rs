@@ -105,7 +105,7 @@ fn changes(plan: &ShardPlan, settings: &Settings) -> Vec<Change> {
     let is_zero3 = matches!(&settings.engine, Engine::Zero(zero) if zero.stage == 3);
     if !is_zero3 && plan.strategy != shardwright_core::replicate::REPLICATE && !reshards(plan) {
         let mut then = plan.clone();
-        then.units.iter_mut().for_each(|u| u.reshard_after_forward = Reshard::ToShards);
+        then.groups.iter_mut().for_each(|u| u.reshard_after_forward = Reshard::ToShards);
         push(
             "dist_config.reshard_after_forward: true",
             "parameter groups are gathered again for the backward pass",

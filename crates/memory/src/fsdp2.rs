@@ -7,7 +7,7 @@ use crate::{
     output::Traffic,
     replay::{Fixed, Run, save},
     settings::Init,
-    sizes::{self, UnitSize},
+    sizes::{self, GroupSize},
 };
 
 /// All phases on a rank.
@@ -39,9 +39,9 @@ pub(crate) fn replay(run: &Run<'_>, fixed: &Fixed) -> Timeline {
 }
 
 /// Gathers one parameter group: the output of the collective, beside the input cast to the compute dtype.
-fn gather(timeline: &mut Timeline, unit: &UnitSize, shards: Place) {
-    timeline.add(Place::Device, C::Communication, unit.gathered);
-    let copied = if shards == Place::Host { unit.shard.max(unit.gather_input) } else { unit.gather_input };
+fn gather(timeline: &mut Timeline, group: &GroupSize, shards: Place) {
+    timeline.add(Place::Device, C::Communication, group.gathered);
+    let copied = if shards == Place::Host { group.shard.max(group.gather_input) } else { group.gather_input };
     timeline.touch(Place::Device, C::Communication, copied);
 }
 
@@ -56,12 +56,12 @@ fn forward(run: &Run<'_>, timeline: &mut Timeline) {
     timeline.add(Place::Device, C::Gathered, root.gathered);
     // The output of a gather is freed when the next one is awaited, so that the copy out of it overlaps with that one.
     let mut before = root.gathered;
-    for (at, unit) in inner.iter().enumerate() {
-        gather(timeline, unit, shards);
+    for (at, group) in inner.iter().enumerate() {
+        gather(timeline, group, shards);
         timeline.take(Place::Device, C::Communication, before);
-        before = unit.gathered;
-        timeline.add(Place::Device, C::Gathered, unit.gathered);
-        if unit.block.is_some() {
+        before = group.gathered;
+        timeline.add(Place::Device, C::Gathered, group.gathered);
+        if group.block.is_some() {
             let whole = block.attention.saturating_add(block.feed_forward);
             let passing = if run.settings.checkpointing || at < first { block.forward.saturating_add(whole / 2) } else { block.forward };
             if !run.settings.inference && at >= first {
@@ -69,8 +69,8 @@ fn forward(run: &Run<'_>, timeline: &mut Timeline) {
             }
             timeline.touch(Place::Device, C::Activations, passing);
         }
-        let stays = run.still_gathered(unit);
-        timeline.take(Place::Device, C::Gathered, unit.gathered - stays);
+        let stays = run.still_gathered(group);
+        timeline.take(Place::Device, C::Gathered, group.gathered - stays);
     }
     let outside = run.architecture.outside(run.settings, width);
     timeline.add(Place::Device, C::Activations, outside);
@@ -116,29 +116,29 @@ fn backward(run: &Run<'_>, timeline: &mut Timeline, shards: Place) {
     let [feed_forward, rest] = root.gradients;
     timeline.add(device, C::Gradients, feed_forward.saturating_add(rest));
     timeline.take(device, C::Activations, outside);
-    for (at, unit) in trained.iter().enumerate().rev() {
-        again(run, timeline, unit, shards, true);
+    for (at, group) in trained.iter().enumerate().rev() {
+        again(run, timeline, group, shards, true);
         if at > 0 {
             prefetch(run, timeline, &trained[at - 1], shards);
         }
-        if unit.block.is_some() {
+        if group.block.is_some() {
             if run.settings.checkpointing {
                 timeline.add(device, C::Activations, block.attention.saturating_add(block.feed_forward));
             }
             timeline.touch(device, C::Activations, block.backward);
             timeline.take(device, C::Activations, block.feed_forward);
-            timeline.add(device, C::Gradients, unit.gradients[0]);
+            timeline.add(device, C::Gradients, group.gradients[0]);
             timeline.touch(device, C::Activations, block.backward / 2);
             timeline.take(device, C::Activations, block.attention);
-            timeline.add(device, C::Gradients, unit.gradients[1]);
+            timeline.add(device, C::Gradients, group.gradients[1]);
             if run.settings.checkpointing {
                 timeline.take(device, C::Activations, block.input);
             }
         } else {
-            timeline.add(device, C::Gradients, unit.gradients[0].saturating_add(unit.gradients[1]));
+            timeline.add(device, C::Gradients, group.gradients[0].saturating_add(group.gradients[1]));
         }
-        timeline.take(device, C::Gathered, unit.gathered);
-        state.reduce(timeline, unit);
+        timeline.take(device, C::Gathered, group.gathered);
+        state.reduce(timeline, group);
     }
     timeline.take(device, C::Gathered, root.gathered);
     state.reduce(timeline, root);
@@ -148,20 +148,20 @@ fn backward(run: &Run<'_>, timeline: &mut Timeline, shards: Place) {
 }
 
 /// Gathers a parameter group for its backward pass, unless it stayed gathered. `prefetched` says that the collective ran already.
-fn again(run: &Run<'_>, timeline: &mut Timeline, unit: &UnitSize, shards: Place, prefetched: bool) {
-    if run.reshard(unit) == Reshard::Never {
+fn again(run: &Run<'_>, timeline: &mut Timeline, group: &GroupSize, shards: Place, prefetched: bool) {
+    if run.reshard(group) == Reshard::Never {
         return;
     }
     if !prefetched {
-        gather(timeline, unit, shards);
+        gather(timeline, group, shards);
     }
-    timeline.add(Place::Device, C::Gathered, unit.gathered - run.still_gathered(unit));
-    timeline.take(Place::Device, C::Communication, unit.gathered);
+    timeline.add(Place::Device, C::Gathered, group.gathered - run.still_gathered(group));
+    timeline.take(Place::Device, C::Communication, group.gathered);
 }
 
-fn prefetch(run: &Run<'_>, timeline: &mut Timeline, unit: &UnitSize, shards: Place) {
-    if run.reshard(unit) != Reshard::Never {
-        gather(timeline, unit, shards);
+fn prefetch(run: &Run<'_>, timeline: &mut Timeline, group: &GroupSize, shards: Place) {
+    if run.reshard(group) != Reshard::Never {
+        gather(timeline, group, shards);
     }
 }
 
@@ -172,22 +172,22 @@ struct Reducing {
 }
 
 impl Reducing {
-    fn reduce(&mut self, timeline: &mut Timeline, unit: &UnitSize) {
+    fn reduce(&mut self, timeline: &mut Timeline, group: &GroupSize) {
         let device = Place::Device;
-        let whole = unit.gradients[0].saturating_add(unit.gradients[1]);
+        let whole = group.gradients[0].saturating_add(group.gradients[1]);
         if whole == 0 {
             return;
         }
         timeline.take(device, C::Communication, self.input);
-        timeline.add(device, C::Communication, unit.reduce);
+        timeline.add(device, C::Communication, group.reduce);
         timeline.take(device, C::Gradients, whole);
-        timeline.add(device, C::Communication, unit.reduced);
-        if unit.reduced != unit.sharded_gradients {
-            timeline.touch(device, C::Gradients, unit.sharded_gradients);
+        timeline.add(device, C::Communication, group.reduced);
+        if group.reduced != group.sharded_gradients {
+            timeline.touch(device, C::Gradients, group.sharded_gradients);
         }
-        timeline.take(device, C::Communication, unit.reduced);
-        timeline.add(self.shards, C::Gradients, unit.sharded_gradients);
-        self.input = unit.reduce;
+        timeline.take(device, C::Communication, group.reduced);
+        timeline.add(self.shards, C::Gradients, group.sharded_gradients);
+        self.input = group.reduce;
     }
 }
 
@@ -198,23 +198,23 @@ pub(crate) fn traffic(run: &Run<'_>) -> Traffic {
     let replicas = run.plan.mesh.world_size() as u64 / run.units.iter().map(|u| u.group).max().unwrap_or(1).max(1);
     let offloaded = run.shards_lie_in() == Place::Host;
     let first = run.first_trained();
-    for (at, unit) in run.units.iter().enumerate() {
-        let sent = |bytes: u64| bytes / unit.group * (unit.group - 1);
+    for (at, group) in run.units.iter().enumerate() {
+        let sent = |bytes: u64| bytes / group.group * (group.group - 1);
         let is_root = at + 1 == run.units.len();
-        let again = u64::from(!run.settings.inference && run.reshard(unit) != Reshard::Never && (at >= first || is_root));
-        sizes::grow(&mut traffic.gather, sent(unit.gathered).saturating_mul(1 + again).saturating_mul(steps));
+        let again = u64::from(!run.settings.inference && run.reshard(group) != Reshard::Never && (at >= first || is_root));
+        sizes::grow(&mut traffic.gather, sent(group.gathered).saturating_mul(1 + again).saturating_mul(steps));
         if run.settings.inference {
             continue;
         }
-        sizes::grow(&mut traffic.reduce, sent(unit.reduce).saturating_mul(steps));
+        sizes::grow(&mut traffic.reduce, sent(group.reduce).saturating_mul(steps));
         if replicas > 1 {
-            let both_ways = unit.reduced.saturating_mul(2) / replicas * (replicas - 1);
+            let both_ways = group.reduced.saturating_mul(2) / replicas * (replicas - 1);
             sizes::grow(&mut traffic.reduce, both_ways.saturating_mul(steps));
         }
         if offloaded {
             sizes::grow(
                 &mut traffic.host_bus,
-                unit.shard.saturating_mul(1 + again).saturating_add(unit.sharded_gradients).saturating_mul(steps),
+                group.shard.saturating_mul(1 + again).saturating_add(group.sharded_gradients).saturating_mul(steps),
             );
         }
     }

@@ -109,7 +109,7 @@ pub struct World {
     /// Bytes that a rank moves in an optimizer step.
     pub traffic: Traffic,
     /// Parameter groups.
-    pub units: Vec<Unit>,
+    pub units: Vec<ParamGroup>,
     /// Layouts and dtypes of tensors.
     pub layouts: Vec<Layout>,
     /// For each tensor of the model, an index into `layouts`.
@@ -212,7 +212,7 @@ impl Traffic {
 /// A parameter group.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Unit {
+pub struct ParamGroup {
     /// The module's name; empty for the root.
     pub name: String,
     /// Indices into the model's tensors.

@@ -8,11 +8,11 @@ use crate::{
     activations::Architecture,
     formulas, fsdp2,
     ledger::{Category, Phase, Place, Timeline},
-    output::{Axis, Item, Layout, Peak, PhaseRow, RankGroup, Traffic, Unit, World},
+    output::{Axis, Item, Layout, ParamGroup, Peak, PhaseRow, RankGroup, Traffic, World},
     replay::{Fixed, Run},
     replicate,
     settings::{Device, Engine, Settings},
-    sizes::{self, UnitSize},
+    sizes::{self, GroupSize},
     zero3,
 };
 
@@ -81,7 +81,7 @@ pub fn predict(plan: &ShardPlan, architecture: &Architecture, settings: &Setting
         uneven: uneven(&ranks),
         ranks,
         traffic,
-        units: unit_rows(plan, &units),
+        units: group_rows(plan, &units),
         layouts,
         layout_of,
         advice: Vec::new(),
@@ -148,7 +148,7 @@ fn kinds(plan: &ShardPlan, settings: &Settings) -> Vec<Ranks> {
             let local = alike.on(rank);
             *of_parts.entry((first, local.elements.clone())).or_insert_with(|| {
                 let held = |t: usize| sizes::bytes(plan.tensors[t].precision.storage, local.valid(t));
-                let units = plan.units.iter().map(|u| u.tensors.iter().map(|&t| held(t)).fold(0, u64::saturating_add)).collect();
+                let units = plan.groups.iter().map(|u| u.tensors.iter().map(|&t| held(t)).fold(0, u64::saturating_add)).collect();
                 let mut fixed = fixed(plan, settings, &local, rank);
                 fixed.is_rank0 = first;
                 kinds.push(Ranks { ranks: Vec::new(), fixed, units });
@@ -218,12 +218,12 @@ fn uneven(ranks: &[RankGroup]) -> Option<String> {
     ))
 }
 
-fn unit_rows(plan: &ShardPlan, sizes_of: &[UnitSize]) -> Vec<Unit> {
+fn group_rows(plan: &ShardPlan, sizes_of: &[GroupSize]) -> Vec<ParamGroup> {
     let gathered: BTreeMap<usize, u64> = sizes_of.iter().map(|u| (u.index, u.gathered)).collect();
-    let rows = plan.units.iter().enumerate().map(|(index, unit)| Unit {
-        name: unit.name.clone(),
-        tensors: unit.tensors.iter().map(|&t| u32::try_from(t).unwrap_or(u32::MAX)).collect(),
-        bytes: unit
+    let rows = plan.groups.iter().enumerate().map(|(index, group)| ParamGroup {
+        name: group.name.clone(),
+        tensors: group.tensors.iter().map(|&t| u32::try_from(t).unwrap_or(u32::MAX)).collect(),
+        bytes: group
             .tensors
             .iter()
             .map(|&t| sizes::bytes(plan.tensors[t].precision.storage, plan.tensors[t].numel()))
@@ -279,7 +279,7 @@ fn layout(tensor: &TensorPlan, settings: &Settings) -> Layout {
 
 /// Whether parameter groups are cut again after their forward pass.
 pub(crate) fn reshards(plan: &ShardPlan) -> bool {
-    plan.units.iter().any(|u| u.reshard_after_forward != Reshard::Never)
+    plan.groups.iter().any(|u| u.reshard_after_forward != Reshard::Never)
 }
 
 /// Whether shards or optimizer states leave the device.

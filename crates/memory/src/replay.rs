@@ -6,7 +6,7 @@ use crate::{
     activations::Architecture,
     ledger::{Category as C, Place, Timeline},
     settings::Settings,
-    sizes::UnitSize,
+    sizes::GroupSize,
 };
 
 /// What a run gives to a replay.
@@ -14,7 +14,7 @@ pub(crate) struct Run<'a> {
     pub plan: &'a ShardPlan,
     pub architecture: &'a Architecture,
     pub settings: &'a Settings,
-    pub units: &'a [UnitSize],
+    pub units: &'a [GroupSize],
 }
 
 impl Run<'_> {
@@ -23,15 +23,15 @@ impl Run<'_> {
         if offloaded && !self.settings.on_cpu { Place::Host } else { Place::Device }
     }
 
-    pub(crate) fn reshard(&self, unit: &UnitSize) -> Reshard {
-        self.plan.units[unit.index].reshard_after_forward
+    pub(crate) fn reshard(&self, group: &GroupSize) -> Reshard {
+        self.plan.groups[group.index].reshard_after_forward
     }
 
     /// Bytes of a parameter group that stay gathered between its forward and its backward pass.
-    pub(crate) fn still_gathered(&self, unit: &UnitSize) -> u64 {
-        match self.reshard(unit) {
-            Reshard::Never => unit.gathered,
-            Reshard::ToRanks(ranks) => unit.gathered / u64::from(ranks.max(1)),
+    pub(crate) fn still_gathered(&self, group: &GroupSize) -> u64 {
+        match self.reshard(group) {
+            Reshard::Never => group.gathered,
+            Reshard::ToRanks(ranks) => group.gathered / u64::from(ranks.max(1)),
             _ => 0,
         }
     }

@@ -54,13 +54,13 @@ pub(crate) fn is_matrix(tensor: &TensorPlan) -> bool {
 }
 
 /// Ranks that gather the tensor: those along the axis of its last cut. What cuts before it took away, such as tensor parallelism, stays away.
-pub(crate) fn group(tensor: &TensorPlan) -> u64 {
+pub(crate) fn group_ranks(tensor: &TensorPlan) -> u64 {
     tensor.placement.cuts.last().map_or(1, |cut| u64::from(cut.axis.size.max(1)))
 }
 
 /// Elements of the tensor as it is gathered: the padded shards of all ranks that gather it.
 pub(crate) fn gathered_numel(tensor: &TensorPlan) -> u64 {
-    tensor.padded_numel(0).saturating_mul(group(tensor))
+    tensor.padded_numel(0).saturating_mul(group_ranks(tensor))
 }
 
 /// Adds, and stays at the largest number where there is none larger: sizes come from files.
@@ -70,7 +70,7 @@ pub(crate) fn grow(sum: &mut u64, by: u64) {
 
 /// A parameter group, in bytes.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct UnitSize {
+pub(crate) struct GroupSize {
     /// Index into the plan's parameter groups.
     pub index: usize,
     /// The block that it is, as a number among all blocks in order.
@@ -94,23 +94,23 @@ pub(crate) struct UnitSize {
 }
 
 /// All parameter groups in the order of a forward pass; the root, which is gathered around all others, comes last.
-pub(crate) fn units(plan: &ShardPlan) -> Vec<UnitSize> {
-    let mut order_of: Vec<usize> = (0..plan.units.len()).collect();
-    order_of.sort_by_key(|&u| (plan.units[u].name.is_empty(), order(&plan.units[u].name)));
+pub(crate) fn units(plan: &ShardPlan) -> Vec<GroupSize> {
+    let mut order_of: Vec<usize> = (0..plan.groups.len()).collect();
+    order_of.sort_by_key(|&u| (plan.groups[u].name.is_empty(), order(&plan.groups[u].name)));
     let mut blocks = 0;
     let mut sizes = Vec::with_capacity(order_of.len());
     for index in order_of {
-        let unit = &plan.units[index];
-        let mut size = UnitSize { index, group: 1, ..UnitSize::default() };
-        if block_of(&unit.name).is_some() {
+        let group = &plan.groups[index];
+        let mut size = GroupSize { index, group: 1, ..GroupSize::default() };
+        if block_of(&group.name).is_some() {
             size.block = Some(blocks);
             blocks += 1;
         }
-        for &t in &unit.tensors {
+        for &t in &group.tensors {
             let tensor = &plan.tensors[t];
             let (shard, whole) = (tensor.padded_numel(0), gathered_numel(tensor));
             let precision = tensor.precision;
-            size.group = size.group.max(group(tensor));
+            size.group = size.group.max(group_ranks(tensor));
             grow(&mut size.gathered, bytes(precision.compute, whole));
             grow(&mut size.gather_input, bytes(precision.compute, shard));
             grow(&mut size.shard, bytes(precision.storage, shard));

@@ -253,22 +253,22 @@ struct Trace<'z> {
 impl<'z> Trace<'z> {
     fn new(run: &Run<'_>, zero: &'z Zero) -> Self {
         let plan = run.plan;
-        let mut order: Vec<usize> = (0..plan.units.len()).collect();
-        order.sort_by_key(|&u| sizes::order(&plan.units[u].name));
+        let mut order: Vec<usize> = (0..plan.groups.len()).collect();
+        order.sort_by_key(|&u| sizes::order(&plan.groups[u].name));
         let mut parameters = Vec::new();
         let mut modules: Vec<Vec<usize>> = Vec::new();
         let mut blocks: Vec<Option<usize>> = Vec::new();
         let mut last = None;
         let mut count = 0;
         for &u in &order {
-            let unit = &plan.units[u];
-            let block = sizes::block_of(&unit.name);
+            let group = &plan.groups[u];
+            let block = sizes::block_of(&group.name);
             if block.is_some() && block != last {
                 count += 1;
             }
             last = block;
             blocks.push(block.map(|_| count - 1));
-            let own = unit.tensors.iter().map(|&t| {
+            let own = group.tensors.iter().map(|&t| {
                 let tensor = &plan.tensors[t];
                 parameters.push(Parameter {
                     numel: tensor.numel(),
@@ -371,7 +371,7 @@ impl<'z> Trace<'z> {
     }
 
     fn traffic(&self, run: &Run<'_>, zero: &Zero, sums: &Sums, width: u64) -> Traffic {
-        let world = run.plan.tensors.iter().map(sizes::group).max().unwrap_or(1);
+        let world = run.plan.tensors.iter().map(sizes::group_ranks).max().unwrap_or(1);
         let steps = run.settings.accumulation;
         let sent = |bytes: u64| bytes / world * (world - 1);
         let mut traffic = Traffic { gather: sent(self.fetched).saturating_mul(steps), ..Traffic::default() };

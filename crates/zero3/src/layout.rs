@@ -2,7 +2,7 @@
 
 use shardwright_core::{
     Offload, Placement, PlanError, PlanInput, Reshard, ShardPlan, ShardStrategy, TensorKind, TensorMeta, TensorPlan, mesh::GroupAxis,
-    strategy::units_by,
+    strategy::groups_by,
 };
 
 /// Flat partitions over all ranks, or over each MiCS group.
@@ -45,7 +45,7 @@ impl ShardStrategy for Zero3 {
         let mut plan = input.plan_tensors(NAME, |tensor| place(tensor, axis))?;
         self.mark(&mut plan.tensors);
         // ZeRO-3 has no fixed groups: its coordinator fetches per module, as traced. A module's own parameters are the parameter group.
-        plan.units = units_by(&plan.tensors, Reshard::ToShards, |t| t.name.rsplit_once('.').map_or("", |(module, _)| module));
+        plan.groups = groups_by(&plan.tensors, Reshard::ToShards, |t| t.name.rsplit_once('.').map_or("", |(module, _)| module));
         Ok(plan)
     }
 }

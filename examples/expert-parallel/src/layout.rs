@@ -4,7 +4,7 @@
 use shardwright_core::{
     Cut, GroupAxis, Mesh, Placement, PlanError, PlanInput, Reshard, ShardPlan, ShardStrategy, TensorMeta,
     mesh::{MP_REPLICATE, MP_SHARD},
-    strategy::{modules, units_by},
+    strategy::{modules, groups_by},
 };
 
 use crate::experts::{Role, counts, role};
@@ -45,8 +45,8 @@ impl ShardStrategy for ExpertParallel {
             placed.map_err(|reason| PlanError::tensor(tensor, reason))
         })?;
         let reshard = if self.reshard_after_forward { Reshard::ToShards } else { Reshard::Never };
-        let units: Vec<&str> = input.model.tensors.iter().map(|tensor| self.unit(tensor, input)).collect();
-        plan.units = units_by(&plan.tensors, reshard, |tensor| {
+        let units: Vec<&str> = input.model.tensors.iter().map(|tensor| self.group(tensor, input)).collect();
+        plan.groups = groups_by(&plan.tensors, reshard, |tensor| {
             input.model.tensors.binary_search_by(|meta| meta.name.cmp(&tensor.name)).map_or("", |at| units[at])
         });
         Ok(plan)
@@ -76,7 +76,7 @@ impl ExpertParallel {
     }
 
     /// The module that gathers a parameter: a list of experts, else its layer, else the root; or what the user's globs say.
-    fn unit<'n>(&self, tensor: &'n TensorMeta, input: &PlanInput<'_>) -> &'n str {
+    fn group<'n>(&self, tensor: &'n TensorMeta, input: &PlanInput<'_>) -> &'n str {
         let name = tensor.name.as_str();
         if !input.units.is_empty() {
             return modules(name).find(|module| input.units.matches(module)).unwrap_or("");

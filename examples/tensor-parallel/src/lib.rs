@@ -10,7 +10,7 @@ use shardwright_core::{
     diagnostic::Diagnostic,
     mesh::{MP_REPLICATE, MP_SHARD},
     register_strategy, schemars, serde,
-    strategy::{modules, units_by},
+    strategy::{modules, groups_by},
     strategy_config::{BuildContext, Built, StrategyConfig},
 };
 
@@ -101,7 +101,7 @@ impl ShardStrategy for TensorParallel {
     fn plan(&self, input: &PlanInput<'_>) -> Result<ShardPlan, PlanError> {
         let (tp, fsdp) = self.axes(input.mesh)?;
         let mut plan = input.plan_tensors(self.name(), |tensor| Ok(self.place(tensor, tp, fsdp)))?;
-        plan.units = units_by(&plan.tensors, Reshard::ToShards, |tensor| {
+        plan.groups = groups_by(&plan.tensors, Reshard::ToShards, |tensor| {
             modules(&tensor.name).find(|module| module.rsplit('.').next().is_some_and(|last| last.parse::<u32>().is_ok())).unwrap_or("")
         });
         Ok(plan)

@@ -130,13 +130,13 @@ class Plan:
     world_size: int
     rank: int | None
     tensors: dict[str, TensorPlan] = field(repr=False)
-    units: list[dict[str, Any]] = field(repr=False)
+    groups: list[dict[str, Any]] = field(repr=False)
     warnings: list[str] = field(repr=False)
     _native: _native.Plan = field(repr=False)
 
     def __repr__(self) -> str:
         me = "all ranks" if self.rank is None else f"rank {self.rank}"
-        return f"Plan({self.strategy}: {len(self.tensors)} tensors in {len(self.units)} parameter groups over {self.world_size} ranks, for {me})"
+        return f"Plan({self.strategy}: {len(self.tensors)} tensors in {len(self.groups)} parameter groups over {self.world_size} ranks, for {me})"
 
     def shards(self, rank: int) -> dict[str, Shard]:
         """What a rank holds, by tensor. Raises `WorldError` for a rank beyond the world."""

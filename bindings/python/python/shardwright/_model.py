@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -496,10 +496,3 @@ def check_writable(slot: Slot, local: torch.Tensor) -> None:
         raise ConfigError(f"tensor '{slot.name}': several of its elements share memory, as after expand(); give it memory of its own")
     if local.layout is not torch.strided:
         raise UnsupportedError(f"tensor '{slot.name}': layout {local.layout}; only strided tensors are filled")
-
-
-def fsdp_units(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    """The modules that `fully_shard` wrapped."""
-    for module in model.modules():
-        if hasattr(module, "_get_fsdp_state"):
-            yield module

@@ -81,22 +81,22 @@ class PlanInput:
     def plan(
         self,
         place: Callable[[TensorMeta], Placement],
-        unit_of: Callable[[TensorMeta], str] | None = None,
+        group_of: Callable[[TensorMeta], str] | None = None,
         reshard_after_forward: bool = True,
     ) -> Plan:
-        """A plan: `place` is asked for each parameter, `unit_of` for the module that it is gathered with, "" being the root; buffers are whole."""
+        """A plan: `place` is asked for each parameter, `group_of` for the module that it is gathered with, "" being the root; buffers are whole."""
         plan = json.loads(json.dumps(self._draft))
-        units: dict[str, list[int]] = {}
+        groups: dict[str, list[int]] = {}
         by_name = {t.name: t for t in self.parameters}
         for i, tensor in enumerate(plan["tensors"]):
             meta = by_name.get(tensor["name"])
             if meta is None:
                 continue
             tensor["placement"] = dict(place(meta))
-            units.setdefault(unit_of(meta) if unit_of is not None else "", []).append(i)
+            groups.setdefault(group_of(meta) if group_of is not None else "", []).append(i)
         how = "to_shards" if reshard_after_forward else "never"
-        order = sorted(units, key=lambda name: name == "")
-        plan["units"] = [{"name": name, "tensors": units[name], "reshard_after_forward": how} for name in order]
+        order = sorted(groups, key=lambda name: name == "")
+        plan["units"] = [{"name": name, "tensors": groups[name], "reshard_after_forward": how} for name in order]
         return Plan(plan)
 
 

@@ -160,8 +160,8 @@ impl Case<'_> {
 
     /// The model as its class has it.
     fn model(&self, resolved: &Resolved, speak: bool) -> Result<ModelMeta, Failure> {
-        let tied_in_each_unit = resolved.strategy.ties_per_unit();
-        if let Some(known) = self.models.borrow().get(&tied_in_each_unit) {
+        let tied_in_each_group = resolved.strategy.ties_per_group();
+        if let Some(known) = self.models.borrow().get(&tied_in_each_group) {
             return Ok(known.clone());
         }
         let own = resolved.architecture.as_ref().and_then(|text| parse_architecture(text).ok());
@@ -169,7 +169,7 @@ impl Case<'_> {
         if speak {
             self.checkpoint.warnings().iter().chain(&found.warnings).for_each(|w| print_note(&format!("warning: {}", shown(w))));
         }
-        self.models.borrow_mut().insert(tied_in_each_unit, found.model.meta.clone());
+        self.models.borrow_mut().insert(tied_in_each_group, found.model.meta.clone());
         Ok(found.model.meta)
     }
 

@@ -47,7 +47,7 @@ impl Resolver<'_> {
 
     pub(super) fn strategy(&mut self, draft: &Draft, training: &Training, settings: &Settings, mesh: &Mesh) -> Option<Built> {
         if !draft.sections.contains_key("dist_config") {
-            return draft.root.get("dist_config").is_none_or(Node::is_null).then(|| Built::new(Replicate).without_units());
+            return draft.root.get("dist_config").is_none_or(Node::is_null).then(|| Built::new(Replicate).without_groups());
         }
         let strategy = draft.strategy.as_ref()?;
         let mut files = BTreeMap::new();
@@ -98,7 +98,7 @@ impl Resolver<'_> {
         let at = |key: &str| draft.root.find(&["shardwright", key]).map(|n| n.at.clone());
         let name = built.strategy.name();
         let mut found = Vec::new();
-        if !settings.units.is_empty() && !built.heeds_units {
+        if !settings.units.is_empty() && !built.heeds_groups {
             found.push(("units", format!("shardwright.units has no effect under {name}, which has no all-gather groups")));
         }
         if settings.zero3_fp16 && built.document.get("/deepspeed").is_none() {

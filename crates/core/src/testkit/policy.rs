@@ -157,12 +157,12 @@ fn storable(tensor: &TensorMeta, decided: Precision) -> Result<(), Found> {
 }
 
 fn groups_are_of_one_dtype(plan: &ShardPlan) -> Result<(), String> {
-    for unit in &plan.units {
-        let groups = plan.gather_groups(unit);
+    for group in &plan.groups {
+        let groups = plan.gather_groups(group);
         let grouped: usize = groups.values().map(Vec::len).sum();
         let mixed = groups.iter().any(|(dtype, members)| members.iter().any(|&t| plan.tensors[t].precision.compute != *dtype));
-        if grouped != unit.tensors.len() || mixed {
-            return Err(format!("the gather groups of parameter group '{}' do not separate its dtypes", unit.name));
+        if grouped != group.tensors.len() || mixed {
+            return Err(format!("the gather groups of parameter group '{}' do not separate its dtypes", group.name));
         }
     }
     Ok(())

@@ -163,25 +163,25 @@ fn buffers(tensor: &TensorPlan) -> Result<(), Found> {
 }
 
 fn units(plan: &ShardPlan) -> Result<(), Found> {
-    let broken = |what: String| Err((Rule::Units, what));
+    let broken = |what: String| Err((Rule::Groups, what));
     let mut names = BTreeSet::new();
     let mut times: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
-    for unit in &plan.units {
-        if !names.insert(&unit.name) {
-            return broken(format!("two parameter groups are called '{}'", unit.name));
+    for group in &plan.groups {
+        if !names.insert(&group.name) {
+            return broken(format!("two parameter groups are called '{}'", group.name));
         }
-        if unit.reshard_after_forward == Reshard::ToRanks(0) {
-            return broken(format!("parameter group '{}' is resharded to groups of 0 ranks", unit.name));
+        if group.reshard_after_forward == Reshard::ToRanks(0) {
+            return broken(format!("parameter group '{}' is resharded to groups of 0 ranks", group.name));
         }
-        for &t in &unit.tensors {
-            times.entry(t).or_default().push(&unit.name);
+        for &t in &group.tensors {
+            times.entry(t).or_default().push(&group.name);
         }
     }
     for (i, tensor) in plan.tensors.iter().enumerate() {
         match (tensor.kind, times.remove(&i).unwrap_or_default().as_slice()) {
             (TensorKind::Parameter, [_]) | (TensorKind::Buffer, []) => {}
             (TensorKind::Parameter, []) => return broken(format!("parameter '{}' is in no parameter group", tensor.name)),
-            (TensorKind::Buffer, [unit, ..]) => return broken(format!("buffer '{}' is in parameter group '{unit}'", tensor.name)),
+            (TensorKind::Buffer, [group, ..]) => return broken(format!("buffer '{}' is in parameter group '{group}'", tensor.name)),
             (TensorKind::Parameter, [a, b, ..]) => {
                 return broken(format!("parameter '{}' is in parameter group '{a}' and in parameter group '{b}'", tensor.name));
             }
@@ -214,7 +214,7 @@ pub(super) fn same(one: &ShardPlan, other: &ShardPlan, which: &str) -> Result<()
     if let Some((a, b)) = one.tensors.iter().zip(&other.tensors).find(|(a, b)| a != b) {
         return Err(format!("{which} has tensor '{}' with {}", b.name, difference(a, b)));
     }
-    if let Some((a, b)) = one.units.iter().zip(&other.units).find(|(a, b)| a != b) {
+    if let Some((a, b)) = one.groups.iter().zip(&other.groups).find(|(a, b)| a != b) {
         return Err(format!("{which} has parameter group '{}' with {}", b.name, difference(a, b)));
     }
     Err(format!("{which} differs in its tensors, parameter groups or mesh"))
@@ -235,6 +235,6 @@ pub(super) fn entries(plan: &ShardPlan) -> u64 {
     let of = |cut: &Cut| if let Layout::Bounds { bounds, .. } = &cut.layout { bounds.len() } else { 0 };
     let cuts = |cuts: &[Cut]| cuts.iter().map(of).sum::<usize>() + cuts.len().max(1);
     let tensors: usize = plan.tensors.iter().map(|t| cuts(&t.placement.cuts)).sum();
-    let units: usize = plan.units.iter().map(|u| 1 + u.tensors.len()).sum();
+    let units: usize = plan.groups.iter().map(|u| 1 + u.tensors.len()).sum();
     (tensors + units) as u64
 }

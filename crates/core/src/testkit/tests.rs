@@ -7,8 +7,8 @@ use std::{
 
 use super::*;
 use crate::{
-    Cut, DType, GroupAxis, Layout, Mesh, ModelMeta, Padding, Placement, PlanError, PlanInput, Precision, PrecisionPolicy, Reshard,
-    ShardPlan, ShardStrategy, TensorKind, TensorMeta, TensorPlan, Unit, replicate::Replicate, strategy::units_by,
+    Cut, DType, GroupAxis, Layout, Mesh, ModelMeta, Padding, ParamGroup, Placement, PlanError, PlanInput, Precision, PrecisionPolicy,
+    Reshard, ShardPlan, ShardStrategy, TensorKind, TensorMeta, TensorPlan, replicate::Replicate, strategy::groups_by,
 };
 
 /// Dim-0 chunks over all ranks, a parameter group a layer, 0-d tensors refused; and, where there is one, a defect.
@@ -75,30 +75,30 @@ impl Planted {
     }
 
     fn units(&self, plan: &mut ShardPlan) {
-        plan.units = units_by(&plan.tensors, Reshard::ToShards, layer);
+        plan.groups = groups_by(&plan.tensors, Reshard::ToShards, layer);
         match self.defect {
-            "leaves the root out" => plan.units.retain(|u| !u.name.is_empty()),
+            "leaves the root out" => plan.groups.retain(|u| !u.name.is_empty()),
             "claims twice" => {
                 let all = (0..plan.tensors.len()).filter(|&t| plan.tensors[t].kind == TensorKind::Parameter).collect();
-                let mut unit = Unit::new("everything", Reshard::Never);
-                unit.tensors = all;
-                plan.units.push(unit);
+                let mut group = ParamGroup::new("everything", Reshard::Never);
+                group.tensors = all;
+                plan.groups.push(group);
             }
             "puts buffers into parameter groups" => {
                 let buffer = plan.tensors.iter().position(|t| t.kind == TensorKind::Buffer);
-                plan.units.iter_mut().take(1).for_each(|u| u.tensors.extend(buffer));
+                plan.groups.iter_mut().take(1).for_each(|u| u.tensors.extend(buffer));
             }
-            "names parameter groups alike" => plan.units.iter_mut().for_each(|u| u.name = "layer".into()),
-            "counts beyond the tensors" => plan.units.iter_mut().take(1).for_each(|u| u.tensors.push(1000)),
+            "names parameter groups alike" => plan.groups.iter_mut().for_each(|u| u.name = "layer".into()),
+            "counts beyond the tensors" => plan.groups.iter_mut().take(1).for_each(|u| u.tensors.push(1000)),
             "orders by hash" => {
-                let names: HashSet<String> = plan.units.iter().map(|u| u.name.clone()).collect();
+                let names: HashSet<String> = plan.groups.iter().map(|u| u.name.clone()).collect();
                 for (at, name) in names.into_iter().enumerate() {
-                    let from = plan.units.iter().position(|u| u.name == name).unwrap();
-                    plan.units.swap(at, from);
+                    let from = plan.groups.iter().position(|u| u.name == name).unwrap();
+                    plan.groups.swap(at, from);
                 }
             }
             "a parameter group a rank" => {
-                plan.units.extend((0..plan.mesh.world_size()).map(|r| Unit::new(format!("rank{r}"), Reshard::Never)));
+                plan.groups.extend((0..plan.mesh.world_size()).map(|r| ParamGroup::new(format!("rank{r}"), Reshard::Never)));
             }
             _ => {}
         }
@@ -190,11 +190,11 @@ const DEFECTS: &[(&str, Rule)] = &[
     ("lets bounds fall where nothing is", Rule::Validation),
     ("puts the largest last", Rule::Padding),
     ("pads to a power of two", Rule::Padding),
-    ("leaves the root out", Rule::Units),
-    ("claims twice", Rule::Units),
-    ("puts buffers into parameter groups", Rule::Units),
-    ("names parameter groups alike", Rule::Units),
-    ("counts beyond the tensors", Rule::Units),
+    ("leaves the root out", Rule::Groups),
+    ("claims twice", Rule::Groups),
+    ("puts buffers into parameter groups", Rule::Groups),
+    ("names parameter groups alike", Rule::Groups),
+    ("counts beyond the tensors", Rule::Groups),
     ("orders by hash", Rule::Deterministic),
     ("remembers", Rule::Deterministic),
     ("sizes by the largest seen", Rule::Order),
@@ -320,7 +320,7 @@ fn the_proof_of_two_cuts_agrees_with_counting() {
                 let mesh = Mesh::replicate_shard(1, world).unwrap();
                 let input = PlanInput::new(&model, &mesh, &Stub);
                 let mut plan = input.plan_tensors("acme/any", |_| Ok(placement.clone())).unwrap();
-                plan.units = units_by(&plan.tensors, Reshard::Never, |_| "");
+                plan.groups = groups_by(&plan.tensors, Reshard::Never, |_| "");
                 let (proved, counted) = (plan.check(&model), count::tiling(&plan.tensors[0], world, u64::MAX));
                 let last = &placement.cuts[1].layout;
                 let may = last.is_flat() || matches!(last, Layout::Bounds { .. }) || shape.contains(&0);
@@ -355,7 +355,7 @@ fn the_proof_by_arithmetic_agrees_with_counting() {
                 let setting = Stub;
                 let input = PlanInput::new(&model, &mesh, &setting);
                 let mut plan = input.plan_tensors("acme/any", |_| Ok(placement.clone())).unwrap();
-                plan.units = units_by(&plan.tensors, Reshard::Never, |_| "");
+                plan.groups = groups_by(&plan.tensors, Reshard::Never, |_| "");
                 let (proved, counted) = (plan.check(&model), count::tiling(&plan.tensors[0], world, u64::MAX));
                 let layout = placement.cuts.first().map(|cut| &cut.layout);
                 let falls = matches!(layout, Some(Layout::Bounds { bounds, .. }) if bounds.windows(2).any(|w| w[0] > w[1]));

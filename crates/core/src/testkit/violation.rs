@@ -46,7 +46,7 @@ rules! {
     Gap Strategies "gap" "every element of a parameter, and nothing beyond it, is on a rank of each group",
     Overlap Strategies "overlap" "no element of a parameter is on two ranks of a group",
     Padding Strategies "padding" "a buffer holds its region, buffers that are padded are of one size, and some rank fills its own",
-    Units Strategies "units" "the parameter groups partition the parameters, and each has a name of its own",
+    Groups Strategies "units" "the parameter groups partition the parameters, and each has a name of its own",
     Validation Strategies "validation" "the plan's own validation, ShardPlan::check, comes to the same answer as counting",
     Deterministic Both "deterministic" "equal inputs give equal plans, from one instance or from many",
     Order Both "order" "a plan depends on its input alone: not on the order of tensors, nor on what was planned before",

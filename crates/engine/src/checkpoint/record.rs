@@ -13,8 +13,8 @@ pub struct ModelRecord {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exclude: Vec<String>,
     /// A tied weight is a parameter of each parameter group that has it.
-    #[serde(default)]
-    pub tied_in_each_unit: bool,
+    #[serde(default, rename = "tied_in_each_unit", alias = "tied_in_each_group")]
+    pub tied_in_each_group: bool,
     /// The version of transformers that was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transformers: Option<String>,

@@ -100,7 +100,7 @@ impl Contents {
         let options = shardwright_arch::Options {
             class: shardwright_arch::Use::Llm,
             exclude: &none,
-            tied_in_each_unit: false,
+            tied_in_each_group: false,
             transformers: 5,
             own: None,
         };

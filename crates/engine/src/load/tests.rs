@@ -10,7 +10,7 @@ use std::{
 
 use shardwright_core::{
     Assembly, Cut, DType, GroupAxis, Layout, Loop, Mesh, Model, ModelFacts, ModelMeta, Padding, Piece, Placement, PlanInput, Precision,
-    PrecisionPolicy, Reshard, ShardPlan, TensorMeta, TensorPlan, model::numel, strategy::units_by, testkit::elements,
+    PrecisionPolicy, Reshard, ShardPlan, TensorMeta, TensorPlan, model::numel, strategy::groups_by, testkit::elements,
 };
 use tempfile::TempDir;
 
@@ -75,7 +75,7 @@ fn plan(mesh: &Mesh, specs: &[Spec]) -> ShardPlan {
     let policy = AsSpecified(specs.iter().map(|s| (s.0.clone(), s.2)).collect());
     let placement = |t: &TensorMeta| specs.iter().find(|s| s.0 == t.name).unwrap().4.clone();
     let mut plan = PlanInput::new(&model, mesh, &policy).plan_tensors("test", |t| Ok(placement(t))).unwrap();
-    plan.units = units_by(&plan.tensors, Reshard::Never, |_| "");
+    plan.groups = groups_by(&plan.tensors, Reshard::Never, |_| "");
     plan
 }
 

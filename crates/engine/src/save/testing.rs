@@ -81,7 +81,7 @@ pub(crate) fn plan(model: &ModelMeta, cut: Cut, replicate: u32, shard: u32) -> S
     };
     let input = PlanInput::new(model, &mesh, &Widened);
     let mut plan = input.plan_tensors("test", place).unwrap();
-    plan.units = shardwright_core::strategy::units_by(&plan.tensors, shardwright_core::plan::Reshard::ToShards, |_| "");
+    plan.groups = shardwright_core::strategy::groups_by(&plan.tensors, shardwright_core::plan::Reshard::ToShards, |_| "");
     plan.check(model).unwrap();
     plan
 }

@@ -88,7 +88,7 @@ pub(super) fn build(root: &Node, file: ConfigIs, cx: &mut BuildContext<'_>) -> R
         3 => Built::new(zero3(&document, &zero, cx)),
         _ => Built::new(Replicate),
     }
-    .without_units();
+    .without_groups();
     built.document = document;
     Ok(match case {
         Some(policy) => built.with_precision(policy),

@@ -22,8 +22,10 @@ impl PrecisionPolicy for AsIs {
 /// The parameter group of each parameter.
 fn expected(row: &Value) -> BTreeMap<String, (String, usize)> {
     let units = row["units"].as_object().unwrap();
-    let params = units.iter().flat_map(|(unit, params)| params.as_array().unwrap().iter().map(move |p| (unit, p)));
-    params.map(|(unit, p)| (p[0].as_str().unwrap().to_owned(), (unit.clone(), usize::try_from(p[1].as_u64().unwrap()).unwrap()))).collect()
+    let params = units.iter().flat_map(|(group, params)| params.as_array().unwrap().iter().map(move |p| (group, p)));
+    params
+        .map(|(group, p)| (p[0].as_str().unwrap().to_owned(), (group.clone(), usize::try_from(p[1].as_u64().unwrap()).unwrap())))
+        .collect()
 }
 
 fn planned(row: &Value, params: &BTreeMap<String, (String, usize)>, tied: Option<bool>) -> BTreeMap<String, String> {
@@ -35,7 +37,7 @@ fn planned(row: &Value, params: &BTreeMap<String, (String, usize)>, tied: Option
     let model = ModelMeta::new(tensors.collect(), ModelFacts::from_config(&config)).unwrap();
     let mesh = Mesh::replicate_shard(1, 2).unwrap();
     let plan = plan_checked(&Fsdp2::default(), &PlanInput::new(&model, &mesh, &AsIs)).unwrap();
-    let units = plan.units.iter().flat_map(|u| u.tensors.iter().map(|&t| (plan.tensors[t].name.to_string(), u.name.clone())));
+    let units = plan.groups.iter().flat_map(|u| u.tensors.iter().map(|&t| (plan.tensors[t].name.to_string(), u.name.clone())));
     units.collect()
 }
 
@@ -48,10 +50,10 @@ fn units_are_those_of_the_model_classes() {
     for row in rows {
         let params = expected(row);
         let ours = planned(row, &params, row["tied"].as_bool());
-        for (name, (unit, _)) in &params {
-            if ours[name] != *unit {
+        for (name, (group, _)) in &params {
+            if ours[name] != *group {
                 wrong.push(format!(
-                    "{} {} tied={}: {name} is in '{}', should be in '{unit}'",
+                    "{} {} tied={}: {name} is in '{}', should be in '{group}'",
                     row["model_type"], row["model"], row["tied"], ours[name]
                 ));
             }
@@ -67,8 +69,8 @@ fn an_absent_tie_means_the_classs_default() {
     for row in rows.as_array().unwrap().iter().filter(|row| row["tied"] == row["default_tied"]) {
         let params = expected(row);
         let ours = planned(row, &params, None);
-        for (name, (unit, _)) in &params {
-            assert_eq!(ours[name], *unit, "{} {}: {name}", row["model_type"], row["model"]);
+        for (name, (group, _)) in &params {
+            assert_eq!(ours[name], *group, "{} {}: {name}", row["model_type"], row["model"]);
         }
     }
 }

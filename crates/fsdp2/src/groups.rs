@@ -83,7 +83,7 @@ const EMBEDDINGS: &[&str] = &[
 
 /// What claims a parameter.
 #[derive(Debug)]
-pub struct UnitRules<'a> {
+pub struct GroupRules<'a> {
     blocks: Blocks<'a>,
     embeddings: bool,
     /// Elements of a mixed list that are not of element 0's class.
@@ -102,7 +102,7 @@ enum Blocks<'a> {
     Known(&'a Modules),
 }
 
-impl<'a> UnitRules<'a> {
+impl<'a> GroupRules<'a> {
     /// The rules for a model: the user's globs, else lists, else the table.
     pub fn for_model(input: &PlanInput<'a>) -> Self {
         if !input.units.is_empty() {
@@ -130,7 +130,7 @@ impl<'a> UnitRules<'a> {
     }
 
     /// The module that claims the parameter; empty for the root.
-    pub fn unit_of<'n>(&self, parameter: &'n str) -> &'n str {
+    pub fn group_of<'n>(&self, parameter: &'n str) -> &'n str {
         let block = self.block_of(parameter);
         let embedding = || {
             let (module, _) = parameter.rsplit_once('.').filter(|(_, leaf)| *leaf == "weight")?;
@@ -196,15 +196,15 @@ mod tests {
         }
     }
 
-    /// The parameter groups of a model of these parameters, as `unit: parameter` lines.
+    /// The parameter groups of a model of these parameters, as `group: parameter` lines.
     fn units(config: &str, globs: &[&str], names: &[&str]) -> Vec<String> {
         let facts = ModelFacts::from_config(&serde_json::from_str(config).unwrap());
         let model = ModelMeta::new(names.iter().map(|n| TensorMeta::new(*n, DType::F32, [2, 2])).collect(), facts).unwrap();
         let (mesh, globs) = (Mesh::replicate_shard(1, 2).unwrap(), Globs::new(globs.iter().copied()).unwrap());
         let mut input = PlanInput::new(&model, &mesh, &AsIs);
         input.units = &globs;
-        let rules = UnitRules::for_model(&input);
-        names.iter().map(|n| format!("{}: {n}", rules.unit_of(n))).collect()
+        let rules = GroupRules::for_model(&input);
+        names.iter().map(|n| format!("{}: {n}", rules.group_of(n))).collect()
     }
 
     #[test]
@@ -244,7 +244,7 @@ mod tests {
             ]
         );
         assert_eq!(units(r#"{"model_type": "gpt2"}"#, &[], &["h.0.ln_1.weight", "wte.weight"]), ["h.0: h.0.ln_1.weight", ": wte.weight"]);
-        // torch gives electra, which names no class, one unit: the root.
+        // torch gives electra, which names no class, one group: the root.
         assert_eq!(units(r#"{"model_type": "electra"}"#, &[], &["electra.encoder.layer.0.w"]), [": electra.encoder.layer.0.w"]);
     }
 
