@@ -222,7 +222,18 @@ def repaired(config):
             setattr(config, key, value)
     if vars(config).get("is_decoder") is False:
         config.is_decoder = True
+    for of in with_parts(config) if MAJOR < 5 else ():
+        if vars(of).get("rope_scaling", 0) is None:
+            of.rope_scaling = {"rope_type": "default"}
     return config
+
+
+def with_parts(config):
+    """A config and those inside of it."""
+    yield config
+    for part in vars(config).values():
+        if isinstance(part, PreTrainedConfig):
+            yield from with_parts(part)
 
 
 HEADS = {"vocab_size", "hidden_size", "n_embd", "d_model", "dim", "word_embed_proj_dim", "embedding_size", "num_labels", "emb_dim"}
@@ -726,6 +737,8 @@ def read(path):
     for key, row in rows.items():
         if key[0] == "!":
             says = json.loads(row)
+            if MAJOR < 5 and f">{key[1:]}" in rows:
+                says["mapping"] = json.loads(rows[f">{key[1:]}"])  # the class's own
             done.setdefault(says["type"], ({}, []))[1].append((key[1:], says, unpack(says["root"])))
     return done
 

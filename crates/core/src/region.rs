@@ -101,7 +101,7 @@ impl Region {
     }
 
     /// The region as one run of row-major elements, where it is one whatever the sizes of its ranges.
-    pub(crate) fn as_run(&self, shape: &[u64]) -> Option<Range<u64>> {
+    pub fn as_run(&self, shape: &[u64]) -> Option<Range<u64>> {
         let rows = |dim: usize, range: &Range<u64>| match outer(shape, dim) {
             _ if *range == (0..shape[dim]) => numel(shape).map(|n| 0..n),
             0 => Some(0..0),

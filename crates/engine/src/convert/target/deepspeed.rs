@@ -133,7 +133,7 @@ impl<'a> Planner<'a, '_> {
         let of_kind = |kind| self.contents.tensors.iter().filter(move |t| t.kind == kind);
         let mut fragments = Vec::new();
         for tensor in of_kind(Kind::Frozen) {
-            let (partition, parts) = partition(&tensor.data, self.ranks(), rank);
+            let (partition, parts) = partition(&tensor.data, self.ranks(), rank)?;
             fragments.push((Value::str(&tensor.name), torch.tensor(compute, &[partition], parts)?));
         }
         let param_shapes = sub_groups.iter().map(|sub| shapes(sub.params.iter().map(|p| (p.tensor.name.as_str(), p.tensor.data.shape()))));
@@ -196,7 +196,7 @@ impl<'a> Planner<'a, '_> {
             let (mut len, mut parts) = (0u64, Vec::new());
             for param in &sub.params {
                 let data = param.data(key)?;
-                let (partition, mut more) = partition(data, self.ranks(), rank);
+                let (partition, mut more) = partition(data, self.ranks(), rank)?;
                 len += partition;
                 parts.append(&mut more);
             }

@@ -1,6 +1,6 @@
 //! What the plans of all targets share.
 
-use shardwright_core::{DType, model::numel};
+use shardwright_core::{DType, GroupAxis, Placement};
 
 use crate::{
     contents::{Contents, Data, Kind, Tensor},
@@ -8,7 +8,7 @@ use crate::{
         options::ConvertOptions,
         write::{OutFile, Part},
     },
-    error::{EngineError, ErrorKind},
+    error::{EngineError, ErrorKind, Result},
 };
 
 /// The files of a target, and what is lost on the way to it.
@@ -72,41 +72,34 @@ pub(super) fn all(data: &Data) -> Vec<Part<'_>> {
     vec![Part::Elements(data, 0..data.numel())]
 }
 
-/// Rows that a rank has under torch.chunk: its offset and size in dim 0.
-pub(super) fn rows(shape: &[u64], ranks: u64, rank: u64) -> (u64, u64) {
-    let dim = shape.first().copied().unwrap_or(1);
-    let chunk = dim.div_ceil(ranks);
-    let start = (rank * chunk).min(dim);
-    (start, (start + chunk).min(dim) - start)
+/// The ranks that share a tensor.
+fn axis(ranks: u64) -> GroupAxis {
+    GroupAxis { stride: 1, size: u32::try_from(ranks).unwrap_or(u32::MAX) }
 }
 
-/// A rank's rows of a tensor: offsets, sizes, elements. `None` where it has none.
+/// A rank's rows of a tensor, as torch.chunk cuts it: offsets, sizes, elements. `None` where it has none.
 pub(super) fn chunk<'a>(data: &'a Data, ranks: u64, rank: u64) -> Option<(Vec<u64>, Vec<u64>, Vec<Part<'a>>)> {
-    if data.shape.is_empty() {
+    let shape = &data.shape;
+    if shape.is_empty() {
         return (rank == 0).then(|| (Vec::new(), Vec::new(), all(data)));
     }
-    let (start, count) = rows(&data.shape, ranks, rank);
-    let row = numel(&data.shape[1..])?;
-    if count * row == 0 {
-        return None;
-    }
-    let mut offsets = vec![0; data.shape.len()];
-    let mut sizes = data.shape.clone();
-    (offsets[0], sizes[0]) = (start, count);
-    Some((offsets, sizes, vec![Part::Elements(data, start * row..(start + count) * row)]))
+    let region = Placement::chunked(axis(ranks), shape, 0).ok()?.region_at(shape, u32::try_from(rank).ok()?);
+    let elements = region.as_run(shape).filter(|run| !run.is_empty())?;
+    Some((region.offsets(shape)?, region.local_shape(shape)?, vec![Part::Elements(data, elements)]))
 }
 
-/// A rank's flat partition of a tensor, padded with zeros.
-pub(super) fn partition(data: &Data, ranks: u64, rank: u64) -> (u64, Vec<Part<'_>>) {
-    let count = data.numel();
-    let partition = count.div_ceil(ranks);
-    let start = (rank * partition).min(count);
-    let end = (start + partition).min(count);
-    let mut parts = vec![Part::Elements(data, start..end)];
-    if end - start < partition {
-        parts.push(Part::Zeros(partition - (end - start)));
+/// A rank's flat partition of a tensor, padded with zeros: the elements of one, and what they are.
+pub(super) fn partition(data: &Data, ranks: u64, rank: u64) -> Result<(u64, Vec<Part<'_>>)> {
+    let of_tensor = |what: String| EngineError::new(ErrorKind::Checkpoint, what);
+    let rank = u32::try_from(rank).map_err(|e| of_tensor(e.to_string()))?;
+    let placement = Placement::flat(axis(ranks), &data.shape).map_err(of_tensor)?;
+    let elements = placement.region_at(&data.shape, rank).as_run(&data.shape).unwrap_or_default();
+    let (partition, held) = (placement.padded_numel(&data.shape, rank), elements.end - elements.start);
+    let mut parts = vec![Part::Elements(data, elements)];
+    if held < partition {
+        parts.push(Part::Zeros(partition - held));
     }
-    (partition, parts)
+    Ok((partition, parts))
 }
 
 pub(super) fn missing_optimizer() -> EngineError {
