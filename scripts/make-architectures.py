@@ -570,6 +570,9 @@ def one_type(model_type):
     line["sub"] = {
         k: v.model_type for k in (config.sub_configs or {}) if isinstance(v := getattr(config, k, None), PreTrainedConfig) and v.model_type
     }
+    auto = sorted(k for k, v in (config.sub_configs or {}).items() if v.__name__ == "AutoConfig")
+    if auto:
+        line["auto"] = auto  # of the type that config.json says; others are of one type, whatever it says
     line["defaults"] = {}
     small, tiny = shrunk(config, LAYERS), shrunk(config, 2)
     names = list(dict.fromkeys([n for n in [base, *found.values()] if n]))

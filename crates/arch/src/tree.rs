@@ -207,7 +207,10 @@ impl<'c> Tree<'c> {
         }
         let config = self.scopes[scope].config.get(key).unwrap_or(&NULL);
         let usual = self.data.get("!", class).and_then(|l| l["type"].as_str().map(str::to_owned)).unwrap_or_default();
-        let declared = config["model_type"].as_str().unwrap_or(&usual).to_owned();
+        // A part of one type is of that type whatever config.json says; older ones say the whole model's.
+        let line = &self.scopes[scope].line;
+        let is_free = line["sub"][key].is_null() || line["auto"].as_array().is_some_and(|keys| keys.iter().any(|k| k == key));
+        let declared = config["model_type"].as_str().filter(|_| is_free).unwrap_or(&usual).to_owned();
         let class = if declared == usual { class.to_owned() } else { self.other_class(&declared, &usual, class) };
         let known = self.by_key.get(&(scope, key.to_owned())).copied();
         let sub = known.unwrap_or_else(|| {

@@ -123,6 +123,39 @@ fn the_default_of_tie_word_embeddings_is_the_classes() {
     }
 }
 
+/// Checkpoints from before the parts had types of their own say the whole model's, and have the text model's keys beside the parts.
+#[test]
+fn a_part_that_says_the_whole_models_type_is_what_it_always_is() {
+    let mut tried = 0;
+    for name in ["qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v"] {
+        let case = cases().into_iter().find(|c| c["name"] == name).unwrap_or_else(|| panic!("no case {name}"));
+        let whole = case["config"]["model_type"].clone();
+        let mut config = case["config"].clone();
+        config["vision_config"]["model_type"] = whole.clone();
+        let mut configs = vec![config.clone()];
+        config["text_config"]["model_type"] = whole;
+        configs.push(config);
+        if name == "qwen2_vl" {
+            let mut flat = configs[0].clone();
+            let text = flat.as_object_mut().unwrap().remove("text_config").unwrap();
+            for (key, value) in text.as_object().unwrap() {
+                flat.as_object_mut().unwrap().entry(key).or_insert(value.clone());
+            }
+            configs.push(flat);
+        }
+        let tensors =
+            |config: &Value| made(&case, config).tensors.iter().map(|t| (t.name.clone(), t.shape.clone())).collect::<BTreeMap<_, _>>();
+        let usual = tensors(&case["config"]);
+        for config in &configs {
+            let found = made(&case, config);
+            assert!(found.misfits.is_empty() && found.unused.is_empty(), "{name}: {:?} {:?}", found.misfits, found.unused);
+            assert_eq!(tensors(config), usual, "{name}");
+            tried += 1;
+        }
+    }
+    assert_eq!(tried, 9);
+}
+
 #[test]
 fn what_the_class_drops_is_known_by_its_reason() {
     let case = cases().into_iter().find(|c| c["name"] == "deepseek_v3-mtp").unwrap();
