@@ -169,7 +169,7 @@ fn matches_pattern(pattern: &str, text: &str) -> bool {
 /// Faults that no schema sees: in the text itself, in another file, in a JSON string, between values, on the command line.
 #[rustfmt::skip]
 const BEYOND: &[&str] = &[
-    "accelerate_parallelism", "accumulation_null", "alias_bomb", "batch", "broken_yaml", "deep", "deepspeed_auto", "deepspeed_bom", "deepspeed_cp",
+    "accelerate_parallelism", "accumulation_null", "deepspeed_autocast", "alias_bomb", "batch", "broken_yaml", "deep", "deepspeed_auto", "deepspeed_bom", "deepspeed_cp",
     "deepspeed_removed", "deepspeed_strict", "deepspeed_duplicate", "deepspeed_keys", "deepspeed_missing_file",
     "deepspeed_no_file", "deepspeed_no_zero", "deepspeed_syntax", "duplicate_key", "dynamic_batching", "fp16", "hjson_no_braces",
     "hjson_no_comma", "hjson_no_quotes_key", "hjson_three_quotes", "hjson_trailing_comma", "hjson_unquoted", "io_two_ways",

@@ -148,7 +148,37 @@ def accelerate_files():
         yield fsdp(keys=keys)
     for policy in ("NO_WRAP", "SIZE_BASED_WRAP", "TRANSFORMER_BASED_WRAP", "no_wrap", "BY_HAND"):
         yield fsdp(keys=f"fsdp_version: 2, fsdp_auto_wrap_policy: {policy}")
-    for mixed in ("'no'", "bf16", "fp16", "fp32"):
+    for more in ("fsdp_activation_checkpointing_offload: true", "fsdp_activation_checkpointing: true, fsdp_activation_checkpointing_offload: true",
+                 "fsdp_sync_module_states: false", "fsdp_sync_module_states: 'false'", "fsdp_state_dict_type: LOCAL_STATE_DICT",
+                 "fsdp_cpu_ram_efficient_loading: false, fsdp_sync_module_states: false", "fsdp_cpu_ram_efficient_loading: 'nope'",
+                 "fsdp_state_dict_type: full_state_dict", "fsdp_state_dict_type: whole", "fsdp_state_dict_type: null",
+                 "fsdp_backward_prefetch: BAD", "fsdp_backward_prefetch: BACKWARD_PRE", "fsdp_offload_params: 'yes'", "fsdp_offload_params: 1",
+                 "fsdp_offload_params: maybe", "fsdp_offload_params: null", "fsdp_reshard_after_forward: FULL_SHARD",
+                 "fsdp_reshard_after_forward: 4", "fsdp_reshard_after_forward: 'No'", "fsdp_reshard_after_forward: null",
+                 "fsdp_activation_checkpointing: 2"):
+        yield fsdp(keys=f"fsdp_version: 2, fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP, {more}")
+    for number in ("'2000'", "1e6", "2000.5", "null", "-5"):
+        yield fsdp(keys=f"fsdp_version: 2, fsdp_auto_wrap_policy: SIZE_BASED_WRAP, fsdp_min_num_params: {number}")
+    for more in ("dynamo_backend: NO", "dynamo_backend: 'NO'", "dynamo_backend: nonsense", "dynamo_config: {backend: inductor}",
+                 "dynamo_config: {dynamo_backend: foo}", "gpu_ids: 0", "gpu_ids: '0'", "gpu_ids: [0, 1]", "num_machines: null",
+                 "num_machines: '2'", "main_process_port: '29501'", "compute_environment: nonsense", "num_processes: 4"):
+        yield fsdp(f"{more}\n")
+    yield fsdp().replace("num_processes: 8\n", "")
+    yield "distributed_type: MULTI_GPU\nnum_processes: 2\ngpu_ids: '0'\n"
+    for sizes in ("dp_shard_size: '8'", "dp_shard_size: 8.0", "dp_shard_size: null", "cp_size: '8'", "cp_size: null", "cp_backend: other",
+                  "sp_backend: other"):
+        rest = "" if sizes.startswith(("dp", "cp_size")) else "parallelism_config_dp_shard_size: 8, "
+        yield fsdp(f"parallelism_config: {{{rest}parallelism_config_{sizes}}}\n")
+    zero = lambda more: (f"distributed_type: DEEPSPEED\ndeepspeed_config: {{offload_optimizer_device: none, {more}}}\n"
+                         "mixed_precision: bf16\nnum_processes: 4\n")
+    for more in ("zero_stage: ' 3 '", "zero_stage: 3.0", "zero_stage: auto", "zero_stage: true", "zero_stage: null",
+                 *(f"zero_stage: 3, gradient_accumulation_steps: {n}" for n in ("'2'", "2.0", "0", "null", "foo")),
+                 *(f"zero_stage: 3, gradient_clipping: {n}" for n in ("0", "AUTO", "true", "none", "-1", "'0.5'")),
+                 "zero_stage: 3, offload_param_device: CPU", "zero_stage: 3, offload_param_device: disk", "zero_stage: 3, zero3_init_flag: maybe",
+                 "zero_stage: 3, zero3_init_flag: 'yes'", "zero_stage: 3, zero3_save_16bit_model: maybe"):
+        yield zero(more)
+    yield zero("zero_stage: 3").replace("bf16", "no")
+    for mixed in ("'no'", "no", "BF16", "bf16", "fp16", "fp32"):
         yield fsdp().replace("mixed_precision: bf16", f"mixed_precision: {mixed}")
     yield fsdp("no_such_key: 1\n")
     sizes = ("dp_replicate", "dp_shard", "tp", "cp")
@@ -160,6 +190,19 @@ def accelerate_files():
     for stage, device in itertools.product((0, 1, 2, 3), ("none", "cpu")):
         yield (f"distributed_type: DEEPSPEED\ndeepspeed_config: {{zero_stage: {stage}, offload_optimizer_device: {device}, no_such_key: 1}}\n"
                "mixed_precision: bf16\nnum_processes: 4\n")
+
+
+def accelerate_with_files():
+    """DeepSpeed files beside an accelerate YAML."""
+    for train, micro, accumulation in itertools.product((None, "auto", 8, "null"), (None, "auto", 2, "null"), (None, "auto", 1)):
+        keys = {"train_batch_size": train, "train_micro_batch_size_per_gpu": micro, "gradient_accumulation_steps": accumulation}
+        yield merged({k: None if v == "null" else v for k, v in keys.items() if v is not None})
+    batch = {"train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto"}
+    for more in ({"train_micro_batch_size_per_gpu": "2"}, {"gradient_accumulation_steps": "2"}, {"gradient_clipping": -1},
+                 {"zero_allow_untested_optimizer": "auto"}, {"torch_autocast": {"enabled": True, "dtype": "bfloat16"}},
+                 {"torch_autocast": {"enabled": True, "dtype": "foo"}}, {"torch_autocast": {"lower_precision_safe_modules": [1]}},
+                 {"zero_optimization": {"offload_optimizer": None}}, {"zero_optimization": {"offload_param": None}}):
+        yield merged({**batch, **more})
 
 
 def deepspeed_row(yaml, deepspeed, world, model):
@@ -182,8 +225,8 @@ def kept(answer, deepspeed):
     return {"deepspeed": read}
 
 
-def accelerate_row(yaml, model):
-    answer = engines.accelerate("a.yaml", None, model)
+def accelerate_row(yaml, deepspeed, model):
+    answer = engines.accelerate("a.yaml", "ds.json" if deepspeed else None, model)
     if answer.get("parallelism"):
         from accelerate.utils import ParallelismConfig
 
@@ -194,7 +237,7 @@ def accelerate_row(yaml, model):
 
         ParallelismConfig()._validate_accelerator(Started())
     if "deepspeed" in answer:
-        return {"num_processes": answer["num_processes"], **kept(answer, {"zero_optimization": {"offload_optimizer": {}}})}
+        return {"num_processes": answer["num_processes"], **kept(answer, deepspeed or {"zero_optimization": {"offload_optimizer": {}}})}
     return kept(answer, None)
 
 
@@ -231,7 +274,10 @@ def main():
     for text in texts():
         add("llamafactory", llama_factory, text, 8, deepspeed_row, llama_factory, BASE, 8, model)
     for yaml in accelerate_files():
-        add("accelerate", yaml, None, None, accelerate_row, yaml, model)
+        add("accelerate", yaml, None, None, accelerate_row, yaml, None, model)
+    beside = "distributed_type: DEEPSPEED\nnum_processes: 4\ndeepspeed_config: {deepspeed_config_file: ds.json, zero3_init_flag: true}\n"
+    for config in accelerate_with_files():
+        add("accelerate", beside, json.dumps(config), None, accelerate_row, beside, config, model)
     versions = {name: version(name) for name in ("accelerate", "deepspeed", "torch", "transformers")}
     lines = ",\n".join(json.dumps(row) for row in rows).replace(model, "MODEL").replace(str(engines.HERE), "HERE")
     OUT.write_text(f'{{"versions": {json.dumps(versions)}, "rows": [\n{lines}\n]}}\n')

@@ -237,7 +237,7 @@ fn lints() {
             "deepspeed-clipping",
         ),
         ("distributed_type: FSDP\nfsdp_config: {fsdp_version: 2}\n", "{}", "reduce-dtype-version"),
-        ("distributed_type: 'NO'\nmixed_precision: no\n", "{}", "yaml-bool-word"),
+        ("distributed_type: NO\nnum_processes: 1\n", "{}", "yaml-bool-word"),
     ];
     for (yaml, deepspeed, code) in cases {
         let case = Case::new(*yaml).deepspeed(*deepspeed);

@@ -1,12 +1,13 @@
 //! What `accelerate config` writes, recognised by its own keys and translated to the flat keys of `keys`, every value at its own place.
 //! FSDP version 2 and DeepSpeed, inline and by file; for FSDP version 1 there is a hint.
 
+mod launch;
 pub(super) mod schema;
 
 use std::{collections::BTreeMap, sync::OnceLock};
 
 use shardwright_core::{
-    diagnostic::{Diagnostic, Location, Source},
+    diagnostic::{Diagnostic, Location, Severity, Source},
     strategy_config::Mixed,
     tree::{Entry, Node, Value},
 };
@@ -30,8 +31,9 @@ const OURS: &[&str] = &["model", "dtype", "torch_dtype", "shardwright", "micro_b
 
 #[rustfmt::skip]
 const FSDP: &[&str] = &[
-    "fsdp_activation_checkpointing", "fsdp_auto_wrap_policy", "fsdp_cpu_ram_efficient_loading", "fsdp_ignored_modules", "fsdp_min_num_params",
-    "fsdp_offload_params", "fsdp_reshard_after_forward", "fsdp_state_dict_type", "fsdp_transformer_layer_cls_to_wrap", "fsdp_version",
+    "fsdp_activation_checkpointing", "fsdp_activation_checkpointing_offload", "fsdp_auto_wrap_policy", "fsdp_cpu_ram_efficient_loading",
+    "fsdp_ignored_modules", "fsdp_min_num_params", "fsdp_offload_params", "fsdp_reshard_after_forward", "fsdp_state_dict_type",
+    "fsdp_transformer_layer_cls_to_wrap", "fsdp_version",
 ];
 
 /// Keys of FSDP version 1, and what they are today.
@@ -47,7 +49,7 @@ const FSDP1: &[(&str, &str)] = &[
 /// Values of `distributed_type` under which every rank has the whole model.
 #[rustfmt::skip]
 const REPLICATED: &[&str] = &[
-    "NO", "MULTI_GPU", "MULTI_CPU", "MULTI_XPU", "MULTI_NPU", "MULTI_MLU", "MULTI_SDAA", "MULTI_MUSA", "MULTI_HPU",
+    "NO", "MULTI_GPU", "MULTI_CPU", "MULTI_XPU", "MULTI_NPU", "MULTI_MLU", "MULTI_SDAA", "MULTI_MUSA", "MULTI_HPU", "MULTI_NEURON", "XLA",
 ];
 
 #[rustfmt::skip]
@@ -76,6 +78,19 @@ pub(super) fn is_dialect(root: &Node) -> bool {
     root.entry("dist_config").is_none() && TELLING.iter().any(|key| root.get(key).is_some())
 }
 
+/// Whether there are keys that occur twice. PyYAML minds none; OmegaConf, which reads LLaMA-Factory's YAML, does.
+pub(super) fn later_counts(found: &mut [Diagnostic]) -> bool {
+    let mut any = false;
+    for diagnostic in found.iter_mut().filter(|d| d.code == "yaml-duplicate-key") {
+        let message = format!("{}, and accelerate takes the later one", diagnostic.message);
+        let mut warning = Diagnostic::warning("accelerate-value", message).at(diagnostic.at.take()).help("leave out one of them");
+        warning.also = std::mem::take(&mut diagnostic.also);
+        *diagnostic = warning;
+        any = true;
+    }
+    any
+}
+
 /// The same config with flat keys.
 pub(super) fn translate(root: &Node, diagnostics: &mut Vec<Diagnostic>) -> Node {
     unknown_keys(root, "", KEYS.iter().chain(OURS).copied(), None, diagnostics);
@@ -96,11 +111,16 @@ pub(super) fn translate(root: &Node, diagnostics: &mut Vec<Diagnostic>) -> Node 
             let message = "PyYAML reads this NO as false; accelerate means the string 'NO', and so it is taken here";
             diagnostics.push(Diagnostic::warning("yaml-bool-word", message).at(kind.value.at.clone()).help("put it in quotes"));
         }
+        Some("MEGATRON_LM") => {
+            let message = "distributed_type: Megatron-LM cuts layers in a way of its own, which is not laid out here";
+            diagnostics.push(Diagnostic::error("config-value", message).at(kind.value.at.clone()).help("FSDP or DEEPSPEED"));
+        }
         _ => {
             let message = format!("distributed_type: expected FSDP, DEEPSPEED, NO or MULTI_GPU, found {}", kind.value.describe());
             diagnostics.push(Diagnostic::error("config-value", message).at(kind.value.at.clone()));
         }
     }
+    launch::check(root, diagnostics);
     parallelism(root, &mut flat, diagnostics);
     flat
 }
@@ -188,17 +208,12 @@ fn copy(from: &Node, key: &str, to: &mut Node, name: &str) {
     }
 }
 
-/// A boolean that the wizard may have written as a string.
-fn copy_bool(from: &Node, key: &str, to: &mut Node, name: &str) {
-    copy(from, key, to, name);
-    if let Value::Map(entries) = &mut to.value
-        && let Some(entry) = entries.iter_mut().find(|e| e.key == name)
+/// A truth value in any of the spellings that accelerate takes; what is none has been reported.
+fn copy_truth(from: &Node, key: &str, to: &mut Node, name: &str) {
+    if let Some(entry) = from.entry(key)
+        && let Some(truth) = launch::truth(&entry.value)
     {
-        match entry.value.as_str().map(str::to_lowercase).as_deref() {
-            Some("true") => entry.value.value = Value::Bool(true),
-            Some("false") => entry.value.value = Value::Bool(false),
-            _ => {}
-        }
+        to.set(name, entry.at.clone(), Node::new(Value::Bool(truth), entry.value.at.clone()));
     }
 }
 
@@ -221,11 +236,12 @@ fn fsdp(root: &Node, at: &Location, flat: &mut Node, diagnostics: &mut Vec<Diagn
     let config = &prefixed(written);
     let mut dist = Node::map(Vec::new(), config.at.clone());
     dist.set("name", at.clone(), Node::text("fsdp2", at.clone()));
-    copy_bool(config, "fsdp_reshard_after_forward", &mut dist, "reshard_after_forward");
-    copy_bool(config, "fsdp_offload_params", &mut dist, "offload_params");
+    copy_truth(config, "fsdp_reshard_after_forward", &mut dist, "reshard_after_forward");
+    copy_truth(config, "fsdp_offload_params", &mut dist, "offload_params");
     let version = config.get("fsdp_version");
-    let is_two = version.is_some_and(|v| matches!(v.value, Value::Int(2)) || v.as_str() == Some("2"));
+    let is_two = version.and_then(launch::integer) == Some(2);
     if is_two {
+        launch::fsdp(config, diagnostics);
         let wrap = wrap(config, diagnostics);
         dist.set("wrap", config.at.clone(), wrap);
     }
@@ -243,7 +259,8 @@ fn fsdp(root: &Node, at: &Location, flat: &mut Node, diagnostics: &mut Vec<Diagn
         diagnostics.push(Diagnostic::error("accelerate-fsdp1", message).at(place).help(help));
     }
     for (key, today) in FSDP1 {
-        if let Some(entry) = config.entry(key).filter(|_| is_two) {
+        let is_wrong = |e: &Entry| diagnostics.iter().any(|d| d.severity == Severity::Error && d.at.as_ref().is_some_and(|at| e.holds(at)));
+        if let Some(entry) = config.entry(key).filter(|e| is_two && !is_wrong(e)) {
             let message = format!("{key} is a key of FSDP version 1 and has no effect in version 2");
             diagnostics.push(Diagnostic::warning("accelerate-fsdp1-key", message).at(entry.at.clone()).help(*today));
         }
@@ -252,7 +269,7 @@ fn fsdp(root: &Node, at: &Location, flat: &mut Node, diagnostics: &mut Vec<Diagn
     let known = FSDP.iter().copied().chain(FSDP1.iter().map(|(key, _)| *key));
     let known: Vec<&str> = known.clone().chain(known.filter_map(|key| bare(&key))).collect();
     unknown_keys(written, "fsdp_config", known.iter().copied(), PASSED_OVER, diagnostics);
-    if config.get("fsdp_cpu_ram_efficient_loading").and_then(Node::as_bool) == Some(false) {
+    if config.get("fsdp_cpu_ram_efficient_loading").and_then(launch::truth) == Some(false) {
         let message = "fsdp_cpu_ram_efficient_loading false makes every rank hold the whole model before it is sharded";
         let place = config.get("fsdp_cpu_ram_efficient_loading").map(|n| n.at.clone());
         diagnostics.push(Diagnostic::warning("init-holds-model", message).at(place));
@@ -271,7 +288,7 @@ fn wrap(config: &Node, diagnostics: &mut Vec<Diagnostic>) -> Node {
         let help = "set fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP";
         Diagnostic::warning("accelerate-wrap", message).at(at.clone()).help(help)
     };
-    let least = config.get("fsdp_min_num_params").and_then(Node::as_integer).unwrap_or(0);
+    let least = config.get("fsdp_min_num_params").and_then(launch::integer).unwrap_or(0);
     let mut name = |name: &str| wrap.set("policy", at.clone(), Node::text(name, at.clone()));
     match policy.as_deref() {
         Some("TRANSFORMER_BASED_WRAP") => {
@@ -327,8 +344,12 @@ fn deepspeed(root: &Node, at: &Location, flat: &mut Node, diagnostics: &mut Vec<
         inline(config, &mut dist, diagnostics);
         may_be_three = config.get("zero_stage").is_some_and(is_three);
     }
+    if let Some(flag) = config.get("zero3_init_flag").filter(|n| !n.is_null() && launch::truth(n).is_none()) {
+        let message = format!("deepspeed_config.zero3_init_flag: expected true or false, found {}", flag.describe());
+        diagnostics.push(launch::value(message, flag));
+    }
     flat.set("dist_config", at.clone(), dist);
-    if let Some(flag) = config.get("zero3_init_flag").filter(|n| may_be_three && boolean(n) == Some(false)) {
+    if let Some(flag) = config.get("zero3_init_flag").filter(|n| may_be_three && launch::truth(n) == Some(false)) {
         let message = "zero3_init_flag false makes every rank build the whole model before it is partitioned";
         diagnostics.push(Diagnostic::warning(INIT_FLAG, message).at(flag.at.clone()).help("set it to true under stage 3"));
     }
@@ -338,28 +359,32 @@ fn deepspeed(root: &Node, at: &Location, flat: &mut Node, diagnostics: &mut Vec<
 pub(super) const INIT_FLAG: &str = "init-holds-model";
 
 fn is_three(node: &Node) -> bool {
-    matches!(node.value, Value::Int(3)) || node.as_str() == Some("3")
-}
-
-fn boolean(node: &Node) -> Option<bool> {
-    node.as_bool().or_else(|| match node.as_str()?.to_lowercase().as_str() {
-        "true" => Some(true),
-        "false" => Some(false),
-        _ => None,
-    })
+    launch::integer(node) == Some(3)
 }
 
 /// The DeepSpeed config that accelerate itself writes where the YAML names no file.
 fn inline(config: &Node, dist: &mut Node, diagnostics: &mut Vec<Diagnostic>) {
     let mut zero = Node::map(Vec::new(), config.at.clone());
-    copy(config, "zero_stage", &mut zero, "stage");
-    if zero.get("stage").is_none() {
-        zero.set("stage", config.at.clone(), Node::new(Value::Int(2), config.at.clone()));
+    let stage = config.get("zero_stage").filter(|n| !n.is_null());
+    let place = stage.map_or_else(|| config.at.clone(), |n| n.at.clone());
+    if let Some(node) = stage.filter(|n| launch::integer(n).is_none()) {
+        diagnostics.push(launch::value(format!("deepspeed_config.zero_stage: expected an integer, found {}", node.describe()), node));
     }
-    copy_bool(config, "zero3_save_16bit_model", &mut zero, "stage3_gather_16bit_weights_on_model_save");
+    // What is none has been refused, and nothing more is to be said under a stage that nobody meant.
+    let number = stage.map_or(2, |node| launch::integer(node).unwrap_or(3));
+    zero.set("stage", place.clone(), Node::new(Value::Int(number), place));
+    const WHOLE: &str = "stage3_gather_16bit_weights_on_model_save";
+    if let Some(entry) = config.entry("zero3_save_16bit_model").filter(|e| !e.value.is_null()) {
+        let is_on = launch::text(&entry.value).is_some_and(|text| text.eq_ignore_ascii_case("true"));
+        if !is_on && launch::truth(&entry.value) != Some(false) {
+            let message = format!("zero3_save_16bit_model is {}, and accelerate takes all but true for false", entry.value.describe());
+            diagnostics.push(Diagnostic::warning("accelerate-value", message).at(entry.value.at.clone()).help("write true or false"));
+        }
+        zero.set(WHOLE, entry.at.clone(), Node::new(Value::Bool(is_on), entry.value.at.clone()));
+    }
     let stage_three = zero.get("stage").is_some_and(is_three);
     if !stage_three {
-        zero = zero.without("stage3_gather_16bit_weights_on_model_save");
+        zero = zero.without(WHOLE);
     }
     for part in ["optimizer", "param"] {
         // Outside of stage 3 accelerate's own "none" for parameters is nobody's to hear of.
@@ -369,10 +394,51 @@ fn inline(config: &Node, dist: &mut Node, diagnostics: &mut Vec<Diagnostic>) {
         offload(part, config, &mut zero, diagnostics);
     }
     dist.set("zero_optimization", config.at.clone(), zero);
-    for key in ["gradient_accumulation_steps", "gradient_clipping"] {
-        copy(config, key, dist, key);
-        if dist.get(key).is_none() {
-            dist.set(key, config.at.clone(), Node::text("auto", config.at.clone()));
+    accumulation(config, dist, diagnostics);
+    gradient_clipping(config, dist, diagnostics);
+}
+
+fn auto(at: &Location) -> Node {
+    Node::text("auto", at.clone())
+}
+
+fn accumulation(config: &Node, dist: &mut Node, diagnostics: &mut Vec<Diagnostic>) {
+    const KEY: &str = "gradient_accumulation_steps";
+    let Some(entry) = config.entry(KEY).filter(|e| !e.value.is_null()) else { return dist.set(KEY, config.at.clone(), auto(&config.at)) };
+    let node = &entry.value;
+    let value = match launch::integer(node) {
+        Some(number) => Node::new(Value::Int(number), node.at.clone()),
+        None => {
+            if node.as_str() == Some("auto") {
+                let message = "gradient_accumulation_steps: the Trainer of transformers fills this auto; accelerate by itself refuses it";
+                let help = "write the number, or leave it out, unless the script is a Trainer's";
+                diagnostics.push(Diagnostic::warning("accelerate-value", message).at(node.at.clone()).help(help));
+            } else {
+                let message = format!("deepspeed_config.{KEY}: expected an integer, found {}", node.describe());
+                diagnostics.push(launch::value(message, node));
+            }
+            auto(&node.at)
+        }
+    };
+    dist.set(KEY, entry.at.clone(), value);
+}
+
+fn gradient_clipping(config: &Node, dist: &mut Node, diagnostics: &mut Vec<Diagnostic>) {
+    const KEY: &str = "gradient_clipping";
+    let Some(entry) = config.entry(KEY).filter(|e| !e.value.is_null()) else { return dist.set(KEY, config.at.clone(), auto(&config.at)) };
+    let node = &entry.value;
+    let text = launch::text(node).unwrap_or_default().to_lowercase();
+    match text.trim().parse::<f64>() {
+        Ok(0.0) => {
+            let message = "accelerate leaves gradient_clipping out where it is 0, and DeepSpeed clips to its default, 1.0";
+            let help = "a DeepSpeed file, named by deepspeed_config_file, can turn clipping off";
+            diagnostics.push(Diagnostic::warning("accelerate-value", message).at(node.at.clone()).help(help));
+        }
+        Ok(number) => dist.set(KEY, entry.at.clone(), Node::new(Value::Float(number), node.at.clone())),
+        Err(_) if text == "auto" => dist.set(KEY, entry.at.clone(), auto(&node.at)),
+        Err(_) => {
+            let message = format!("deepspeed_config.{KEY}: expected a number or auto, found {}", node.describe());
+            diagnostics.push(launch::value(message, node));
         }
     }
 }
@@ -380,7 +446,11 @@ fn inline(config: &Node, dist: &mut Node, diagnostics: &mut Vec<Diagnostic>) {
 fn offload(part: &str, config: &Node, zero: &mut Node, diagnostics: &mut Vec<Diagnostic>) {
     let mut offload = Node::map(Vec::new(), config.at.clone());
     offload.set("device", config.at.clone(), Node::text("none", config.at.clone()));
-    copy(config, &format!("offload_{part}_device"), &mut offload, "device");
+    if let Some(entry) = config.entry(&format!("offload_{part}_device")).filter(|e| !e.value.is_null()) {
+        let device =
+            launch::text(&entry.value).map_or_else(|| entry.value.clone(), |text| Node::text(text.to_lowercase(), entry.value.at.clone()));
+        offload.set("device", entry.at.clone(), device);
+    }
     let path = format!("offload_{part}_nvme_path");
     let on_disk = offload.get("device").and_then(Node::as_str) == Some("nvme");
     if let Some(entry) = config.entry(&path).filter(|e| on_disk && e.value.as_str().is_some_and(|text| text != "none")) {
@@ -406,14 +476,21 @@ fn parallelism(root: &Node, flat: &mut Node, diagnostics: &mut Vec<Diagnostic>) 
     let mut found = Vec::new();
     let mut refuse = |message: String, at: &Location| found.push(Diagnostic::error("accelerate-parallelism", message).at(at.clone()));
     let mut size = |name: &str| -> (i128, Location) {
-        let Some(node) = config.get(&format!("{PREFIX}{name}")).filter(|n| !n.is_null()) else { return (1, config.at.clone()) };
-        let value = node.as_integer().or_else(|| node.as_str()?.trim().parse().ok()).filter(|n| *n > 0);
+        let Some(node) = config.get(&format!("{PREFIX}{name}")) else { return (1, config.at.clone()) };
+        // These two are compared before they are made texts of.
+        let is_compared = matches!(name, "cp_size" | "sp_size");
+        let value = launch::integer(node).filter(|n| *n > 0 && !(is_compared && node.as_str().is_some()));
         if value.is_none() {
             refuse(format!("{PREFIX}{name}: expected an integer of at least 1, found {}", node.describe()), &node.at);
         }
         (value.unwrap_or(1), node.at.clone())
     };
     let [replicate, shard, tp, cp, sp] = ["dp_replicate_size", "dp_shard_size", "tp_size", "cp_size", "sp_size"].map(&mut size);
+    for (name, only) in [("cp_backend", "torch"), ("sp_backend", "deepspeed")] {
+        if let Some(node) = config.get(&format!("{PREFIX}{name}")).filter(|n| n.as_str() != Some(only)) {
+            refuse(format!("{PREFIX}{name}: expected {only}, found {}", node.describe()), &node.at);
+        }
+    }
     let is = |kind: &str| root.get("distributed_type").and_then(Node::as_str) == Some(kind);
     if tp.0 > 1 {
         refuse(format!("{PREFIX}tp_size: expected 1, found {}; only data-parallel sharding is laid out", tp.0), &tp.1);
@@ -454,7 +531,7 @@ pub(super) fn mixed(root: &Node, diagnostics: &mut Vec<Diagnostic>) -> (Mixed, O
         return old.map_or((Mixed::No, None), |n| (Mixed::Fp16, Some(n.at.clone())));
     };
     let at = Some(node.at.clone());
-    match (node.as_str(), node.as_bool()) {
+    match (node.as_str().map(str::to_lowercase).as_deref(), node.as_bool()) {
         (Some("no"), _) => (Mixed::No, at),
         (Some("bf16"), _) => (Mixed::Bf16, at),
         (Some("fp16"), _) => (Mixed::Fp16, at),
@@ -464,8 +541,8 @@ pub(super) fn mixed(root: &Node, diagnostics: &mut Vec<Diagnostic>) -> (Mixed, O
             (Mixed::Bf16, at)
         }
         (_, Some(false)) => {
-            let message = "PyYAML reads this no as false; accelerate means the string 'no', and so it is taken here";
-            diagnostics.push(Diagnostic::warning("yaml-bool-word", message).at(at.clone()).help("put it in quotes"));
+            let message = "mixed_precision: PyYAML reads this no as false, at which accelerate launch stops; it takes the string 'no'";
+            diagnostics.push(Diagnostic::error("config-value", message).at(at.clone()).help("put it in quotes"));
             (Mixed::No, at)
         }
         _ => {

@@ -67,6 +67,12 @@ impl Draft {
             diagnostics.push(error);
             Node::map(Vec::new(), input.config.at(0..0))
         });
+        if accelerate::is_dialect(&root)
+            && accelerate::later_counts(&mut diagnostics)
+            && let Ok(later) = yaml::parse_later(&input.config, &mut Vec::new())
+        {
+            root = later;
+        }
         if !root.is_map() {
             let message = format!("expected a mapping of keys to values, found {}", root.describe());
             diagnostics.push(Diagnostic::error("config-type", message).at(root.at.clone()));

@@ -12,14 +12,32 @@ pub(crate) fn schema(flat: &Json) -> Json {
         let properties: Map<String, Json> = keys.iter().map(|key| ((*key).to_owned(), of(key))).collect();
         json!({ "type": ["object", "null"], "properties": properties, "additionalProperties": true })
     };
-    // The wizard writes some booleans as strings.
-    let boolean = || json!({ "enum": [true, false, "true", "false", "True", "False", null] });
+    // accelerate reads the text of a truth value, and the wizard writes some as such.
+    let in_cases = |word: &str| {
+        let capital = word.get(..1).unwrap_or_default().to_uppercase() + word.get(1..).unwrap_or_default();
+        [json!(word), json!(capital), json!(word.to_uppercase())]
+    };
+    let or_null = |words: &[&str]| -> Json {
+        let spellings: Vec<Json> = words.iter().flat_map(|word| in_cases(word)).chain([Json::Null]).collect();
+        json!({ "enum": spellings })
+    };
+    let words = ["y", "yes", "t", "true", "on", "n", "no", "f", "false", "off"];
+    let mut spellings = vec![json!(true), json!(false), json!(0), json!(1), json!("0"), json!("1")];
+    for spelling in words.into_iter().flat_map(in_cases) {
+        if !spellings.contains(&spelling) {
+            spellings.push(spelling);
+        }
+    }
+    let truths = |also: Option<Json>| {
+        let spellings: Vec<Json> = spellings.iter().cloned().chain(also).collect();
+        json!({ "enum": spellings })
+    };
     let count = || json!({ "type": ["integer", "null"], "minimum": 0 });
     let mut fsdp = table(FSDP, &|key| match key {
         "fsdp_version" => json!({ "enum": [2, "2"] }),
-        "fsdp_min_num_params" => count(),
+        "fsdp_min_num_params" => json!({ "type": ["integer", "string"] }),
         "fsdp_auto_wrap_policy" | "fsdp_ignored_modules" | "fsdp_state_dict_type" | "fsdp_transformer_layer_cls_to_wrap" => json!({}),
-        _ => boolean(),
+        _ => truths(None),
     });
     for (key, today) in FSDP1 {
         fsdp["properties"][*key] = json!({ "deprecated": true, "description": format!("of FSDP version 1; {today}") });
@@ -36,8 +54,9 @@ pub(crate) fn schema(flat: &Json) -> Json {
     }
     let deepspeed = table(DEEPSPEED, &|key| match key {
         "zero_stage" => json!({ "enum": [0, 1, 2, 3, "0", "1", "2", "3", null] }),
-        "zero3_init_flag" | "zero3_save_16bit_model" => boolean(),
-        "offload_optimizer_device" | "offload_param_device" => json!({ "enum": ["none", "cpu", "nvme", null] }),
+        "zero3_init_flag" => truths(Some(Json::Null)),
+        "zero3_save_16bit_model" => json!({ "type": ["boolean", "string", "integer", "null"] }),
+        "offload_optimizer_device" | "offload_param_device" => or_null(&["none", "cpu", "nvme"]),
         "gradient_accumulation_steps" => json!({ "type": ["integer", "string", "null"] }),
         "gradient_clipping" => json!({ "type": ["number", "string", "null"] }),
         _ => json!({ "type": ["string", "null"] }),
@@ -45,18 +64,23 @@ pub(crate) fn schema(flat: &Json) -> Json {
     let prefixed: Vec<String> = PARALLELISM.iter().map(|key| format!("{PREFIX}{key}")).collect();
     let prefixed: Vec<&str> = prefixed.iter().map(String::as_str).collect();
     let parallelism = table(&prefixed, &|key| match key.trim_start_matches(PREFIX) {
-        "dp_replicate_size" | "dp_shard_size" => count(),
-        "cp_size" | "sp_size" => count(),
-        "tp_size" => json!({ "enum": [1, null] }),
+        "dp_replicate_size" | "dp_shard_size" => json!({ "type": ["integer", "string"], "minimum": 1 }),
+        "cp_size" | "sp_size" => json!({ "type": "integer", "minimum": 1 }),
+        "tp_size" => json!({ "enum": [1, "1"] }),
+        "cp_backend" => json!({ "const": "torch" }),
+        "sp_backend" => json!({ "const": "deepspeed" }),
         _ => json!({}),
     });
     let types: Vec<Json> = REPLICATED.iter().chain(&["FSDP", "DEEPSPEED"]).map(|t| json!(t)).chain([json!(false)]).collect();
     // A plain NO or no is false to PyYAML, and is taken for the word.
     let mut properties = table(KEYS, &|key| match key {
         "distributed_type" => json!({ "enum": types }),
-        "mixed_precision" => json!({ "enum": ["no", "fp16", "bf16", "fp8", false, null] }),
-        "num_processes" => json!({ "type": "integer", "minimum": 1 }),
-        "num_machines" | "machine_rank" | "main_process_port" => count(),
+        "compute_environment" => json!({ "const": "LOCAL_MACHINE" }),
+        "gpu_ids" => json!({ "type": ["string", "null"] }),
+        "mixed_precision" => or_null(&["no", "fp16", "bf16", "fp8"]),
+        "num_processes" => json!({ "type": ["integer", "string"], "minimum": 1 }),
+        "num_machines" => json!({ "type": ["integer", "number"], "minimum": 0 }),
+        "machine_rank" | "main_process_port" => count(),
         "fsdp_config" => fsdp.clone(),
         "deepspeed_config" => deepspeed.clone(),
         "parallelism_config" => parallelism.clone(),

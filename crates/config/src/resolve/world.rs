@@ -4,6 +4,7 @@ use shardwright_core::{
     Mesh,
     diagnostic::{COMMAND_LINE, Diagnostic, Source},
     document::{Origin, Sourced},
+    tree::Node,
 };
 
 use super::Resolver;
@@ -18,7 +19,8 @@ impl Resolver<'_> {
         let in_file = draft.original.as_ref().and_then(|root| root.get("num_processes"));
         let written = in_document.or(in_file).filter(|n| !n.is_null());
         let processes = written.and_then(|n| {
-            let count = n.as_integer().and_then(|i| u32::try_from(i).ok()).filter(|n| *n > 0);
+            let count = n.as_integer().or_else(|| n.as_str()?.trim().parse().ok());
+            let count = count.and_then(|i| u32::try_from(i).ok()).filter(|n| *n > 0);
             if count.is_none() {
                 self.error(
                     "config-value",
@@ -28,7 +30,18 @@ impl Resolver<'_> {
             }
             Some(Sourced { value: count?, origin: Origin::Written(n.at.clone()) })
         });
-        let Some(size) = self.supplied.world_size else { return processes.unwrap_or(Sourced::default(1)) };
+        let Some(size) = self.supplied.world_size else {
+            let launched = draft
+                .original
+                .as_ref()
+                .filter(|root| written.is_none() && root.get("distributed_type").and_then(Node::as_str) != Some("NO"));
+            if let Some(root) = launched {
+                let message = "num_processes is missing, and accelerate launch refuses to start without it";
+                let help = "write num_processes, or give --world-size here and --num_processes there";
+                self.diagnostics.push(Diagnostic::error("accelerate-launch", message).at(root.at.clone()).help(help));
+            }
+            return processes.unwrap_or(Sourced::default(1));
+        };
         if let Some(processes) = processes.filter(|p| p.value != size) {
             let message = format!("the file is for {} processes, but the world has {size} ranks, and that counts", processes.value);
             self.diagnostics.push(Diagnostic::warning("world-disagrees", message).at(processes.location()));

@@ -290,6 +290,14 @@ impl Entries {
         }
     }
 
+    /// Gives a key that is there another value; its place stays.
+    pub(super) fn replace(&mut self, key: &str, value: Node) {
+        let at = if self.list.len() <= Self::FEW { self.list.iter().position(|e| e.key == key) } else { self.index.get(key).copied() };
+        if let Some(entry) = at.and_then(|at| self.list.get_mut(at)) {
+            entry.value = value;
+        }
+    }
+
     pub(super) fn into_list(self) -> Vec<Entry> {
         self.list
     }

@@ -24,12 +24,25 @@ pub fn parse(source: &Source, findings: &mut Vec<Diagnostic>) -> Result<Node, Di
     Ok(if node.is_null() { Node::map(Vec::new(), node.at) } else { node })
 }
 
+/// As [`parse`], but of keys that occur twice the later one counts, as PyYAML has it, which does not mind them.
+///
+/// # Errors
+/// As there.
+#[doc(hidden)]
+pub fn parse_later(source: &Source, findings: &mut Vec<Diagnostic>) -> Result<Node, Diagnostic> {
+    read(source, findings, true)
+}
+
 /// As [`parse`], but the empty document is null.
 ///
 /// # Errors
 /// As there.
 #[doc(hidden)]
 pub fn parse_value(source: &Source, findings: &mut Vec<Diagnostic>) -> Result<Node, Diagnostic> {
+    read(source, findings, false)
+}
+
+fn read(source: &Source, findings: &mut Vec<Diagnostic>, later_counts: bool) -> Result<Node, Diagnostic> {
     let whole = source.at(0..0);
     if source.text.len() > MAX_TEXT {
         let message = format!("the file has {} bytes, expected at most {MAX_TEXT}", source.text.len());
@@ -45,6 +58,7 @@ pub fn parse_value(source: &Source, findings: &mut Vec<Diagnostic>) -> Result<No
         anchors: HashMap::new(),
         nodes: 0,
         aliased: 0,
+        later_counts,
         findings,
     };
     Ok(reader.document()?.unwrap_or_else(|| Node::new(Value::Null, whole)))
@@ -84,6 +98,8 @@ struct Reader<'a> {
     nodes: usize,
     /// Values that aliases stand for.
     aliased: usize,
+    /// Whether the later of two equal keys counts.
+    later_counts: bool,
     findings: &'a mut Vec<Diagnostic>,
 }
 
@@ -212,6 +228,9 @@ impl<'a> Reader<'a> {
                         return Err(twice);
                     }
                     self.findings.push(twice);
+                    if self.later_counts {
+                        own.replace(&key, value);
+                    }
                 }
                 None => own.push(Entry { key, at, value }),
             }

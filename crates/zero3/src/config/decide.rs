@@ -49,6 +49,11 @@ pub(super) fn build(root: &Node, file: ConfigIs, cx: &mut BuildContext<'_>) -> R
         at_loading(root, cx);
     }
     clipping(root, &mut document, cx);
+    if let Some(null) = root.find(&["zero_optimization", "offload_optimizer"]).filter(|n| file == ConfigIs::File && n.is_null()) {
+        let message = "zero_optimization.offload_optimizer is null, with which accelerate fails: it looks for a device in it";
+        let help = "leave it out, or write {\"device\": \"none\"}";
+        cx.diagnostics.push(Diagnostic::error("deepspeed-type", message).at(null.at.clone()).help(help));
+    }
     let zero = zero_section(root, cx).unwrap_or_else(|missing| {
         cx.diagnostics.push(missing);
         Node::map(Vec::new(), root.at.clone())
@@ -126,6 +131,7 @@ fn top_level(root: &Node, cx: &mut BuildContext<'_>) {
         let mut reader = Reader { document: &mut nowhere, diagnostics: &mut cx.diagnostics, hidden: None, version, unresolved: Vec::new() };
         reader.strict(section, keys, &[name]);
     }
+    autocast(root, cx);
     for (key, allowed) in
         [("gradient_allreduce_op", &["mean", "sum"][..]), ("seq_parallel_communication_data_type", &["fp32", "fp16", "bf16"])]
     {
@@ -134,6 +140,34 @@ fn top_level(root: &Node, cx: &mut BuildContext<'_>) {
             let message = format!("{key}: expected {}, found {}", allowed.join(" or "), node.describe());
             cx.diagnostics.push(Diagnostic::error("deepspeed-type", message).at(node.at.clone()));
         }
+    }
+}
+
+/// `torch_autocast`, of which DeepSpeed reads three keys and passes over any other.
+fn autocast(root: &Node, cx: &mut BuildContext<'_>) {
+    #[rustfmt::skip]
+    const DTYPES: &[&str] = &[
+        "fp16", "float16", "half", "torch.float16", "fp32", "float32", "float", "torch.float32", "bf16", "bfloat16", "torch.bfloat16", "int8",
+        "torch.int8",
+    ];
+    let Some(section) = root.get("torch_autocast") else { return };
+    let mut refuse = |name: &str, expected: &str, node: &Node| {
+        let message = format!("torch_autocast{name}: expected {expected}, found {}", node.describe());
+        cx.diagnostics.push(Diagnostic::error("deepspeed-type", message).at(node.at.clone()));
+    };
+    if !section.is_map() {
+        return refuse("", "a mapping", section);
+    }
+    if let Some(node) = section.get("dtype").filter(|n| n.as_str().is_none_or(|text| !DTYPES.contains(&text) && text != "auto")) {
+        refuse(".dtype", "bfloat16 or float16", node);
+    }
+    const MODULES: &str = "lower_precision_safe_modules";
+    let are_names = |node: &Node| match &node.value {
+        Value::Seq(items) => items.iter().all(|item| item.as_str().is_some()),
+        value => matches!(value, Value::Text { .. } | Value::Map(_)),
+    };
+    if let Some(node) = section.get(MODULES).filter(|n| !are_names(n)) {
+        refuse(&format!(".{MODULES}"), "a list of strings", node);
     }
 }
 
@@ -252,7 +286,8 @@ fn batch_key(root: &Node, key: &str, cx: &mut BuildContext<'_>) -> (Option<u64>,
     if node.as_str() == Some("auto") {
         return (None, None);
     }
-    let value = read::integer(node).and_then(|i| u64::try_from(i).ok());
+    // Both engines calculate with it before DeepSpeed reads it.
+    let value = read::integer(node).filter(|_| node.as_str().is_none()).and_then(|i| u64::try_from(i).ok());
     if value.is_none() {
         let message = format!("{key}: expected a positive integer or auto, found {}", node.describe());
         cx.diagnostics.push(Diagnostic::error("deepspeed-type", message).at(node.at.clone()));
@@ -281,6 +316,16 @@ fn batches(root: &Node, file: ConfigIs, document: &mut Document, cx: &mut BuildC
         let help = "write \"auto\", which follows from the YAML, or a number";
         cx.diagnostics.push(Diagnostic::error("deepspeed-type", message).at(null.at.clone()).help(help));
     }
+    let is_auto = |key: &str| root.get(key).is_some_and(|node| node.as_str() == Some("auto"));
+    let open = |key: &str| root.get(key).is_none_or(Node::is_null);
+    if file == ConfigIs::File && training.dialect == Dialect::Accelerate && open(MICRO) && train.is_none() && train_at.is_none() {
+        if let Some(node) = root.get(TRAIN).filter(|_| is_auto(TRAIN)) {
+            let message = format!("{TRAIN}: accelerate fills this auto only where {MICRO} is given too, and refuses to start");
+            let help = format!("write \"{MICRO}\": \"auto\" too");
+            return cx.diagnostics.push(Diagnostic::error("deepspeed-auto-left", message).at(node.at.clone()).help(help));
+        }
+        return cx.diagnostics.push(batch_error(BatchError::Missing, u64::from(training.world_size.value), Some(root.at.clone())));
+    }
     if micro.is_none() && training.batch_is_unknown() {
         return batch_of_the_loader(train.zip(train_at), accumulation.zip(accumulation_at), document);
     }
@@ -294,7 +339,6 @@ fn batches(root: &Node, file: ConfigIs, document: &mut Document, cx: &mut BuildC
     // DeepSpeed divides the ranks by the file's `sequence_parallel_size`; accelerate does not when it fills an "auto".
     let sequence = root.get(SEQUENCE).and_then(read::integer).and_then(|n| u64::try_from(n).ok()).unwrap_or(1).max(1);
     let (counted, world) = (world, world / sequence);
-    let is_auto = |key: &str| root.get(key).is_some_and(|node| node.as_str() == Some("auto"));
     if counted % sequence != 0 || (sequence > 1 && is_auto(TRAIN)) {
         let message = format!(
             "{SEQUENCE} {sequence} divides the {counted} ranks for DeepSpeed's batch check, and accelerate fills {TRAIN} for all of them: they differ"
@@ -324,7 +368,7 @@ fn batches(root: &Node, file: ConfigIs, document: &mut Document, cx: &mut BuildC
         on_cpu(&node.at, yaml_micro, world, cx);
     }
     // accelerate fills what is "auto", and leaves what is absent to DeepSpeed.
-    let left_out = training.dialect == Dialect::Accelerate && train.is_some() && root.get(MICRO).is_none();
+    let left_out = training.dialect == Dialect::Accelerate && train.is_some() && open(MICRO);
     let filled = (train, micro.or((!left_out).then_some(yaml_micro)), Some(accumulation.unwrap_or(yaml_accumulation)));
     let place = [&train_at, &micro_at, &accumulation_at].into_iter().find_map(Clone::clone);
     let batch = match batch::infer(filled.0, filled.1, filled.2, world) {
@@ -460,10 +504,10 @@ fn clipping(root: &Node, document: &mut Document, cx: &mut BuildContext<'_>) {
             }
             document.set(&PATH, value, origin.asked_at(node.at.clone()));
         }
-        Some(node) => match read::float(node).filter(|f| *f >= 0.0) {
+        Some(node) => match read::float(node) {
             Some(value) => document.set(&PATH, value, Origin::Written(node.at.clone())),
             None => {
-                let message = format!("gradient_clipping: expected a number of at least 0 or auto, found {}", node.describe());
+                let message = format!("gradient_clipping: expected a number or auto, found {}", node.describe());
                 cx.diagnostics.push(Diagnostic::error("deepspeed-type", message).at(node.at.clone()));
             }
         },
@@ -618,7 +662,14 @@ fn passed(root: &Node, document: &mut Document, cx: &mut BuildContext<'_>) {
         if REMOVED.iter().any(|(key, _)| *key == entry.key) && cx.training.deepspeed.value >= DeepSpeed::V0_19 {
             continue;
         }
-        pass(&["deepspeed", &entry.key], &entry.value, document, cx);
+        let path = ["deepspeed", &entry.key];
+        let is_theirs = entry.key == "zero_allow_untested_optimizer" && root.get("optimizer").is_none();
+        if is_theirs && entry.value.as_str() == Some("auto") {
+            let rule = "accelerate sets it to true for an optimizer that is made in the code";
+            document.set(&path, true, Origin::rule(rule, [] as [&str; 0]).asked_at(entry.value.at.clone()));
+            continue;
+        }
+        pass(&path, &entry.value, document, cx);
     }
 }
 
@@ -638,7 +689,6 @@ fn pass(path: &[&str], node: &Node, document: &mut Document, cx: &mut BuildConte
     match &path[1..] {
         // accelerate sets these whatever is written.
         ["steps_per_print"] => document.set(path, Json::Null, asked("accelerate sets it to infinity")),
-        ["zero_allow_untested_optimizer"] if !by_accelerate => document.set(path, true, asked("accelerate sets it to true")),
         ["scheduler", "params", "warmup_min_lr"] if by_accelerate => {
             document.set(path, 0, asked("auto: 0, as accelerate fills it"));
         }
