@@ -283,3 +283,23 @@ fn sections_of_thousands_of_unknown_keys_are_refused_at_once() {
         assert!(outcome.has_errors() && started.elapsed().as_secs() < 30, "{section}: {:?}", started.elapsed());
     }
 }
+
+/// What LLaMA-Factory runs and what dies in it, beyond the types of its arguments.
+#[test]
+fn shares_of_epochs_and_of_dropout_are_as_llamafactory_runs_them() {
+    let run =
+        |more: &str| Case::new(format!("model: m\ndist_config: {{name: fsdp2}}\ninit_config: {{name: init_on_rank0}}\n{more}\n")).outcome();
+    for (yaml, key, want) in [
+        ("num_train_epochs: 0.5", "num_train_epochs", 0.5.into()),
+        ("num_train_epochs: 3", "num_train_epochs", 3.into()),
+        ("num_train_epochs: 3.0", "num_train_epochs", 3.into()),
+        ("save_steps: 0", "save_steps", serde_json::Value::from(0)),
+    ] {
+        let outcome = run(yaml);
+        assert!(!outcome.has_errors(), "{yaml}: {:?}", outcome.diagnostics);
+        assert_eq!(outcome.to_json()["training"][key], want, "{yaml}");
+    }
+    for yaml in ["num_train_epochs: -1", "save_steps: -1", "peft_config: {name: lora, lora_dropout: 1.5}"] {
+        assert!(run(yaml).has_errors(), "{yaml}");
+    }
+}

@@ -51,6 +51,13 @@ fn sections(draft: &Draft, found: &mut Vec<Diagnostic>) {
         }
         keys::unknown_keys(&section.body, name, keys.iter().map(|k| k.name), None, found);
         let values = Values::read(&section.body, keys, name, found);
+        if keys == LORA && values.float("lora_dropout").value.is_some_and(|share| share > 1.0) {
+            found.push(error(
+                "config-value",
+                "peft_config.lora_dropout: expected a number from 0 to 1",
+                values.float("lora_dropout").location(),
+            ));
+        }
         if keys == QUANT && !matches!(values.int("quantization_bit").value, None | Some(4 | 8)) {
             found.push(error("config-value", "quant_config.quantization_bit: expected 4 or 8", values.int("quantization_bit").location()));
         }

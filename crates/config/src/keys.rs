@@ -24,6 +24,8 @@ pub enum Kind {
     Int(i64),
     /// A number of at least this.
     Float(f64),
+    /// The same, and whole where it is written so.
+    Number(f64),
     /// One of these strings; any other is an error.
     Choice(&'static [&'static str]),
     /// One of these strings; any other is a warning, for engines grow.
@@ -71,7 +73,7 @@ pub const KEYS: &[Key] = &[
     key("global_batch_size", Kind::Int(1), "null", "samples of one optimizer step; null for dp_size times micro_batch_size"),
     key("cutoff_len", Kind::Int(1), "2048", "longest sequence, in tokens"),
     key("learning_rate", Kind::Float(0.0), "0.0001", "learning rate"),
-    key("num_train_epochs", Kind::Int(1), "3", "passes over the data"),
+    key("num_train_epochs", Kind::Number(0.0), "3", "passes over the data, also parts of one"),
     key("max_steps", Kind::Int(i64::MIN), "null", "optimizer steps; wins over num_train_epochs"),
     key("max_grad_norm", Kind::Float(0.0), "1.0", "gradients are clipped to this norm"),
     key("bf16", Kind::Bool, "true", "compute in bfloat16 under FSDP2; DeepSpeed has its own"),
@@ -90,7 +92,7 @@ pub const KEYS: &[Key] = &[
     key("seed", Kind::Int(0), "42", "random seed"),
     key("full_determinism", Kind::Bool, "false", "deterministic kernels throughout"),
     key("resume_from_checkpoint", Kind::Text, "null", "a checkpoint to go on from, or auto"),
-    key("save_steps", Kind::Int(1), "null", "steps between checkpoints"),
+    key("save_steps", Kind::Int(0), "null", "steps between checkpoints; 0 or null for none"),
     key("save_epochs", Kind::Float(0.0), "null", "epochs between checkpoints"),
     key("save_ckpt_as_hf", Kind::Bool, "false", "also save in Hugging Face's format"),
     key("save_total_limit", Kind::Int(1), "null", "checkpoints to keep"),
@@ -235,8 +237,12 @@ fn read(key: &Key, node: &Node, path: &str, diagnostics: &mut Vec<Diagnostic>) -
             let what = if least == i64::MIN { "an integer".into() } else { format!("an integer of at least {least}") };
             number.map(Json::from).ok_or_else(|| wrong(what))
         }
-        Kind::Float(least) => {
+        Kind::Float(least) | Kind::Number(least) => {
             let number = node.as_number().filter(|f| f.is_finite() && *f >= least);
+            let whole = node.as_integer().and_then(|i| i64::try_from(i).ok()).filter(|_| matches!(key.kind, Kind::Number(_)));
+            if let (Some(_), Some(whole)) = (number, whole) {
+                return Ok(whole.into());
+            }
             let what = if least == f64::MIN { "a number".into() } else { format!("a number of at least {least}") };
             number.map(Json::from).ok_or_else(|| wrong(what))
         }

@@ -128,7 +128,7 @@ pub(crate) fn flat_schema(key: &Key) -> Map<String, Json> {
                 schema.insert("minimum".into(), least.into());
             }
         }
-        Kind::Float(least) => {
+        Kind::Float(least) | Kind::Number(least) => {
             schema.insert("type".into(), type_of("number"));
             if least > f64::MIN {
                 schema.insert("minimum".into(), least.into());
