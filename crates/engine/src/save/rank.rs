@@ -1,6 +1,6 @@
 //! One rank's two files, staged: its tensors, then the manifest that lists them.
 
-use std::sync::{Mutex, PoisonError};
+use serde::{Serialize, Serializer};
 
 use super::{
     bytes::Supply,
@@ -11,7 +11,7 @@ use super::{
 use crate::{
     digest::{Hasher, Sha256},
     error::{EngineError, ErrorKind, Result},
-    saved::{FileDigest, RankFiles, RankManifest, TensorDigest, VERSION, header, seal},
+    saved::{FileDigest, RankFiles, RankManifest, TensorDigest, VERSION, entries::Entries, header, seal},
 };
 
 /// A rank's files under temporary names, synced.
@@ -25,12 +25,10 @@ pub(super) struct StagedRank {
 }
 
 impl Saver<'_> {
-    /// Headers are made one at a time, with `headers` locked: ranks share little but the disk, and a header takes memory for every tensor.
     pub(super) fn stage_rank(
         &self,
         stage: &Stage,
         identity: &SaveIdentity,
-        headers: &Mutex<()>,
         number: u32,
         supply: &dyn Supply,
         keep_digests: bool,
@@ -42,11 +40,8 @@ impl Saver<'_> {
         let entries = self.entries(&aliases, number)?;
         let name = self.format.shard_name(number, world_size);
         let mut shard = stage.file(&name)?;
-        {
-            let _alone = headers.lock().unwrap_or_else(PoisonError::into_inner);
-            let header = header::header(self.plan, number, &entries).map_err(|what| EngineError::new(ErrorKind::Plan, what))?;
-            shard.write(&header, &|_| Ok(()))?;
-        }
+        let header = header::header(self.plan, number, &entries).map_err(|what| EngineError::new(ErrorKind::Plan, what))?;
+        shard.write_all(|to| header.write(to))?;
         let mut tensors = Vec::with_capacity(entries.len());
         let (mut digest, mut digests) = (Hasher::default(), keep_digests.then(Vec::new));
         supply.supply(&entries, &mut |entry, bytes, last| {
@@ -59,7 +54,7 @@ impl Saver<'_> {
                 if let Some(digests) = digests.as_mut().filter(|_| entry.name == self.plan.tensors[entry.tensor].name) {
                     digests.push((entry.tensor, sha256));
                 }
-                tensors.push(TensorDigest { name: entry.name.clone(), sha256 });
+                tensors.push(sha256);
             }
             Ok(())
         })?;
@@ -67,6 +62,7 @@ impl Saver<'_> {
         let shard_file = FileDigest::new(name, digest);
 
         let SaveIdentity { save, plan, source } = identity.clone();
+        let tensors = Digests { entries: &entries, sha256: &tensors };
         let reported =
             RankManifest { shardwright: VERSION, rank: number, world_size, save, plan, source, shard: shard_file.clone(), tensors };
         let name = self.format.rank_manifest_name(number, world_size);
@@ -75,6 +71,18 @@ impl Saver<'_> {
         let (manifest, digest) = manifest.sync()?;
         let manifest_file = FileDigest::new(name, digest);
         Ok(StagedRank { files: RankFiles { rank: number, shard: shard_file, manifest: manifest_file }, shard, manifest, digests })
+    }
+}
+
+/// A digest of each entry, as a list of [`TensorDigest`]s: the names are the plan's.
+struct Digests<'a> {
+    entries: &'a Entries<'a>,
+    sha256: &'a [Sha256],
+}
+
+impl Serialize for Digests<'_> {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_seq(self.entries.iter().zip(self.sha256).map(|(entry, &sha256)| TensorDigest { name: entry.name, sha256 }))
     }
 }
 

@@ -17,6 +17,8 @@ use crate::{
 
 /// Bytes that go to the operating system at once, between two looks at whether to stop.
 const BLOCK: usize = 4 << 20;
+/// Bytes of a text that are held before they are passed on.
+const TEXT_BLOCK: usize = 1 << 16;
 
 /// Sees the bytes of each block written, and may refuse to go on.
 pub(super) type Watch<'a> = &'a (dyn Fn(u64) -> Result<()> + Sync);
@@ -88,11 +90,45 @@ impl StagedFile {
         Ok(())
     }
 
+    /// Appends what `text` writes, collected into blocks.
+    pub(super) fn write_all(&mut self, text: impl FnOnce(&mut dyn io::Write) -> io::Result<()>) -> Result<()> {
+        let mut failed = None;
+        let mut blocks = io::BufWriter::with_capacity(TEXT_BLOCK, Appending { file: self, failed: &mut failed });
+        let written = text(&mut blocks).and_then(|()| blocks.flush());
+        drop(blocks);
+        match (failed, written) {
+            (Some(failed), _) => Err(failed),
+            (None, written) => written.map_err(|e| EngineError::io("cannot write the file", &self.target, e).offset(self.bytes)),
+        }
+    }
+
     /// Brings everything written to the disk and closes the file; its digest and the number of its bytes come along.
     pub(super) fn sync(self) -> Result<(Staged, (Sha256, u64))> {
         self.file.sync_all().map_err(|e| EngineError::io("cannot bring the file to the disk", &self.target, e))?;
         let staged = Staged { temporary: self.temporary, target: self.target };
         Ok((staged, (self.hasher.finish(), self.bytes)))
+    }
+}
+
+/// Appends to a file; why that failed is kept.
+struct Appending<'a> {
+    file: &'a mut StagedFile,
+    failed: &'a mut Option<EngineError>,
+}
+
+impl io::Write for Appending<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self.file.write(bytes, &|_| Ok(())) {
+            Ok(()) => Ok(bytes.len()),
+            Err(e) => {
+                *self.failed = Some(e);
+                Err(io::Error::other("the file cannot be written"))
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

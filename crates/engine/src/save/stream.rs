@@ -61,12 +61,11 @@ impl Saver<'_> {
         let io = IoOptions { threads: Some((threads / side_by_side).max(1)), ..io.clone() };
         let supply =
             supply::Streamed { plan: self.plan, checkpoint: self.checkpoint, io, cancel: &self.cancel, window, read: AtomicU64::new(0) };
-        let headers = Mutex::new(());
         let made = Mutex::new(Vec::new());
         let saved = self.stage_and_commit(identity, ranks, |stage, at| {
             let rank = ranks[at];
             let supply = supply.of_rank();
-            let mut staged = self.stage_rank(stage, identity, &headers, rank, &supply, digests).map_err(|e| e.rank(rank))?;
+            let mut staged = self.stage_rank(stage, identity, rank, &supply, digests).map_err(|e| e.rank(rank))?;
             let held = staged.digests.take();
             made.lock().unwrap_or_else(PoisonError::into_inner).push((at, supply.bytes_read(), started.elapsed(), held));
             Ok(staged)

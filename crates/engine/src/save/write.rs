@@ -1,7 +1,5 @@
 //! Saving what is in memory, and what can be said before.
 
-use std::sync::Mutex;
-
 use super::{
     bytes::RankBytes,
     copied,
@@ -57,11 +55,10 @@ impl Saver<'_> {
     /// [`ErrorKind::Cancelled`]: crate::ErrorKind::Cancelled
     pub fn save(&self, ranks: &[&dyn RankBytes]) -> Result<Saved> {
         let identity = self.identity()?;
-        let headers = Mutex::new(());
         let numbers: Vec<u32> = ranks.iter().map(|rank| rank.rank()).collect();
         self.stage_and_commit(identity, &numbers, |stage, at| {
             let supply = supply::Loaded { plan: self.plan, rank: ranks[at] };
-            self.stage_rank(stage, identity, &headers, numbers[at], &supply, false).map_err(|e| e.rank(numbers[at]))
+            self.stage_rank(stage, identity, numbers[at], &supply, false).map_err(|e| e.rank(numbers[at]))
         })
     }
 }

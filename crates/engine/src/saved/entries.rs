@@ -105,12 +105,29 @@ impl<'a> Entries<'a> {
 
     /// Those at these places of the order.
     pub fn range(&self, range: std::ops::Range<usize>) -> impl Iterator<Item = Entry> {
-        self.order[range].iter().filter_map(|&index| {
-            let (name, tensor) = self.named(index);
-            let (shape, part) = part(&self.plan.tensors[tensor], self.rank)?;
-            let dtype = self.plan.tensors[tensor].precision.storage;
-            Some(Entry { name: name.clone(), tensor, dtype, bytes: bytes(dtype, &shape)?, shape, part })
-        })
+        self.order[range].iter().filter_map(|&index| self.at(index))
+    }
+
+    /// Their names, in the order of the bytes.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &Name> {
+        self.order.iter().map(|&index| self.named(index).0)
+    }
+
+    /// The entry of that name, if the rank keeps one.
+    pub(crate) fn entry(&self, name: &str) -> Option<Entry> {
+        let tensors = &self.plan.tensors;
+        let index = match tensors.binary_search_by(|t| t.name.as_str().cmp(name)) {
+            Ok(index) => index,
+            Err(_) => tensors.len() + self.aliases.binary_search_by(|a| a.name.as_str().cmp(name)).ok()?,
+        };
+        self.at(u32::try_from(index).ok()?)
+    }
+
+    fn at(&self, index: u32) -> Option<Entry> {
+        let (name, tensor) = self.named(index);
+        let (shape, part) = part(&self.plan.tensors[tensor], self.rank)?;
+        let dtype = self.plan.tensors[tensor].precision.storage;
+        Some(Entry { name: name.clone(), tensor, dtype, bytes: bytes(dtype, &shape)?, shape, part })
     }
 
     fn named(&self, index: u32) -> (&'a Name, usize) {

@@ -1,12 +1,18 @@
 //! The header of a rank's safetensors file, validated by the `safetensors` crate before a byte of it is written.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, HashMap},
+    fmt, io,
     ops::Range,
 };
 
 use safetensors::tensor::{Dtype, Metadata};
-use serde::{Deserialize, Serialize, Serializer, ser::SerializeMap as _};
+use serde::{
+    Deserialize, Deserializer as _, Serialize, Serializer,
+    de::{Error as _, MapAccess, Visitor},
+    ser::SerializeMap as _,
+};
 use shardwright_core::{DType, ShardPlan, TensorKind, TensorPlan};
 
 use super::entries::{Entries, Entry, Part};
@@ -19,11 +25,19 @@ const LENGTH: usize = 8;
 /// What `safetensors` and torch refuse beyond.
 const MAX_HEADER: usize = 100_000_000;
 
-/// The first bytes of `rank`'s file: the length, the header, spaces up to a multiple of 8.
+/// The first bytes of a rank's file: the length, the header, spaces up to a multiple of 8. Written piece by piece, never held whole.
+#[derive(Debug)]
+pub struct HeaderText<'a> {
+    header: Header<'a>,
+    /// Bytes of the header, spaces left out.
+    length: usize,
+}
+
+/// The header of `rank`'s file, validated.
 ///
 /// # Errors
 /// A dtype that safetensors has no name for, or a header that is too large.
-pub fn header(plan: &ShardPlan, rank: u32, entries: &Entries<'_>) -> Result<Vec<u8>, String> {
+pub fn header<'a>(plan: &'a ShardPlan, rank: u32, entries: &'a Entries<'a>) -> Result<HeaderText<'a>, String> {
     let mut end = 0u64;
     for entry in entries.iter() {
         dtype(entry.dtype)?;
@@ -32,24 +46,54 @@ pub fn header(plan: &ShardPlan, rank: u32, entries: &Entries<'_>) -> Result<Vec<
     // Validated in parts: validating the whole would take many times the header's memory.
     for start in (0..entries.len()).step_by(VALIDATED_AT_ONCE) {
         let range = start..(start + VALIDATED_AT_ONCE).min(entries.len());
-        let text = serde_json::to_vec(&Header { metadata: BTreeMap::new(), entries, range }).map_err(|e| e.to_string())?;
+        let text = serde_json::to_vec(&Header { metadata: None, entries, range }).map_err(|e| e.to_string())?;
         serde_json::from_slice::<Metadata>(&text).map_err(|e| format!("the safetensors crate refuses the header: {e}"))?;
     }
-    let mut bytes = vec![0; LENGTH];
-    let header = Header { metadata: metadata(plan, rank, entries)?, entries, range: 0..entries.len() };
-    serde_json::to_writer(&mut bytes, &header).map_err(|e| e.to_string())?;
-    bytes.resize(bytes.len().next_multiple_of(8), b' ');
-    let length = bytes.len() - LENGTH;
-    if length > MAX_HEADER {
-        return Err(format!("a header of {length} bytes is beyond the {MAX_HEADER} that safetensors reads"));
+    let header = Header { metadata: Some(Strings { plan, rank, entries }), entries, range: 0..entries.len() };
+    let mut count = Count(0);
+    serde_json::to_writer(&mut count, &header).map_err(|e| e.to_string())?;
+    let text = HeaderText { header, length: count.0 };
+    match text.padded() {
+        length if length > MAX_HEADER => Err(format!("a header of {length} bytes is beyond the {MAX_HEADER} that safetensors reads")),
+        _ => Ok(text),
     }
-    bytes[..LENGTH].copy_from_slice(&(length as u64).to_le_bytes());
-    Ok(bytes)
+}
+
+impl HeaderText<'_> {
+    /// Bytes of the header, spaces included.
+    fn padded(&self) -> usize {
+        self.length.next_multiple_of(LENGTH)
+    }
+
+    /// Passes all of it on, in many small pieces.
+    ///
+    /// # Errors
+    /// Those of the writer.
+    pub fn write(&self, mut to: impl io::Write) -> io::Result<()> {
+        to.write_all(&(self.padded() as u64).to_le_bytes())?;
+        serde_json::to_writer(&mut to, &self.header)?;
+        to.write_all(&b"        "[..self.padded() - self.length])
+    }
+}
+
+/// Counts what is written.
+struct Count(usize);
+
+impl io::Write for Count {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// As [`Metadata`] serialises, but with its strings in a fixed order, and without a copy of the entries.
+#[derive(Debug)]
 struct Header<'a> {
-    metadata: BTreeMap<&'static str, String>,
+    metadata: Option<Strings<'a>>,
     entries: &'a Entries<'a>,
     /// Which of them, in the order of the bytes.
     range: Range<usize>,
@@ -63,8 +107,10 @@ impl Serialize for Header<'_> {
             shape: &'a [u64],
             data_offsets: [u64; 2],
         }
-        let mut map = s.serialize_map(Some(self.range.len() + 1))?;
-        map.serialize_entry("__metadata__", &self.metadata)?;
+        let mut map = s.serialize_map(None)?;
+        if let Some(metadata) = &self.metadata {
+            map.serialize_entry("__metadata__", metadata)?;
+        }
         let mut start = 0;
         for entry in self.entries.range(self.range.clone()) {
             let end = start + entry.bytes;
@@ -77,20 +123,63 @@ impl Serialize for Header<'_> {
 }
 
 /// The metadata's strings: for torch's format what torch 2.15's `_write_files_from_queue` puts there.
-fn metadata(plan: &ShardPlan, rank: u32, entries: &Entries<'_>) -> Result<BTreeMap<&'static str, String>, String> {
-    let parts = |flat| serde_json::to_string(&Parts { plan, entries, flat }).map_err(|e| e.to_string());
-    Ok(match Format::of(plan) {
-        Format::TorchDcp => {
-            BTreeMap::from([("DCP_SHARDING_INFO", parts(false)?), ("DCP_VERSION", "1.0".to_owned()), ("format", "pt".to_owned())])
+#[derive(Debug)]
+struct Strings<'a> {
+    plan: &'a ShardPlan,
+    rank: u32,
+    entries: &'a Entries<'a>,
+}
+
+impl Serialize for Strings<'_> {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        let parts = |flat| JsonText(Parts { plan: self.plan, entries: self.entries, flat });
+        let mut map = s.serialize_map(None)?;
+        match Format::of(self.plan) {
+            Format::TorchDcp => {
+                map.serialize_entry("DCP_SHARDING_INFO", &parts(false))?;
+                map.serialize_entry("DCP_VERSION", "1.0")?;
+                map.serialize_entry("format", "pt")?;
+            }
+            Format::Flat => {
+                map.serialize_entry("format", "pt")?;
+                map.serialize_entry("partitions", &parts(true))?;
+                map.serialize_entry("rank", &self.rank.to_string())?;
+                map.serialize_entry("strategy", &self.plan.strategy)?;
+                map.serialize_entry("world_size", &self.plan.mesh.world_size().to_string())?;
+            }
         }
-        Format::Flat => BTreeMap::from([
-            ("format", "pt".to_owned()),
-            ("partitions", parts(true)?),
-            ("rank", rank.to_string()),
-            ("strategy", plan.strategy.clone()),
-            ("world_size", plan.mesh.world_size().to_string()),
-        ]),
-    })
+        map.end()
+    }
+}
+
+/// The JSON text of a value as a string, passed on as it is made.
+struct JsonText<T>(T);
+
+impl<T: Serialize> Serialize for JsonText<T> {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+impl<T: Serialize> fmt::Display for JsonText<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        serde_json::to_writer(ToText(f), &self.0).map_err(|_| fmt::Error)
+    }
+}
+
+/// Takes the pieces that serde_json writes, each of which is UTF-8.
+struct ToText<'a, 'f>(&'a mut fmt::Formatter<'f>);
+
+impl io::Write for ToText<'_, '_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let text = std::str::from_utf8(bytes).map_err(io::Error::other)?;
+        self.0.write_str(text).map_err(io::Error::other)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// What a file of flat partitions tells of a tensor.
@@ -158,17 +247,45 @@ pub(crate) fn dtype_of(dtype: Dtype) -> Option<DType> {
 /// # Errors
 /// What is wrong with it.
 pub fn parts(metadata: &HashMap<String, String>) -> Result<BTreeMap<String, Part>, String> {
+    let mut parts = BTreeMap::new();
+    each_part(metadata, |name, part| {
+        parts.insert(name.to_owned(), part);
+    })?;
+    Ok(parts)
+}
+
+/// Shows each part that [`header`] put into the metadata to `take`, with the name of its tensor, one at a time: there may be a million.
+///
+/// # Errors
+/// What is wrong with them.
+pub(crate) fn each_part(metadata: &HashMap<String, String>, take: impl FnMut(&str, Part)) -> Result<(), String> {
+    struct Each<F>(F);
+    impl<'de, F: FnMut(&str, Part)> Visitor<'de> for Each<F> {
+        type Value = ();
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a map of tensors")
+        }
+        fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
+            while let Some(Borrowed(name)) = map.next_key()? {
+                let part = map.next_value::<AnyPart>()?.known();
+                let unknown = || A::Error::custom(format_args!("it does not say which part of tensor '{name}' it holds"));
+                (self.0)(&name, part.ok_or_else(unknown)?);
+            }
+            Ok(())
+        }
+    }
     let (key, text) = ["DCP_SHARDING_INFO", "partitions"]
         .into_iter()
         .find_map(|key| Some((key, metadata.get(key)?)))
         .ok_or("its metadata has neither DCP_SHARDING_INFO nor partitions")?;
-    let parts: BTreeMap<String, AnyPart> = serde_json::from_str(text).map_err(|e| format!("its {key} is not what was expected: {e}"))?;
-    let part = |(name, part): (String, AnyPart)| match part.known() {
-        Some(part) => Ok((name, part)),
-        None => Err(format!("its {key} does not say which part of tensor '{name}' it holds")),
-    };
-    parts.into_iter().map(part).collect()
+    let mut json = serde_json::Deserializer::from_str(text);
+    let read = json.deserialize_map(Each(take)).and_then(|()| json.end());
+    read.map_err(|e| format!("its {key} is not what was expected: {e}"))
 }
+
+/// A name that is borrowed from its text where it has no escapes.
+#[derive(Deserialize)]
+struct Borrowed<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// A part as a file tells it; whatever else it says is ignored.
 #[derive(Deserialize)]

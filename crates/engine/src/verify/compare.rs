@@ -24,6 +24,8 @@ use crate::{
 
 /// Bytes of the source in memory at once, a thread.
 const WINDOW: u64 = 1 << 20;
+/// Tensors whose results are held before they are added up.
+const COMPARED_AT_ONCE: usize = 4096;
 
 /// A whole tensor that shards are of, under its name or a second one.
 #[derive(Clone, Copy)]
@@ -119,10 +121,11 @@ impl Verifier<'_> {
         let Some(gathered) = gather(originals.len(), files, shape, |what| found.problem(mismatch(&self.dir, what)))? else {
             return Ok(());
         };
-        let compared = parallel::map(&originals.iter().zip(&gathered).collect::<Vec<_>>(), |(original, tensor)| {
-            self.compare_tensor(original, &shards, tensor, source)
-        })?;
-        compared.into_iter().for_each(|tensor| found.add(tensor));
+        for (originals, gathered) in originals.chunks(COMPARED_AT_ONCE).zip(gathered.chunks(COMPARED_AT_ONCE)) {
+            let pairs: Vec<_> = originals.iter().zip(gathered).collect();
+            let compared = parallel::map(&pairs, |(original, tensor)| self.compare_tensor(original, &shards, tensor, source))?;
+            compared.into_iter().for_each(|tensor| found.add(tensor));
+        }
         (0..checkpoint.files().len()).try_for_each(|file| checkpoint.check_unchanged(file))
     }
 

@@ -158,22 +158,24 @@ impl Verifier<'_> {
         };
         let aliases = self.aliases()?;
         let expected = self.entries(&aliases, rank)?;
-        let parts = header::parts(&file.metadata).unwrap_or_else(|what| {
-            found.problem(mismatch(path, what).rank(rank));
-            BTreeMap::new()
-        });
         // By name: the order of empty tensors, which all lie at one offset, is nobody's.
         let mut stored: Vec<&super::shard::StoredTensor> = file.tensors.iter().collect();
         stored.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-        let matches = |entry: &entries::Entry| {
-            let name = entry.name.as_str();
-            let found = stored.binary_search_by(|t| t.name.as_str().cmp(name)).map(|at| stored[at]);
-            found.is_ok_and(|t| (t.dtype, &t.shape) == (entry.dtype, &entry.shape)) && parts.get(name) == Some(&entry.part)
-        };
-        let same = expected.len() == stored.len() && expected.iter().all(|entry| matches(&entry));
-        drop((stored, parts));
+        let mut as_planned = vec![false; stored.len()];
+        let read = header::each_part(&file.metadata, |name, part| {
+            let at = stored.binary_search_by(|t| t.name.as_str().cmp(name));
+            if let (Ok(at), Some(entry)) = (at, expected.entry(name)) {
+                let stored = stored[at];
+                as_planned[at] = (stored.dtype, &stored.shape, &part) == (entry.dtype, &entry.shape, &entry.part);
+            }
+        });
+        if let Err(what) = read {
+            found.problem(mismatch(path, what).rank(rank));
+        }
+        let same = expected.len() == stored.len() && as_planned.into_iter().all(|same| same);
+        drop(stored);
         drop(file);
-        let digests = reported()?.tensors.iter().map(|t| t.name.clone()).eq(expected.iter().map(|e| e.name));
+        let digests = reported()?.tensors.iter().map(|t| &t.name).eq(expected.names());
         if !(same && digests) {
             found.problem(mismatch(path, "its header does not list the tensors that the plan gives this rank").rank(rank));
         }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use shardwright_core::{DType, model::numel};
 
-use super::shard::Safetensors;
+use super::shard::{Safetensors, StoredTensor};
 use crate::{
     error::Result as EngineResult,
     saved::{entries::Part, header},
@@ -36,6 +36,9 @@ impl Runs {
         self.length * self.count
     }
 }
+
+/// Chunks of a tensor up to which its list is grown by no more than it needs: most models have many more tensors than ranks.
+const FEW: usize = 4;
 
 /// All chunks of one tensor, and the dtype that they have in common.
 #[derive(Clone, Debug, Default)]
@@ -71,32 +74,47 @@ fn gather_file<'a>(
     find: impl Fn(&str) -> Option<(usize, &'a [u64])>,
     wrong: &mut impl FnMut(String),
 ) {
-    let parts = match header::parts(&file.metadata) {
-        Ok(parts) => parts,
-        Err(what) => return wrong(format!("rank {index}: {what}")),
-    };
-    for stored in &file.tensors {
-        let mut gather = || {
-            let (tensor, shape) = find(&stored.name).ok_or("the model has no such tensor")?;
-            let part = parts.get(&stored.name).ok_or("its place is not stated")?;
-            let (runs, padding) = place(shape, &stored.shape, part).ok_or("its place is outside of the tensor")?;
-            let size = stored.bytes.checked_div(numel(&stored.shape).unwrap_or(0)).unwrap_or(0);
-            let all = &mut gathered[tensor];
-            if all.dtype.is_some_and(|d| d != stored.dtype) {
-                return Err("it has another dtype than on lower ranks");
-            }
-            all.dtype = Some(stored.dtype);
-            let mut start = stored.start;
-            for runs in runs {
-                all.chunks.push(Chunk { file: index, start, runs, padding });
-                start = start.saturating_add(runs.numel().saturating_mul(size));
-            }
-            Ok(())
-        };
-        if let Err(what) = gather() {
-            wrong(format!("tensor '{}': rank {index}: {what}", stored.name));
+    let mut by_name: Vec<&StoredTensor> = file.tensors.iter().collect();
+    by_name.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+    let mut stated = vec![false; by_name.len()];
+    let mut refuse = |name: &str, what: &str| wrong(format!("tensor '{name}': rank {index}: {what}"));
+    let read = header::each_part(&file.metadata, |name, part| {
+        let Ok(at) = by_name.binary_search_by(|t| t.name.as_str().cmp(name)) else { return };
+        stated[at] = true;
+        if let Err(what) = gather_tensor(gathered, index, by_name[at], &part, &find) {
+            refuse(name, what);
         }
+    });
+    if let Err(what) = read {
+        return wrong(format!("rank {index}: {what}"));
     }
+    by_name.iter().zip(stated).filter(|(_, stated)| !stated).for_each(|(stored, _)| refuse(&stored.name, "its place is not stated"));
+}
+
+fn gather_tensor<'a>(
+    gathered: &mut [Gathered],
+    index: usize,
+    stored: &StoredTensor,
+    part: &Part,
+    find: impl Fn(&str) -> Option<(usize, &'a [u64])>,
+) -> Result<(), &'static str> {
+    let (tensor, shape) = find(&stored.name).ok_or("the model has no such tensor")?;
+    let (runs, padding) = place(shape, &stored.shape, part).ok_or("its place is outside of the tensor")?;
+    let size = stored.bytes.checked_div(numel(&stored.shape).unwrap_or(0)).unwrap_or(0);
+    let all = &mut gathered[tensor];
+    if all.dtype.is_some_and(|d| d != stored.dtype) {
+        return Err("it has another dtype than on lower ranks");
+    }
+    all.dtype = Some(stored.dtype);
+    if all.chunks.len() < FEW {
+        all.chunks.reserve_exact(runs.len());
+    }
+    let mut start = stored.start;
+    for runs in runs {
+        all.chunks.push(Chunk { file: index, start, runs, padding });
+        start = start.saturating_add(runs.numel().saturating_mul(size));
+    }
+    Ok(())
 }
 
 /// The runs of a part of a tensor, in the order of its elements; `None` where it does not lie inside. A box that is cut along several dims has

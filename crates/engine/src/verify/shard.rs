@@ -5,7 +5,7 @@ use std::{
     collections::HashMap,
     fmt,
     fs::File,
-    io,
+    io::{self, Read as _, Seek as _},
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
 };
@@ -64,10 +64,12 @@ impl Safetensors {
         if length > MAX_HEADER.min(size.saturating_sub(8)) {
             return Err(wrong(format!("its header has {length} bytes, in a file of {size}")));
         }
-        let mut header = vec![0; usize::try_from(length).unwrap_or(0)];
-        file.read_exact_at(&mut header, 8).map_err(cannot)?;
-        let Header { metadata, mut tensors } = serde_json::from_slice(&header).map_err(|e| wrong(format!("its header is not one: {e}")))?;
-        drop(header);
+        // Never held whole: it may have 100 MB.
+        (&file).seek(io::SeekFrom::Start(8)).map_err(cannot)?;
+        let text = io::BufReader::with_capacity(1 << 16, (&file).take(length));
+        let header = serde_json::from_reader(text)
+            .map_err(|e| if e.is_io() { cannot(e.into()) } else { wrong(format!("its header is not one: {e}")) });
+        let Header { metadata, mut tensors } = header?;
         let start = 8 + length;
         let end = validate(&mut tensors).map_err(wrong)?;
         let end = start.saturating_add(end); // the header may claim nearly 2^64
