@@ -181,7 +181,7 @@ fn a_conversion_needs_little_memory_whatever_the_size() {
     }
 }
 
-/// 30,000 tensors, all four ranks: saving takes at most 1 kB a tensor beyond loading, and so do both of verification's passes, plan included.
+/// 30,000 tensors, all four ranks: saving takes little beyond loading, and verification some 1 kB a tensor, plan included.
 fn a_save_and_its_verification_need_little_memory_a_tensor() {
     const TENSORS: u64 = 30_000;
     let dir = tempfile::TempDir::new().unwrap();
@@ -196,9 +196,10 @@ fn a_save_and_its_verification_need_little_memory_a_tensor() {
     let (loaded, saved) = (peak(&job), peak(&saving));
     let verified = peak(&json!({ "verify": shards }));
     println!("bytes a tensor: {loaded:.0} to load, {saved:.0} with a save, {verified:.0} to verify");
-    assert!(saved - loaded <= 1000.0, "a save takes {:.0} bytes a tensor beyond a load", saved - loaded);
-    // A manifest and a header are texts that are parsed whole, and the buffers for digests do not grow with the tensors.
-    assert!(verified <= 2000.0, "verification takes {verified:.0} bytes a tensor");
+    // Of each rank that is being saved: an index and a digest for each tensor.
+    assert!(saved - loaded <= 400.0, "a save takes {:.0} bytes a tensor beyond a load", saved - loaded);
+    // Of one rank at a time: its header, parsed, and the text in it that states the places. The buffers for digests do not grow.
+    assert!(verified <= 1050.0, "verification takes {verified:.0} bytes a tensor");
 }
 
 /// 100,000 tensors in 200 files, one rank of 512, with 64 descriptors allowed.
