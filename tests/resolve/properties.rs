@@ -299,7 +299,12 @@ fn shares_of_epochs_and_of_dropout_are_as_llamafactory_runs_them() {
         assert!(!outcome.has_errors(), "{yaml}: {:?}", outcome.diagnostics);
         assert_eq!(outcome.to_json()["training"][key], want, "{yaml}");
     }
-    for yaml in ["num_train_epochs: -1", "save_steps: -1", "peft_config: {name: lora, lora_dropout: 1.5}"] {
+    for yaml in [
+        "num_train_epochs: -1",
+        "save_steps: -1",
+        "peft_config: {name: lora, lora_dropout: 1.5}",
+        "peft_config: {name: lora, target_modules: 'q_proj,v_proj'}",
+    ] {
         assert!(run(yaml).has_errors(), "{yaml}");
     }
 }

@@ -58,6 +58,15 @@ fn sections(draft: &Draft, found: &mut Vec<Diagnostic>) {
                 values.float("lora_dropout").location(),
             ));
         }
+        // A string is one module's name, whatever is in it: LLaMA-Factory splits none, and peft finds no module of that name.
+        if keys == LORA
+            && let Some(node) = section.body.get("target_modules")
+            && node.as_str().is_some_and(|text| text.contains(',') || text == "all-linear")
+        {
+            let message =
+                format!("peft_config.target_modules: LLaMA-Factory takes {} for one module's name, and there is none", node.describe());
+            found.push(error("config-value", message, Some(node.at.clone())).help("write a list, [q_proj, v_proj], or all"));
+        }
         if keys == QUANT && !matches!(values.int("quantization_bit").value, None | Some(4 | 8)) {
             found.push(error("config-value", "quant_config.quantization_bit: expected 4 or 8", values.int("quantization_bit").location()));
         }
