@@ -11,7 +11,8 @@ use shardwright_core::{DType, Placement, ShardPlan};
 
 use crate::error::{EngineError, ErrorKind, Result};
 
-/// Every tensor starts at a multiple of this, a cache line.
+/// Tensors start at multiples of this, a cache line; those that are smaller, at multiples of the power of two that they fit into, for on hundreds of
+/// ranks a model may be nothing but such.
 const TENSOR_ALIGNMENT: u64 = 64;
 
 /// The arenas of one rank and the place of each tensor in them.
@@ -124,7 +125,7 @@ impl RankLayout {
             }
         };
         let end = &mut self.arenas[arena].1;
-        let offset = end.checked_next_multiple_of(TENSOR_ALIGNMENT)?;
+        let offset = end.checked_next_multiple_of(size.min(TENSOR_ALIGNMENT).next_power_of_two())?;
         *end = offset.checked_add(size)?;
         let slot = Slot::new(arena, offset)?;
         self.needed_bytes = self.needed_bytes.checked_add(tensor.source.bytes(valid)?)?;

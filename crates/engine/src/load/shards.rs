@@ -90,7 +90,7 @@ elements! {
 impl<'a> TensorView<'a> {
     /// The valid elements as what they are, copying nothing; `None` where the dtype is another.
     pub fn elements<T: Element>(&self) -> Option<&'a [T]> {
-        // Tensors start at multiples of 64 bytes, so the cast cannot fail.
+        // Tensors start at multiples of their elements' size, so the cast cannot fail.
         if T::DTYPE == self.dtype { bytemuck::try_cast_slice(self.bytes).ok() } else { None }
     }
 }
@@ -160,7 +160,7 @@ impl<'p> RankShards<'p> {
         TensorView { name: &tensor.name, kind: tensor.kind, dtype, local_shape, region, bytes, padded, arena }
     }
 
-    /// The memory itself: an arena for each storage dtype, in which tensors lie in the order of the files, each from a multiple of 64 bytes
+    /// The memory itself: an arena for each storage dtype, in which tensors lie in the order of the files, each from a multiple of 64 bytes, or, if it is smaller, of the power of two that it fits into,
     /// on, the gaps zero. See [`TensorView::arena`].
     pub fn arenas(&self) -> Vec<(DType, &[u8])> {
         let mut arenas: Vec<_> = self.arenas.iter().map(|a| (DType::U8, a.bytes())).collect();
