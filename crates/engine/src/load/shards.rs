@@ -160,8 +160,8 @@ impl<'p> RankShards<'p> {
         TensorView { name: &tensor.name, kind: tensor.kind, dtype, local_shape, region, bytes, padded, arena }
     }
 
-    /// The memory itself: an arena for each storage dtype, in which tensors lie in the order of the files, each from a multiple of 64 bytes, or, if it is smaller, of the power of two that it fits into,
-    /// on, the gaps zero. See [`TensorView::arena`].
+    /// The memory itself: an arena for each storage dtype, in which tensors lie in the order of the files, the gaps zero. Each starts at a multiple of
+    /// 64 bytes or, where it is smaller, of the power of two that it fits into. See [`TensorView::arena`].
     pub fn arenas(&self) -> Vec<(DType, &[u8])> {
         let mut arenas: Vec<_> = self.arenas.iter().map(|a| (DType::U8, a.bytes())).collect();
         for (slot, tensor) in self.slots.iter().zip(&self.plan.tensors) {
