@@ -255,7 +255,7 @@ class _Arena:
             self.memory = mmap.mmap(-1, self.wanted, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             self.memory.madvise(mmap.MADV_HUGEPAGE)
         except OSError:
-            # No such mapping, or a kernel without huge pages; torch says it if there is no memory.
+            # No such mapping, or a kernel without huge pages: torch allocates instead, and raises where there is no memory.
             return False
         return True
 

@@ -98,7 +98,7 @@ fn of_ranks(dir: &Path, names: &[String], files: &mut Files) -> Result<Vec<Tenso
         file.read_exact(&mut header).map_err(cannot)?;
         let entries = parse_header(&header, size - 8 - length).map_err(|e| e.file(&path))?;
         let metadata: Metadata =
-            serde_json::from_slice(&header).map_err(|e| error(format!("the header is not one of safetensors: {e}")))?;
+            serde_json::from_slice(&header).map_err(|e| error(format!("not a valid safetensors header: {e}")))?;
         let reported = parts(metadata.metadata().as_ref().unwrap_or(&HashMap::new())).map_err(error)?;
         let number = files.add(path.clone());
         for entry in entries {

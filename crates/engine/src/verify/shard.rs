@@ -68,7 +68,7 @@ impl Safetensors {
         (&file).seek(io::SeekFrom::Start(8)).map_err(cannot)?;
         let text = io::BufReader::with_capacity(1 << 16, (&file).take(length));
         let header = serde_json::from_reader(text)
-            .map_err(|e| if e.is_io() { cannot(e.into()) } else { wrong(format!("its header is not one: {e}")) });
+            .map_err(|e| if e.is_io() { cannot(e.into()) } else { wrong(format!("its header is not valid: {e}")) });
         let Header { metadata, mut tensors } = header?;
         let start = 8 + length;
         let end = validate(&mut tensors).map_err(wrong)?;
@@ -157,7 +157,7 @@ fn validate(tensors: &mut [StoredTensor]) -> Result<u64, String> {
         let first = part[0].start;
         if first != end {
             return Err(format!(
-                "its header is not one: tensor '{}' begins at byte {first}, and the one before ends at {end}",
+                "its header is not valid: tensor '{}' begins at byte {first}, and the one before ends at {end}",
                 part[0].name
             ));
         }
@@ -167,8 +167,8 @@ fn validate(tensors: &mut [StoredTensor]) -> Result<u64, String> {
             let shape = t.shape.iter().map(|&d| usize::try_from(d).ok()).collect::<Option<_>>()?;
             Some((t.name.clone(), TensorInfo { dtype: dtype(t.dtype).ok()?, shape, data_offsets: (from, to) }))
         };
-        let infos = part.iter().map(info).collect::<Option<Vec<_>>>().ok_or("its header is not one: a size overflows")?;
-        let valid = Metadata::new(None, infos).map_err(|e| format!("its header is not one: {e}"))?;
+        let infos = part.iter().map(info).collect::<Option<Vec<_>>>().ok_or("its header is not valid: a size overflows")?;
+        let valid = Metadata::new(None, infos).map_err(|e| format!("its header is not valid: {e}"))?;
         end = first.saturating_add(valid.data_len() as u64);
     }
     Ok(end)

@@ -244,7 +244,7 @@ fn a_forged_shard_does_not_pass_for_the_plans() {
     case.forge_shard(1, |bytes| bytes[8] = b'x');
     names(
         &case.problems(),
-        &["rank 1: its header is not one", "rank 0: its header does not list the tensors that the plan gives this rank"],
+        &["rank 1: its header is not valid", "rank 0: its header does not list the tensors that the plan gives this rank"],
     );
 }
 

@@ -45,7 +45,7 @@ impl Schedule {
             {
                 let before = cursor.pos;
                 while bytes < limit && cursor.pos < sweep.tiles() {
-                    bytes += sweep.tile(cursor.pos).1;
+                    bytes += sweep.bytes_from(cursor.pos) - sweep.bytes_from(cursor.pos + 1);
                     cursor.pos += 1;
                 }
                 debug_assert!(cursor.pos > before);

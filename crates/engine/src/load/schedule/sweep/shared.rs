@@ -6,8 +6,8 @@ use shardwright_core::{Loop, Piece};
 
 use super::{Source, TilePart, span};
 
-/// More parts than these are not listed.
-const MOST_PARTS: usize = 1 << 16;
+/// With more parts than these the ranks read for themselves: each tile looks at all of them.
+const MOST_PARTS: usize = 1 << 12;
 
 /// Lines of a source tensor, all equally long and equally far from each other; a tile is a few of them.
 #[derive(Debug)]
