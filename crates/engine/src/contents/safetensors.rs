@@ -97,8 +97,7 @@ fn of_ranks(dir: &Path, names: &[String], files: &mut Files) -> Result<Vec<Tenso
         let mut header = vec![0; usize::try_from(length).unwrap_or(0)];
         file.read_exact(&mut header).map_err(cannot)?;
         let entries = parse_header(&header, size - 8 - length).map_err(|e| e.file(&path))?;
-        let metadata: Metadata =
-            serde_json::from_slice(&header).map_err(|e| error(format!("not a valid safetensors header: {e}")))?;
+        let metadata: Metadata = serde_json::from_slice(&header).map_err(|e| error(format!("not a valid safetensors header: {e}")))?;
         let reported = parts(metadata.metadata().as_ref().unwrap_or(&HashMap::new())).map_err(error)?;
         let number = files.add(path.clone());
         for entry in entries {
