@@ -125,7 +125,7 @@ impl RankLayout {
             }
         };
         let end = &mut self.arenas[arena].1;
-        let offset = end.checked_next_multiple_of(size.min(TENSOR_ALIGNMENT).next_power_of_two())?;
+        let offset = start(*end, size)?;
         *end = offset.checked_add(size)?;
         let slot = Slot::new(arena, offset)?;
         self.needed_bytes = self.needed_bytes.checked_add(tensor.source.bytes(valid)?)?;
@@ -135,9 +135,24 @@ impl RankLayout {
     }
 }
 
+/// Where a tensor of `size` bytes starts behind `end` bytes of others; `None` where that overflows.
+fn start(end: u64, size: u64) -> Option<u64> {
+    end.checked_next_multiple_of(size.min(TENSOR_ALIGNMENT).next_power_of_two())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn small_tensors_take_no_more_than_they_need() {
+        let end = |sizes: &[u64]| sizes.iter().fold(0, |end, &size| start(end, size).unwrap() + size);
+        assert_eq!(end(&[4; 100]), 400);
+        assert_eq!(end(&[2, 8, 0, 1]), 17);
+        assert_eq!(start(2, 24), Some(32));
+        assert_eq!(start(100, 4096), Some(128));
+        assert_eq!(start(u64::MAX, 4096), None);
+    }
 
     #[test]
     fn equal_tables_are_kept_once() {
