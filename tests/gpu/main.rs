@@ -15,7 +15,7 @@ mod support;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use shardwright::{
-    core::{DType, Mesh, Placement, ShardPlan, ShardStrategy, TensorMeta},
+    core::{Assembly, DType, Loop, Mesh, Model, Piece, Placement, ShardPlan, ShardStrategy, TensorMeta},
     engine::{
         CancelToken, Checkpoint, ErrorKind, IoOptions, Loader, ReadMethod,
         device::{DeviceLoaded, DeviceOptions, DeviceRequest, DeviceShards, Devices, Downcast, choose, dlpack, probe},
@@ -34,6 +34,7 @@ use crate::{
 tests! {
     every_pair_of_dtypes_gives_the_hosts_bits_at_any_offset_and_size,
     every_layout_gives_the_hosts_bits_through_rings_of_any_size,
+    what_is_rearranged_or_rounded_gives_the_hosts_bits,
     the_oracles_cases_give_the_hosts_bits,
     pointers_streams_and_dlpack_tensors_keep_their_memory_alive,
     a_load_that_fails_leaves_nothing_on_the_device,
@@ -147,6 +148,43 @@ fn every_layout_gives_the_hosts_bits_through_rings_of_any_size() {
                     same_bits(&plan, &checkpoint, &loaded, &format!("{threads} threads, {ring_bytes}, {method:?}, {ranks:?} on {request}"));
                 }
             }
+        }
+    }
+}
+
+/// Parameters that are transposed from their tensors, and values that are rounded through a third dtype, in all mixtures.
+fn what_is_rearranged_or_rounded_gives_the_hosts_bits() {
+    let _alone = driver();
+    let (mesh, specs) = every_layout();
+    let dir = tempfile::tempdir().unwrap();
+    let mut plan = planned(dir.path(), &mesh, &specs, 1);
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let mut model = Model::identity(checkpoint.model().clone());
+    for (number, (tensor, assembly)) in plan.tensors.iter_mut().zip(&mut model.assemblies).enumerate() {
+        if tensor.source.is_float() {
+            tensor.rounded = [None, Some(DType::BF16), Some(DType::F16), Some(DType::F8E4M3)][number % 4];
+        }
+        if let ([rows, inner @ ..], 0 | 1 | 4) = (&*tensor.shape, number % 5)
+            && *rows > 0
+        {
+            let columns: u64 = inner.iter().product();
+            let loops = vec![
+                Loop { size: *rows, source_stride: 1, target_stride: columns },
+                Loop { size: columns, source_stride: *rows, target_stride: 1 },
+            ];
+            let source = u32::try_from(number).unwrap();
+            *assembly = Assembly::Pieces(vec![Piece { source, source_offset: 0, target_offset: 0, loops }]);
+        }
+    }
+    let checkpoint = checkpoint.assemble(model).unwrap();
+    for downcast in [Downcast::Host, Downcast::Device] {
+        for ranks in [&all(&plan)[..], &[3, 1]] {
+            let devices = devices("cuda:0", ranks);
+            poison(&devices);
+            let options = DeviceOptions { downcast, ..DeviceOptions::default() };
+            let loaded = Loader::new(&plan, &checkpoint).ranks(ranks).load_to(&devices, options).unwrap();
+            same_bits(&plan, &checkpoint, &loaded, &format!("{ranks:?}, {downcast:?}"));
+            assert!(loaded.ranks.iter().all(|rank| rank.stats().seconds > 0.0));
         }
     }
 }

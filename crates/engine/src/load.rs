@@ -8,6 +8,7 @@ pub(crate) mod layout;
 mod machine;
 mod on_device;
 mod options;
+mod parts;
 mod pipeline;
 mod preflight;
 mod schedule;
@@ -19,7 +20,6 @@ use std::sync::Arc;
 use shardwright_core::ShardPlan;
 
 use self::pipeline::{Job, Places, Target};
-pub(crate) use self::shards::OwnedRank;
 pub use self::{
     into::{Destination, Item, Part, fill},
     options::{IoChoice, IoOptions},
@@ -27,6 +27,7 @@ pub use self::{
     shards::{Element, Loaded, RankShards, TensorView},
     stats::{CancelToken, LoadStats, Progress, RankProgress, RankStats},
 };
+pub(crate) use self::{parts::Parts, shards::OwnedRank};
 use crate::{
     checkpoint::Checkpoint,
     error::{EngineError, ErrorKind, Result},
@@ -219,17 +220,21 @@ impl<'p, 'a> Loader<'p, 'a> {
     fn prepare(&self) -> Result<(Vec<layout::RankLayout>, schedule::Schedule)> {
         self.validate()?;
         let order = schedule::file_order(self.checkpoint);
+        let layouts = self.layouts(&order)?;
+        let schedule = schedule::Schedule::new(self.plan, self.checkpoint, &self.ranks, &order, self.explain()?.block_size)?;
+        Ok((layouts, schedule))
+    }
+
+    fn layouts(&self, order: &[u32]) -> Result<Vec<layout::RankLayout>> {
         let mut tables = layout::Tables::default();
         let alike = layout::Alike::new(self.plan);
         let layout = |&rank: &u32| {
             if self.cancel.is_cancelled() {
                 return Err(EngineError::new(ErrorKind::Cancelled, "the load was stopped before its first byte"));
             }
-            layout::RankLayout::new(self.plan, rank, &order, &alike, &mut tables)
+            layout::RankLayout::new(self.plan, rank, order, &alike, &mut tables)
         };
-        let layouts = self.ranks.iter().map(layout).collect::<Result<Vec<_>>>()?;
-        let schedule = schedule::Schedule::new(self.plan, self.checkpoint, &self.ranks, &order, self.explain()?.block_size)?;
-        Ok((layouts, schedule))
+        self.ranks.iter().map(layout).collect()
     }
 }
 

@@ -42,12 +42,20 @@ pub(crate) enum Crossing {
     CastThere(Kernel),
     /// Cast on the host before.
     CastHere,
+    /// Rounded on the host before, cast on the device.
+    RoundedHere(Kernel),
 }
 
 impl Crossing {
-    /// The smaller dtype crosses; of two of one size the file's, so that the device does the work.
-    pub(crate) fn of(from: DType, to: DType, downcast: Downcast) -> Self {
-        if from == to {
+    /// The smaller dtype crosses; of two of one size the file's, so that the device does the work. Values that are rounded `through` a third
+    /// dtype cross in that one, or in `to` where that is smaller.
+    pub(crate) fn of(from: DType, through: Option<DType>, to: DType, downcast: Downcast) -> Self {
+        if let Some(through) = through.filter(|&through| through != from && through != to) {
+            match Self::of(through, None, to, downcast) {
+                Self::CastThere(kernel) => Self::RoundedHere(kernel),
+                Self::Plain | Self::CastHere | Self::RoundedHere(_) => Self::CastHere,
+            }
+        } else if from == to {
             Self::Plain
         } else if to.bits() < from.bits() && downcast == Downcast::Host {
             Self::CastHere
@@ -141,10 +149,13 @@ mod tests {
                     std::cmp::Ordering::Greater => Crossing::CastHere,
                     _ => Crossing::CastThere(Kernel { from, to }),
                 };
-                assert_eq!(Crossing::of(from, to, Downcast::Host), expected, "{from} to {to}");
+                assert_eq!(Crossing::of(from, None, to, Downcast::Host), expected, "{from} to {to}");
             }
         }
-        let downcasted = Crossing::of(DType::F32, DType::BF16, Downcast::Device);
+        let rounded = |to| Crossing::of(DType::F32, Some(DType::BF16), to, Downcast::Host);
+        assert_eq!(rounded(DType::F32), Crossing::RoundedHere(Kernel { from: DType::BF16, to: DType::F32 }));
+        assert_eq!((rounded(DType::BF16), rounded(DType::F8E4M3)), (Crossing::CastHere, Crossing::CastHere));
+        let downcasted = Crossing::of(DType::F32, None, DType::BF16, Downcast::Device);
         assert_eq!(downcasted, Crossing::CastThere(Kernel { from: DType::F32, to: DType::BF16 }));
     }
 

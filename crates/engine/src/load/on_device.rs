@@ -1,16 +1,33 @@
-//! Loading to devices: does it fit, and then the same pipeline with another end.
+//! Loading to devices: does it fit, and then the same pipeline with another end. Parameters whose elements are rearranged come after the others:
+//! the host puts them together, window by window.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Instant,
+};
+
+use shardwright_core::{DType, Region, ShardPlan, TensorPlan};
 
 use super::{
-    Loader,
+    CancelToken, Destination, IoOptions, Item, Loader, Part, Parts, RankStats, fill,
     layout::RankLayout,
     pipeline::{Done, Places, Target},
+    schedule::{Schedule, file_order},
 };
 use crate::{
-    device::{DeviceLoaded, DeviceOptions, DeviceShards, Devices, driver::MORE_ROOM, ring::Ring},
+    checkpoint::Checkpoint,
+    device::{
+        DeviceLoaded, DeviceOptions, DeviceShards, Devices,
+        driver::MORE_ROOM,
+        memory::{Pinned, PinnedBlock},
+        ring::Ring,
+    },
     error::{EngineError, ErrorKind, Result},
 };
+
+/// Bytes of a shard that the host puts together at once.
+const WINDOW: u64 = 32 << 20;
 
 impl<'p> Loader<'p, '_> {
     /// Loads onto devices, one for each rank in the order of the ranks.
@@ -18,16 +35,18 @@ impl<'p> Loader<'p, '_> {
     /// # Errors
     /// As [`Loader::load`], and [`ErrorKind::Device`] where a device has too little memory or fails. Nothing of the shards remains there.
     pub fn load_to(self, devices: &Devices, options: DeviceOptions) -> Result<DeviceLoaded<'p>> {
-        let started = std::time::Instant::now();
+        let started = Instant::now();
         if devices.by_rank.len() != self.ranks.len() {
             let error = EngineError::new(ErrorKind::Device, "each rank needs a device");
             return Err(error.expected(self.ranks.len()).found(devices.by_rank.len()));
         }
         let mut choice = self.explain()?;
-        let (layouts, schedule) = self.prepare()?;
-        if let Some(tensor) = schedule.needs_host() {
-            let what = "its elements are rearranged or rounded, which is not done on a device yet; load to the host";
-            return Err(EngineError::new(ErrorKind::Device, what).tensor(&self.plan.tensors[tensor as usize].name));
+        let (layouts, mut schedule) = self.prepare()?;
+        let by_host = schedule.needs_host();
+        if !by_host.is_empty() {
+            let mut order = file_order(self.checkpoint);
+            order.retain(|tensor| !by_host.contains(tensor));
+            schedule = Schedule::new(self.plan, self.checkpoint, &self.ranks, &order, choice.block_size)?;
         }
         let ring = Ring::new(options.ring_bytes, choice.workers(), self.ranks.len(), schedule.total_bytes())?;
         (choice.block_size, choice.task_size) = (ring.block, choice.task_size.max(ring.block));
@@ -39,7 +58,15 @@ impl<'p> Loader<'p, '_> {
         let target = Arc::new(Target::new(devices, (ring, choice.workers(), kept), &layouts, self.plan, options.downcast)?);
         let plan = self.plan;
         let places = Places::Arenas { arenas: Vec::new(), slots: layouts.iter().map(|l| Arc::clone(&l.slots)).collect() };
-        let Done { ranks, stats, .. } = self.job(choice, schedule, places, Some(Arc::clone(&target))).run(&layouts, started)?;
+        let windows = Windows { checkpoint: self.checkpoint, io: self.io.clone(), cancel: self.cancel.clone(), target: &target };
+        let done = self.job(choice, schedule, places, Some(Arc::clone(&target))).run(&layouts, started)?;
+        let Done { mut ranks, mut stats, .. } = done;
+        if !by_host.is_empty() {
+            windows.copy_all(plan, &by_host, (&layouts, &mut ranks))?;
+            stats.seconds = started.elapsed().as_secs_f64();
+            stats.bytes_read = ranks.iter().map(|r| r.bytes_read).sum();
+            ranks.iter_mut().for_each(|rank| rank.seconds = stats.seconds);
+        }
         let shards = layouts.into_iter().zip(ranks).enumerate().map(|(i, (layout, stats))| DeviceShards {
             plan,
             rank: layout.rank,
@@ -49,6 +76,89 @@ impl<'p> Loader<'p, '_> {
             stream: Arc::clone(&target.streams[target.devices.by_rank[i]][0]),
         });
         Ok(DeviceLoaded { ranks: shards.collect(), stats })
+    }
+}
+
+/// What goes to the devices by way of the host.
+struct Windows<'a> {
+    checkpoint: &'a Checkpoint,
+    io: IoOptions,
+    cancel: CancelToken,
+    target: &'a Target,
+}
+
+impl Windows<'_> {
+    /// Copies those tensors' shards of all ranks, and counts the bytes that are read for each.
+    fn copy_all(&self, plan: &ShardPlan, tensors: &BTreeSet<u32>, (layouts, ranks): (&[RankLayout], &mut [RankStats])) -> Result<()> {
+        let sizes = |layout: &RankLayout| {
+            let bytes = |&t: &u32| {
+                let tensor = &plan.tensors[t as usize];
+                tensor.precision.storage.bytes(tensor.valid_numel(layout.rank)).unwrap_or(WINDOW)
+            };
+            tensors.iter().map(bytes).max().unwrap_or(0)
+        };
+        let largest = layouts.iter().map(sizes).max().unwrap_or(0).clamp(1, WINDOW);
+        let Some(gpu) = self.target.devices.gpus.first() else { return Ok(()) };
+        let bytes = usize::try_from(largest).unwrap_or(usize::MAX);
+        let block = Arc::new(PinnedBlock::new(gpu, bytes)?);
+        for mut window in Pinned::parts(&block, 1, bytes) {
+            for (index, (layout, rank)) in layouts.iter().zip(&mut *ranks).enumerate() {
+                for &tensor in tensors {
+                    let planned = &plan.tensors[tensor as usize];
+                    let read = self.copy(&mut window, (tensor, planned), (layout, index));
+                    rank.bytes_read += read.map_err(|e| e.tensor(&planned.name).rank(layout.rank))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies what a rank holds of a tensor into its place. Answers with the bytes read.
+    fn copy(&self, window: &mut Pinned, (tensor, planned): (u32, &TensorPlan), (layout, index): (&RankLayout, usize)) -> Result<u64> {
+        let (slot, dtype) = (layout.slots[tensor as usize], planned.precision.storage);
+        let arena = &self.target.arenas[index][slot.arena()];
+        let stream = &self.target.streams[self.target.devices.by_rank[index]][0];
+        let most = dtype.bytes(1).map_or(u64::MAX, |size| WINDOW / size.max(1));
+        let (mut at, mut read) = (arena.address + slot.offset() as u64, 0);
+        for (part, numel) in parts(planned, layout.rank, most) {
+            let bytes = dtype.bytes(numel).and_then(|n| usize::try_from(n).ok()).filter(|&n| n > 0);
+            let Some(bytes) = bytes else { continue };
+            read += self.fill(&mut window.bytes_mut()[..bytes], tensor, planned, (part, dtype))?;
+            // SAFETY: this part's own place in the arena, into which nothing else is copied any more; the stream is waited for before the window is
+            // filled again or dropped.
+            let copied = unsafe { arena.gpu.copy_in(at, &window.bytes()[..bytes], stream.raw) };
+            stream.synchronize().and(copied)?;
+            at += bytes as u64;
+        }
+        Ok(read)
+    }
+
+    /// Reads a part of a tensor into the window.
+    fn fill(&self, window: &mut [u8], tensor: u32, planned: &TensorPlan, (part, dtype): (Part, DType)) -> Result<u64> {
+        let item = Item {
+            name: planned.name.clone(),
+            shape: planned.shape.clone(),
+            assembly: self.checkpoint.assembled().assemblies[tensor as usize].clone(),
+            rounded: planned.rounded,
+            part,
+            to: Destination { address: window.as_mut_ptr().expose_provenance(), bytes: window.len() as u64, dtype },
+        };
+        // SAFETY: the window is this thread's own until the call returns.
+        unsafe { fill(self.checkpoint, &[item], &self.io, None, &self.cancel) }.map(|stats| stats.bytes_read)
+    }
+}
+
+/// What a rank holds of a tensor, in the order of its elements, in parts of at most `most` of them.
+fn parts(planned: &TensorPlan, rank: u32, most: u64) -> Parts {
+    let region = planned.region(rank);
+    match &region {
+        Region::Flat { range } => Parts::of_flat(range.clone(), most),
+        Region::Empty => Parts::of_flat(0..0, most),
+        Region::Dim { .. } | Region::Box { .. } | Region::Whole => {
+            let (local, offsets) = (region.local_shape(&planned.shape), region.offsets(&planned.shape));
+            let ranges = offsets.unwrap_or_default().into_iter().zip(local.unwrap_or_default()).map(|(from, size)| from..from + size);
+            Parts::of_box(ranges.collect(), most)
+        }
     }
 }
 

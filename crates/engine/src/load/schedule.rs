@@ -17,8 +17,10 @@ mod tasks;
 
 pub(crate) use self::{
     build::{file_order, order_of},
+    convert::Conversion,
     list::Schedule,
     queue::Task,
+    read::TensorRead,
     run::{Block, BlockLimits, Run},
     scatter::scatter,
 };

@@ -4,8 +4,6 @@
 //! of any size takes the memory of a few windows.
 
 use std::{
-    collections::VecDeque,
-    ops::Range,
     sync::{
         atomic::{AtomicU64, Ordering},
         mpsc::{Receiver, SyncSender, sync_channel},
@@ -20,7 +18,7 @@ use crate::{
     checkpoint::Checkpoint,
     digest::{Hasher, Sha256, sha256},
     error::{EngineError, ErrorKind, Result},
-    load::{self, CancelToken, Destination, IoOptions, Item},
+    load::{self, CancelToken, Destination, IoOptions, Item, Parts},
     saved::entries::{Entries, Entry, Part},
 };
 
@@ -263,7 +261,13 @@ impl Iterator for Stretches<'_> {
                 let entry = self.entries.next()?;
                 // Of dtypes below a byte, elements are not cut.
                 let most = if entry.dtype.bits() < 8 { u64::MAX } else { (self.most * 8 / entry.dtype.bits()).max(1) };
-                let parts = Parts::of(&entry, most);
+                let parts = match &entry.part {
+                    Part::SavedOffsets(offsets) => {
+                        let range = |(&from, &size): (&u64, &u64)| from..from.saturating_add(size);
+                        Parts::of_box(offsets.iter().zip(&entry.shape).map(range).collect(), most)
+                    }
+                    Part::Flat { start, valid, .. } => Parts::of_flat(*start..start.saturating_add(*valid), most),
+                };
                 (entry, parts)
             }
         };
@@ -272,121 +276,9 @@ impl Iterator for Stretches<'_> {
         let Some(bytes) = bytes else {
             return Some(Err(EngineError::new(ErrorKind::Plan, "the shard's size overflows").tensor(&entry.name)));
         };
-        let last = parts.left == 0;
+        let last = parts.left() == 0;
         let stretch = Stretch { entry: entry.clone(), part, bytes, last };
         self.current = (!last).then_some((entry, parts));
         Some(Ok(stretch))
-    }
-}
-
-/// Consecutive parts of an entry.
-struct Parts {
-    /// The entry's place in the whole tensor.
-    of: Whole,
-    /// Elements given, and left.
-    given: u64,
-    left: u64,
-    most: u64,
-    begun: bool,
-}
-
-enum Whole {
-    Box(VecDeque<Range<u64>>),
-    Flat(u64),
-}
-
-impl Parts {
-    fn of(entry: &Entry, most: u64) -> Self {
-        let (of, left) = match &entry.part {
-            Part::SavedOffsets(offsets) => {
-                let ranges: VecDeque<_> = offsets.iter().zip(&entry.shape).map(|(&from, &size)| from..from.saturating_add(size)).collect();
-                let numel = shardwright_core::model::numel(&entry.shape).unwrap_or(u64::MAX);
-                (Whole::Box(ranges), numel)
-            }
-            Part::Flat { start, valid, .. } => (Whole::Flat(*start), *valid),
-        };
-        Self { of, given: 0, left, most, begun: false }
-    }
-}
-
-impl Iterator for Parts {
-    /// The part and the number of its elements.
-    type Item = (load::Part, u64);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.left == 0 && self.begun {
-            return None;
-        }
-        self.begun = true;
-        let (part, numel) = match &self.of {
-            Whole::Flat(start) => {
-                let numel = self.left.min(self.most);
-                (load::Part::Flat(start + self.given..start + self.given + numel), numel)
-            }
-            Whole::Box(ranges) => {
-                let (ranges, numel) = next_box(ranges, self.given, self.left, self.most);
-                (load::Part::Box(ranges), numel)
-            }
-        };
-        (self.given, self.left) = (self.given + numel, self.left - numel);
-        Some((part, numel))
-    }
-}
-
-/// The largest box of at most `most` elements that is row-major consecutive in `ranges` from its element `given` on.
-fn next_box(ranges: &VecDeque<Range<u64>>, given: u64, left: u64, most: u64) -> (Vec<Range<u64>>, u64) {
-    if left == 0 {
-        return (ranges.iter().cloned().collect(), 0);
-    }
-    let sizes: Vec<u64> = ranges.iter().map(|r| r.end - r.start).collect();
-    // Elements under one index of each dim. None is 0, for there are elements left.
-    let inner: Vec<u64> = (0..sizes.len()).map(|dim| sizes[dim + 1..].iter().product()).collect();
-    // The outermost dim of which one index is no more than may be taken, and where `given` is at the start of one.
-    let dim = (0..sizes.len()).find(|&dim| inner[dim] <= most && given.is_multiple_of(inner[dim])).unwrap_or(sizes.len());
-    let mut numel = 1;
-    let part = ranges.iter().enumerate().map(|(d, range)| {
-        let index = given / inner[d] % sizes[d];
-        let (from, size) = match d.cmp(&dim) {
-            std::cmp::Ordering::Less => (range.start + index, 1),
-            std::cmp::Ordering::Equal => (range.start + index, (most / inner[d]).max(1).min(sizes[d] - index)),
-            std::cmp::Ordering::Greater => (range.start, sizes[d]),
-        };
-        numel *= size;
-        from..from + size
-    });
-    (part.collect(), numel)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Every box in parts: each is at most as large as it may be, and one after the other they are the box's elements in order.
-    #[test]
-    #[expect(clippy::single_range_in_vec_init, reason = "boxes of one dim")]
-    fn the_parts_of_a_box_are_consecutive() {
-        let boxes: [&[Range<u64>]; 7] = [&[], &[3..4], &[0..5], &[2..5, 0..4], &[1..4, 2..5, 0..7], &[0..2, 0..1, 3..9], &[0..2, 5..5]];
-        for ranges in boxes {
-            let shape: Vec<u64> = ranges.iter().map(|r| r.end + 1).collect();
-            let strides: Vec<u64> = (0..shape.len()).map(|d| shape[d + 1..].iter().product()).collect();
-            let elements = |ranges: &[Range<u64>]| {
-                ranges.iter().zip(&strides).fold(vec![0], |flat: Vec<u64>, (range, stride)| {
-                    flat.iter().flat_map(|at| range.clone().map(move |i| at + i * stride)).collect()
-                })
-            };
-            let whole = elements(ranges);
-            for most in 1..=whole.len() as u64 + 2 {
-                let mut parts =
-                    Parts { of: Whole::Box(ranges.iter().cloned().collect()), given: 0, left: whole.len() as u64, most, begun: false };
-                let mut found = Vec::new();
-                for (part, numel) in &mut parts {
-                    let load::Part::Box(part) = part else { panic!("not a box") };
-                    let part = elements(&part);
-                    assert!(part.len() as u64 == numel && numel <= most, "{ranges:?}, at most {most}: {numel}");
-                    found.extend(part);
-                }
-                assert_eq!(found, whole, "{ranges:?}, at most {most}");
-            }
-        }
     }
 }

@@ -45,7 +45,7 @@ impl Target {
         plan: &ShardPlan,
         downcast: Downcast,
     ) -> Result<Self> {
-        let crossings: Vec<_> = plan.tensors.iter().map(|t| Crossing::of(t.source, t.precision.storage, downcast)).collect();
+        let crossings: Vec<_> = plan.tensors.iter().map(|t| Crossing::of(t.source, t.rounded, t.precision.storage, downcast)).collect();
         let several = |gpu: &Arc<Gpu>| (0..STREAMS).map(|_| Stream::new(gpu).map(Arc::new)).collect::<Result<Vec<_>>>();
         let streams = devices.gpus.iter().map(several).collect::<Result<Vec<_>>>()?;
         let mut target =
@@ -57,7 +57,7 @@ impl Target {
         for gpu in &target.devices.gpus {
             gpu.prepare(Kernel::COPY)?;
             for crossing in &target.crossings {
-                if let Crossing::CastThere(kernel) = crossing {
+                if let Crossing::CastThere(kernel) | Crossing::RoundedHere(kernel) = crossing {
                     gpu.prepare(*kernel)?;
                 }
             }

@@ -19,7 +19,7 @@ use crate::{
         ring::{Crossing, SLOTS, STREAMS, tiles},
     },
     error::{EngineError, ErrorKind, Result},
-    load::schedule::{Block, Run},
+    load::schedule::{Block, Conversion, Run, TensorRead},
     parallel::lock,
     source::{ByteSource, ReadAt},
 };
@@ -126,15 +126,18 @@ impl Transport {
         self.places.clear();
         let start = self.filled.end.next_multiple_of(address(source.alignment()));
         let room = &mut self.slots[self.at].memory.bytes_mut()[start..self.target.ring.data()];
-        let cast_here = |run: &Run| matches!(self.target.crossings[shared.tensor(run)], Crossing::CastHere);
-        let (end, read) = if runs.iter().any(cast_here) {
+        let crossing = |run: &Run| self.target.crossings[shared.tensor(run)];
+        let changes = |run: &Run| matches!(crossing(run), Crossing::CastHere | Crossing::RoundedHere(_));
+        let (end, read) = if runs.iter().any(changes) {
             let (bytes, read, _) = self.staging.read(source, block)?;
             let mut used = 0;
             for run in runs {
                 let from = &bytes[run.from..][..run.bytes];
-                let to = &mut room[used..][..if cast_here(run) { run.stored } else { run.bytes }];
-                match shared.schedule.tensors[run.tensor as usize].cast {
-                    Some(cast) if cast_here(run) => cast.apply(from, as_uninit(to)),
+                let read = &shared.schedule.tensors[run.tensor as usize];
+                let to = &mut room[used..][..crossing(run).bytes(run, read)];
+                match (crossing(run), read.cast) {
+                    (Crossing::CastHere, Some(cast)) => cast.apply(from, as_uninit(to)),
+                    (Crossing::RoundedHere(_), Some(Conversion::Rounded { first, .. })) => first(from, as_uninit(to)),
                     _ => to.copy_from_slice(from),
                 }
                 self.places.push(start + used);
@@ -189,17 +192,28 @@ impl Target {
     fn pieces(&self, device: usize, shared: &Shared, runs: &[Run], places: &[usize], pieces: &mut Vec<Piece>) {
         for (run, &place) in runs.iter().zip(places) {
             let tensor = shared.tensor(run);
-            let (kernel, bytes) = match self.crossings[tensor] {
-                Crossing::Plain => (Kernel::COPY, run.bytes),
-                Crossing::CastHere => (Kernel::COPY, run.stored),
-                Crossing::CastThere(kernel) => (kernel, run.bytes),
+            let kernel = match self.crossings[tensor] {
+                Crossing::Plain | Crossing::CastHere => Kernel::COPY,
+                Crossing::CastThere(kernel) | Crossing::RoundedHere(kernel) => kernel,
             };
+            let bytes = self.crossings[tensor].bytes(run, &shared.schedule.tensors[run.tensor as usize]);
             let count = bytes as u64 / kernel.element();
             for &rank in shared.schedule.destinations(run).iter().filter(|&&r| self.devices.by_rank[r as usize] == device) {
                 let slot = shared.places.slot(rank as usize, tensor);
                 let dst = self.arenas[rank as usize][slot.arena()].address + (slot.offset() + run.to) as u64;
                 pieces.push(Piece { kernel, run: Tile { src: place as u64, dst, count } });
             }
+        }
+    }
+}
+
+impl Crossing {
+    /// Bytes of a run that cross the bus.
+    fn bytes(self, run: &Run, read: &TensorRead) -> usize {
+        match self {
+            Self::Plain | Self::CastThere(_) => run.bytes,
+            Self::CastHere => run.stored,
+            Self::RoundedHere(kernel) => run.bytes / address(read.sizes().0 as u64) * address(kernel.element()),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What a load reads, as a list.
 
-use std::sync::Mutex;
+use std::{collections::BTreeSet, sync::Mutex};
 
 use super::{
     convert::Conversion,
@@ -57,11 +57,11 @@ impl Schedule {
         self.pieces.iter().filter(|p| p.sweep.is_some()).map(growth).max().map_or(1, |n| block.saturating_mul(n))
     }
 
-    /// Whether the elements of some tensor are rearranged or rounded, which only the host does.
-    pub(crate) fn needs_host(&self) -> Option<u32> {
-        let rounded = |t: &TensorRead| matches!(t.cast, Some(Conversion::Rounded { .. }));
-        let swept = self.pieces.iter().find(|p| p.sweep.is_some()).map(|p| self.tensors[p.tensor as usize].tensor);
-        swept.or_else(|| self.tensors.iter().find(|t| rounded(t)).map(|t| t.tensor))
+    /// The plan's tensors that only the host puts together: those whose elements are rearranged, and those that grow when they are rounded.
+    pub(crate) fn needs_host(&self) -> BTreeSet<u32> {
+        let grows = |t: &&TensorRead| matches!(t.cast, Some(Conversion::Rounded { sizes: (from, through, _), .. }) if through > from);
+        let swept = self.pieces.iter().filter(|p| p.sweep.is_some()).map(|p| self.tensors[p.tensor as usize].tensor);
+        swept.chain(self.tensors.iter().filter(grows).map(|t| t.tensor)).collect()
     }
 
     /// Bytes to read in all.
