@@ -11,7 +11,8 @@ transformers shows as a diff. Needs torch and transformers, and timm, torchvisio
 Lines, a name and JSON apart by a tab:
     %version        {"transformers": "5.24.0"}
     >KEY            conversions registered for a model type or a class: [kind, regex, sources, targets, more]
-    :MODEL_TYPE     classes by use, the names of attributes, defaults of keys that sizes depend on
+    :MODEL_TYPE     classes by use, the names of attributes, defaults of keys that sizes depend on, where nothing else
+                    decides them, older names of these, and keys that it sets in its parts
     !CLASS          a model's class: its root module, prefix of the base model, dtypes, tied weights, names that it ignores
     MODULE          a module: flags, parameters and buffers, children
 """
@@ -552,6 +553,86 @@ def modules_beside(module, config_class):
     return found
 
 
+def older_names(cls):
+    """What a config's class reads of the keywords that are no fields of its own."""
+    source = ""
+    for c in cls.__mro__:
+        if c is not PreTrainedConfig and issubclass(c, PreTrainedConfig):
+            with contextlib.suppress(OSError, TypeError):
+                source += inspect.getsource(c)
+    return set(re.findall(r"""kwargs(?:\.(?:pop|get)\(|\[)\s*["'](\w+)""", source)) | set(re.findall(r"""["'](\w+)["'] (?:not )?in kwargs""", source))
+
+
+def other_numbers(value):
+    """Numbers in a key's place; the doubled one first, as sizes often have to divide one another."""
+    return [2 * value or 2, value + 2]
+
+
+def fixed(config, keys):
+    """({key: value}, {older name: key}): of those keys the number that a config.json has that says neither the key nor its older name, whatever
+    else it says. Keys that are made of others are left out."""
+    cls = type(config)
+
+    def read(says):
+        with contextlib.suppress(Exception):
+            return plain(cls.from_dict(copy.deepcopy(says)))
+        return {}
+
+    base = read({})
+    out, older = {k: base[k] for k in keys if type(base.get(k)) is int and base[k] >= 1}, {}
+    for key, value in {**dict.fromkeys(older_names(cls)), **base}.items():
+        if isinstance(value, PreTrainedConfig):
+            tries = [{k: new} for k, v in plain(value).items() if type(v) is int and v >= 1 for new in other_numbers(v)]
+        elif isinstance(value, bool):
+            tries = [not value]
+        elif isinstance(value, int):
+            tries = other_numbers(value)
+        elif isinstance(value, (list, tuple)) and value:
+            tries = [[*value, value[-1]], [*value, *value]]
+        elif value is None:
+            tries = [48, True, [48, 48]]
+        else:
+            continue
+        for new in tries:
+            there = read({key: new})
+            for other in [k for k in out if k != key and k in there and there[k] != out[k]]:
+                if key not in base and type(new) is int and there[other] == new:
+                    older[key] = other
+                elif older.get(key) != other:
+                    del out[other]
+    return out, {name: key for name, key in older.items() if key in out}
+
+
+def decided(config):
+    """{sub-config: keys} that the config of the whole model sets in its parts, where they have a default of their own."""
+    cls = type(config)
+    subs = {k: v for k in (config.sub_configs or {}) if isinstance(v := getattr(config, k, None), PreTrainedConfig) and v.model_type}
+    out = {}
+
+    def look(says):
+        with contextlib.suppress(Exception):
+            whole = cls.from_dict(copy.deepcopy(says))
+            for key, sub in subs.items():
+                if key not in says:
+                    continue  # made of the whole config's own defaults
+                alone = plain(type(sub).from_dict(copy.deepcopy(says[key])))
+                moved = {k for k, v in plain(getattr(whole, key)).items() if type(alone.get(k)) is int and alone[k] != v}
+                out.setdefault(key, set()).update(moved)
+
+    minimal = {key: {"model_type": sub.model_type} for key, sub in subs.items()}
+    look(minimal)
+    for key in subs:
+        look({key: minimal[key]})
+        for k, v in plain(subs[key]).items():
+            for new in other_numbers(v) if type(v) is int and v >= 1 else ():
+                look({**minimal, key: {**minimal[key], k: new}})
+    for k, v in plain(config).items():
+        for new in [not v] if isinstance(v, bool) else other_numbers(v) if type(v) is int and v >= 1 else ():
+            look({**minimal, k: new})
+    own = {key: fixed(subs[key], keys)[0] for key, keys in out.items()}
+    return {key: sorted(keys) for key, keys in own.items() if keys}
+
+
 def one_type(model_type):
     """Everything of a model type: [(class, what it says, tree, references, defaults)], and the type's own line."""
     torch.set_num_threads(1)
@@ -619,6 +700,8 @@ def one_type(model_type):
         described = described or name == base
         line["defaults"].update({k: plain(config).get(k, v) for k, v in defaults.items()})
         out.append((name, says, node, references, defaults))
+    line["defaults"], line["older"] = fixed(config, line["defaults"])
+    line["sets"] = decided(config)
     line = {k: v for k, v in line.items() if v not in (None, {}, [])}
     return model_type, line, [(n, s, pack(t)) for n, s, t, _, _ in out], failed
 

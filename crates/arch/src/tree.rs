@@ -1,6 +1,7 @@
 //! The modules of a model's class under its config: which parameters and buffers it has, of which sizes, and in which modules.
 
 use std::collections::BTreeMap;
+use std::iter;
 
 use serde_json::Value;
 
@@ -212,9 +213,13 @@ impl<'c> Tree<'c> {
         let is_free = line["sub"][key].is_null() || line["auto"].as_array().is_some_and(|keys| keys.iter().any(|k| k == key));
         let declared = config["model_type"].as_str().filter(|_| is_free).unwrap_or(&usual).to_owned();
         let class = if declared == usual { class.to_owned() } else { self.other_class(&declared, &usual, class) };
+        let set: Vec<String> = line["sets"][key].as_array().into_iter().flatten().filter_map(|k| k.as_str().map(str::to_owned)).collect();
         let known = self.by_key.get(&(scope, key.to_owned())).copied();
         let sub = known.unwrap_or_else(|| {
             let sub = self.scope(config, declared);
+            if let Some(defaults) = self.scopes[sub].line["defaults"].as_object_mut() {
+                defaults.retain(|key, _| !set.contains(key));
+            }
             self.by_key.insert((scope, key.to_owned()), sub);
             sub
         });
@@ -371,22 +376,22 @@ impl<'c> Tree<'c> {
         own + children.filter_map(|(_, places)| places.first()).map(|&place| self.least(place)).sum::<usize>()
     }
 
-    /// A key's number in a scope's config, by any of its names. Keys that config.json does not have may be derived: they are not known.
-    fn number(&self, scope: usize, key: &str) -> Option<u64> {
-        let Scope { config, line, .. } = &self.scopes[scope];
-        config.get(key).and_then(Value::as_u64).or_else(|| {
-            let names = line["attributes"].as_object()?;
-            names.iter().find_map(|(alias, real)| {
-                let other = if real == key {
-                    alias
-                } else if alias == key {
-                    real.as_str()?
-                } else {
-                    return None;
-                };
-                config.get(other).and_then(Value::as_u64)
-            })
-        })
+    /// A key's number in a scope's config, by any of its names, and what it was called. A key that config.json does not have has the class's default,
+    /// where the config is there and nothing else decides the key; others that are absent may be derived, and are not known.
+    fn number(&self, scope: usize, key: &str) -> Option<(u64, String)> {
+        let Scope { config, line, model_type } = &self.scopes[scope];
+        let aliases = [&line["attributes"], &line["older"]].into_iter().filter_map(Value::as_object).flatten();
+        let others = aliases.filter_map(|(alias, real)| match real.as_str()? {
+            real if real == key => Some(alias.as_str()),
+            real if alias == key => Some(real),
+            _ => None,
+        });
+        let names: Vec<&str> = iter::once(key).chain(others).collect();
+        if let Some(found) = names.iter().find_map(|name| config.get(name)) {
+            return Some((found.as_u64()?, key.to_owned()));
+        }
+        let default = names.iter().find_map(|name| line["defaults"][name].as_u64()).filter(|_| config.is_object())?;
+        Some((default, format!("{key} (not in config.json, the default of '{model_type}')")))
     }
 
     fn size(&self, scope: usize, size: &Size) -> Option<(u64, String)> {
@@ -400,18 +405,25 @@ impl<'c> Tree<'c> {
                 if plus.abs() > 4 {
                     return None;
                 }
-                let mut product = 1u64;
+                let (mut product, mut names) = (1u64, Vec::new());
                 for term in terms.split('*') {
                     let factor = if term.bytes().all(|b| b.is_ascii_digit()) { Some(term.parse().ok()?) } else { None };
                     // A large factor is another key's value.
                     let value = match factor {
                         Some(n) if n > 4 => return None,
-                        Some(n) => n,
-                        None => self.number(scope, term)?,
+                        Some(n) => {
+                            names.push(term.to_owned());
+                            n
+                        }
+                        None => {
+                            let (n, name) = self.number(scope, term)?;
+                            names.push(name);
+                            n
+                        }
                     };
                     product = product.checked_mul(value)?;
                 }
-                Some((product.checked_add_signed(plus)?, formula.clone()))
+                Some((product.checked_add_signed(plus)?, names.join("*") + &formula[terms.len()..]))
             }
         }
     }
@@ -419,7 +431,7 @@ impl<'c> Tree<'c> {
     /// A key of the root's config, or of a sub-config.
     pub fn config_number(&self, sub: Option<&str>, key: &str) -> Option<u64> {
         let scope = sub.and_then(|sub| self.by_key.get(&(0, sub.to_owned()))).copied().unwrap_or(0);
-        self.number(scope, key)
+        self.number(scope, key).map(|(n, _)| n)
     }
 
     /// The class of a module.

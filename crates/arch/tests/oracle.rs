@@ -177,3 +177,33 @@ fn a_shape_that_the_config_contradicts_is_a_misfit() {
     let first = found.misfits.first().expect("a misfit").to_string();
     assert!(first.contains("hidden_size = 48"), "{first}");
 }
+
+/// The class's default stands for a key that config.json lacks, unless an older name says it, another key decides it, or nothing is said of the part.
+#[test]
+fn a_key_that_the_config_lacks_has_the_classs_default() {
+    let case = |name: &str| cases().into_iter().find(|c| c["name"] == name).unwrap_or_else(|| panic!("no case {name}"));
+    let without = |case: &Value, pointer: &str, key: &str| {
+        let mut config = case["config"].clone();
+        config.pointer_mut(pointer).and_then(Value::as_object_mut).unwrap().remove(key).unwrap_or_else(|| panic!("no {key}"));
+        config
+    };
+    let misfits = |case: &Value, config: &Value| made(case, config).misfits.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let (qwen3, qwen3_vl, bloom) = (case("qwen3"), case("qwen3_vl"), case("bloom"));
+    for (case, pointer, key, what) in [
+        (&qwen3, "", "hidden_size", "hidden_size (not in config.json, the default of 'qwen3') = 4096"),
+        (&qwen3_vl, "/vision_config", "hidden_size", "hidden_size (not in config.json, the default of 'qwen3_vl_vision') = 1152"),
+        (&bloom, "", "hidden_size", "hidden_size (not in config.json, the default of 'bloom') = 64"),
+    ] {
+        let found = misfits(case, &without(case, pointer, key));
+        assert!(found.iter().any(|m| m.contains(what)), "{key}: {found:?}");
+    }
+    let mut older = without(&bloom, "", "hidden_size");
+    older["n_embed"] = bloom["config"]["hidden_size"].clone();
+    for (case, config) in [(&bloom, &older), (&qwen3_vl, &without(&qwen3_vl, "", "vision_config"))] {
+        assert_eq!(misfits(case, config), Vec::<String>::new());
+    }
+    let mut null = qwen3["config"].clone();
+    null["head_dim"] = Value::Null;
+    assert_eq!(misfits(&qwen3, &null), Vec::<String>::new());
+    assert!(made(&qwen3, &without(&qwen3, "", "num_hidden_layers")).missing.iter().any(|m| m.name.contains("layers.20.")));
+}
