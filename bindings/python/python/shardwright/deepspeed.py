@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ from ._fill import LoadReport, Options, _item, _native_fill, fill, options_of, r
 from ._hub import open_checkpoint
 from ._model import Part, Slot, part, slots
 from ._progress import Bar as _Bar
+
+logger = logging.getLogger("shardwright")
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 
@@ -90,6 +93,11 @@ def zero_init(config: dict[str, Any] | str | os.PathLike[str], *, dtype: torch.d
 def quiet_init_class() -> Any:
     """`deepspeed.zero.Init` without the broadcast of each parameter: its values are about to be filled."""
     import deepspeed
+
+    steps = ("_zero_init_param", "_convert_to_deepspeed_param")
+    if not all(hasattr(deepspeed.zero.Init, step) for step in steps):
+        logger.warning("deepspeed %s: zero.Init has no %s: parameters are broadcast first", deepspeed.__version__, " and ".join(steps))
+        return deepspeed.zero.Init
 
     class QuietInit(deepspeed.zero.Init):
         def _zero_init_param(self, param: Any) -> None:

@@ -9,21 +9,35 @@ in the YAML may set `missing`, `threads` and `masters`; the rest of it is for th
 from __future__ import annotations
 
 import atexit
+import functools
+import importlib
+import importlib.util
+import inspect
 import logging
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+from . import transformers
 from ._errors import ConfigError, ShardwrightError
+from ._fill import fill, options_of
+from .transformers import MOVED
 
 logger = logging.getLogger("shardwright")
 
 _installed = False
 
+_PACKAGE = "llamafactory.v1"
+_DISTRIBUTED = f"{_PACKAGE}.plugins.trainer_plugins.distributed"
+
 
 def install(*, masters: bool = True, missing: str = "init", threads: int | None = None) -> None:
     """Makes LLaMA-Factory's FSDP2 and DeepSpeed engines load through shardwright. Call it before a trainer is made.
+
+    An engine that this LLaMA-Factory does not have, or has in another form than is known, loads as it does without shardwright; the log says so.
 
     Args:
         masters: give ZeRO-3's fp32 masters the checkpoint's own precision where that is higher than the partitions'.
@@ -33,42 +47,102 @@ def install(*, masters: bool = True, missing: str = "init", threads: int | None 
     global _installed
     if _installed:
         return
-    from . import transformers as hook
-
-    hook.enable()
-    _install_fsdp2({"missing": missing, "threads": threads})
+    transformers.enable()
+    options = {"missing": missing, "threads": threads}
+    options_of(options)  # wrong values are an error now, not a reason to load another way
+    _install_fsdp2(options)
     if masters:
         _install_masters({"threads": threads})
     _installed = True
 
 
+def _engine(name: str, usual: str) -> type[Any] | None:
+    """A class of LLaMA-Factory, in the module where it usually is or in the one that defines it now."""
+    for module in dict.fromkeys([usual, *_defining(name)]):
+        try:
+            found = getattr(importlib.import_module(module), name, None)
+        except ImportError as error:
+            logger.info("shardwright: %s cannot be imported: %s", module, error)
+            continue
+        if isinstance(found, type):
+            return found
+    return None
+
+
+def _defining(name: str) -> Iterator[str]:
+    """Modules of LLaMA-Factory that define a class of that name."""
+    spec = importlib.util.find_spec(_PACKAGE)
+    for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
+        for path in sorted(Path(folder).rglob("*.py")):
+            if f"class {name}" in path.read_text(encoding="utf-8", errors="replace"):
+                parts = path.relative_to(folder).with_suffix("").parts
+                yield ".".join([_PACKAGE, *(parts[:-1] if parts[-1] == "__init__" else parts)])
+
+
+_SEAMS = ("materialize_and_load", "_load_weights_from_hf_checkpoint")
+"""Methods that load a checkpoint into a model on meta; the second is what the first calls once memory has been allocated."""
+
+
 def _install_fsdp2(options: dict[str, Any]) -> None:
-    from llamafactory.v1.plugins.trainer_plugins.distributed import fsdp2
+    engine = _engine("FSDP2Engine", f"{_DISTRIBUTED}.fsdp2")
+    if engine is None:
+        logger.warning("this LLaMA-Factory has no FSDP2Engine: FSDP2 loads without shardwright")
+        return
+    seam = next((s for s in _SEAMS if callable(getattr(engine, s, None))), None)
+    if seam is None:
+        logger.warning("LLaMA-Factory's FSDP2Engine has none of %s: FSDP2 loads without shardwright", ", ".join(_SEAMS))
+        return
+    original = getattr(engine, seam)
+    signature = inspect.signature(original)
 
-    original = fsdp2.FSDP2Engine.materialize_and_load
+    @functools.wraps(original)
+    def load(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            given = signature.bind(self, model, *args, **kwargs).arguments
+        except TypeError:
+            return original(self, model, *args, **kwargs)  # which says what is wrong
+        dcp = given.get("dcp_path", None if seam == _SEAMS[1] else getattr(self, "dcp_path", None))
+        if dcp and os.path.exists(dcp):
+            return original(self, model, *args, **kwargs)
+        path = given.get("hf_model_path") or getattr(getattr(model, "config", None), "name_or_path", "")
+        why = _fill_engine(self, model, path, options)
+        if why is None:
+            return model
+        logger.warning("shardwright does not load this model, LLaMA-Factory does: %s", why)
+        return original(self, model, *args, **kwargs)
 
-    def materialize_and_load(self: Any, model: Any, hf_model_path: str, dcp_path: str | None = None) -> Any:
-        if dcp_path and os.path.exists(dcp_path):
-            return original(self, model, hf_model_path, dcp_path)
-        from ._fill import fill
+    setattr(engine, seam, load)
 
-        folder = self._resolve_hf_checkpoint_dir(hf_model_path)
-        device = fsdp2.get_current_accelerator() if hasattr(fsdp2, "get_current_accelerator") else None
+
+def _fill_engine(engine: Any, model: Any, path: str | None, options: dict[str, Any]) -> str | None:
+    """Fills the model of an FSDP2 engine, or returns why it cannot; the same on every rank, for headers and model decide."""
+    if not path:
+        return "its config names no checkpoint"
+    try:
+        folder = engine._resolve_hf_checkpoint_dir(path) if hasattr(engine, "_resolve_hf_checkpoint_dir") else path
+        module = sys.modules[type(engine).__module__]
+        device = module.get_current_accelerator() if hasattr(module, "get_current_accelerator") else None
         report = fill(model, folder, device=device, round_to=None, **options)
-        if self.rank == 0:
-            logger.warning("shardwright filled the model: %r", report)
-        return model
-
-    fsdp2.FSDP2Engine.materialize_and_load = materialize_and_load
+    except MOVED as error:
+        return f"{type(error).__name__}: {error}"
+    except ShardwrightError as error:
+        # LLaMA-Factory takes any *.bin for a checkpoint.
+        if not os.path.isdir(folder) or any(name.endswith(".safetensors") for name in os.listdir(folder)):
+            raise
+        return str(error)
+    if getattr(engine, "rank", 0) == 0:
+        logger.warning("shardwright filled the model: %r", report)
+    return None
 
 
 def _install_masters(options: dict[str, Any]) -> None:
-    try:
-        from llamafactory.v1.plugins.trainer_plugins.distributed import deepspeed as plugin
-    except ImportError:
+    engine = _engine("DeepSpeedEngine", f"{_DISTRIBUTED}.deepspeed")
+    original = getattr(engine, "prepare", None)
+    if original is None:
+        logger.warning("LLaMA-Factory's DeepSpeedEngine has no prepare: fp32 masters stay as DeepSpeed makes them")
         return
-    original = plugin.DeepSpeedEngine.prepare
 
+    @functools.wraps(original)
     def prepare(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
         prepared = original(self, model, *args, **kwargs)
         path = getattr(getattr(model, "config", None), "name_or_path", "")
@@ -76,15 +150,15 @@ def _install_masters(options: dict[str, Any]) -> None:
             from .deepspeed import fill_masters
 
             try:
-                report = fill_masters(prepared[0], path, **options)
-            except ShardwrightError as error:
+                report = fill_masters(prepared[0] if isinstance(prepared, tuple) else prepared, path, **options)
+            except (ShardwrightError, *MOVED) as error:
                 # Not fatal: the masters are the partitions' values, as without us.
                 logger.warning("shardwright leaves the fp32 masters as DeepSpeed made them: %s", error)
             else:
                 logger.info("shardwright set %d fp32 masters", len(report.filled))
         return prepared
 
-    plugin.DeepSpeedEngine.prepare = prepare
+    engine.prepare = prepare  # type: ignore[union-attr]
 
 
 def _own_section(argv: list[str]) -> tuple[list[str], dict[str, Any]]:
@@ -127,9 +201,10 @@ def main() -> None:
         # LLaMA-Factory synchronises the accelerator; without one there is nothing to wait for, and a CUDA build raises.
         torch.accelerator.synchronize = lambda *_, **__: None  # type: ignore[assignment]
     install(**options)
-    from llamafactory.v1.launcher import main as launch
+    from llamafactory.v1 import launcher
 
-    launch()
+    # The one takes the command from the arguments and trains in this process; the other, of versions without it, does so under torchrun.
+    (launcher.main if hasattr(launcher, "main") else launcher.launch)()
 
 
 if __name__ == "__main__":

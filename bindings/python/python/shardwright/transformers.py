@@ -9,6 +9,7 @@ What shardwright does not do (quantised models, pickled checkpoints, `device_map
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import os
 from collections.abc import Iterator
@@ -18,22 +19,43 @@ from ._errors import ShardwrightError, UnsupportedError
 
 logger = logging.getLogger("shardwright")
 
+MOVED = (UnsupportedError, ImportError, AttributeError, TypeError, NotImplementedError, LookupError)
+"""Raised by a load that shardwright does not do, or that needs something private which this version of a library has elsewhere or otherwise."""
+
 _originals: dict[str, Any] = {}
 _fallback = True
 
+_NEEDED = ("model", "state_dict", "checkpoint_files", "load_config")
+
 
 def enable(*, fallback: bool = True) -> None:
-    """Lets `from_pretrained` load sharded models through shardwright; `fallback=False` raises where it would go the usual way."""
+    """Lets `from_pretrained` load sharded models through shardwright; `fallback=False` raises where it would go the usual way.
+
+    Raises:
+        UnsupportedError: with `fallback=False`, this transformers loads in another way than is known; else the log says so and nothing is changed.
+    """
     global _fallback
     _fallback = fallback
     if _originals:
         return
     from transformers import PreTrainedModel
 
-    _originals["load"] = PreTrainedModel.__dict__["_load_pretrained_model"]
-    _originals["context"] = PreTrainedModel.__dict__["get_init_context"]
+    load, context = (PreTrainedModel.__dict__.get(name) for name in ("_load_pretrained_model", "get_init_context"))
+    if not isinstance(load, staticmethod) or not set(_NEEDED) <= set(inspect.signature(load.__func__).parameters):
+        import transformers
+
+        why = f"transformers {transformers.__version__} has no PreTrainedModel._load_pretrained_model({', '.join(_NEEDED)})"
+        if not fallback:
+            raise UnsupportedError(f"{why}: from_pretrained cannot go through shardwright")
+        logger.warning("%s: from_pretrained loads without shardwright", why)
+        return
+    _originals["load"] = load
     PreTrainedModel._load_pretrained_model = staticmethod(_load)
-    PreTrainedModel.get_init_context = classmethod(_init_context)
+    if isinstance(context, classmethod):
+        _originals["context"] = context
+        PreTrainedModel.get_init_context = classmethod(_init_context)
+    else:
+        logger.warning("PreTrainedModel.get_init_context is not what it was: under ZeRO-3 each parameter is broadcast before it is filled")
 
 
 def disable() -> None:
@@ -43,7 +65,8 @@ def disable() -> None:
     from transformers import PreTrainedModel
 
     PreTrainedModel._load_pretrained_model = _originals.pop("load")
-    PreTrainedModel.get_init_context = _originals.pop("context")
+    if "context" in _originals:
+        PreTrainedModel.get_init_context = _originals.pop("context")
 
 
 @contextlib.contextmanager
@@ -61,9 +84,7 @@ def patched(*, fallback: bool = True) -> Iterator[None]:
 def _init_context(cls: Any, *args: Any, **kwargs: Any) -> Any:
     """zero.Init broadcasts memory that nobody has written yet (`no_init_weights` is on); without it nothing is lost."""
     original = _originals["context"].__func__
-    from transformers.modeling_utils import is_deepspeed_zero3_enabled
-
-    if not is_deepspeed_zero3_enabled():
+    if not _zero3():
         return original(cls, *args, **kwargs)
     import deepspeed
 
@@ -77,11 +98,18 @@ def _init_context(cls: Any, *args: Any, **kwargs: Any) -> Any:
         deepspeed.zero.Init = init
 
 
+def _zero3() -> bool:
+    """Whether transformers builds models under ZeRO-3 now."""
+    try:
+        from transformers.integrations import is_deepspeed_zero3_enabled
+    except ImportError:
+        return False
+    return bool(is_deepspeed_zero3_enabled())
+
+
 def _sharded(model: Any) -> str | None:
     """How the model is sharded, if it is."""
-    from transformers.modeling_utils import is_deepspeed_zero3_enabled
-
-    if is_deepspeed_zero3_enabled() and any(hasattr(p, "ds_tensor") for p in model.parameters()):
+    if _zero3() and any(hasattr(p, "ds_tensor") for p in model.parameters()):
         return "ZeRO-3"
     if any(hasattr(p, "placements") for p in model.parameters()):
         return "FSDP2"
@@ -101,27 +129,35 @@ def _why_not(state_dict: Any, files: Any, config: Any) -> str | None:
     return None
 
 
-def _load(model: Any, state_dict: Any, checkpoint_files: Any, load_config: Any, expected_keys: Any = None) -> Any:
+def _load(*args: Any, **kwargs: Any) -> Any:
     """In place of `PreTrainedModel._load_pretrained_model`."""
     original = _originals["load"].__func__
+    try:
+        given = inspect.signature(original).bind(*args, **kwargs).arguments
+        model, state_dict, files, config = (given[name] for name in _NEEDED)
+    except (TypeError, KeyError):
+        return original(*args, **kwargs)
     how = _sharded(model)
     if how is None:
-        return original(model, state_dict, checkpoint_files, load_config, expected_keys)
-    why = _why_not(state_dict, checkpoint_files, load_config)
-    if why is None:
-        try:
-            return _ours(model, checkpoint_files, load_config)
-        except UnsupportedError as error:
-            why = str(error)
-        except ShardwrightError as error:
-            if not (_fallback and "shapes differ" in str(error)):
-                raise
-            # transformers has its own report, and `ignore_mismatched_sizes`.
-            why = str(error)
+        return original(*args, **kwargs)
+    try:
+        why = _why_not(state_dict, files, config)
+        if why is None:
+            return _ours(model, files, config)
+    except MOVED as error:
+        why = str(error) if isinstance(error, UnsupportedError) else f"{type(error).__name__}: {error}"
+        cause: BaseException | None = error
+    except ShardwrightError as error:
+        if not (_fallback and "shapes differ" in str(error)):
+            raise
+        # transformers has its own report, and `ignore_mismatched_sizes`.
+        why, cause = str(error), error
+    else:
+        cause = None
     if not _fallback:
-        raise UnsupportedError(f"shardwright does not load this {how} model: {why}")
+        raise UnsupportedError(f"shardwright does not load this {how} model: {why}") from cause
     logger.warning("shardwright does not load this %s model, transformers does: %s", how, why)
-    return original(model, state_dict, checkpoint_files, load_config, expected_keys)
+    return original(*args, **kwargs)
 
 
 def _ours(model: Any, files: Any, config: Any) -> Any:

@@ -1,0 +1,146 @@
+"""Where a library has what shardwright hooks into elsewhere, in another form, or not at all: it is found, or the library loads itself and the log
+says so."""
+
+import logging
+import sys
+
+import pytest
+
+torch = pytest.importorskip("torch")
+import shardwright  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+
+USUAL = "plugins/trainer_plugins/distributed/fsdp2.py"
+WHOLE = """
+class FSDP2Engine:
+    rank, dcp_path = 0, None
+    def {seam}(self, model, {arguments}):
+        model.stock = [hf_model_path, locals().get("dcp_path")]
+        return model
+"""
+
+
+@pytest.fixture
+def llamafactory(tmp_path, monkeypatch):
+    """Makes a package `llamafactory` of these files, and installs shardwright in it."""
+    from shardwright import llamafactory as ours
+
+    for name in [n for n in sys.modules if n.split(".")[0] == "llamafactory"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(ours, "_installed", False)
+    monkeypatch.setattr(ours.transformers, "enable", lambda: None)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+
+    def make(**files):
+        for path, text in {"../__init__.py": "", "__init__.py": "", **files}.items():
+            file = tmp_path / "site" / "llamafactory" / "v1" / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+        ours.install()
+
+    yield make
+    for name in [n for n in sys.modules if n.split(".")[0] == "llamafactory"]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    save_file({"weight": torch.arange(12.0).view(3, 4)}, folder / "model.safetensors")
+    return str(folder)
+
+
+@pytest.mark.parametrize("path", [USUAL, "engines/fsdp.py", "engines/__init__.py"])
+@pytest.mark.parametrize(
+    ("seam", "arguments"),
+    [
+        ("materialize_and_load", "hf_model_path, dcp_path=None"),
+        ("materialize_and_load", "hf_model_path"),
+        ("_load_weights_from_hf_checkpoint", "hf_model_path"),
+    ],
+)
+def test_an_engine_is_found_where_it_is(llamafactory, checkpoint, path, seam, arguments):
+    llamafactory(**{path: WHOLE.format(seam=seam, arguments=arguments)})
+    engine = sys.modules[f"llamafactory.v1.{path.removesuffix('.py').removesuffix('/__init__').replace('/', '.')}"].FSDP2Engine
+    model = torch.nn.Linear(4, 3, bias=False, device="meta")
+    assert getattr(engine(), seam)(model, checkpoint) is model
+    assert not hasattr(model, "stock") and torch.equal(model.weight, torch.arange(12.0).view(3, 4))
+
+
+def test_what_shardwright_cannot_do_the_engine_does(llamafactory, checkpoint, tmp_path, monkeypatch, caplog):
+    llamafactory(**{USUAL: WHOLE.format(seam="materialize_and_load", arguments="hf_model_path, dcp_path=None")})
+    engine = sys.modules["llamafactory.v1." + USUAL.removesuffix(".py").replace("/", ".")].FSDP2Engine()
+    pickled = tmp_path / "pickled"
+    pickled.mkdir()
+    torch.save({"weight": torch.zeros(3, 4)}, pickled / "weights-of-mine.bin")
+    reasons = {str(pickled): "LLaMA-Factory does: ", "": "names no checkpoint"}
+    for path, why in reasons.items():
+        model = engine.materialize_and_load(torch.nn.Linear(4, 3), path)
+        assert model.stock[0] == path and why in caplog.text
+    assert engine.materialize_and_load(torch.nn.Linear(4, 3), checkpoint, dcp_path=checkpoint).stock[1] == checkpoint
+    with pytest.raises(shardwright.PlanError, match="shapes differ"):
+        engine.materialize_and_load(torch.nn.Linear(4, 5, bias=False, device="meta"), checkpoint)
+
+    def moved(*_, **__):
+        raise AttributeError("'FSDPParam' has no attribute 'sharded_param'")
+
+    monkeypatch.setattr("shardwright.llamafactory.fill", moved)
+    assert engine.materialize_and_load(torch.nn.Linear(4, 3), checkpoint).stock and "no attribute 'sharded_param'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "text", ["", "class FSDP2Engine: pass\nclass DeepSpeedEngine: pass", "raise ImportError('no such backend')\nclass FSDP2Engine: pass"]
+)
+def test_an_engine_that_is_not_there_is_left_alone(llamafactory, caplog, text):
+    llamafactory(**{USUAL: text})
+    assert "FSDP2 loads without shardwright" in caplog.text and "fp32 masters stay" in caplog.text
+
+
+def test_a_from_pretrained_of_another_form_is_left_alone(monkeypatch, caplog):
+    transformers = pytest.importorskip("transformers")
+    from shardwright import transformers as ours
+
+    other = staticmethod(lambda model, plan: None)
+    monkeypatch.setattr(transformers.PreTrainedModel, "_load_pretrained_model", other)
+    ours.enable()
+    assert transformers.PreTrainedModel.__dict__["_load_pretrained_model"] is other and "loads without shardwright" in caplog.text
+    with pytest.raises(shardwright.UnsupportedError, match="_load_pretrained_model"):
+        ours.enable(fallback=False)
+
+
+def test_a_load_that_meets_something_moved_goes_the_usual_way(monkeypatch, caplog):
+    transformers = pytest.importorskip("transformers")
+    from shardwright import transformers as ours
+
+    calls = []
+
+    def stock(model, state_dict, checkpoint_files, load_config, expected_keys=None, *, more=None):
+        calls.append(more)
+        return "stock"
+
+    def moved(*_):
+        raise ImportError("cannot import name 'LoadStateDictInfo'")
+
+    monkeypatch.setattr(transformers.PreTrainedModel, "_load_pretrained_model", staticmethod(stock))
+    monkeypatch.setattr(ours, "_sharded", lambda model: "FSDP2")
+    monkeypatch.setattr(ours, "_why_not", lambda *_: None)
+    monkeypatch.setattr(ours, "_ours", moved)
+    with ours.patched():
+        assert transformers.PreTrainedModel._load_pretrained_model("model", None, [], load_config=None, more=1) == "stock"
+    assert calls == [1] and "cannot import name 'LoadStateDictInfo'" in caplog.text
+    with ours.patched(fallback=False), pytest.raises(shardwright.UnsupportedError, match="LoadStateDictInfo"):
+        transformers.PreTrainedModel._load_pretrained_model("model", None, [], None)
+
+
+def test_zero_init_of_another_form_broadcasts(monkeypatch, caplog):
+    deepspeed = pytest.importorskip("deepspeed")
+    from shardwright.deepspeed import quiet_init_class
+
+    class Init:
+        pass
+
+    monkeypatch.setattr(deepspeed.zero, "Init", Init)
+    with caplog.at_level(logging.WARNING):
+        assert quiet_init_class() is Init
+    assert "broadcast first" in caplog.text
