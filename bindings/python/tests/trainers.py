@@ -1,6 +1,8 @@
 """Run by torchrun on two ranks: the ways in that other libraries have, each against what the library does without us."""
 
+import contextlib
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import torch
 import torch.distributed as dist
 import transformers as T
 from accelerate import init_empty_weights
+from safetensors.torch import load_file, save_file
 from worker import agree, check, reference, wrap, wrong
 
 
@@ -24,16 +27,44 @@ def build(path, dtype=torch.float32):
         return T.AutoModelForCausalLM.from_config(T.AutoConfig.from_pretrained(path), dtype=dtype)
 
 
+def untie(tied, folder):
+    """A checkpoint of a model that is tied by its config, with a head of its own."""
+    shutil.copytree(tied, folder, dirs_exist_ok=True)
+    state = {n: t for file in tied.glob("*.safetensors") for n, t in load_file(file).items()}
+    state["lm_head.weight"] = torch.randn_like(state["model.embed_tokens.weight"])
+    for file in folder.glob("*.safetensors*"):
+        file.unlink()
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@contextlib.contextmanager
+def asked():
+    """The names of the parameters that are read meanwhile."""
+    from shardwright import _fill
+
+    names, fill = set(), _fill._native_fill
+    _fill._native_fill = lambda opened, items, *more: names.update(i[0] for i in items) or fill(opened, items, *more)
+    try:
+        yield names
+    finally:
+        _fill._native_fill = fill
+
+
 def native(folder):
     """`from_pretrained` with `distributed_config=`."""
     from transformers.distributed import DistributedConfig
 
     shardwright.transformers.enable(fallback=False)
     try:
-        for name in ("qwen3", "qwen3-tied", "qwen3_moe"):
+        if dist.get_rank() == 0:
+            untie(folder / "qwen3-tied", folder / "qwen3-untied")
+        dist.barrier()
+        for name in ("qwen3", "qwen3-tied", "qwen3-untied", "qwen3_moe"):
             path, want = folder / name, reference(folder / name)
             config = DistributedConfig(fsdp_size=dist.get_world_size())
-            model = T.AutoModelForCausalLM.from_pretrained(path, distributed_config=config, dtype=torch.float32)
+            with asked() as names:
+                model = T.AutoModelForCausalLM.from_pretrained(path, distributed_config=config, dtype=torch.float32)
+            check(f"{name} reads its head only if it has one", ("lm_head.weight" in names) == (name != "qwen3-tied"))
             assert any(hasattr(p, "placements") for p in model.parameters())
             for n, p in [*model.named_parameters(), *model.named_buffers()]:
                 check(f"{name} {n}", torch.equal(whole(p), want[n].to(p.dtype)))

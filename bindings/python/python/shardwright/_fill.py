@@ -79,7 +79,7 @@ class Options:
     progress: bool | Callable[[int, int], None] = False
     agree: bool = False
     defer: bool = False
-    """For callers that initialise what is missing themselves."""
+    """For callers that initialise what is missing and make the ties themselves: aliases that are not tied yet get neither memory nor values."""
 
     def check(self) -> None:
         for name, allowed in {
@@ -177,7 +177,8 @@ def _fill_all(model: torch.nn.Module, checkpoint: Any, options: Options) -> Load
     kept, transient = slots(model)
     tensors = opened.tensors()
     report, jobs, new = resolve(model, tensors, kept, options)
-    fresh = materialise(whole, options.device)
+    without = {id(s.tensor) for s in kept}.difference((id(s.tensor) for s, _ in jobs), (id(s.tensor) for s in new)) if options.defer else ()
+    fresh = materialise(whole, options.device, without)
     if fresh:
         for slot in [*kept, *transient]:
             if slot.buffer:
@@ -218,8 +219,13 @@ def resolve(
             if found is None:
                 # A tie that nobody has made yet: the alias has memory of its own and is filled alike.
                 found = next((ties[n] for n in names if ties.get(n) in recipes), None)
+                untied = options.defer and found in state
+            else:
+                untied = False
             if found is not None:
                 report.tied.update({alias: found for alias in slot.names if alias != found})
+            if untied:
+                continue
         recipe = recipes.get(found) if found is not None else None
         if recipe is None and slot.adapter:
             # PEFT's own, which no checkpoint of the base has: made anew only where it has no value yet.

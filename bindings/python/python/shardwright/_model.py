@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -134,11 +134,12 @@ def reshard(model: torch.nn.Module) -> None:
             module.reshard()
 
 
-def materialise(model: torch.nn.Module, device: torch.device | str | None) -> set[int]:
-    """Gives memory to every tensor on meta and returns the ids of those tensors. Parameters keep their identity, so ties and optimizers survive."""
+def materialise(model: torch.nn.Module, device: torch.device | str | None, without: Container[int] = ()) -> set[int]:
+    """Gives memory to every tensor on meta, but for those with the ids `without`, and returns the ids of those that got some. Parameters keep their
+    identity, so ties and optimizers survive."""
     modules = list(model.modules())
-    parameters = [(m, n, p) for m in modules for n, p in m._parameters.items() if p is not None and p.is_meta]
-    buffers = [(m, n, b) for m in modules for n, b in m._buffers.items() if b is not None and b.is_meta]
+    parameters = [(m, n, p) for m in modules for n, p in m._parameters.items() if p is not None and p.is_meta and id(p) not in without]
+    buffers = [(m, n, b) for m in modules for n, b in m._buffers.items() if b is not None and b.is_meta and id(b) not in without]
     if not parameters and not buffers:
         return set()
     groups, units = _groups(modules)
@@ -158,7 +159,7 @@ def materialise(model: torch.nn.Module, device: torch.device | str | None) -> se
         return devices[id(mesh)]
 
     def give(tensor: torch.Tensor) -> torch.Tensor:
-        if not tensor.is_meta:
+        if not tensor.is_meta or id(tensor) in without:
             return tensor
         if id(tensor) not in made:
             made[id(tensor)] = _empty_like(tensor, where(tensor))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -561,8 +562,57 @@ def _mapping(model: Any) -> list[Any] | None:
         from transformers.conversion_mapping import get_model_conversion_mapping
     except ImportError:
         return None
-    with _own_classes(model):
+    with _own_classes(model), _patterns_compiled_late():
         return [*_dequantisation(model), *get_model_conversion_mapping(model)]
+
+
+class _Pattern:
+    """A regular expression that is compiled when it is first used."""
+
+    __slots__ = ("_compiled", "_source")
+
+    def __init__(self, pattern: str, flags: int = 0) -> None:
+        self._source = (pattern, flags)
+        self._compiled: re.Pattern[str] | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        if self._compiled is None:
+            self._compiled = re.compile(*self._source)
+        return getattr(self._compiled, name)
+
+    def __copy__(self) -> _Pattern:
+        return self
+
+    def __deepcopy__(self, _: Any) -> _Pattern:
+        return self
+
+    def __reduce__(self) -> Any:
+        return re.compile, self._source
+
+
+class _LateRe:
+    """The module `re`, with patterns that are compiled late."""
+
+    compile = _Pattern
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(re, name)
+
+
+@contextmanager
+def _patterns_compiled_late() -> Iterator[None]:
+    """Where transformers makes its table of conversions, at the first look into it, it compiles the patterns of all models, which takes as long as
+    reading hundreds of megabytes; one model needs few of them."""
+    from transformers import conversion_mapping, core_model_loading
+
+    if getattr(conversion_mapping, "_checkpoint_conversion_mapping_cache", re) is not None or getattr(core_model_loading, "re", None) is not re:
+        yield
+        return
+    core_model_loading.re = _LateRe()
+    try:
+        yield
+    finally:
+        core_model_loading.re = re
 
 
 def _dequantisation(model: Any) -> list[Any]:

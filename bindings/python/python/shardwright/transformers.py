@@ -49,6 +49,8 @@ def enable(*, fallback: bool = True) -> None:
             raise UnsupportedError(f"{why}: from_pretrained cannot go through shardwright")
         logger.warning("%s: from_pretrained loads without shardwright", why)
         return
+    from . import _fill  # noqa: F401  imported now, not within the first load
+
     _originals["load"] = load
     PreTrainedModel._load_pretrained_model = staticmethod(_load)
     if isinstance(context, classmethod):
@@ -170,10 +172,9 @@ def _ours(model: Any, files: Any, config: Any) -> Any:
     opened = _native.Checkpoint.open(folder if len(files) > 1 or _alone(folder) else files[0])
     options = Options(missing="keep", unexpected="ignore", conversions=config.weight_mapping, round_to=None, defer=True)
     report = _fill(model, opened, options)
-    names = set(model.state_dict())
-    tied = set(getattr(model, "all_tied_weights_keys", None) or {})
     fields: dict[str, Any] = {
-        "missing_keys": set(report.missing) | (tied & names),
+        # Aliases are missing as long as they are not tied, but for those that the checkpoint has: transformers compares these before it ties them.
+        "missing_keys": set(report.missing) | (set(report.tied) - set(report.filled)),
         "unexpected_keys": set(report.unexpected),
         "mismatched_keys": set(),
         "conversion_errors": {},
