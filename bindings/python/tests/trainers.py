@@ -56,11 +56,12 @@ def native(folder):
 
     shardwright.transformers.enable(fallback=False)
     try:
+        untied = folder.parent / "qwen3-untied"
         if dist.get_rank() == 0:
-            untie(folder / "qwen3-tied", folder / "qwen3-untied")
+            untie(folder / "qwen3-tied", untied)
         dist.barrier()
-        for name in ("qwen3", "qwen3-tied", "qwen3-untied", "qwen3_moe"):
-            path, want = folder / name, reference(folder / name)
+        for path in (folder / "qwen3", folder / "qwen3-tied", untied, folder / "qwen3_moe"):
+            name, want = path.name, reference(path)
             config = DistributedConfig(fsdp_size=dist.get_world_size())
             with asked() as names:
                 model = T.AutoModelForCausalLM.from_pretrained(path, distributed_config=config, dtype=torch.float32)

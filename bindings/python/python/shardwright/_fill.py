@@ -326,7 +326,7 @@ def read(
             way = _Way(all(_native.casts(a, b) for a, b in _steps(kind, through, _name(local.dtype))))
             ways[kind, local.dtype, through] = way
         way.count += 1
-        if way.castable and local.device.type == "cpu" and local.is_contiguous():
+        if way.castable and local.is_cpu and local.is_contiguous():
             direct.append(_item(slot, recipe, where, local, through))
         else:
             later.append((slot, where, recipe, kind))

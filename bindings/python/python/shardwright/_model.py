@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import weakref
@@ -34,6 +35,7 @@ class Slot:
     buffer: bool = False
     adapter: bool = False
     modules: list[tuple[torch.nn.Module, str]] = field(default_factory=list)
+    _shape: tuple[int, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -42,11 +44,10 @@ class Slot:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the whole tensor, over all ranks."""
-        if type(self.tensor) is DTensor:
-            meta = self.tensor._spec.tensor_meta
-            if meta is not None:
-                return tuple(meta.shape)
-        return tuple(getattr(self.tensor, "ds_shape", self.tensor.shape))
+        if self._shape is None:
+            meta = self.tensor._spec.tensor_meta if type(self.tensor) is DTensor else None
+            self._shape = tuple(meta.shape if meta is not None else getattr(self.tensor, "ds_shape", self.tensor.shape))
+        return self._shape
 
 
 @dataclass(slots=True)
@@ -87,7 +88,7 @@ def slots(model: torch.nn.Module) -> tuple[list[Slot], list[Slot]]:
     """Parameters and persistent buffers, and buffers that no checkpoint has; a tensor with several names is one slot."""
     kept: dict[int, Slot] = {}
     other: dict[int, Slot] = {}
-    modules = list(model.named_modules(remove_duplicate=False))
+    modules = _named_modules(model)
     # PEFT puts a layer with adapters in the place of each that it adapts; the layer itself is inside of it.
     tuned = tuple(p + "." for p, m in modules if hasattr(m, "base_layer") and hasattr(m, "adapter_layer_names"))
     for prefix, module in modules:
@@ -103,11 +104,49 @@ def slots(model: torch.nn.Module) -> tuple[list[Slot], list[Slot]]:
             dot = dot.replace(".base_layer.", ".")
         for name, tensor in module._parameters.items():
             if tensor is not None:
-                _note(kept, tensor, dot + name, module, name, False, adapter)
+                if id(tensor) in kept:
+                    _note(kept, tensor, dot + name, module, name, False, adapter)
+                else:
+                    kept[id(tensor)] = Slot(tensor, [dot + name], False, adapter, [(module, name)])
         for name, tensor in module._buffers.items():
             if tensor is not None:
                 _note(other if name in module._non_persistent_buffers_set else kept, tensor, dot + name, module, name, True, False)
     return list(kept.values()), list(other.values())
+
+
+def _named_modules(model: torch.nn.Module) -> list[tuple[str, torch.nn.Module]]:
+    """`named_modules(remove_duplicate=False)`, without a generator in each module for each one above it."""
+    if type(model).named_modules is not torch.nn.Module.named_modules:
+        return list(model.named_modules(remove_duplicate=False))
+    found: list[tuple[str, torch.nn.Module]] = []
+
+    def walk(prefix: str, module: torch.nn.Module) -> None:
+        found.append((prefix, module))
+        dot = prefix + "." if prefix else ""
+        for name, child in module._modules.items():
+            if child is not None:
+                walk(dot + name, child)
+
+    walk("", model)
+    return found
+
+
+def modules_of(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """`list(model.modules())`."""
+    return list({id(m): m for _, m in _named_modules(model)}.values())
+
+
+def _fsdp_modules(modules: Iterable[torch.nn.Module]) -> list[Any]:
+    """Those that `fully_shard` wrapped. It is their classes that are asked: a module looks for an attribute that it lacks in three dicts."""
+    classes: dict[type, bool] = {}
+    found = []
+    for module in modules:
+        cls = type(module)
+        if cls not in classes:
+            classes[cls] = hasattr(cls, "_get_fsdp_state") and hasattr(cls, "reshard")
+        if classes[cls]:
+            found.append(module)
+    return found
 
 
 def _note(found: dict[int, Slot], tensor: torch.Tensor, full: str, module: torch.nn.Module, name: str, buffer: bool, adapter: bool) -> None:
@@ -129,31 +168,32 @@ def refresh(slot: Slot) -> None:
 
 def reshard(model: torch.nn.Module) -> None:
     """FSDP2 parameter groups that a forward left gathered hold plain parameters; their shards are what is filled."""
-    for module in model.modules():
-        if hasattr(module, "reshard") and hasattr(module, "_get_fsdp_state"):
-            module.reshard()
+    for module in _fsdp_modules(modules_of(model)):
+        module.reshard()
 
 
 def materialise(model: torch.nn.Module, device: torch.device | str | None, without: Container[int] = ()) -> set[int]:
     """Gives memory to every tensor on meta, but for those with the ids `without`, and returns the ids of those that got some. Parameters keep their
     identity, so ties and optimizers survive."""
-    modules = list(model.modules())
-    parameters = [(m, n, p) for m in modules for n, p in m._parameters.items() if p is not None and p.is_meta and id(p) not in without]
+    modules = modules_of(model)
+    # By id, for a tensor with several names; each with the device where it goes, and whether that is the CPU.
+    parameters = {id(p): p for m in modules for p in m._parameters.values() if p is not None and p.is_meta and id(p) not in without}
     buffers = [(m, n, b) for m in modules for n, b in m._buffers.items() if b is not None and b.is_meta and id(b) not in without]
     if not parameters and not buffers:
         return set()
     groups, units = _groups(modules)
     on_cpu = {id(p.sharded_param) for g in groups for p in g.fsdp_params if getattr(p, "offload_to_cpu", False)}
     made: dict[int, torch.Tensor] = {}
-    devices: dict[int, torch.device | str] = {}
-    arena = _Arena()
+    devices: dict[int, torch.device] = {}
+    cpu = torch.device("cpu")
+    given = None if device is None else torch.device(device)
 
-    def where(tensor: torch.Tensor) -> torch.device | str:
+    def where(tensor: torch.Tensor) -> torch.device:
         if id(tensor) in on_cpu:
-            return "cpu"
-        if device is not None:
-            return device
-        mesh = getattr(tensor, "device_mesh", None)
+            return cpu
+        if given is not None:
+            return given
+        mesh = tensor._spec.mesh if type(tensor) is DTensor else getattr(tensor, "device_mesh", None)
         if id(mesh) not in devices:
             devices[id(mesh)] = _device_of(tensor)
         return devices[id(mesh)]
@@ -165,20 +205,19 @@ def materialise(model: torch.nn.Module, device: torch.device | str | None, witho
             made[id(tensor)] = _empty_like(tensor, where(tensor))
         return made[id(tensor)]
 
-    fresh = {id(p) for _, _, p in parameters}
+    fresh = set(parameters)
     fresh.update(id(b) for _, _, b in buffers)
     # What `model._apply(give)` does, without the steps that only matter to parameters with values or gradients, which take torch several times as
     # long; not where a module has an `_apply` of its own, or torch another form than is known.
     known = {torch.nn.Module._apply, *units}
     sharded = [(g, p) for g in groups for p in g.fsdp_params]
-    direct = all(type(m)._apply in known for m in modules) and all(hasattr(p, "reset_sharded_param") for _, p in sharded)
-    if direct and not any(p.grad is not None for _, _, p in parameters):
+    direct = _SWAPS and all(c._apply in known for c in {type(m) for m in modules}) and all(hasattr(p, "reset_sharded_param") for _, p in sharded)
+    if direct and not any(p.grad is not None for p in parameters.values()):
         with torch.no_grad():
-            for _, _, parameter in parameters:
-                arena.reserve(parameter, where(parameter))
-            for _, _, parameter in parameters:
-                if parameter.is_meta:  # else it has another name, and has memory now
-                    _give_memory(parameter, where(parameter), arena)
+            places = [(p, where(p)) for p in parameters.values()]
+            arena = _Arena(p for p, to in places if to is cpu or to.type == "cpu")
+            for parameter, to in places:
+                _give_memory(parameter, to, arena)
             for module, name, buffer in buffers:
                 module._buffers[name] = give(buffer)
             for group, param in sharded:
@@ -199,12 +238,11 @@ def _groups(modules: Iterable[torch.nn.Module]) -> tuple[list[Any], set[Any]]:
     """FSDP2's groups of parameters, and the `_apply` that it gives to modules."""
     groups: list[Any] = []
     applies: set[Any] = set()
-    for module in modules:
-        if hasattr(module, "_get_fsdp_state"):
-            state: Any = module._get_fsdp_state()
-            found = getattr(state, "_fsdp_param_groups", None) or [getattr(state, "_fsdp_param_group", None)]
-            groups += [g for g in found if g is not None]
-            applies |= {c.__dict__["_apply"] for c in type(module).__mro__ if c.__name__ == "FSDPModule" and "_apply" in c.__dict__}
+    for module in _fsdp_modules(modules):
+        state: Any = module._get_fsdp_state()
+        found = getattr(state, "_fsdp_param_groups", None) or [getattr(state, "_fsdp_param_group", None)]
+        groups += [g for g in found if g is not None]
+        applies |= {c.__dict__["_apply"] for c in type(module).__mro__ if c.__name__ == "FSDPModule" and "_apply" in c.__dict__}
     return groups, applies
 
 
@@ -228,40 +266,38 @@ class _Arena:
     ALIGNMENT = 64
     LEAST = 8 << 20
 
-    def __init__(self) -> None:
-        self.wanted = self.used = 0
+    def __init__(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Room for tensors on meta, or this rank's part of each."""
+        self.wanted = sum(getattr(t, "_local_tensor", t).nbytes + self.ALIGNMENT for t in tensors)
+        self.used = 0
         self.memory: mmap.mmap | None = None
         # Where torch fills new memory with NaN, so that what nobody writes is seen, it has to be torch that makes it.
         poisoned = torch.are_deterministic_algorithms_enabled() and torch.utils.deterministic.fill_uninitialized_memory
-        self.open = hasattr(mmap, "MADV_HUGEPAGE") and not poisoned
+        if hasattr(mmap, "MADV_HUGEPAGE") and not poisoned and self.wanted >= self.LEAST:
+            self._map()
 
-    def reserve(self, tensor: torch.Tensor, device: torch.device | str) -> None:
-        """Room for a tensor on meta, or this rank's part of it."""
-        if str(device) == "cpu":
-            self.wanted += getattr(tensor, "_local_tensor", tensor).nbytes + self.ALIGNMENT
-
-    def empty(self, like: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    def empty(self, like: torch.Tensor, device: torch.device) -> torch.Tensor:
         """Contiguous memory for a plain tensor."""
         size = like.nbytes
-        if self.open and self.memory is None:
-            self.open = self.wanted >= self.LEAST and self._map()
-        if not self.open or not size or str(device) != "cpu" or self.memory is None or self.used + size > self.wanted:
+        if self.memory is None or not size or device.type != "cpu" or self.used + size > self.wanted:
             return torch.empty(like.shape, dtype=like.dtype, device=device)
-        made = torch.frombuffer(self.memory, dtype=like.dtype, count=like.numel(), offset=self.used).resize_(like.shape)
+        made = torch.frombuffer(self.memory, dtype=like.dtype, count=like.numel(), offset=self.used).resize_as_(like)
         self.used += -(-size // self.ALIGNMENT) * self.ALIGNMENT
         return made
 
-    def _map(self) -> bool:
-        try:
-            self.memory = mmap.mmap(-1, self.wanted, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            self.memory.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:
-            # No such mapping, or a kernel without huge pages: torch allocates instead, and raises where there is no memory.
-            return False
-        return True
+    def _map(self) -> None:
+        # No such mapping, or a kernel without huge pages: torch allocates instead, and raises where there is no memory.
+        with contextlib.suppress(OSError):
+            memory = mmap.mmap(-1, self.wanted, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            memory.madvise(mmap.MADV_HUGEPAGE)
+            self.memory = memory
 
 
-def _give_memory(parameter: torch.Tensor, device: torch.device | str, arena: _Arena) -> None:
+_SWAPS = hasattr(torch._C, "_swap_tensor_impl") and hasattr(torch.Tensor, "_use_count")
+"""Whether this torch has what `_give_memory` takes from `torch.utils.swap_tensors`."""
+
+
+def _give_memory(parameter: torch.Tensor, device: torch.device, arena: _Arena) -> None:
     """Gives memory to a parameter on meta; the object stays, and so do its attributes."""
     kind, memory = type(parameter), None
     value: torch.Tensor
