@@ -123,6 +123,34 @@ fn locks_hold_until_something_changes() {
     assert_eq!(run(&["resolve", &a, "--check", &at("none.lock")]).0, 6);
 }
 
+/// Locks that builds of November 22 and 26 wrote, before locks named the keys that their build knows.
+#[test]
+fn locks_of_earlier_builds_hold_and_name_their_version_where_they_do_not() {
+    let files: [(&str, &str, &[&str]); 2] = [
+        ("train", "model: m\ntrain_dataset: d\ndist_config: {name: fsdp2}\nmicro_batch_size: 2\n", &["micro_batch_size=4"]),
+        ("zero", "model: m\ntrain_dataset: d\ndist_config: {name: deepspeed, config_file: ds.json}\n", &["seed=7"]),
+    ];
+    let locks = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/resolve/locks");
+    let dir = tempfile::tempdir().unwrap();
+    let deepspeed = r#"{"gradient_accumulation_steps": "auto", "gradient_clipping": "auto", "train_micro_batch_size_per_gpu": "auto",
+        "zero_allow_untested_optimizer": true, "bf16": {"enabled": "auto"}, "fp16": {"enabled": "auto"}, "zero_optimization": {"stage": 3,
+        "overlap_comm": false, "reduce_bucket_size": "auto", "stage3_prefetch_bucket_size": "auto", "stage3_param_persistence_threshold": "auto",
+        "stage3_gather_16bit_weights_on_model_save": true}}"#;
+    fs::write(dir.path().join("ds.json"), deepspeed).unwrap();
+    for (name, yaml, change) in files {
+        let config = dir.path().join(format!("{name}.yaml")).display().to_string();
+        fs::write(&config, yaml).unwrap();
+        for (build, version) in ["an earlier build, which did not name itself", "an earlier build of 0.1.0"].into_iter().enumerate() {
+            let lock = locks.join(format!("{name}_{build}.lock")).display().to_string();
+            let check = ["resolve", &config, "--world-size", "8", "--check", &lock];
+            let (code, out, err) = run(&check);
+            assert_eq!(code, 0, "{name} {build}: {out}{err}");
+            let (code, out, _) = run(&[&check[..], change].concat());
+            assert!(code == 9 && out.contains(version) && out.contains("  training."), "{name} {build}: {code} {out}");
+        }
+    }
+}
+
 #[test]
 fn a_value_is_explained_down_to_what_was_written() {
     let dir = tempfile::tempdir().unwrap();

@@ -146,11 +146,14 @@ fn a_key_that_deepspeed_does_not_know_is_no_error_when_its_resolution_is_resolve
 
 #[test]
 fn advice_about_quotes_is_given_where_quotes_are_at_fault() {
-    let help = |text: &str| Case::new(text).outcome().diagnostics.first().and_then(|d| d.help.as_ref().map(ToString::to_string));
+    let help = |text: &str| {
+        let outcome = Case::new(text).outcome();
+        outcome.diagnostics.iter().find(|d| d.code.starts_with("config-")).and_then(|d| d.help.as_ref().map(ToString::to_string))
+    };
     for (text, want) in [
-        ("bf16: 'Yes'\n", Some("without quotes it is a boolean")),
-        ("bf16: oFF\n", Some("did you mean off?")),
-        ("bf16: flase\n", None),
+        ("bf16: 'Yes'\n", Some("write yes without quotes")),
+        ("bf16: oFF\n", Some("write off")),
+        ("bf16: flase\n", Some("write true or false")),
         ("model: 5\n", Some("put it in quotes")),
         ("model: [a]\n", None),
         ("model: {a: b}\n", None),
@@ -169,7 +172,7 @@ fn dotted_overrides_reach_into_sections_and_are_typed_as_omegaconf_types() {
         .with("bf16=no")
         .with("peft_config={name: lora, target_modules: [q_proj, v_proj]}")
         .with("peft_config.r=4")
-        .with("output_dir=")
+        .with("eval_dataset=")
         .document();
     assert_eq!(document["deepspeed"]["zero_optimization"]["sub_group_size"], 500_000_000);
     assert_eq!(document["training"]["learning_rate"], 1e-5);
@@ -299,12 +302,11 @@ fn shares_of_epochs_and_of_dropout_are_as_llamafactory_runs_them() {
         assert!(!outcome.has_errors(), "{yaml}: {:?}", outcome.diagnostics);
         assert_eq!(outcome.to_json()["training"][key], want, "{yaml}");
     }
-    for yaml in [
-        "num_train_epochs: -1",
-        "save_steps: -1",
-        "peft_config: {name: lora, lora_dropout: 1.5}",
-        "peft_config: {name: lora, target_modules: 'q_proj,v_proj'}",
-    ] {
+    for yaml in ["num_train_epochs: -1", "save_steps: -1"] {
+        let outcome = run(yaml);
+        assert!(!outcome.has_errors() && outcome.diagnostics.iter().any(|d| d.code == "config-unchecked"), "{yaml}");
+    }
+    for yaml in ["peft_config: {name: lora, lora_dropout: 1.5}", "peft_config: {name: lora, target_modules: 'q_proj,v_proj'}"] {
         assert!(run(yaml).has_errors(), "{yaml}");
     }
 }

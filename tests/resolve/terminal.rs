@@ -49,10 +49,10 @@ fn without_colour(text: &str) -> String {
 #[test]
 fn colour_is_for_terminals_that_want_it() {
     let piped = String::from_utf8(command(&[("TERM", "xterm")]).stderr(Stdio::piped()).output().unwrap().stderr).unwrap();
-    assert!(piped.contains("error[config-type]: bf16:") && !piped.contains('\x1b'), "a pipe gets plain text: {piped}");
+    assert!(piped.contains("error[config-unknown-key]:") && !piped.contains('\x1b'), "a pipe gets plain text: {piped}");
     for wants in [&[("TERM", "xterm")][..], &[], &[("TERM", "xterm"), ("NO_COLOR", "")]] {
         let coloured = on_a_terminal(wants);
-        assert!(coloured.contains("\x1b[1;31merror[config-type]\x1b[0m"), "{wants:?}: {coloured}");
+        assert!(coloured.contains("\x1b[1;31merror[config-unknown-key]\x1b[0m"), "{wants:?}: {coloured}");
         assert_eq!(without_colour(&coloured), piped, "colour is all that differs");
     }
     for wants_not in [&[("TERM", "xterm"), ("NO_COLOR", "1")][..], &[("TERM", "dumb")]] {

@@ -40,6 +40,7 @@ pub const CODES: &[Code] = &[
     Code::error("plugin-panicked", "a linked strategy or policy panicked on its section"),
     Code::error("quant-on-meta", "`quant_config` does not go with `init_on_meta`"),
     Code::warning("setting-ignored", "a key of `shardwright` that the strategy or the precision policy does not heed"),
+    Code::warning("strategy-is-not-llamafactorys", "`dist_config.name` is a strategy of shardwright's or of a plugin, which LLaMA-Factory does not have"),
     Code::warning("unknown-choice", "a value that the engine may know and this program does not"),
     Code::warning("world-disagrees", "the file is for another number of processes than there are"),
     Code::error("world-size", "a world of no ranks"),

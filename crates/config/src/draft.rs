@@ -7,7 +7,7 @@ use shardwright_core::{
     diagnostic::{Diagnostic, ENVIRONMENT, Location, Severity, Source},
     registry::{ErasedConfig, Registry},
     strategy_config::Dialect,
-    tree::{Entry, Node, Value, yaml},
+    tree::{Entry, Node, TAB, Value, yaml},
 };
 
 use crate::{
@@ -73,6 +73,9 @@ impl Draft {
         {
             root = later;
         }
+        if !accelerate::is_dialect(&root) {
+            diagnostics.retain(|d| d.code != TAB);
+        }
         if !root.is_map() {
             let message = format!("expected a mapping of keys to values, found {}", root.describe());
             diagnostics.push(Diagnostic::error("config-type", message).at(root.at.clone()));
@@ -111,6 +114,9 @@ impl Draft {
             draft.original = Some(std::mem::replace(&mut draft.root, flat));
         } else {
             released::translate(&mut draft.root, &mut draft.diagnostics);
+            if draft.document.is_none() {
+                keys::unchecked::refused(&draft.root, &mut draft.diagnostics);
+            }
             draft.check_keys(&input.env);
         }
         if let Some(dist) = draft.document.as_ref().and_then(resolved::dist_config) {
@@ -145,6 +151,16 @@ impl Draft {
             Ok(entry) => entry,
             Err(error) => return self.diagnostics.push(of_other_engines(&section.name, error).at(section.name_at)),
         };
+        if self.dialect == Dialect::LlamaFactory && self.document.is_none() && !LLAMA_FACTORYS.contains(&&*section.name) {
+            let message = format!("LLaMA-Factory has no strategy '{}' and does not start with it: only shardwright knows it", section.name);
+            let mut warning = Diagnostic::warning("strategy-is-not-llamafactorys", message).at(section.name_at.clone());
+            if section.name == "zero3" {
+                warning = warning.help(
+                    "for a training, put these sections into a JSON file: dist_config: {name: deepspeed, config_file: ds_zero3.json}",
+                );
+            }
+            self.diagnostics.push(warning);
+        }
         let (section, found) = match entry.parse(&section.body, "dist_config") {
             Ok(config) => return self.strategy = Some(StrategySection { section, config, is_partial: false }),
             Err(errors) => (without(section, &errors), errors),
@@ -191,6 +207,9 @@ impl Draft {
         }
     }
 }
+
+/// Strategies that both this program and LLaMA-Factory v1 have.
+const LLAMA_FACTORYS: [&str; 2] = ["fsdp2", "deepspeed"];
 
 /// What LLaMA-Factory v1 registers beside `fsdp2` and `deepspeed`, named as what it is.
 fn of_other_engines(name: &str, unknown: Diagnostic) -> Diagnostic {

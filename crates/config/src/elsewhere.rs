@@ -122,7 +122,7 @@ impl Scope<'_> {
 }
 
 /// The keys of `shardwright`.
-fn settings() -> &'static [String] {
+pub(super) fn settings() -> &'static [String] {
     static PATHS: OnceLock<Vec<String>> = OnceLock::new();
     PATHS.get_or_init(|| {
         let mut paths = Vec::new();

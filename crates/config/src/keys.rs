@@ -1,6 +1,8 @@
 //! The flat keys of a LLaMA-Factory v1 YAML: their types, bounds, defaults and meanings, one a line, and the reader that applies them.
 //! What the values mean together is in `resolve`.
 
+pub(super) mod unchecked;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value as Json;
@@ -10,7 +12,7 @@ use shardwright_core::{
     document::{Origin, Sourced},
     suggest::nearest,
     text::short,
-    tree::{Node, Value},
+    tree::{Node, Value, truthiness},
 };
 
 /// What a key takes.
@@ -120,7 +122,7 @@ pub const EXTRA: &[Key] = &[
 #[rustfmt::skip]
 pub const LORA: &[Key] = &[
     key("r", Kind::Int(1), "8", "rank of the adapters"),
-    key("lora_alpha", Kind::Int(1), "16", "scale of the adapters"),
+    key("lora_alpha", Kind::Number(f64::MIN), "16", "scale of the adapters"),
     key("lora_dropout", Kind::Float(0.0), "0.05", "dropout before the adapters"),
     key("target_modules", Kind::Names, r#""all""#, "modules that get an adapter"),
     key("use_rslora", Kind::Bool, "false", "rank-stabilised scale"),
@@ -169,10 +171,16 @@ impl Values {
                 None => default(),
                 Some(node) => match read(key, node, path, diagnostics) {
                     Ok(value) => Sourced { value, origin: Origin::Written(node.at.clone()) },
-                    Err(diagnostic) => {
-                        diagnostics.push(diagnostic);
-                        default()
-                    }
+                    Err(diagnostic) => match unchecked::value(key.name, node, root).filter(|_| path.is_empty()) {
+                        Some(value) => {
+                            diagnostics.push(unchecked::warning(diagnostic));
+                            Sourced { value, origin: Origin::Written(node.at.clone()) }
+                        }
+                        None => {
+                            diagnostics.push(diagnostic);
+                            default()
+                        }
+                    },
                 },
             };
             values.insert(key.name, value);
@@ -216,7 +224,8 @@ fn read(key: &Key, node: &Node, path: &str, diagnostics: &mut Vec<Diagnostic>) -
         let or_null = if key.default == "null" { " or null" } else { "" };
         Diagnostic::error("config-type", format!("{name}: expected {what}{or_null}, found {}", node.describe())).at(node.at.clone())
     };
-    let null_is_fine = key.default == "null" || key.default == "[]";
+    // Without target modules peft takes its own for the model type.
+    let null_is_fine = key.default == "null" || key.default == "[]" || key.name == "target_modules";
     if node.is_null() && null_is_fine {
         return Ok(Json::Null);
     }
@@ -231,10 +240,23 @@ fn read(key: &Key, node: &Node, path: &str, diagnostics: &mut Vec<Diagnostic>) -
             None if matches!(node.value, Value::Seq(_) | Value::Map(_) | Value::Null) => Err(wrong("a string".into())),
             None => Err(wrong("a string".into()).help("put it in quotes")),
         },
-        Kind::Bool => node.as_bool().map(Json::Bool).ok_or_else(|| boolean(wrong("a boolean".into()), node)),
+        Kind::Bool => {
+            if node.as_bool().is_none() {
+                diagnostics.push(truthiness(&name, node));
+            }
+            Ok(node.is_truthy().into())
+        }
         Kind::Int(least) => {
-            let number = node.as_integer().and_then(|i| i64::try_from(i).ok()).filter(|i| *i >= least);
-            let what = if least == i64::MIN { "an integer".into() } else { format!("an integer of at least {least}") };
+            let most = if key.name == "seed" { i64::from(u32::MAX) } else { i64::MAX };
+            let number = match node.value {
+                Value::Int(i) => i64::try_from(i).ok().filter(|i| (least..=most).contains(i)),
+                _ => None,
+            };
+            let what = match (least, most) {
+                (i64::MIN, _) => "an integer".into(),
+                (_, i64::MAX) => format!("an integer of at least {least}"),
+                _ => format!("an integer from {least} to {most}"),
+            };
             number.map(Json::from).ok_or_else(|| wrong(what))
         }
         Kind::Float(least) | Kind::Number(least) => {
@@ -269,19 +291,6 @@ fn read(key: &Key, node: &Node, path: &str, diagnostics: &mut Vec<Diagnostic>) -
                 }
             }
         }
-    }
-}
-
-/// In one of these cases a word is a boolean to YAML; `oFF` is a string with quotes and without.
-fn boolean(diagnostic: Diagnostic, node: &Node) -> Diagnostic {
-    let text = node.as_str().unwrap_or_default();
-    let is_word = ["true", "false", "yes", "no", "on", "off"].contains(&text.to_lowercase().as_str());
-    let tail = text.get(1..).unwrap_or_default();
-    let is_cased = tail == tail.to_lowercase() || text == text.to_uppercase();
-    match is_word {
-        true if is_cased => diagnostic.help("without quotes it is a boolean"),
-        true => diagnostic.help(format!("did you mean {}?", text.to_lowercase())),
-        false => diagnostic,
     }
 }
 

@@ -11,7 +11,11 @@ use shardwright_core::{
     suggest::nearest,
 };
 
-use crate::resolve::{Outcome, Resolved};
+use crate::{
+    elsewhere::settings,
+    keys::{EXTRA, FREEZE, KEYS, LORA, QUANT},
+    resolve::{Outcome, Resolved},
+};
 
 impl Outcome {
     /// The whole resolution as one JSON document; where there are errors, those and the warnings.
@@ -166,6 +170,26 @@ fn shown(value: &Json) -> String {
 /// The version of the lock's own format.
 const LOCK: u64 = 1;
 
+/// What a resolution consists of, raised whenever it gains or loses values that no key of the YAML is: facts of the model, values of a strategy.
+const REVISION: u64 = 2;
+
+/// Tells builds of one version apart by the keys that they know: a digest (FNV-1a) of those and of [`REVISION`].
+fn build() -> String {
+    let mut digest = 0xcbf2_9ce4_8422_2325_u64;
+    let mut add = |text: &str| {
+        for byte in text.bytes().chain([0]) {
+            digest = (digest ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    };
+    add(&REVISION.to_string());
+    for key in [KEYS, EXTRA, LORA, FREEZE, QUANT].into_iter().flatten() {
+        add(key.name);
+        add(key.default);
+    }
+    settings().iter().for_each(|path| add(path));
+    format!("{digest:016x}")
+}
+
 impl Resolved {
     /// The resolution as a lock: every value with the kind of its source, without lines and columns, so that comments do not change it.
     pub fn lock(&self) -> Json {
@@ -175,10 +199,11 @@ impl Resolved {
             .into_iter()
             .map(|(pointer, value, origin)| (pointer, json!({ "value": value, "from": locked(origin) })))
             .collect();
-        json!({ "lock": LOCK, "shardwright": shardwright_core::VERSION, "values": values })
+        json!({ "lock": LOCK, "shardwright": shardwright_core::VERSION, "build": build(), "values": values })
     }
 
-    /// What differs from a lock, by pointer. A key that only one of two versions has, at its default, is no difference.
+    /// What differs from a lock, by pointer. Beside a lock of another version, what only this one decides is no difference, unless it is written in
+    /// the config, and what only the other one had is none at its default.
     ///
     /// # Errors
     /// A text that is no lock.
@@ -188,7 +213,6 @@ impl Resolved {
             return Err(format!("expected a lock of format {LOCK}, found {}", lock["lock"]));
         }
         let Some(then) = lock["values"].as_object() else { return Err("not a lock: it has no values".into()) };
-        let made_by = lock["shardwright"].as_str();
         let mut pairs: BTreeMap<String, Difference> = BTreeMap::new();
         let empty = |pointer: &str| Difference { pointer: pointer.to_owned(), then: None, now: None };
         for (pointer, entry) in then {
@@ -201,14 +225,24 @@ impl Resolved {
         }
         let differs = |d: &Difference| d.then.as_ref().map(|t| &t.0) != d.now.as_ref().map(|n| &n.0);
         let mut differences: Vec<Difference> = pairs.into_values().filter(differs).collect();
-        let other_version = (made_by != Some(shardwright_core::VERSION))
-            .then(|| made_by.unwrap_or("an earlier build, which did not name itself").to_owned());
+        let other_version = other_version(&lock);
         if other_version.is_some() {
-            let is_default = |side: &Option<(Json, String)>| side.as_ref().is_none_or(|(_, from)| from == "default");
-            let only_there = |d: &Difference| d.then.is_none() != d.now.is_none() && is_default(&d.then) && is_default(&d.now);
-            differences.retain(|d| !only_there(d));
+            let is_new = |d: &Difference| d.then.is_none() && self.document.origin(&d.pointer).is_none_or(|o| o.location().is_none());
+            let is_gone = |d: &Difference| d.now.is_none() && d.then.as_ref().is_none_or(|(_, from)| from == "default");
+            differences.retain(|d| !is_new(d) && !is_gone(d));
         }
         Ok(Comparison { other_version, differences })
+    }
+}
+
+/// The version that made a lock, where it is not this one.
+fn other_version(lock: &Json) -> Option<String> {
+    const VERSION: &str = shardwright_core::VERSION;
+    match (lock["shardwright"].as_str(), lock["build"].as_str()) {
+        (None, _) => Some("an earlier build, which did not name itself".to_owned()),
+        (Some(VERSION), None) => Some(format!("an earlier build of {VERSION}")),
+        (Some(VERSION), Some(other)) => (other != build()).then(|| format!("another build of {VERSION}")),
+        (Some(version), _) => Some(version.to_owned()),
     }
 }
 

@@ -3,7 +3,7 @@
 use shardwright_core::{
     diagnostic::{COMMAND_LINE, Diagnostic, Location, Source},
     text::short,
-    tree::{MAX_DEPTH, Node, Value, yaml},
+    tree::{MAX_DEPTH, Node, TAB, Value, yaml},
 };
 
 /// The source that all overrides together are: one a line.
@@ -57,7 +57,7 @@ fn one(source: &Source, line: &str, start: usize) -> Result<Override, Diagnostic
     value.relocate(&shift);
     settle(&mut value);
     // OmegaConf reads an exponent without a dot as a number; nothing to warn of.
-    warnings.retain(|w| w.code != "yaml-exponent");
+    warnings.retain(|w| w.code != "yaml-exponent" && w.code != TAB);
     let warnings = warnings.into_iter().map(|w| moved(w, &shift)).collect();
     Ok((path, source.at(start..start + equals), value, warnings))
 }

@@ -3,6 +3,8 @@
 
 use shardwright_core::{diagnostic::Diagnostic, tree::Node};
 
+use crate::sections;
+
 /// Keys of `dist_config` in 0.9.5, and what they are on the top level afterwards.
 const SIZES: &[(&str, &str)] = &[
     ("mp_replicate_size", "mp_replicate_size"),
@@ -16,7 +18,12 @@ const SIZES: &[(&str, &str)] = &[
 /// Moves keys to where later versions have them. A key that the file has in both places stays, and is an unknown key of its section.
 pub(super) fn translate(root: &mut Node, diagnostics: &mut Vec<Diagnostic>) {
     const CODE: &str = "llamafactory-release";
-    if let Some(entry) = root.entry("template").filter(|e| !e.value.is_null()) {
+    const TEMPLATES: [&str; 2] = ["qwen3", "qwen3_nothink"];
+    if let Some(node) = root.get("template").filter(|n| n.as_str().is_none_or(|name| !TEMPLATES.contains(&name))) {
+        let message = format!("template: expected {}, found {}", TEMPLATES.join(" or "), node.describe());
+        let help = "LLaMA-Factory 0.9.5 has only these, and later versions have no such key: leave it out";
+        diagnostics.push(Diagnostic::error("config-value", message).at(node.at.clone()).help(help));
+    } else if let Some(entry) = root.entry("template") {
         let message = "template is a key of LLaMA-Factory 0.9.5; later versions refuse it";
         let help = "under a later version leave it out, or set custom_chat_template where the model's own template does not do";
         diagnostics.push(Diagnostic::warning(CODE, message).at(entry.at.clone()).help(help));
@@ -35,6 +42,8 @@ pub(super) fn translate(root: &mut Node, diagnostics: &mut Vec<Diagnostic>) {
         diagnostics.push(Diagnostic::warning(CODE, message).at(entry.at.clone()).help(help));
         let key_at = root.entry("dist_config").map_or(dist_at, |e| e.at.clone());
         root.set("dist_config", key_at, rest);
-        root.set(new, entry.at, entry.value);
+        let mut value = entry.value;
+        sections::coerce(&mut value);
+        root.set(new, entry.at, value);
     }
 }

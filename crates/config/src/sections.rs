@@ -39,7 +39,7 @@ pub(super) fn read(
         let message = format!("{path}: expected a mapping with a name, or the same as a JSON string, found {}", node.describe());
         return Err(Diagnostic::error("config-type", message).at(node.at));
     }
-    coerce(&mut node);
+    coerce_entries(&mut node);
     let Some(name) = node.get("name") else {
         let message = format!("{path}: the key 'name' is missing");
         return Err(Diagnostic::error("config-missing", message).at(node.at.clone()).help("it says which plugin the section is for"));
@@ -79,16 +79,19 @@ fn from_string(node: &Node, text: &str, sources: &[Source], warnings: &mut Vec<D
 }
 
 /// LLaMA-Factory's `_convert_str_dict`: strings that are values of mappings, not items of lists.
-fn coerce(node: &mut Node) {
+fn coerce_entries(node: &mut Node) {
     let Value::Map(entries) = &mut node.value else { return };
-    for entry in entries {
-        coerce(&mut entry.value);
-        settle(&mut entry.value);
-        let Some(text) = entry.value.as_str() else { continue };
-        if let Some(value) = coerced(text) {
-            entry.value.written = Some(format!("'{text}'").into());
-            entry.value.value = value;
-        }
+    entries.iter_mut().for_each(|entry| coerce(&mut entry.value));
+}
+
+/// The same of one such value.
+pub(super) fn coerce(node: &mut Node) {
+    coerce_entries(node);
+    settle(node);
+    let Some(text) = node.as_str() else { return };
+    if let Some(value) = coerced(text) {
+        node.written = Some(format!("'{text}'").into());
+        node.value = value;
     }
 }
 

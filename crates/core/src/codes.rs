@@ -9,12 +9,14 @@ use crate::diagnostic::Code;
 #[rustfmt::skip]
 pub const CODES: &[Code] = &[
     Code::error("config-missing", "a key that is required is not there"),
+    Code::warning("config-truthiness", "a value that is not a boolean where one is due: LLaMA-Factory checks no type there and goes by its truth in Python"),
     Code::error("config-type", "a value has another type than its key takes"),
+    Code::warning("config-unchecked", "a value of another type or range than its key takes, with which LLaMA-Factory runs all the same"),
     Code::error("config-unknown-key", "a key that the section does not have; the help names the nearest"),
     Code::error("config-value", "a value of the right type is not one that its key takes"),
     Code::error("json-bom", "a byte order mark, which Python's JSON reader refuses"),
     Code::error("json-comment", "a comment, which DeepSpeed's hjson reader takes and Hugging Face's strict one does not"),
-    Code::error("json-duplicate-key", "a key occurs twice in one object, which DeepSpeed rejects"),
+    Code::warning("json-duplicate-key", "a key occurs twice in one object: the later one counts for accelerate and LLaMA-Factory, and DeepSpeed's own reader refuses the file"),
     Code::error("json-hjson", "hjson beyond comments, such as a string without quotes or a comma after the last member; no other reader of such files takes it"),
     Code::error("json-syntax", "the text is not valid JSON"),
     Code::error("json-too-deep", "more levels or more values than any config has"),
@@ -35,6 +37,7 @@ pub const CODES: &[Code] = &[
     Code::error("yaml-recursive-alias", "an alias inside of its own anchor"),
     Code::warning("yaml-sexagesimal", "PyYAML reads `1:30` in base 60"),
     Code::error("yaml-syntax", "the text is not valid YAML"),
+    Code::error("yaml-tab", "a tab between values of an accelerate YAML, whose reader refuses it; LLaMA-Factory's takes it"),
     Code::error("yaml-tag", "a tag that is not read, or that its value does not fit"),
     Code::error("yaml-too-deep", "collections nested deeper than in any config"),
     Code::error("yaml-too-large", "a file larger than any config"),

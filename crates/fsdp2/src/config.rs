@@ -6,7 +6,8 @@ use shardwright_core::{
     Offload, Reshard,
     diagnostic::Diagnostic,
     mesh::MP_SHARD,
-    strategy_config::{BuildContext, Built, StrategyConfig},
+    strategy_config::{BuildContext, Built, Dialect, StrategyConfig},
+    tree::truthiness,
 };
 
 use crate::{
@@ -22,8 +23,10 @@ pub struct Fsdp2Config {
     /// Cut parameters again after the forward pass: true, false, or the number of ranks that they are cut over then.
     pub reshard_after_forward: ReshardAfterForward,
     /// Keep shards in host memory.
+    #[serde(deserialize_with = "truth")]
     pub offload_params: bool,
     /// Pin that memory.
+    #[serde(deserialize_with = "truth")]
     pub pin_memory: bool,
     /// A distributed checkpoint that is loaded instead of the model's own files.
     pub dcp_path: Option<String>,
@@ -43,7 +46,54 @@ impl Default for Fsdp2Config {
     }
 }
 
-/// A boolean, or a number of ranks.
+/// A value by its truth in Python, which is all that the engines ask for.
+fn truth<'de, D: Deserializer<'de>>(d: D) -> Result<bool, D::Error> {
+    struct Visitor;
+    impl<'de> serde::de::Visitor<'de> for Visitor {
+        type Value = bool;
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("a boolean")
+        }
+        fn visit_bool<E>(self, v: bool) -> Result<bool, E> {
+            Ok(v)
+        }
+        fn visit_unit<E>(self) -> Result<bool, E> {
+            Ok(false)
+        }
+        fn visit_i64<E>(self, v: i64) -> Result<bool, E> {
+            Ok(v != 0)
+        }
+        fn visit_u64<E>(self, v: u64) -> Result<bool, E> {
+            Ok(v != 0)
+        }
+        fn visit_i128<E>(self, _: i128) -> Result<bool, E> {
+            Ok(true)
+        }
+        fn visit_f64<E>(self, v: f64) -> Result<bool, E> {
+            Ok(v != 0.0)
+        }
+        fn visit_str<E>(self, v: &str) -> Result<bool, E> {
+            Ok(!v.is_empty())
+        }
+        fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut items: A) -> Result<bool, A::Error> {
+            let mut any = false;
+            while items.next_element::<serde::de::IgnoredAny>()?.is_some() {
+                any = true;
+            }
+            Ok(any)
+        }
+        fn visit_map<A: serde::de::MapAccess<'de>>(self, mut entries: A) -> Result<bool, A::Error> {
+            let mut any = false;
+            while entries.next_entry::<serde::de::IgnoredAny, serde::de::IgnoredAny>()?.is_some() {
+                any = true;
+            }
+            Ok(any)
+        }
+    }
+    d.deserialize_any(Visitor)
+}
+
+/// A boolean, or a number of ranks; null is true, as torch takes it but for the root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReshardAfterForward(pub Reshard);
 
@@ -64,6 +114,9 @@ impl<'de> Deserialize<'de> for ReshardAfterForward {
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str("a boolean or a number of ranks")
             }
+            fn visit_unit<E>(self) -> Result<Reshard, E> {
+                Ok(Reshard::ToShards)
+            }
             fn visit_bool<E>(self, v: bool) -> Result<Reshard, E> {
                 Ok(if v { Reshard::ToShards } else { Reshard::Never })
             }
@@ -81,7 +134,7 @@ impl JsonSchema for ReshardAfterForward {
     }
 
     fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-        schemars::json_schema!({ "type": ["boolean", "integer"], "minimum": 1 })
+        schemars::json_schema!({ "type": ["boolean", "integer", "null"], "minimum": 1 })
     }
 }
 
@@ -90,6 +143,16 @@ impl StrategyConfig for Fsdp2Config {
     const SUMMARY: &'static str = "PyTorch FSDP2: parameters cut on dim 0, storage and compute dtypes apart";
 
     fn build(self, cx: &mut BuildContext<'_>) -> Result<Built, Diagnostic> {
+        if let Some(entry) = cx.section.entry("wrap").filter(|e| cx.training.dialect == Dialect::LlamaFactory && !e.value.is_null()) {
+            let message = "unknown key 'wrap' in dist_config: LLaMA-Factory chooses itself what it wraps";
+            let help = "leave it out; shardwright.units names other modules for the layout here";
+            cx.diagnostics.push(Diagnostic::error("config-unknown-key", message).at(entry.at.clone()).help(help));
+        }
+        for key in ["offload_params", "pin_memory"] {
+            if let Some(node) = cx.section.get(key).filter(|n| n.as_bool().is_none()) {
+                cx.diagnostics.push(truthiness(&format!("dist_config.{key}"), node));
+            }
+        }
         let shard = cx.mesh.size_of(MP_SHARD);
         if let Reshard::ToRanks(ranks) = self.reshard_after_forward.0
             && !shard.is_multiple_of(ranks)

@@ -56,19 +56,6 @@ pub(super) fn truth(node: &Node) -> Option<bool> {
     }
 }
 
-/// Python's `bool(value)`.
-fn is_truthy(node: &Node) -> bool {
-    match &node.value {
-        Value::Null => false,
-        Value::Bool(b) => *b,
-        Value::Int(i) => *i != 0,
-        Value::Float(f) => *f != 0.0,
-        Value::Text { text, .. } => !text.is_empty(),
-        Value::Seq(items) => !items.is_empty(),
-        Value::Map(entries) => !entries.is_empty(),
-    }
-}
-
 pub(super) fn value(message: String, node: &Node) -> Diagnostic {
     Diagnostic::error("config-value", message).at(node.at.clone())
 }
@@ -161,8 +148,8 @@ pub(super) fn fsdp(config: &Node, diagnostics: &mut Vec<Diagnostic>) {
         diagnostics.push(Diagnostic::error("accelerate-launch", message).at(at).help("set fsdp_activation_checkpointing: true"));
     }
     // Both are true where they are not written.
-    let is_efficient = config.get("fsdp_cpu_ram_efficient_loading").is_none_or(is_truthy);
-    if let Some(node) = config.get("fsdp_sync_module_states").filter(|n| is_efficient && !is_truthy(n)) {
+    let is_efficient = config.get("fsdp_cpu_ram_efficient_loading").is_none_or(Node::is_truthy);
+    if let Some(node) = config.get("fsdp_sync_module_states").filter(|n| is_efficient && !n.is_truthy()) {
         let message =
             "fsdp_config.fsdp_sync_module_states false does not go with fsdp_config.fsdp_cpu_ram_efficient_loading, which is on by default";
         let help = "leave fsdp_sync_module_states out, or set fsdp_cpu_ram_efficient_loading: false";

@@ -1,17 +1,17 @@
 //! JSON texts to trees: strict JSON. Comments, which DeepSpeed's hjson reader takes, are passed over, and the first is an error because Hugging
-//! Face reads strict JSON. What else hjson is laxer in is refused by name. Keys that occur twice are an error, as in DeepSpeed.
+//! Face reads strict JSON. What else hjson is laxer in is refused by name. Of keys that occur twice the later counts, with a warning.
 
-use super::{
-    node::{Entries, Entry, MAX_DEPTH, MAX_NODES, MAX_TEXT, Node, Value},
-    yaml::duplicate,
+use super::node::{Entries, Entry, MAX_DEPTH, MAX_NODES, MAX_TEXT, Node, Value};
+use crate::{
+    diagnostic::{Diagnostic, Location, Places, Source},
+    text::short,
 };
-use crate::diagnostic::{Diagnostic, Location, Places, Source};
 
 /// Parses one JSON document.
 ///
 /// # Errors
 /// What makes the text no JSON document, or one beyond the limits. What it can go on after goes to `findings`: the first comment, and keys
-/// that occur twice, of which the first counts.
+/// that occur twice.
 pub fn parse(source: &Source, findings: &mut Vec<Diagnostic>) -> Result<Node, Diagnostic> {
     if source.text.len() > MAX_TEXT {
         let message = format!("the file has {} bytes, expected at most {MAX_TEXT}", source.text.len());
@@ -53,7 +53,14 @@ struct Reader<'a> {
     twice: Vec<Diagnostic>,
 }
 
-/// More findings than this and the text is not worth reading on.
+/// As Python's reader has it, by which Hugging Face and LLaMA-Factory read such a file and hand it to DeepSpeed.
+fn twice(key: &str, at: Location, first: Location) -> Diagnostic {
+    let message = format!("the key '{}' occurs twice, and the later one counts", short(key));
+    let help = "leave out one of them: DeepSpeed's own reader refuses such a file";
+    Diagnostic::warning("json-duplicate-key", message).at(at).and(first, "first here").help(help)
+}
+
+/// More findings than these are left out.
 const MOST_FINDINGS: usize = 100;
 
 impl<'a> Reader<'a> {
@@ -199,15 +206,19 @@ impl<'a> Reader<'a> {
             }
             let key = self.string()?;
             let at = self.places.at(start..self.at);
-            let twice = entries.find(&key).map(|first| duplicate("json-duplicate-key", &key, at.clone(), first.at.clone()));
+            let twice = entries.find(&key).map(|first| twice(&key, at.clone(), first.at.clone()));
             self.space()?;
             if !self.take(":") {
                 return Err(self.expected("':'"));
             }
             let value = self.value(depth + 1)?;
             match twice {
-                Some(twice) if self.twice.len() >= MOST_FINDINGS => return Err(twice),
-                Some(twice) => self.twice.push(twice),
+                Some(twice) => {
+                    entries.replace(&key, value);
+                    if self.twice.len() < MOST_FINDINGS {
+                        self.twice.push(twice);
+                    }
+                }
                 None => entries.push(Entry { key, at, value }),
             }
             if self.ends("}", "',' or '}'")? {
@@ -263,8 +274,7 @@ impl<'a> Reader<'a> {
             None => None,
         };
         value.ok_or_else(|| {
-            Diagnostic::error("json-syntax", format!("'{}' is not a number that fits", crate::text::short(text)))
-                .at(self.places.at(start..self.at))
+            Diagnostic::error("json-syntax", format!("'{}' is not a number that fits", short(text))).at(self.places.at(start..self.at))
         })
     }
 }

@@ -4,9 +4,11 @@ mod de;
 pub mod json;
 mod node;
 mod scalar;
+mod syntax;
 pub mod yaml;
 
 pub use self::{
     de::from_node,
-    node::{Entry, MAX_DEPTH, Node, Value},
+    node::{Entry, MAX_DEPTH, Node, Value, truthiness},
+    syntax::TAB,
 };

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use serde_json::Value as Json;
 
-use crate::{diagnostic::Location, text::short};
+use crate::{
+    diagnostic::{Diagnostic, Location},
+    text::short,
+};
 
 /// A text larger than this is refused before it is parsed, in bytes.
 pub(super) const MAX_TEXT: usize = 1 << 20;
@@ -168,6 +171,19 @@ impl Node {
         }
     }
 
+    /// Python's `bool(value)`.
+    pub fn is_truthy(&self) -> bool {
+        match &self.value {
+            Value::Null => false,
+            Value::Bool(b) => *b,
+            Value::Int(i) => *i != 0,
+            Value::Float(f) => *f != 0.0,
+            Value::Text { text, .. } => !text.is_empty(),
+            Value::Seq(items) => !items.is_empty(),
+            Value::Map(entries) => !entries.is_empty(),
+        }
+    }
+
     /// True for `null`.
     pub fn is_null(&self) -> bool {
         matches!(self.value, Value::Null)
@@ -251,6 +267,21 @@ impl Node {
             _ => 0,
         }
     }
+}
+
+/// The warning on a value that is not a boolean, where LLaMA-Factory checks no type and goes by [`Node::is_truthy`].
+#[doc(hidden)]
+pub fn truthiness(name: &str, node: &Node) -> Diagnostic {
+    let truth = node.is_truthy();
+    let message = format!("{name}: expected a boolean, found {}, which LLaMA-Factory takes for {truth}", node.describe());
+    let text = node.as_str().unwrap_or_default();
+    let word = text.to_lowercase();
+    let help = match (word.as_str(), super::scalar::plain(text).value) {
+        ("true" | "yes" | "on" | "false" | "no" | "off", Value::Bool(_)) => format!("write {word} without quotes"),
+        ("true" | "yes" | "on" | "false" | "no" | "off", _) => format!("write {word}"),
+        _ => "write true or false".to_owned(),
+    };
+    Diagnostic::warning("config-truthiness", message).at(node.at.clone()).help(help)
 }
 
 fn int_to_json(i: i128) -> Json {

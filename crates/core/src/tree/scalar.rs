@@ -146,8 +146,7 @@ fn like_a_number(text: &str) -> Scalar {
         && let Ok(value) = i128::from_str_radix(digits, 8)
     {
         let value = if negative { -value } else { value };
-        #[expect(clippy::cast_precision_loss, reason = "octal modes and sizes are small")]
-        return Scalar { value: string(text, Some(value as f64)), trap: Some(Trap::NewOctal(value)) };
+        return Scalar { value: string(text, None), trap: Some(Trap::NewOctal(value)) };
     }
     let (mantissa, exponent) = split_exponent(body);
     let digits = mantissa.bytes().any(|b| b.is_ascii_digit()) && mantissa.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'.' | b'_'));

@@ -1,13 +1,18 @@
 //! YAML texts to trees, typed as PyYAML types them (`scalar`), on saphyr-parser's events. Merge keys and aliases are expanded here, within
 //! limits, and every text that PyYAML would read otherwise than meant becomes a warning.
 
-use std::{borrow::Cow, collections::HashMap};
+use std::{
+    borrow::Cow,
+    collections::{HashMap, HashSet},
+    ops::Range,
+};
 
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Span, StrInput, Tag};
 
 use super::{
     node::{Entries, Entry, MAX_ALIASED, MAX_DEPTH, MAX_NODES, MAX_TEXT, Node, Value},
     scalar::{self, Trap},
+    syntax,
 };
 use crate::{
     diagnostic::{Diagnostic, Location, Places, Source},
@@ -49,20 +54,44 @@ fn read(source: &Source, findings: &mut Vec<Diagnostic>, later_counts: bool) -> 
         return Err(Diagnostic::error("yaml-too-large", message).at(whole));
     }
     let skip = if source.text.starts_with('\u{feff}') { '\u{feff}'.len_utf8() } else { 0 };
-    let text = &source.text[skip..];
-    let mut reader = Reader {
-        source,
-        places: Places::new(source),
-        offsets: Offsets::new(text, skip),
-        parser: Parser::new_from_str(text),
-        anchors: HashMap::new(),
-        nodes: 0,
-        aliased: 0,
-        later_counts,
-        findings,
-    };
-    Ok(reader.document()?.unwrap_or_else(|| Node::new(Value::Null, whole)))
+    let mut text = Cow::Borrowed(&source.text[skip..]);
+    syntax::directives(source, &text, skip)?;
+    let before = findings.len();
+    let mut tabs_left = MOST_TABS;
+    loop {
+        let mut reader = Reader {
+            source,
+            places: Places::new(source),
+            offsets: Offsets::new(&text, skip),
+            parser: Parser::new_from_str(&text),
+            anchors: HashMap::new(),
+            names: HashSet::new(),
+            scalars: Vec::new(),
+            flows: Vec::new(),
+            nodes: 0,
+            aliased: 0,
+            later_counts,
+            findings,
+        };
+        match reader.document() {
+            Ok(node) => {
+                let (scalars, flows) = (reader.scalars, reader.flows);
+                syntax::tabs(source, &scalars, &flows, findings)?;
+                return Ok(node.unwrap_or_else(|| Node::new(Value::Null, whole)));
+            }
+            Err(error) => {
+                let tab = syntax::tab_after_colon(&error, &text, skip).filter(|_| tabs_left > 0);
+                let Some(tab) = tab else { return Err(error) };
+                tabs_left -= 1;
+                text.to_mut().replace_range(tab..=tab, " ");
+                findings.truncate(before);
+            }
+        }
+    }
 }
+
+/// Tabs after colons that are read as spaces, each at the cost of reading the text once more.
+const MOST_TABS: usize = 64;
 
 /// Byte offsets of character indices, which is what the parser counts in.
 struct Offsets {
@@ -95,6 +124,12 @@ struct Reader<'a> {
     offsets: Offsets,
     parser: Parser<'a, StrInput<'a>>,
     anchors: HashMap<usize, Anchor>,
+    /// Names of anchors.
+    names: HashSet<String>,
+    /// Where scalars stand, in bytes, in order.
+    scalars: Vec<Range<usize>>,
+    /// Where collections in brackets stand.
+    flows: Vec<Range<usize>>,
     nodes: usize,
     /// Values that aliases stand for.
     aliased: usize,
@@ -153,17 +188,39 @@ impl<'a> Reader<'a> {
             return Err(Diagnostic::error("yaml-too-deep", message).at(self.at(span)));
         }
         self.charge(1, span)?;
+        let (start, end) = (self.offsets.byte(span.start.index()), self.offsets.byte(span.end.index()));
         let (node, anchor) = match event {
             Event::Alias(anchor) => return self.alias(anchor, span),
-            Event::Scalar(text, style, anchor, tag) => (self.scalar(&text, style, tag.as_deref(), span)?, anchor),
+            Event::Scalar(text, style, anchor, tag) => {
+                self.scalars.push(start..end);
+                (self.scalar(&text, style, tag.as_deref(), span)?, anchor)
+            }
             Event::SequenceStart(anchor, tag) => (self.sequence(tag, span, depth)?, anchor),
             Event::MappingStart(anchor, tag) => (self.mapping(tag, span, depth)?, anchor),
             _ => (Node::new(Value::Null, self.at(span)), 0),
         };
+        if matches!(node.value, Value::Seq(_) | Value::Map(_)) && self.source.text[..end].ends_with(['[', '{']) {
+            self.flows.push(start..node.at.span.end);
+        }
         if anchor > 0 {
+            self.name(start, span)?;
             self.anchors.insert(anchor, Anchor { count: node.count(), node: node.clone() });
         }
         Ok(node)
+    }
+
+    /// Notes the name of an anchor: PyYAML lets a document have each once, of letters, digits, `_` and `-`.
+    fn name(&mut self, start: usize, span: Span) -> Result<(), Diagnostic> {
+        let mut words = self.source.text[start..].split_whitespace().take(2);
+        let Some(name) = words.find_map(|word| word.strip_prefix('&')) else { return Ok(()) };
+        let message = if !name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-')) {
+            format!("the anchor '{}' is not of letters, digits, '_' and '-', and PyYAML refuses it", short(name))
+        } else if self.names.insert(name.to_owned()) {
+            return Ok(());
+        } else {
+            format!("the anchor '{}' occurs twice, and PyYAML refuses the second", short(name))
+        };
+        Err(Diagnostic::error("yaml-syntax", message).at(self.at(span)).help("give it another name"))
     }
 
     fn charge(&mut self, nodes: usize, span: Span) -> Result<(), Diagnostic> {
@@ -264,7 +321,7 @@ impl<'a> Reader<'a> {
         let node = match tag {
             None if is_plain => return Ok(self.plain(text, at)),
             None => Node::text(text, at),
-            Some(tag) if !is_core(tag) && tag.suffix.is_empty() => Node::text(text, at),
+            Some(tag) if is_bare(tag) => Node::text(text, at),
             Some(tag) => tagged(text, tag, at)?,
         };
         Ok(node)
@@ -287,10 +344,15 @@ impl<'a> Reader<'a> {
 
     fn expect_tag(&self, tag: Option<&Tag>, kind: &str, span: Span) -> Result<(), Diagnostic> {
         match tag {
-            Some(tag) if !(is_core(tag) && tag.suffix == kind || tag.suffix.is_empty()) => Err(unknown_tag(tag, self.at(span))),
+            Some(tag) if !(is_core(tag) && tag.suffix == kind || is_bare(tag)) => Err(unknown_tag(tag, self.at(span))),
             _ => Ok(()),
         }
     }
+}
+
+/// `!` alone, which makes a string of a scalar and nothing of a collection.
+fn is_bare(tag: &Tag) -> bool {
+    !is_core(tag) && (tag.suffix.is_empty() || (tag.handle.is_empty() && tag.suffix == "!"))
 }
 
 fn is_core(tag: &Tag) -> bool {
@@ -340,7 +402,7 @@ fn merge(into: &mut Vec<Entry>, value: Node, at: &Location) -> Result<(), Diagno
 }
 
 /// The error for a key that a mapping has twice.
-pub(super) fn duplicate(code: &'static str, key: &str, at: Location, first: Location) -> Diagnostic {
+fn duplicate(code: &'static str, key: &str, at: Location, first: Location) -> Diagnostic {
     Diagnostic::error(code, format!("the key '{}' occurs twice", short(key))).at(at).and(first, "first here")
 }
 
@@ -353,7 +415,7 @@ fn warning(trap: Trap, text: &str, value: &Value, at: &Location) -> Diagnostic {
         ),
         Trap::NewOctal(number) => (
             "yaml-octal",
-            format!("PyYAML reads {text} as the string '{text}', YAML 1.2 as {number}; it is taken as {number} where a number is due"),
+            format!("PyYAML reads {text} as the string '{text}', and so it is taken here; YAML 1.2 reads it as {number}"),
             format!("write {number}"),
         ),
         Trap::OldOctal { there, meant } => (
