@@ -7,6 +7,7 @@ use shardwright_core::{
     ModelFacts,
     diagnostic::{COMMAND_LINE, Diagnostic, Location},
     strategy_config::{Dialect, Init, Mixed, Training, Tuning},
+    suggest::nearest,
     text::short,
     tree::{Entry, Node, from_node},
 };
@@ -71,11 +72,35 @@ fn sections(draft: &Draft, found: &mut Vec<Diagnostic>) {
             found.push(error("config-value", "quant_config.quantization_bit: expected 4 or 8", values.int("quantization_bit").location()));
         }
     }
-    if let Some(quant) = draft.sections.get("quant_config").filter(|s| keys_of("quant_config", &s.name).is_empty()) {
-        let message = format!("quant_config.name: expected bnb or auto, found '{}'", short(&quant.name));
-        found.push(error("config-value", message, Some(quant.name_at.clone())));
+    for (key, names, help) in PLUGINS {
+        let Some(section) = draft.sections.get(key) else { continue };
+        // Of kernels there may be several.
+        let mut written = section.name.split(',').map(str::trim).filter(|name| *key != "kernel_config" || !name.is_empty());
+        let Some(unknown) = written.find(|name| !names.contains(name)) else { continue };
+        let message = match names {
+            [] => format!("{key}: LLaMA-Factory has no plugin of this kind, and fails on '{}'", short(unknown)),
+            _ => format!("{key}.name: expected {}, found '{}'", names.join(" or "), short(unknown)),
+        };
+        let mut refused = error("config-value", message, Some(section.name_at.clone()));
+        if let Some(help) =
+            nearest(unknown, names.iter().copied()).map(|near| format!("did you mean '{near}'?")).or(help.map(str::to_owned))
+        {
+            refused = refused.help(help);
+        }
+        found.push(refused);
     }
 }
+
+/// Sections whose plugins LLaMA-Factory v1 registers under these names, and what to do instead of another.
+#[rustfmt::skip]
+const PLUGINS: &[(&str, &[&str], Option<&str>)] = &[
+    ("quant_config", &["bnb", "auto"], None),
+    ("optim_config", &["muon"], Some("leave optim_config out for AdamW with learning_rate")),
+    ("lr_scheduler_config", &[], Some("leave it out: the learning rate stays as it is")),
+    ("kernel_config", &[
+        "auto", "liger_kernel", "cuda_fused_moe", "flash-linear-attention", "npu_fused_moe", "npu_fused_rmsnorm", "npu_fused_rope", "npu_fused_swiglu",
+    ], Some("leave kernel_config out")),
+];
 
 /// `shardwright.io`, key by key, so that nothing else that is wrong with the section hides it.
 fn io(draft: &Draft, found: &mut Vec<Diagnostic>) {
@@ -218,7 +243,7 @@ fn freeze(draft: &Draft, training: &Training, found: &mut Vec<Diagnostic>) {
     let layers = section.body.get("freeze_trainable_layers");
     let extra = section.body.get("freeze_extra_modules").is_some_and(|n: &Node| !n.is_null());
     if let Some(zero) = layers.filter(|n| n.as_integer() == Some(0) && !extra) {
-        let message = "freeze_trainable_layers 0 leaves nothing to train";
-        found.push(Diagnostic::warning("freeze-nothing", message).at(zero.at.clone()));
+        let message = "freeze_trainable_layers 0 leaves nothing to train, and the optimizer refuses an empty list of parameters";
+        found.push(Diagnostic::error("freeze-nothing", message).at(zero.at.clone()).help("train 1 layer or more, or freeze_extra_modules"));
     }
 }

@@ -25,7 +25,7 @@ pub const CODES: &[Code] = &[
     Code::error("dynamic-batching", "`batching_strategy: dynamic_batching` needs `max_steps` and forbids `save_epochs`"),
     Code::error("explain-unknown-key", "`--explain` asks for a key that the resolution does not have"),
     Code::error("file-unreadable", "a config, or a file that it names, cannot be read"),
-    Code::warning("freeze-nothing", "`freeze_trainable_layers: 0` leaves nothing to train"),
+    Code::error("freeze-nothing", "`freeze_trainable_layers: 0` leaves nothing to train, with which the optimizer does not start"),
     Code::warning("init-holds-model", "every rank holds the whole model before it is sharded"),
     Code::error("io-direct-and-mmap", "`shardwright.io` has both `direct: true` and `mmap: true`, and a file is read in one way"),
     Code::warning("llamafactory-release", "a key that LLaMA-Factory 0.9.5 reads and later versions refuse where it stands"),

@@ -171,7 +171,7 @@ impl Values {
                 None => default(),
                 Some(node) => match read(key, node, path, diagnostics) {
                     Ok(value) => Sourced { value, origin: Origin::Written(node.at.clone()) },
-                    Err(diagnostic) => match unchecked::value(key.name, node, root).filter(|_| path.is_empty()) {
+                    Err(diagnostic) => match unchecked::value(key.name, node, root, path) {
                         Some(value) => {
                             diagnostics.push(unchecked::warning(diagnostic));
                             Sourced { value, origin: Origin::Written(node.at.clone()) }

@@ -8,7 +8,14 @@ use shardwright_core::{
 };
 
 /// The value that LLaMA-Factory goes on with, or `None` where it fails.
-pub(super) fn value(key: &str, node: &Node, root: &Node) -> Option<Json> {
+pub(super) fn value(key: &str, node: &Node, root: &Node, path: &str) -> Option<Json> {
+    match path {
+        "" => {}
+        // Read where an adapter is merged and exported, and not by a training.
+        "peft_config" if key.starts_with("export_") || key == "infer_dtype" => return Some(node.to_json()),
+        "peft_config" if key == "lora_dropout" && node.as_number().is_some_and(|share| share <= 1.0) => return Some(node.to_json()),
+        _ => return None,
+    }
     let number = match node.value {
         Value::Bool(b) => Some(f64::from(u8::from(b))),
         _ => node.as_number(),
@@ -49,13 +56,12 @@ pub(super) fn warning(error: Diagnostic) -> Diagnostic {
 
 /// Values of the type that is due with which LLaMA-Factory fails all the same. A key that is left out has a default instead.
 pub(crate) fn refused(root: &Node, diagnostics: &mut Vec<Diagnostic>) {
-    let is_empty = |node: &Node| node.as_str() == Some("");
-    let cases: [(&str, &str, fn(&Node) -> bool, &str); 2] = [
-        ("output_dir", "a path", |n| n.is_null(), "leave the key out for a fresh folder under outputs"),
-        ("model", "a directory or a hub id", |_| false, "name one, or leave the key out for the default"),
+    let cases = [
+        ("output_dir", "a path", true, "leave the key out for a fresh folder under outputs"),
+        ("model", "a directory or a hub id", false, "name one, or leave the key out for the default"),
     ];
-    for (key, expected, is_wrong, help) in cases {
-        let Some(node) = root.get(key).filter(|n| is_empty(n) || is_wrong(n)) else { continue };
+    for (key, expected, not_null, help) in cases {
+        let Some(node) = root.get(key).filter(|n| n.as_str() == Some("") || not_null && n.is_null()) else { continue };
         let message = format!("{key}: expected {expected}, found {}", node.describe());
         diagnostics.push(Diagnostic::error("config-value", message).at(node.at.clone()).help(help));
     }
