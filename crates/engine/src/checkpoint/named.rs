@@ -1,6 +1,6 @@
 //! Tensors that lie in parts, by their names.
 
-use shardwright_core::{Assembly, Piece, TensorMeta, piece::Loop};
+use shardwright_core::{Assembly, Piece, TensorMeta, local, piece::Loop};
 
 /// The tensors that a checkpoint in parts has, and how each is made of what the files hold.
 #[derive(Clone, Debug)]
@@ -28,35 +28,71 @@ impl Named {
     }
 }
 
-/// A run of a tensor that lies in runs: the part of it in each.
+/// Pieces that one parameter may be composed of. Beyond, a load would take longer to plan than to read.
+const MOST: usize = 1 << 16;
+
+/// A piece of a tensor that lies in parts: what it takes of each. The piece's source is the parts' target.
+///
+/// Boxes that lie apart have nothing in common, a run takes over a box that it encloses, and whatever else overlaps is halved along its widest loop.
 fn within(piece: &Piece, parts: &[Piece], out: &mut Vec<Piece>) -> Result<(), &'static str> {
-    const WHAT: &str = "it is put together from a tensor that lies in parts itself, which a load does not do";
-    let (length, outer) = piece.contiguous();
-    if !outer.is_empty() {
-        return Err(WHAT);
-    }
     for part in parts {
-        let (size, outer) = part.contiguous();
-        if !outer.is_empty() {
-            return Err(WHAT);
-        }
-        // Elements of the tensor between the two.
-        let start = piece.source_offset.max(part.target_offset);
-        let end = (piece.source_offset + length).min(part.target_offset + size);
-        if start < end {
-            out.push(Piece {
-                source: part.source,
-                source_offset: part.source_offset + start - part.target_offset,
-                target_offset: piece.target_offset + start - piece.source_offset,
-                loops: vec![Loop { size: end - start, source_stride: 1, target_stride: 1 }],
-            });
+        let mut todo = vec![(local::normalized(piece.clone()), local::normalized(part.clone()))];
+        while let Some((piece, part)) = todo.pop() {
+            let (Some(wanted), Some(held)) = (span(&piece, |l| l.source_stride), span(&part, |l| l.target_stride)) else { continue };
+            // Elements of the tensor between the two.
+            let (wanted, held) = (piece.source_offset..piece.source_offset + wanted, part.target_offset..part.target_offset + held);
+            let (start, end) = (wanted.start.max(held.start), wanted.end.min(held.end));
+            if start >= end {
+                continue;
+            }
+            if out.len() == MOST {
+                return Err(
+                    "it is put together from more strided parts of a tensor in parts than a load plans for; convert the checkpoint first",
+                );
+            }
+            match (local::run_length(&piece).is_some(), local::run_length(&part).is_some()) {
+                (true, true) => out.push(Piece {
+                    source: part.source,
+                    source_offset: part.source_offset + (start - held.start),
+                    target_offset: piece.target_offset + (start - wanted.start),
+                    loops: vec![Loop { size: end - start, source_stride: 1, target_stride: 1 }],
+                }),
+                (true, false) if (start, end) == (held.start, held.end) => {
+                    out.push(Piece { target_offset: piece.target_offset + (start - wanted.start), ..part });
+                }
+                (false, true) if (start, end) == (wanted.start, wanted.end) => {
+                    let source_offset = part.source_offset + (start - held.start);
+                    out.push(Piece { source: part.source, source_offset, ..piece });
+                }
+                (true, false) => todo.extend(halves(&part, |l| l.target_stride).map(|part| (piece.clone(), part))),
+                (false, _) => todo.extend(halves(&piece, |l| l.source_stride).map(|piece| (piece, part.clone()))),
+            }
         }
     }
     Ok(())
 }
 
+/// Elements from the first that a piece touches to its last, on one side; `None` where it has none.
+fn span(piece: &Piece, stride: fn(&Loop) -> u64) -> Option<u64> {
+    piece.loops.iter().try_fold(1, |n: u64, l| Some(n + l.size.checked_sub(1)? * stride(l)))
+}
+
+/// A piece cut in two in the middle of the loop whose steps are the widest on one side.
+fn halves(piece: &Piece, stride: fn(&Loop) -> u64) -> [Piece; 2] {
+    let widest = (0..piece.loops.len()).max_by_key(|&l| stride(&piece.loops[l])).unwrap_or(0);
+    let Loop { size, source_stride, target_stride } = piece.loops[widest];
+    let (mut first, mut second) = (piece.clone(), piece.clone());
+    first.loops[widest].size = size / 2;
+    second.loops[widest].size = size - size / 2;
+    second.source_offset += size / 2 * source_stride;
+    second.target_offset += size / 2 * target_stride;
+    [local::normalized(first), local::normalized(second)]
+}
+
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     fn run(source: u32, source_offset: u64, target_offset: u64, size: u64) -> Piece {
@@ -70,7 +106,67 @@ mod tests {
         let both = Assembly::Pieces(vec![run(0, 2, 10, 4), run(1, 0, 0, 10)]);
         let expected = vec![run(0, 2, 10, 2), run(1, 0, 12, 2), run(7, 0, 0, 10)];
         assert_eq!(named.compose(&both).unwrap(), Assembly::Pieces(expected));
-        let columns = Piece { loops: vec![Loop { size: 2, source_stride: 4, target_stride: 1 }], ..run(0, 0, 0, 0) };
-        assert!(named.compose(&Assembly::Pieces(vec![columns])).is_err());
+    }
+
+    /// Elements of a piece, as (source, source element, target element), sorted.
+    fn elements(piece: &Piece) -> Vec<(u32, u64, u64)> {
+        let mut all = vec![(piece.source, piece.source_offset, piece.target_offset)];
+        for l in &piece.loops {
+            let step = |i: u64| move |&(s, a, b): &(u32, u64, u64)| (s, a + i * l.source_stride, b + i * l.target_stride);
+            all = (0..l.size).flat_map(|i| all.iter().map(step(i)).collect::<Vec<_>>()).collect();
+        }
+        all
+    }
+
+    /// Transposed, cut and whole, over a tensor that lies in rows, in columns or in flat parts: each element from where it lies.
+    #[test]
+    fn strided_pieces_of_a_tensor_in_strided_parts_are_composed() {
+        let loops = |of: &[(u64, u64, u64)]| {
+            of.iter().map(|&(size, source_stride, target_stride)| Loop { size, source_stride, target_stride }).collect::<Vec<_>>()
+        };
+        let (rows, columns) = (7u64, 12u64);
+        let in_columns = |width: u64| -> Vec<Piece> {
+            let part = |i: u64| {
+                let own = width.min(columns - i * width);
+                Piece { loops: loops(&[(rows, own, columns), (own, 1, 1)]), ..run(u32::try_from(i).unwrap(), 3, i * width, 0) }
+            };
+            (0..columns.div_ceil(width)).map(part).collect()
+        };
+        let in_runs = |length: u64| -> Vec<Piece> {
+            let part = |i: u64| run(u32::try_from(i).unwrap(), 5, i * length, length.min(rows * columns - i * length));
+            (0..(rows * columns).div_ceil(length)).map(part).collect()
+        };
+        let pieces = [
+            run(0, 0, 100, rows * columns),
+            run(0, 5, 0, 40),
+            Piece { loops: loops(&[(columns, 1, rows), (rows, columns, 1)]), ..run(0, 0, 9, 0) },
+            Piece { loops: loops(&[(rows, columns, 4), (4, 1, 1)]), ..run(0, 6, 0, 0) },
+            Piece { loops: loops(&[(3, 2 * columns, 6), (6, 2, 1)]), ..run(0, columns + 1, 2, 0) },
+        ];
+        for parts in [in_columns(4), in_columns(5), in_columns(12), in_runs(84), in_runs(12), in_runs(17), in_runs(1)] {
+            let lies: BTreeMap<u64, (u32, u64)> = parts.iter().flat_map(elements).map(|(s, a, b)| (b, (s, a))).collect();
+            let named = Named { tensors: Vec::new(), assemblies: vec![Assembly::Pieces(parts)] };
+            for piece in &pieces {
+                let Assembly::Pieces(found) = named.compose(&Assembly::Pieces(vec![piece.clone()])).unwrap() else { panic!("not pieces") };
+                let mut found: Vec<_> = found.iter().flat_map(elements).collect();
+                let mut expected: Vec<_> = elements(piece).iter().map(|(_, a, b)| (lies[a].0, lies[a].1, *b)).collect();
+                found.sort_unstable();
+                expected.sort_unstable();
+                assert_eq!(found, expected, "{piece:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_tensor_in_too_many_parts_for_a_strided_piece_is_refused() {
+        let parts = (0..70_000).map(|i| run(0, i, i, 1)).collect();
+        let named = Named { tensors: Vec::new(), assemblies: vec![Assembly::Pieces(parts)] };
+        let every_second = Piece { loops: vec![Loop { size: 35_000, source_stride: 2, target_stride: 1 }], ..run(0, 0, 0, 0) };
+        assert!(
+            named
+                .compose(&Assembly::Pieces(vec![every_second, run(0, 0, 0, 70_000)]))
+                .unwrap_err()
+                .contains("convert the checkpoint first")
+        );
     }
 }
