@@ -1,0 +1,160 @@
+//! What assembling takes, and what comes out of it.
+
+use shardwright_core::{DType, Globs};
+
+use crate::{contract::Assembly, own::Architecture};
+
+/// Which of a model type's classes is meant.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Use {
+    /// `model_class: llm`.
+    #[default]
+    Llm,
+    /// `model_class: cls`.
+    Cls,
+    /// `model_class: other`.
+    Other,
+}
+
+/// What is asked for besides the checkpoint.
+#[derive(Clone, Debug)]
+pub struct Options<'a> {
+    /// The class.
+    pub class: Use,
+    /// Checkpoint tensors that are left out.
+    pub exclude: &'a Globs,
+    /// A tied weight is a parameter of every parameter group that has it, as under FSDP2.
+    pub tied_in_each_group: bool,
+    /// The first part of transformers' version: before 5, experts are not stacked and most names stay.
+    pub transformers: u32,
+    /// An architecture of the user's own, which comes before the built-in data.
+    pub own: Option<&'a Architecture>,
+}
+
+/// One parameter or buffer of the model.
+#[derive(Clone, Debug)]
+pub struct Made {
+    /// Its name.
+    pub name: String,
+    /// Its element type in the checkpoint.
+    pub dtype: DType,
+    /// Its shape.
+    pub shape: Vec<u64>,
+    /// What the class says it is; `None` where nothing is known.
+    pub buffer: Option<bool>,
+    /// Kept in float32 by every engine (`_keep_in_fp32_modules_strict`).
+    pub keep_fp32: bool,
+    /// Not rounded to the model's dtype: the class makes it in float32.
+    pub fp32: bool,
+    /// How it is made.
+    pub assembly: Assembly,
+    /// The module that FSDP wraps and it is in; empty for the root, `None` where nothing is known.
+    pub block: Option<String>,
+    /// It is an `nn.Embedding`'s.
+    pub embedding: bool,
+}
+
+/// A checkpoint tensor that fills nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unused {
+    /// Index of the tensor.
+    pub source: u32,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// Why a tensor is not used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// The class has nothing of that name.
+    NotInTheModel,
+    /// The class says that checkpoints may have it.
+    Ignored,
+    /// A buffer that the class makes anew.
+    MadeAnew,
+    /// It is of an element that the list does not have: the list, the index, its length.
+    Beyond(String, u64, u64),
+    /// Tied to a tensor that is stored as well.
+    TiedTo(String),
+    /// Another tensor has the same name in the model.
+    Twice(String),
+    /// The user left it out.
+    Excluded,
+}
+
+/// A parameter that nothing fills.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missing {
+    /// Its name.
+    pub name: String,
+    /// Its shape, where config.json gives it.
+    pub shape: Option<Vec<u64>>,
+}
+
+/// Why the checkpoint cannot be this model.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Misfit {
+    /// A shape that config.json contradicts.
+    #[error("'{name}' is {found:?}, but config.json makes it {expected} ({from})")]
+    Shape {
+        /// The parameter.
+        name: String,
+        /// In the checkpoint.
+        found: Vec<u64>,
+        /// By config.json.
+        expected: String,
+        /// The keys.
+        from: String,
+    },
+    /// A conversion that fails.
+    #[error("'{name}' cannot be made from '{source_name}' and {more} more as transformers would: {why}")]
+    Conversion {
+        /// The parameter.
+        name: String,
+        /// The first tensor.
+        source_name: String,
+        /// How many others.
+        more: usize,
+        /// What fails.
+        why: String,
+    },
+    /// Tensors of one parameter in several dtypes.
+    #[error("'{name}' is made from tensors of several dtypes: '{first}' is {a}, '{second}' is {b}")]
+    Dtypes {
+        /// The parameter.
+        name: String,
+        /// One source.
+        first: String,
+        /// Its dtype.
+        a: DType,
+        /// Another.
+        second: String,
+        /// Its dtype.
+        b: DType,
+    },
+}
+
+/// The model as its class has it.
+#[derive(Clone, Debug, Default)]
+pub struct Assembled {
+    /// `Qwen3MoeForCausalLM`, where the architecture is known.
+    pub class: Option<String>,
+    /// Its model type.
+    pub model_type: Option<String>,
+    /// The version of transformers whose data decided.
+    pub version: Option<String>,
+    /// Parameters and buffers, sorted by name.
+    pub tensors: Vec<Made>,
+    /// Tensors that fill nothing, by index.
+    pub unused: Vec<Unused>,
+    /// What nothing fills.
+    pub missing: Vec<Missing>,
+    /// Other names of a parameter, with its own.
+    pub aliases: Vec<(String, String)>,
+    /// What does not fit; the engine fails on the first.
+    pub misfits: Vec<Misfit>,
+    /// `getattr(config, "tie_word_embeddings", True)`.
+    pub ties_embeddings: bool,
+    /// Keys of a sub-config that is LLaMA-Factory's model (`thinker`).
+    pub within: Option<String>,
+}
