@@ -211,7 +211,7 @@ fn check_tiling(entries: &[Entry], data: u64) -> Result<()> {
         std::cmp::Ordering::Less => Err(error("the file goes on behind its last tensor")),
         std::cmp::Ordering::Greater => {
             let cut = entries.iter().find(|e| e.end > data).map_or("", |e| e.name.as_str());
-            Err(error("the file is truncated").tensor(cut))
+            Err(error("the file is truncated; download or copy it again").tensor(cut))
         }
     }
 }
