@@ -248,7 +248,7 @@ fn fsdp(root: &Node, at: &Location, flat: &mut Node, diagnostics: &mut Vec<Diagn
     flat.set("dist_config", at.clone(), dist);
     if !is_two {
         let found = version.map_or("nothing, which means 1".to_owned(), Node::describe);
-        let message = format!("fsdp_version: expected 2, found {found}; FSDP version 1 lays tensors out otherwise and is not supported");
+        let message = format!("fsdp_version: expected 2, found {found}; the layout of FSDP version 1 is not supported");
         let place = version.map_or_else(|| config.at.clone(), |v| v.at.clone());
         let mut help = "set fsdp_version: 2; accelerate to-fsdp2 converts a config".to_owned();
         let old: Vec<String> =

@@ -118,7 +118,9 @@ fn io(draft: &Draft, found: &mut Vec<Diagnostic>) {
             format!("shardwright.io: {} beside {}: files are read past the page cache or mapped, not both", second.key, first.key);
         let error = error("io-direct-and-mmap", message, Some(second.at.clone()));
         found.push(
-            error.and(first.at.clone(), format!("{} here", first.key)).help("leave out one of them; mmap dies of a file that shrinks"),
+            error
+                .and(first.at.clone(), format!("{} here", first.key))
+                .help("leave out one of them; under mmap a file that shrinks kills the process"),
         );
     }
 }

@@ -82,8 +82,8 @@ impl Draft {
             root = Node::map(Vec::new(), root.at);
         }
         if let Some(key) = deepspeeds_own(&root) {
-            let message = format!("this is a DeepSpeed config, as '{}' shows, not the YAML of a training", key.key);
-            let help = "name it there: dist_config: {name: deepspeed, config_file: THIS FILE}";
+            let message = format!("expected a training's YAML, found a DeepSpeed config, of which '{}' is a key", key.key);
+            let help = "name this file in the YAML: dist_config: {name: deepspeed, config_file: THIS FILE}";
             diagnostics.push(Diagnostic::error("config-is-deepspeeds", message).at(key.at.clone()).help(help));
             root = Node::map(Vec::new(), root.at);
         }

@@ -148,7 +148,7 @@ impl<'a> Known<'a> {
             return Some(match (place.section(), place.only_with) {
                 (Some(section), None) => format!("it is a key of {section}: write it there"),
                 (Some(section), Some(name)) => format!("it is a key of {section} where dist_config.name is {name}"),
-                (None, _) => "it is a key of the file itself: write it outside of all sections".to_owned(),
+                (None, _) => "it is a top-level key: write it outside all sections".to_owned(),
             });
         }
         if !may_be_misspelled || help.is_some_and(|h| h.starts_with("did you mean")) {

@@ -40,7 +40,7 @@ pub(crate) fn recognised(root: &Node) -> Option<Diagnostic> {
         return None;
     }
     let entry = TELLING.iter().find_map(|key| root.entry(key))?;
-    let message = format!("this is LLaMA-Factory's older (v0) YAML, as '{}' shows; what is read here is the v1 YAML", entry.key);
+    let message = format!("expected LLaMA-Factory's v1 YAML, found the older v0, of which '{}' is a key", entry.key);
     let renamed = TODAY.iter().filter(|(old, _)| root.entry(old).is_some()).map(|(old, new)| format!("{old} becomes {new}"));
     let dropped: Vec<&str> = ["do_train", "stage"].into_iter().filter(|key| root.entry(key).is_some()).collect();
     let dropped = (!dropped.is_empty()).then(|| format!("{}: the command says it", dropped.join(" and ")));

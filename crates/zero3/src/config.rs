@@ -5,6 +5,7 @@ pub mod batch;
 mod decide;
 pub mod keys;
 mod lints;
+mod loose;
 mod read;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};

@@ -411,7 +411,7 @@ fn warning(trap: Trap, text: &str, value: &Value, at: &Location) -> Diagnostic {
         Trap::Exponent(number) => (
             "yaml-exponent",
             format!("PyYAML reads {text} as the string '{text}', OmegaConf as a number; it is taken as {number} where a number is due"),
-            format!("write {}, which all readers take for the number", with_dot(text)),
+            format!("write {}, which every reader takes for the number", with_dot(text)),
         ),
         Trap::NewOctal(number) => (
             "yaml-octal",

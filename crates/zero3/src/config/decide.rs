@@ -21,7 +21,7 @@ use shardwright_precision::{
 use super::{
     batch::{self, BatchError},
     keys::{BF16, DEPRECATED, FP16, PASSED, REMOVED, STRICT, TOP, ZERO},
-    lints,
+    lints, loose,
     read::{self, Reader},
 };
 use crate::Zero3;
@@ -50,8 +50,9 @@ pub(super) fn build(root: &Node, file: ConfigIs, cx: &mut BuildContext<'_>) -> R
     }
     clipping(root, &mut document, cx);
     if let Some(null) = root.find(&["zero_optimization", "offload_optimizer"]).filter(|n| file == ConfigIs::File && n.is_null()) {
-        let message = "zero_optimization.offload_optimizer is null, with which accelerate fails: it looks for a device in it";
-        let help = "leave it out, or write {\"device\": \"none\"}";
+        let message =
+            "zero_optimization.offload_optimizer: expected a mapping with a device, found null; accelerate reads the device and fails";
+        let help = "leave the key out, or write {\"device\": \"none\"}";
         cx.diagnostics.push(Diagnostic::error("deepspeed-type", message).at(null.at.clone()).help(help));
     }
     let zero = zero_section(root, cx).unwrap_or_else(|missing| {
@@ -132,6 +133,7 @@ fn top_level(root: &Node, cx: &mut BuildContext<'_>) {
         reader.strict(section, keys, &[name]);
     }
     autocast(root, cx);
+    loose::check(root, cx);
     for (key, allowed) in
         [("gradient_allreduce_op", &["mean", "sum"][..]), ("seq_parallel_communication_data_type", &["fp32", "fp16", "bf16"])]
     {
@@ -215,12 +217,14 @@ fn layouts_of_others(root: &Node, cx: &mut BuildContext<'_>) {
 
 /// LLaMA-Factory hands its own optimizer and scheduler over, and accelerate refuses a second one.
 fn no_optimizer(root: &Node, cx: &mut BuildContext<'_>) {
-    for (key, instead) in [("optimizer", "optim_config"), ("scheduler", "lr_scheduler_config")] {
+    for (key, instead) in [
+        ("optimizer", "the YAML's learning_rate and optim_config apply"),
+        ("scheduler", "the learning rate stays at the YAML's learning_rate"),
+    ] {
         let Some(entry) = root.entries().iter().find(|e| e.key == key) else { continue };
-        let message = format!(
-            "the section {key} does not go with LLaMA-Factory, which makes its own: accelerate refuses one in the config and one in the code"
-        );
-        let help = format!("leave {key} out; {instead} and learning_rate of the YAML decide");
+        let message =
+            format!("the section {key} conflicts with LLaMA-Factory's own: accelerate refuses one in the config beside one in the code");
+        let help = format!("leave {key} out; {instead}");
         cx.diagnostics.push(Diagnostic::error("deepspeed-optimizer", message).at(entry.at.clone()).help(help));
     }
 }
@@ -579,7 +583,7 @@ fn precision(root: &Node, document: &mut Document, cx: &mut BuildContext<'_>) ->
         Ok(case) => case.stored_in(cx.storage),
         Err(refused) => {
             let at = fp16.and_then(|s| s.get("enabled")).map(|n| n.at.clone());
-            let help = "set fp16.enabled to false; or shardwright.zero3_fp16 to true, which no LLaMA-Factory understands";
+            let help = "set fp16.enabled to false; shardwright.zero3_fp16: true allows fp16 here, not in LLaMA-Factory";
             cx.diagnostics.push(Diagnostic::error("deepspeed-fp16", refused.to_string()).at(at).help(help));
             return None;
         }
