@@ -251,6 +251,31 @@ fn lints() {
     assert_eq!(quiet.codes(), [""; 0], "nothing is said where nothing is odd");
 }
 
+/// Each was started with DeepSpeed 0.19.8 under LLaMA-Factory 0.9.5.
+#[test]
+fn sections_that_deepspeed_reads_loosely_fail_where_it_does() {
+    for (more, runs) in [
+        (r#""flops_profiler": {"enabled": true}"#, true),
+        (r#""flops_profiler": {"enabled": false, "nope": 1}"#, true),
+        (r#""flops_profiler": {"enabled": "yes"}"#, false),
+        (r#""flops_profiler": null"#, false),
+        (r#""comms_logger": {"enabled": false, "prof_ops": ["a"]}"#, true),
+        (r#""comms_logger": {"enabled": false, "prof_ops": "a"}"#, false),
+        (r#""aio": null"#, true),
+        (r#""aio": []"#, false),
+        (r#""checkpoint": {"tag_validation": "Warn"}"#, true),
+        (r#""checkpoint": {"tag_validation": "nope"}"#, false),
+        (r#""wall_clock_breakdown": "x""#, false),
+        (r#""prescale_gradients": true"#, false),
+        (r#""gradient_predivide_factor": 2"#, false),
+        (r#""gradient_clipping": 0.5, "gradient_clipping": 1.0"#, true),
+    ] {
+        let file = format!(r#"{{"zero_optimization": {{"stage": 3}}, {more}}}"#);
+        let outcome = Case::new(crate::DEEPSPEED).deepspeed(file).outcome();
+        assert_eq!(!outcome.has_errors(), runs, "{more}: {:?}", outcome.diagnostics);
+    }
+}
+
 #[test]
 fn fp16_needs_the_opt_in() {
     let ds = r#"{"zero_optimization": {"stage": 3}, "fp16": {"enabled": true}}"#;

@@ -186,6 +186,14 @@ fn needs_of_the_stage(root: &Node, stage: i64, cx: &mut BuildContext<'_>) {
             refuse(op, "gradient_allreduce_op sum does not go with zenflow".to_owned());
         }
     }
+    let scatters = root.find(&["zero_optimization", "reduce_scatter"]).is_none_or(|n| read::boolean(n) == Some(true));
+    let averages = stage == 3 || stage == 2 && root.get("gradient_allreduce_op").is_none_or(|n| !is_sum(&n));
+    for (key, is_factor) in [("prescale_gradients", false), ("gradient_predivide_factor", true)] {
+        let is_asked = |n: &&Node| if is_factor { n.as_number() != Some(1.0) } else { n.is_truthy() };
+        if let Some(node) = root.get(key).filter(|n| is_asked(n) && n.as_str() != Some("auto") && averages && scatters) {
+            refuse(node, format!("{key} does not go with ZeRO stage {stage} and reduce_scatter, which is on by default"));
+        }
+    }
     for path in
         [&["fp16", "fp16_master_weights_and_grads"][..], &["bf16", "bf16_master_weights_and_grads"], &["bf16", "bf16_optimizer_states"]]
     {

@@ -34,6 +34,9 @@ pub(super) fn check(root: &Node, cx: &mut BuildContext<'_>) {
             refuse(&[name], "a mapping", node);
         }
     }
+    if let Some(node) = root.get("aio").filter(|n| !n.is_map() && !n.is_null() && n.as_str() != Some("auto")) {
+        refuse(&["aio"], "a mapping or null", node);
+    }
     for (path, expected, fits) in VALUES {
         if let Some(node) = root.find(path).filter(|n| !fits(n) && n.as_str() != Some("auto")) {
             refuse(path, expected, node);
