@@ -152,7 +152,11 @@ fn recorded(dir: &Path, name: &str) -> PathBuf {
         case["tensors"].as_object().unwrap().iter().map(|(n, t)| (n.clone(), shape(&t[1]))).collect();
     tensors.sort();
     fs::create_dir_all(dir).unwrap();
-    fs::write(dir.join("config.json"), case["config"].to_string()).unwrap();
+    let mut config = case["config"].clone();
+    if let Some(experts) = config.get("num_local_experts").cloned() {
+        config["num_experts"] = experts; // as released configs, and transformers 4, call them
+    }
+    fs::write(dir.join("config.json"), config.to_string()).unwrap();
     let zeros: Vec<Vec<u8>> = tensors.iter().map(|(_, shape)| vec![0; 4 * shape.iter().product::<usize>()]).collect();
     let views = tensors.iter().zip(&zeros).map(|((n, s), b)| (n, TensorView::new(Dtype::F32, s.clone(), b).unwrap()));
     serialize_to_file(views, None, &dir.join("model.safetensors")).unwrap();
