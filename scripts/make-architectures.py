@@ -554,7 +554,7 @@ def modules_beside(module, config_class):
 
 
 def older_names(cls):
-    """What a config's class reads of the keywords that are no fields of its own."""
+    """Names of the keyword arguments that a config's class reads besides its own fields."""
     source = ""
     for c in cls.__mro__:
         if c is not PreTrainedConfig and issubclass(c, PreTrainedConfig):

@@ -202,8 +202,8 @@ impl Resolved {
         json!({ "lock": LOCK, "shardwright": shardwright_core::VERSION, "build": build(), "values": values })
     }
 
-    /// What differs from a lock, by pointer. Beside a lock of another version, what only this one decides is no difference, unless it is written in
-    /// the config, and what only the other one had is none at its default.
+    /// What differs from a lock, by pointer. Where the lock is of another version, a value that only this version has counts only if the config sets it,
+    /// and a value that only the lock has counts only if it is not the default.
     ///
     /// # Errors
     /// A text that is no lock.

@@ -40,7 +40,10 @@ fn within(piece: &Piece, parts: &[Piece], out: &mut Vec<Piece>) -> Result<(), &'
         while let Some((piece, part)) = todo.pop() {
             let (Some(wanted), Some(held)) = (span(&piece, |l| l.source_stride), span(&part, |l| l.target_stride)) else { continue };
             // Elements of the tensor between the two.
-            let (wanted, held) = (piece.source_offset..piece.source_offset + wanted, part.target_offset..part.target_offset + held);
+            let (wanted, held) = (
+                piece.source_offset..piece.source_offset.saturating_add(wanted),
+                part.target_offset..part.target_offset.saturating_add(held),
+            );
             let (start, end) = (wanted.start.max(held.start), wanted.end.min(held.end));
             if start >= end {
                 continue;
@@ -72,9 +75,10 @@ fn within(piece: &Piece, parts: &[Piece], out: &mut Vec<Piece>) -> Result<(), &'
     Ok(())
 }
 
-/// Elements from the first that a piece touches to its last, on one side; `None` where it has none.
+/// Elements from the first that a piece touches to its last, on one side; `None` where it has none, or more than can be counted: such a piece tiles
+/// nothing, and is refused for that.
 fn span(piece: &Piece, stride: fn(&Loop) -> u64) -> Option<u64> {
-    piece.loops.iter().try_fold(1, |n: u64, l| Some(n + l.size.checked_sub(1)? * stride(l)))
+    piece.loops.iter().try_fold(1, |n: u64, l| n.checked_add(l.size.checked_sub(1)?.checked_mul(stride(l))?))
 }
 
 /// A piece cut in two in the middle of the loop whose steps are the widest on one side.
@@ -154,6 +158,16 @@ mod tests {
                 expected.sort_unstable();
                 assert_eq!(found, expected, "{piece:?}");
             }
+        }
+    }
+
+    /// Python hands pieces over as they come: numbers beyond any tensor neither overflow nor take long.
+    #[test]
+    fn pieces_beyond_any_tensor_take_nothing() {
+        let named = Named { tensors: Vec::new(), assemblies: vec![Assembly::Pieces(vec![run(0, 0, 0, 4), run(0, 4, 4, 4)])] };
+        let endless = Piece { loops: vec![Loop { size: u64::MAX, source_stride: u64::MAX, target_stride: 1 }], ..run(0, 0, 0, 0) };
+        for piece in [endless, run(0, u64::MAX, 0, 2)] {
+            assert_eq!(named.compose(&Assembly::Pieces(vec![piece])).unwrap(), Assembly::Pieces(Vec::new()));
         }
     }
 

@@ -101,13 +101,12 @@ impl Windows<'_> {
         let Some(gpu) = self.target.devices.gpus.first() else { return Ok(()) };
         let bytes = usize::try_from(largest).unwrap_or(usize::MAX);
         let block = Arc::new(PinnedBlock::new(gpu, bytes)?);
-        for mut window in Pinned::parts(&block, 1, bytes) {
-            for (index, (layout, rank)) in layouts.iter().zip(&mut *ranks).enumerate() {
-                for &tensor in tensors {
-                    let planned = &plan.tensors[tensor as usize];
-                    let read = self.copy(&mut window, (tensor, planned), (layout, index));
-                    rank.bytes_read += read.map_err(|e| e.tensor(&planned.name).rank(layout.rank))?;
-                }
+        let Some(mut window) = Pinned::parts(&block, 1, bytes).pop() else { return Ok(()) };
+        for (index, (layout, rank)) in layouts.iter().zip(ranks).enumerate() {
+            for &tensor in tensors {
+                let planned = &plan.tensors[tensor as usize];
+                let read = self.copy(&mut window, (tensor, planned), (layout, index));
+                rank.bytes_read += read.map_err(|e| e.tensor(&planned.name).rank(layout.rank))?;
             }
         }
         Ok(())

@@ -70,7 +70,7 @@ fn next_box(ranges: &[Range<u64>], given: u64, left: u64, most: u64) -> (Vec<Ran
     let sizes: Vec<u64> = ranges.iter().map(|r| r.end - r.start).collect();
     // Elements under one index of each dim. None is 0, for there are elements left.
     let inner: Vec<u64> = (0..sizes.len()).map(|dim| sizes[dim + 1..].iter().product()).collect();
-    // The outermost dim of which one index is no more than may be taken, and where `given` is at the start of one.
+    // The outermost dim whose slices, one index each, hold at most `most` elements, and at which `given` is the start of a slice.
     let dim = (0..sizes.len()).find(|&dim| inner[dim] <= most && given.is_multiple_of(inner[dim])).unwrap_or(sizes.len());
     let mut numel = 1;
     let part = ranges.iter().enumerate().map(|(d, range)| {
