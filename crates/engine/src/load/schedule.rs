@@ -23,4 +23,5 @@ pub(crate) use self::{
     read::TensorRead,
     run::{Block, BlockLimits, Run},
     scatter::scatter,
+    sweep::{TilePart, strips},
 };

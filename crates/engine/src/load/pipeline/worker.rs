@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     load::{
-        schedule::{Block, Run, Task, scatter},
+        schedule::{Block, Run, Task, TilePart, scatter, strips},
         stats::CancelToken,
     },
     memory::Arena,
@@ -143,21 +143,29 @@ impl Shared {
     fn scatter(&self, run: &Run, (sweep, tile): (u32, u64), bytes: &[u8], spare: &mut Arena) {
         let read = &self.schedule.tensors[run.tensor as usize];
         let (from, to) = read.sizes();
-        let converted = match read.cast {
-            Some(cast) => {
-                let converted = &mut spare.bytes_mut()[..bytes.len() / from * to];
-                cast.apply(bytes, as_uninit(converted));
-                &*converted
-            }
-            None => bytes,
+        let parts: Vec<TilePart> = self.schedule.sweep(sweep).parts(tile).collect();
+        let Some(cast) = read.cast else {
+            return self.put(run, &parts, 0, bytes, to);
         };
-        for part in self.schedule.sweep(sweep).parts(tile) {
-            let from = &converted[usize_of(part.from) * to..];
-            for &rank in self.schedule.destinations_of(run, &part) {
-                let start = self.places.start(rank, read.tensor);
+        for (elements, parts) in strips(parts, (bytes.len() / from) as u64, to) {
+            let first = usize_of(elements.start);
+            let source = &bytes[first * from..usize_of(elements.end) * from];
+            let converted = &mut spare.bytes_mut()[..source.len() / from * to];
+            cast.apply(source, as_uninit(converted));
+            self.put(run, &parts, first, converted, to);
+        }
+    }
+
+    /// Puts elements of `size` bytes where they belong; `first` is the number in the tile of the first of them.
+    fn put(&self, run: &Run, parts: &[TilePart], first: usize, elements: &[u8], size: usize) {
+        let tensor = self.schedule.tensors[run.tensor as usize].tensor;
+        for part in parts {
+            let from = &elements[(usize_of(part.from) - first) * size..];
+            for &rank in self.schedule.destinations_of(run, part) {
+                let start = self.places.start(rank, tensor);
                 // SAFETY: the loops stay inside the rank's part of the tensor, whose pieces were validated to tile it, so that no two tiles share
                 // an element of it; each tile is one worker's. The memory outlives the call.
-                unsafe { scatter(from, start.add(usize_of(part.to)), to, &part.loops) };
+                unsafe { scatter(from, start.add(usize_of(part.to)), size, &part.loops) };
             }
         }
     }

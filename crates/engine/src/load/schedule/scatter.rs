@@ -7,8 +7,13 @@ use super::sweep::span;
 /// Elements of a square that is transposed in registers.
 const SQUARE: usize = 8;
 
-/// Squares side by side in the target: what is written of a row of two-byte elements is a cache line then.
-const SIDE_BY_SIDE: usize = 4;
+/// Bytes that are written of a row of the target before the next row's turn: a cache line.
+const CACHE_LINE: usize = 64;
+
+/// Elements of `size` bytes in a cache line.
+pub(super) const fn side_by_side(size: usize) -> usize {
+    CACHE_LINE / size
+}
 
 /// Copies elements of `size` bytes from the tile to their places.
 ///
@@ -55,16 +60,18 @@ unsafe fn walk<T: Copy>(from: *const T, to: *mut T, loops: &[Loop]) {
 /// As [`walk`].
 #[expect(clippy::cast_possible_truncation, reason = "distances inside of one block and one shard, both of which are in memory")]
 unsafe fn transpose<T: Copy>(from: *const T, to: *mut T, rows: Loop, columns: Loop) {
-    const WIDE: usize = SQUARE * SIDE_BY_SIDE;
+    let wide = const { side_by_side(size_of::<T>()) };
+    // Rows that a square has: of four-byte elements half of them, so that each line of the target is written at once.
+    let tall = const { if size_of::<T>() == 4 && cfg!(target_arch = "x86_64") { SQUARE / 2 } else { SQUARE } };
     let (height, width) = (rows.size as usize, columns.size as usize);
     let (source, target) = (columns.source_stride as usize, rows.target_stride as usize);
-    let (even_height, even_width) = (height / SQUARE * SQUARE, width / WIDE * WIDE);
+    let (even_height, even_width) = (height / tall * tall, width / wide * wide);
     // SAFETY: row `r` and column `c` stay below the loops' sizes in all of it, so that the caller's promise covers every element.
     unsafe {
         let element = |r: usize, c: usize| to.add(r * target + c).write_unaligned(from.add(r + c * source).read_unaligned());
-        for c in (0..even_width).step_by(WIDE) {
-            for r in (0..even_height).step_by(SQUARE) {
-                for c in (c..c + WIDE).step_by(SQUARE) {
+        for c in (0..even_width).step_by(wide) {
+            for r in (0..even_height).step_by(tall) {
+                for c in (c..c + wide).step_by(tall) {
                     square(from.add(r + c * source), source, to.add(r * target + c), target);
                 }
             }
@@ -81,7 +88,8 @@ unsafe fn transpose<T: Copy>(from: *const T, to: *mut T, rows: Loop, columns: Lo
 /// One square, through registers.
 ///
 /// # Safety
-/// `SQUARE` elements may be read at each of `SQUARE` places that are `source` elements apart, and written likewise.
+/// `SQUARE` elements may be read at each of `SQUARE` places that are `source` elements apart, and written likewise; of four-byte elements on x86-64
+/// half as many at half as many.
 #[inline(always)]
 unsafe fn square<T: Copy>(from: *const T, source: usize, to: *mut T, target: usize) {
     // SAFETY: as the caller promises; arrays are read and written without an alignment.
@@ -89,12 +97,7 @@ unsafe fn square<T: Copy>(from: *const T, source: usize, to: *mut T, target: usi
         #[cfg(target_arch = "x86_64")]
         match size_of::<T>() {
             2 => return sse2::square_of_2(from.cast(), source, to.cast(), target),
-            4 => {
-                for (row, column) in [(0, 0), (0, 4), (4, 0), (4, 4)] {
-                    sse2::quarter_of_4(from.add(column * source + row).cast(), source, to.add(row * target + column).cast(), target);
-                }
-                return;
-            }
+            4 => return sse2::square_of_4(from.cast(), source, to.cast(), target),
             _ => {}
         }
         let lines: [[T; SQUARE]; SQUARE] = std::array::from_fn(|i| from.add(i * source).cast::<[T; SQUARE]>().read_unaligned());
@@ -134,7 +137,7 @@ mod sse2 {
     /// # Safety
     /// As [`super::square`], of 4 by 4 elements of 4 bytes.
     #[inline(always)]
-    pub(super) unsafe fn quarter_of_4(from: *const u32, source: usize, to: *mut u32, target: usize) {
+    pub(super) unsafe fn square_of_4(from: *const u32, source: usize, to: *mut u32, target: usize) {
         // SAFETY: as the caller promises; loads and stores need no alignment.
         unsafe {
             let mut lines: [__m128i; 4] = from_fn(|i| _mm_loadu_si128(from.add(i * source).cast()));

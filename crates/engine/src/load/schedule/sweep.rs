@@ -3,9 +3,12 @@
 mod alone;
 mod shared;
 
+use std::ops::Range;
+
 use shardwright_core::{Loop, Piece};
 
 use self::{alone::Alone, shared::Shared};
+use super::scatter;
 
 /// Strided boxes between a file and ranks' parts of a parameter.
 #[derive(Debug)]
@@ -106,6 +109,49 @@ impl Sweep {
     }
 }
 
+/// Lines of a tile that has to end somewhere: so many that the next one starts with a cache line of the target, where that is transposed.
+fn even_lines(lines: u64) -> u64 {
+    const EVEN: u64 = 32;
+    if lines > EVEN { lines / EVEN * EVEN } else { lines }
+}
+
+/// Converted elements of a tile that are scattered while they are in a core's cache.
+const STRIP: u64 = 32 << 10;
+
+/// Cuts what a tile of `elements` has for each rank into strips of whole lines, which are converted and scattered one after the other: the elements of
+/// the tile that a strip takes, and its parts. A tile that does not consist of lines is one strip.
+pub(crate) fn strips(parts: Vec<TilePart>, elements: u64, size: usize) -> Vec<(Range<u64>, Vec<TilePart>)> {
+    strips_of(STRIP, parts, elements, size)
+}
+
+fn strips_of(strip: u64, parts: Vec<TilePart>, elements: u64, size: usize) -> Vec<(Range<u64>, Vec<TilePart>)> {
+    let line = parts.iter().flat_map(|p| p.loops.iter().map(|l| l.source_stride)).max().unwrap_or(1);
+    let least = scatter::side_by_side(size) as u64;
+    let lines = (strip / line).max(least) / least * least;
+    // Which loop of a part goes from line to line, if what it has of each stays inside of it.
+    let along = |part: &TilePart| {
+        let along = part.loops.iter().position(|l| l.source_stride == line)?;
+        let within: Vec<Loop> = part.loops.iter().enumerate().filter(|&(i, _)| i != along).map(|(_, l)| *l).collect();
+        (part.from % line + span(&within) <= line).then_some(along)
+    };
+    let along: Option<Vec<usize>> = parts.iter().map(along).collect();
+    let Some(along) = along.filter(|_| line > 1 && lines * line < elements) else { return vec![(0..elements, parts)] };
+    let count = elements.div_ceil(line);
+    let strip = |first: u64| {
+        let last = (first + lines).min(count);
+        let cut = parts.iter().zip(&along).filter_map(|(part, &along)| {
+            let of = part.from / line;
+            let (begin, end) = (of.max(first), (of + part.loops[along].size).min(last));
+            let mut loops = part.loops.clone();
+            loops[along].size = end.checked_sub(begin).filter(|&n| n > 0)?;
+            let to = part.to + (begin - of) * part.loops[along].target_stride * size as u64;
+            Some(TilePart { member: part.member, from: part.from + (begin - of) * line, to, loops })
+        });
+        (first * line..(last * line).min(elements), cut.collect())
+    };
+    (0..count).step_by(usize::try_from(lines).unwrap_or(usize::MAX)).map(strip).collect()
+}
+
 /// Elements from the first to the last one of nested loops, both included.
 pub(super) fn span(loops: &[Loop]) -> u64 {
     1 + loops.iter().map(|l| (l.size - 1) * l.source_stride).sum::<u64>()
@@ -134,6 +180,7 @@ mod tests {
             (vec![], 1, 1),
             (vec![lp(50, 3, 1)], 148, 50),
         ];
+        let mut cut = 0;
         for (loops, source, target) in cases {
             for size in [1u64, 2, 4, 8] {
                 for block in [64, 256, 4096, 1 << 20] {
@@ -149,10 +196,17 @@ mod tests {
                         assert_eq!(sweep.bytes_from(0) - sweep.bytes_from(n), bytes);
                         bytes += length;
                         let tile = &file[(offset - 100) as usize..][..length as usize];
-                        for TilePart { member, from, to, loops } in sweep.parts(n) {
-                            assert_eq!((member, from), (3, 0));
-                            // SAFETY: the tile holds what its loops reach, and so does the part.
-                            unsafe { scatter(tile, part.as_mut_ptr().add(to as usize), size as usize, &loops) };
+                        let strips = strips_of(block / 4, sweep.parts(n).collect(), length / size, size as usize);
+                        cut += u32::from(strips.len() > 1);
+                        for (elements, parts) in strips {
+                            let strip = &tile[(elements.start * size) as usize..(elements.end * size) as usize];
+                            for TilePart { member, from, to, loops } in parts {
+                                assert_eq!(member, 3);
+                                let from = &strip[((from - elements.start) * size) as usize..];
+                                assert!(span(&loops) * size <= from.len() as u64);
+                                // SAFETY: the strip holds what its loops reach, and so does the part.
+                                unsafe { scatter(from, part.as_mut_ptr().add(to as usize), size as usize, &loops) };
+                            }
                         }
                     }
                     let mut expected = vec![0u8; part.len()];
@@ -171,6 +225,7 @@ mod tests {
                 }
             }
         }
+        assert!(cut > 0, "no tile was cut into strips");
     }
 
     /// Matrices, some of them side by side in lines of a larger tensor, some in a stack, transposed and cut among ranks in several ways: all ranks' parts
@@ -211,12 +266,16 @@ mod tests {
                             assert_eq!(sweep.bytes_from(n) - sweep.bytes_from(n + 1), length);
                             let tile = &file[(offset - 11) as usize..][..length as usize];
                             (read, needed) = (read + length, needed + elements);
-                            for part in sweep.parts(n) {
-                                placed += part.numel();
-                                let to = &mut buffers[part.member as usize][part.to as usize..];
-                                assert!(span(&part.loops) * size <= length - part.from * size);
-                                // SAFETY: the tile holds what its loops reach; that the part does is compared below.
-                                unsafe { scatter(&tile[(part.from * size) as usize..], to.as_mut_ptr(), size as usize, &part.loops) };
+                            for (elements, parts) in strips_of(block / 64, sweep.parts(n).collect(), length / size, size as usize) {
+                                let strip = &tile[(elements.start * size) as usize..(elements.end * size) as usize];
+                                for part in parts {
+                                    placed += part.numel();
+                                    let to = &mut buffers[part.member as usize][part.to as usize..];
+                                    let from = &strip[((part.from - elements.start) * size) as usize..];
+                                    assert!(span(&part.loops) * size <= from.len() as u64);
+                                    // SAFETY: the strip holds what its loops reach; that the part does is compared below.
+                                    unsafe { scatter(from, to.as_mut_ptr(), size as usize, &part.loops) };
+                                }
                             }
                         }
                     }

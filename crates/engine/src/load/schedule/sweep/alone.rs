@@ -2,7 +2,7 @@
 
 use shardwright_core::{Loop, Piece};
 
-use super::{Source, TilePart, span};
+use super::{Source, TilePart, even_lines, span};
 
 /// Between two parts of a tile at most so many bytes are read for nothing; where there are more, each part is read by itself.
 const GAP: u64 = 4096;
@@ -43,7 +43,7 @@ impl Alone {
                 inner.insert(0, next);
                 continue;
             }
-            cut = Some((next, steps));
+            cut = Some((next, even_lines(steps)));
             break;
         }
         Self { at: start + piece.source_offset * from, from, to, member: *member, local: piece.target_offset, outer: loops, cut, inner }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use shardwright_core::{Loop, Piece};
 
-use super::{Source, TilePart, span};
+use super::{Source, TilePart, even_lines, span};
 
 /// With more parts than these the ranks read for themselves: each tile looks at all of them.
 const MOST_PARTS: usize = 1 << 12;
@@ -77,7 +77,8 @@ impl Shared {
             part.lines = part.lines.start - top..part.lines.end - top;
         }
         let end = parts.iter().map(|p| p.end(stride)).max()?;
-        let step = (((block / from).checked_sub(width)?) / stride + 1).min(lines);
+        let room = (block / from).checked_sub(width)? / stride + 1;
+        let step = if room < lines { even_lines(room) } else { lines };
         Some(Self { at: start + (first + top * stride + low) * from, from, to, stride, width, lines, end, step, parts })
     }
 
