@@ -85,6 +85,23 @@ impl Value {
         Self(out)
     }
 
+    /// This value, which stands in the memo under a number from here on.
+    #[must_use]
+    pub fn kept(self, number: u32) -> Self {
+        let Self(mut out) = self;
+        out.push(b'r');
+        out.extend(number.to_le_bytes());
+        Self(out)
+    }
+
+    /// The value that stands in the memo under a number.
+    pub fn memo(number: u32) -> Self {
+        Self(match u8::try_from(number) {
+            Ok(byte) => vec![b'h', byte],
+            Err(_) => [b"j", &number.to_le_bytes()[..]].concat(),
+        })
+    }
+
     /// A call of this name.
     #[must_use]
     pub fn call(self, args: impl IntoIterator<Item = Self>) -> Self {
@@ -163,7 +180,19 @@ impl Value {
 
     /// The pickle of this value.
     pub fn pickle(&self) -> Vec<u8> {
-        [b"\x80\x02", &self.0[..], b"."].concat()
+        self.pickle_over([])
+    }
+
+    /// The pickle of this value, for which others are put into the memo first, each under its place among them.
+    pub fn pickle_over(&self, memo: impl IntoIterator<Item = Self>) -> Vec<u8> {
+        let mut out = b"\x80\x02".to_vec();
+        for (number, value) in (0..).zip(memo) {
+            out.extend(value.kept(number).0);
+            out.push(b'0');
+        }
+        out.extend(&self.0);
+        out.push(b'.');
+        out
     }
 
     fn then(self, next: &Self) -> Self {
@@ -177,6 +206,30 @@ impl Value {
         items.into_iter().for_each(|item| out.extend(item.0));
         out.extend(end);
         Self(out)
+    }
+}
+
+/// A dict that grows by an entry at a time, and holds none of them besides its opcodes.
+#[derive(Clone, Debug)]
+pub struct Dict(Vec<u8>);
+
+impl Default for Dict {
+    fn default() -> Self {
+        Self(b"}(".to_vec())
+    }
+}
+
+impl Dict {
+    /// An entry more.
+    pub fn push(&mut self, key: &Value, value: &Value) {
+        self.0.extend(&key.0);
+        self.0.extend(&value.0);
+    }
+
+    /// The whole dict.
+    pub fn finish(mut self) -> Value {
+        self.0.push(b'u');
+        Value(self.0)
     }
 }
 
@@ -194,5 +247,13 @@ mod tests {
         ]);
         let read = Pickle::parse(&Value::plain(&value).pickle()).unwrap();
         assert_eq!(read.plain(read.root()).unwrap(), value);
+    }
+
+    #[test]
+    fn a_memo_stands_for_its_values() {
+        let value = Value::tuple([Value::memo(1), Value::int(7).kept(300), Value::memo(0), Value::memo(300)]);
+        let read = Pickle::parse(&value.pickle_over([Value::str("zero"), Value::str("one")])).unwrap();
+        let expected = Plain::Tuple(vec![Plain::Str("one".into()), Plain::Int(7), Plain::Str("zero".into()), Plain::Int(7)]);
+        assert_eq!(read.plain(read.root()).unwrap(), expected);
     }
 }

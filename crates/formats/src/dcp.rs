@@ -1,13 +1,13 @@
 //! `.metadata` of torch's distributed checkpoints: which tensors there are, in which chunks, and where each chunk's file of `torch.save` lies
 //! inside the `.distcp` files.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use shardwright_core::{DType, model::numel};
 
 use crate::{
     FormatError, Result,
-    build::Value,
+    build::{Dict, Value},
     globals::Global,
     pickle::{Id, Node, Pickle, Plain},
 };
@@ -185,49 +185,109 @@ impl<'a> Reader<'a> {
 
 const METADATA: &str = "torch.distributed.checkpoint.metadata";
 
+/// Values that are written once and referred to, as pickling does it: without them each tensor takes a kilobyte.
+#[derive(Default)]
+struct Memo {
+    values: Vec<Value>,
+    known: HashMap<String, u32>,
+}
+
+impl Memo {
+    /// A value by its name, made when it is first asked for.
+    fn get(&mut self, name: &str, make: impl FnOnce(&mut Self) -> Value) -> Value {
+        if let Some(&number) = self.known.get(name) {
+            return Value::memo(number);
+        }
+        let value = make(self);
+        let number = u32::try_from(self.values.len()).unwrap_or(u32::MAX);
+        self.values.push(value);
+        self.known.insert(name.to_owned(), number);
+        Value::memo(number)
+    }
+
+    fn str(&mut self, text: &str) -> Value {
+        self.get(&format!("'{text}'"), |_| Value::str(text))
+    }
+
+    fn global(&mut self, module: &str, name: &str) -> Value {
+        self.get(name, |_| Value::global(module, name))
+    }
+
+    fn class(&mut self, name: &str) -> Value {
+        self.global(METADATA, name)
+    }
+
+    fn fields<const N: usize>(&mut self, fields: [(&str, Value); N]) -> Value {
+        Value::dict(fields.map(|(key, value)| (self.str(key), value)))
+    }
+
+    fn shape(&mut self, dims: &[u64]) -> Value {
+        self.global("torch", "Size").call([Value::tuple(dims.iter().map(|d| Value::size(*d)))])
+    }
+
+    /// What `TensorProperties` holds: dtype, layout, requires_grad, memory format, whether it is pinned.
+    fn properties(&mut self, dtype: DType) -> Value {
+        let state = self.get(&format!("properties of {dtype}"), |_| {
+            let layout = Value::global("torch.serialization", "_get_layout").call([Value::str("torch.strided")]);
+            let memory = Value::global(METADATA, "_MEM_FORMAT_ENCODING").call([Value::int(0)]);
+            Value::tuple([Value::dtype(dtype), layout, Value::bool(false), memory, Value::bool(false)])
+        });
+        self.class("TensorProperties").object(Some(&state))
+    }
+
+    fn chunk(&mut self, chunk: &Chunk) -> Value {
+        let fields = [("offsets", self.shape(&chunk.offsets)), ("sizes", self.shape(&chunk.sizes))];
+        let fields = self.fields(fields);
+        self.class("ChunkStorageMetadata").object(Some(&fields))
+    }
+
+    fn info(&mut self, place: &Place) -> Value {
+        let fields =
+            [("relative_path", self.str(&place.file)), ("offset", Value::size(place.offset)), ("length", Value::size(place.length))];
+        let fields = self.fields(fields);
+        self.global("torch.distributed.checkpoint.filesystem", "_StorageInfo").object(Some(&fields))
+    }
+}
+
 /// The pickle of `.metadata` for that content; a name without a path stands at the top.
 pub fn write(metadata: &Metadata) -> Vec<u8> {
-    let path = |name: &str| metadata.paths.get(name).cloned().unwrap_or_else(|| vec![Plain::Str(name.to_owned())]);
-    let class = |name| Value::global(METADATA, name);
-    let info = |place: &Place| {
-        let fields =
-            [("relative_path", Value::str(&place.file)), ("offset", Value::size(place.offset)), ("length", Value::size(place.length))];
-        Value::global("torch.distributed.checkpoint.filesystem", "_StorageInfo").object(Some(&Value::fields(fields)))
+    // Names come after what is shared, of which there is little.
+    const FIRST_NAME: u32 = 1 << 20;
+    let mut memo = Memo::default();
+    let (mut state, mut planner, mut storage) = (Dict::default(), Dict::default(), Dict::default());
+    let mut number = FIRST_NAME..;
+    let mut name_and_path = |name: &str, state: &mut Dict, value: &Value| {
+        let number = number.next().unwrap_or(u32::MAX);
+        state.push(&Value::str(name).kept(number), value);
+        let path = metadata.paths.get(name).map_or_else(|| vec![Value::memo(number)], |path| path.iter().map(Value::plain).collect());
+        planner.push(&Value::memo(number), &Value::tuple(path));
+        number
     };
-    let (mut state, mut storage) = (Vec::new(), Vec::new());
     for Tensor { name, dtype, shape, chunks } in &metadata.tensors {
-        let layout = Value::global("torch.serialization", "_get_layout").call([Value::str("torch.strided")]);
-        let memory = class("_MEM_FORMAT_ENCODING").call([Value::int(0)]);
-        let properties = Value::tuple([Value::dtype(*dtype), layout, Value::bool(false), memory, Value::bool(false)]);
-        let chunk = |c: &Chunk| {
-            let fields = [("offsets", Value::shape(&c.offsets)), ("sizes", Value::shape(&c.sizes))];
-            class("ChunkStorageMetadata").object(Some(&Value::fields(fields)))
-        };
-        let fields = [
-            ("properties", class("TensorProperties").object(Some(&properties))),
-            ("size", Value::shape(shape)),
-            ("chunks", Value::list(chunks.iter().map(chunk))),
-        ];
-        state.push((Value::str(name), class("TensorStorageMetadata").object(Some(&Value::fields(fields)))));
-        for (number, chunk) in chunks.iter().enumerate() {
-            let fields = [("fqn", Value::str(name)), ("offset", Value::shape(&chunk.offsets)), ("index", Value::size(number as u64))];
-            storage.push((class("MetadataIndex").object(Some(&Value::fields(fields))), info(&chunk.place)));
+        let list = Value::list(chunks.iter().map(|chunk| memo.chunk(chunk)).collect::<Vec<_>>());
+        let fields = [("properties", memo.properties(*dtype)), ("size", memo.shape(shape)), ("chunks", list)];
+        let fields = memo.fields(fields);
+        let fqn = name_and_path(name, &mut state, &memo.class("TensorStorageMetadata").object(Some(&fields)));
+        for (index, chunk) in (0u64..).zip(chunks) {
+            let fields = [("fqn", Value::memo(fqn)), ("offset", memo.shape(&chunk.offsets)), ("index", Value::size(index))];
+            let fields = memo.fields(fields);
+            storage.push(&memo.class("MetadataIndex").object(Some(&fields)), &memo.info(&chunk.place));
         }
     }
     for (name, place) in &metadata.values {
-        state.push((Value::str(name), class("BytesStorageMetadata").object(None)));
-        storage.push((class("MetadataIndex").object(Some(&Value::fields([("fqn", Value::str(name))]))), info(place)));
+        let fqn = name_and_path(name, &mut state, &memo.class("BytesStorageMetadata").object(None));
+        let fields = memo.fields([("fqn", Value::memo(fqn))]);
+        storage.push(&memo.class("MetadataIndex").object(Some(&fields)), &memo.info(place));
     }
-    let names = metadata.tensors.iter().map(|t| &t.name).chain(metadata.values.iter().map(|v| &v.0));
-    let planner = names.map(|name| (Value::str(name), Value::tuple(path(name).iter().map(Value::plain))));
     let fields = [
-        ("state_dict_metadata", Value::dict(state)),
-        ("planner_data", Value::dict(planner)),
-        ("storage_data", Value::dict(storage)),
+        ("state_dict_metadata", state.finish()),
+        ("planner_data", planner.finish()),
+        ("storage_data", storage.finish()),
         ("storage_meta", Value::none()),
         ("version", Value::str("1.0.0")),
     ];
-    class("Metadata").object(Some(&Value::fields(fields))).pickle()
+    let fields = memo.fields(fields);
+    memo.class("Metadata").object(Some(&fields)).pickle_over(memo.values)
 }
 
 #[cfg(test)]

@@ -23,6 +23,8 @@ use crate::{
 
 /// Bytes of a block, on either side of a cast.
 const BLOCK: u64 = 1 << 20;
+/// Bytes whose way to the disk starts at once.
+const LEAST_WRITEBACK: u64 = 64 << 10;
 /// Bytes of one thread's piece of work.
 const TASK: u64 = 16 << 20;
 /// Files that are open for writing at the same time, and their bytes, at most, unless one is larger: what a killed conversion loses.
@@ -37,6 +39,8 @@ pub(super) enum Part<'a> {
     Elements(&'a Data, Range<u64>),
     /// Zeros.
     Zeros(u64),
+    /// One float32.
+    Number(f32),
 }
 
 impl Part<'_> {
@@ -44,6 +48,7 @@ impl Part<'_> {
         match self {
             Self::Elements(_, range) => range.end - range.start,
             Self::Zeros(count) => *count,
+            Self::Number(_) => 1,
         }
     }
 }
@@ -56,8 +61,16 @@ struct Payload<'a> {
     /// Each with its first element in the payload.
     parts: Vec<(u64, Part<'a>)>,
     len: u64,
-    /// The zip and the member whose bytes these are.
-    member: Option<(usize, usize)>,
+    /// What needs their checksum.
+    sum: Option<Sum>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Sum {
+    /// A zip's member.
+    Member(usize, usize),
+    /// A tensor that is a file of `torch.save` by itself.
+    Single(usize),
 }
 
 #[derive(Clone, Debug)]
@@ -65,6 +78,32 @@ struct Zip {
     base: u64,
     layout: zip::Layout,
     crcs: Vec<u32>,
+}
+
+/// A file of `torch.save` that holds one tensor. Checkpoints have hundreds of thousands: what stands around the tensor is made when it is written.
+#[derive(Clone, Debug)]
+struct Single {
+    base: u64,
+    dtype: DType,
+    shape: Box<[u64]>,
+    crc: u32,
+}
+
+impl Single {
+    fn plan(dtype: DType, shape: &[u64]) -> Result<torch_file::Planned> {
+        let mut writer = torch_file::Writer::default();
+        let (_, value) = writer.tensor(dtype, shape).ok_or_else(overflow)?;
+        writer.finish(&value).ok_or_else(overflow)
+    }
+
+    /// What stands before the tensor and behind it, each with its offset.
+    fn around(&self) -> Result<[(u64, Vec<u8>); 2]> {
+        let torch_file::Planned { pickle, layout } = Self::plan(self.dtype, &self.shape)?;
+        let crcs = [crc32fast::hash(&pickle), self.crc, crc32fast::hash(torch_file::VERSION)];
+        let before = [layout.local_header(0, crcs[0]), pickle, layout.local_header(1, crcs[1])].concat();
+        let behind = [&layout.local_header(2, crcs[2])[..], torch_file::VERSION, &layout.directory(&crcs)].concat();
+        Ok([(self.base, before), (self.base + layout.header(2), behind)])
+    }
 }
 
 /// A file to be written.
@@ -76,6 +115,7 @@ pub(super) struct OutFile<'a> {
     literals: Vec<(u64, Vec<u8>)>,
     payloads: Vec<Payload<'a>>,
     zips: Vec<Zip>,
+    singles: Vec<Single>,
 }
 
 fn overflow() -> EngineError {
@@ -84,7 +124,7 @@ fn overflow() -> EngineError {
 
 impl<'a> OutFile<'a> {
     pub(super) fn new(name: impl Into<String>) -> Self {
-        Self { name: name.into(), size: 0, literals: Vec::new(), payloads: Vec::new(), zips: Vec::new() }
+        Self { name: name.into(), size: 0, literals: Vec::new(), payloads: Vec::new(), zips: Vec::new(), singles: Vec::new() }
     }
 
     /// A file of these bytes.
@@ -108,7 +148,7 @@ impl<'a> OutFile<'a> {
         Ok(())
     }
 
-    fn payload(&mut self, offset: u64, dtype: DType, parts: Vec<Part<'a>>, member: Option<(usize, usize)>) -> Result<u64> {
+    fn payload(&mut self, offset: u64, dtype: DType, parts: Vec<Part<'a>>, sum: Option<Sum>) -> Result<u64> {
         let mut len = 0u64;
         let mut placed = Vec::with_capacity(parts.len());
         for part in parts {
@@ -121,7 +161,7 @@ impl<'a> OutFile<'a> {
             len = len.checked_add(part.len()).ok_or_else(overflow)?;
             placed.push((start, part));
         }
-        self.payloads.push(Payload { offset, dtype, parts: placed, len, member });
+        self.payloads.push(Payload { offset, dtype, parts: placed, len, sum });
         dtype.bytes(len).ok_or_else(overflow)
     }
 
@@ -142,7 +182,7 @@ impl<'a> OutFile<'a> {
                     crcs[number + 1] = crc32fast::hash(&bytes);
                     self.literals.push((at(number + 1)?, bytes));
                 }
-                Storage::Parts(dtype, parts) => drop(self.payload(at(number + 1)?, dtype, parts, Some((zip, number + 1)))?),
+                Storage::Parts(dtype, parts) => drop(self.payload(at(number + 1)?, dtype, parts, Some(Sum::Member(zip, number + 1)))?),
             }
         }
         let size = layout.size();
@@ -151,12 +191,23 @@ impl<'a> OutFile<'a> {
         Ok(size)
     }
 
+    /// A file of `torch.save` that is one tensor, at the end; its size.
+    pub(super) fn tensor(&mut self, dtype: DType, shape: &[u64], parts: Vec<Part<'a>>) -> Result<u64> {
+        let (base, number) = (self.size, self.singles.len());
+        let layout = Single::plan(dtype, shape)?.layout;
+        let at = base.checked_add(layout.payload(1)).ok_or_else(overflow)?;
+        self.payload(at, dtype, parts, Some(Sum::Single(number)))?;
+        self.singles.push(Single { base, dtype, shape: shape.into(), crc: 0 });
+        self.size = base.checked_add(layout.size()).ok_or_else(overflow)?;
+        Ok(layout.size())
+    }
+
     /// Bytes that are read from the source for it.
     pub(super) fn source_bytes(&self) -> u64 {
         let parts = self.payloads.iter().flat_map(|p| &p.parts);
         let bytes = parts.map(|(_, part)| match part {
             Part::Elements(data, range) => data.dtype.bytes(range.end - range.start).unwrap_or(0),
-            Part::Zeros(_) => 0,
+            Part::Zeros(_) | Part::Number(_) => 0,
         });
         bytes.fold(0, u64::saturating_add)
     }
@@ -262,16 +313,19 @@ fn write_batch(dir: &Path, outputs: &mut [OutFile<'_>], files: &Files, watch: Wa
     }
     let sums = run(dir, outputs, &open, files, &tasks, watch, cancel)?;
     // Checksums of a payload's tasks, in order, are combined to its own.
-    let mut combined = std::collections::BTreeMap::<(usize, usize), crc32fast::Hasher>::new();
-    for (task, crc) in tasks.iter().zip(sums) {
-        let bytes = outputs[task.file].payloads[task.payload].dtype.bytes(task.range.end - task.range.start).unwrap_or(0);
-        let part = crc32fast::Hasher::new_with_initial_len(crc, bytes);
-        combined.entry((task.file, task.payload)).or_default().combine(&part);
-    }
-    for ((file, payload), hasher) in combined {
-        let output = &mut outputs[file];
-        if let Some((zip, member)) = output.payloads[payload].member {
-            output.zips[zip].crcs[member] = hasher.finalize();
+    let mut rest = tasks.iter().zip(sums).peekable();
+    while let Some((Task { file, payload, .. }, _)) = rest.peek() {
+        let (file, payload) = (*file, *payload);
+        let (dtype, sum) = (outputs[file].payloads[payload].dtype, outputs[file].payloads[payload].sum);
+        let mut hasher = crc32fast::Hasher::new();
+        while let Some((task, crc)) = rest.next_if(|(task, _)| (task.file, task.payload) == (file, payload)) {
+            let bytes = dtype.bytes(task.range.end - task.range.start).unwrap_or(0);
+            hasher.combine(&crc32fast::Hasher::new_with_initial_len(crc, bytes));
+        }
+        match sum {
+            Some(Sum::Member(zip, member)) => outputs[file].zips[zip].crcs[member] = hasher.finalize(),
+            Some(Sum::Single(single)) => outputs[file].singles[single].crc = hasher.finalize(),
+            None => {}
         }
     }
     for (output, file) in outputs.iter().zip(&open) {
@@ -280,6 +334,11 @@ fn write_batch(dir: &Path, outputs: &mut [OutFile<'_>], files: &Files, watch: Wa
                 put(dir, output, file, &layout.local_header(member, *crc), base + layout.header(member))?;
             }
             put(dir, output, file, &layout.directory(crcs), base + layout.directory_offset())?;
+        }
+        for single in &output.singles {
+            for (offset, bytes) in single.around()? {
+                put(dir, output, file, &bytes, offset)?;
+            }
         }
         writeback(file, 0..output.size, false);
     }
@@ -383,13 +442,15 @@ fn copy(
         let bytes = usize::try_from((end - at) * size).unwrap_or(0);
         buffers.target.resize(bytes, 0);
         let read = fill(files, payload, at..end, size, buffers)?;
-        if payload.member.is_some() {
+        if payload.sum.is_some() {
             hasher.update(&buffers.target);
         }
         let place = payload.offset + at * size;
         put(dir, output, file, &buffers.target, place)?;
-        // The disk works while the next block is read.
-        writeback(file, place..place + bytes as u64, false);
+        // The disk works while the next block is read; of small ones it would be asked too often.
+        if bytes as u64 >= LEAST_WRITEBACK {
+            writeback(file, place..place + bytes as u64, false);
+        }
         watch(read);
         at = end;
     }
@@ -406,6 +467,7 @@ fn fill(files: &Files, payload: &Payload<'_>, range: Range<u64>, size: u64, buff
         let target = &mut buffers.target[index(from)..index(to)];
         match part {
             Part::Zeros(_) => target.fill(0),
+            Part::Number(number) => target.copy_from_slice(&number.to_le_bytes()),
             Part::Elements(data, elements) => {
                 let wanted = elements.start + (from - start)..elements.start + (to - start);
                 read += data.dtype.bytes(to - from).unwrap_or(0);

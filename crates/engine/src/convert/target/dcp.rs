@@ -1,8 +1,6 @@
 //! Directories of torch's distributed checkpoints: `model/` and `optimizer/`, with the keys of `get_model_state_dict` and
 //! `get_optimizer_state_dict`, which is what LLaMA-Factory resumes from.
 
-use std::collections::BTreeMap;
-
 use shardwright_core::DType;
 use shardwright_formats::{
     build::Value,
@@ -14,7 +12,7 @@ use shardwright_formats::{
 use super::planner::{Planned, Planner, chunk};
 use crate::{
     contents::Data,
-    convert::write::{OutFile, Part, Torch},
+    convert::write::{OutFile, Part},
     error::Result,
 };
 
@@ -50,19 +48,15 @@ impl<'a> Directory<'a> {
     }
 
     fn chunk(&mut self, rank: usize, dtype: DType, offsets: Vec<u64>, sizes: Vec<u64>, parts: Vec<Part<'a>>) -> Result<Chunk> {
-        let mut torch = Torch::default();
-        let value = torch.tensor(dtype, &sizes, parts)?;
         let offset = self.files[rank].size;
-        let length = self.files[rank].torch(torch, &value)?;
+        let length = self.files[rank].tensor(dtype, &sizes, parts)?;
         Ok(Chunk { offsets, sizes, place: self.place(rank, offset, length) })
     }
 
     fn step(&mut self, name: &str, path: Path, step: f64) -> Result<()> {
-        let mut torch = Torch::default();
-        #[expect(clippy::cast_possible_truncation, reason = "torch keeps steps as float32")]
-        let value = torch.scalar(step as f32)?;
         let offset = self.files[0].size;
-        let length = self.files[0].torch(torch, &value)?;
+        #[expect(clippy::cast_possible_truncation, reason = "torch keeps steps as float32")]
+        let length = self.files[0].tensor(DType::F32, &[], vec![Part::Number(step as f32)])?;
         let chunk = Chunk { offsets: Vec::new(), sizes: Vec::new(), place: self.place(0, offset, length) };
         self.metadata.tensors.push(Tensor { name: name.to_owned(), dtype: DType::F32, shape: Vec::new(), chunks: vec![chunk] });
         self.metadata.paths.insert(name.to_owned(), path);
@@ -96,11 +90,11 @@ impl<'a> Planner<'a, '_> {
         for tensor in &self.contents.tensors {
             model.tensor(&tensor.name, vec![text(&tensor.name)], &tensor.data, self.dtype(tensor))?;
         }
-        let written: BTreeMap<String, Tensor> = model.metadata.tensors.iter().map(|t| (t.name.clone(), t.clone())).collect();
         for (alias, tensor) in self.aliases() {
             // The same bytes under another name.
-            if let Some(of) = written.get(&tensor.name) {
-                model.metadata.tensors.push(Tensor { name: alias.to_owned(), ..of.clone() });
+            if let Some(of) = model.metadata.tensors.iter().find(|t| t.name == tensor.name) {
+                let of = Tensor { name: alias.to_owned(), ..of.clone() };
+                model.metadata.tensors.push(of);
                 model.metadata.paths.insert(alias.to_owned(), vec![text(alias)]);
             }
         }
