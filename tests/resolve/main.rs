@@ -5,6 +5,7 @@ mod examples;
 mod invalid;
 mod io;
 mod matrix;
+mod modules;
 mod oracle;
 mod properties;
 mod readers;

@@ -140,7 +140,7 @@ fn a_key_that_deepspeed_does_not_know_is_no_error_when_its_resolution_is_resolve
     let case = Case::new(crate::DEEPSPEED).deepspeed(r#"{"zero_optimization": {"stage": 3}, "optimiser": {"type": "AdamW"}}"#);
     let first = case.document();
     let again = Case::new(values(first.clone()).to_string()).document();
-    assert_eq!(first["warnings"][0]["code"], "deepspeed-unknown-top-level");
+    assert!(first["warnings"].as_array().unwrap().iter().any(|w| w["code"] == "deepspeed-unknown-top-level"), "{first}");
     assert_eq!(values(again), values(first));
 }
 

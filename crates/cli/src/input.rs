@@ -4,7 +4,7 @@ use std::path::Path;
 
 use shardwright_config::{IoSettings, Resolved};
 use shardwright_core::{
-    diagnostic::{Diagnostic, Source},
+    diagnostic::{Diagnostic, Severity, Source},
     registry::Registry,
     text::shown,
 };
@@ -92,6 +92,12 @@ pub fn gather(
         note(Note::Warning(&shown(warning)));
     }
     let checkpoint = run::with_model(checkpoint, &resolved, &mut |warning| note(Note::Warning(&shown(warning))))?;
+    let (misfits, odd): (Vec<_>, Vec<_>) =
+        resolved.misfits(checkpoint.assembled()).into_iter().partition(|found| found.severity == Severity::Error);
+    if !misfits.is_empty() {
+        return Err(Refused::Findings(misfits, outcome.sources));
+    }
+    note(Note::Findings(&odd, &outcome.sources));
     let undecided = resolved.undecided();
     if !undecided.is_empty() {
         return Err(Refused::Findings(undecided, outcome.sources));

@@ -9,12 +9,13 @@ use shardwright_core::{
     strategy_config::{Dialect, Init, Mixed, Training, Tuning},
     suggest::nearest,
     text::short,
-    tree::{Entry, Node, from_node},
+    tree::{Entry, Node, Value, from_node},
 };
 
 use crate::{
     draft::Draft,
     keys::{self, FREEZE, Key, LORA, QUANT, Values},
+    released,
     sections::Section,
     settings::{ByteSize, IoSettings},
 };
@@ -67,6 +68,15 @@ fn sections(draft: &Draft, found: &mut Vec<Diagnostic>) {
             let message =
                 format!("peft_config.target_modules: LLaMA-Factory takes {} for one module's name, and there is none", node.describe());
             found.push(error("config-value", message, Some(node.at.clone())).help("write a list, [q_proj, v_proj], or all"));
+        }
+        let starts_anew = section.body.get("adapter_name_or_path").is_none_or(|node| !node.is_truthy());
+        if keys == LORA
+            && starts_anew
+            && let Some(node) = section.body.get("target_modules")
+            && matches!(&node.value, Value::Seq(items) if items.is_empty())
+        {
+            let message = "peft_config.target_modules: expected a name, found an empty list, with which peft makes no adapter and fails";
+            found.push(error("config-value", message, Some(node.at.clone())).help("write all, or leave the key out"));
         }
         if keys == QUANT && !matches!(values.int("quantization_bit").value, None | Some(4 | 8)) {
             found.push(error("config-value", "quant_config.quantization_bit: expected 4 or 8", values.int("quantization_bit").location()));
@@ -150,6 +160,14 @@ fn meta(draft: &Draft, training: &Training, found: &mut Vec<Diagnostic>) {
         let message = "peft_config lora does not go with init_config init_on_meta: the model is never loaded from meta";
         found.push(with(error("lora-on-meta", message, at("peft_config"))).help("use init_on_rank0 or init_on_default"));
     }
+    let trains = draft.original.is_none() && draft.document.is_none() && training.tuning.value != Tuning::Inference;
+    if trains && draft.root.get("dist_config").is_none_or(Node::is_null) {
+        let message =
+            "init_config init_on_meta needs dist_config fsdp2, which loads the model afterwards; without it the model stays without data";
+        found.push(
+            error("meta-without-fsdp2", message, training.init.location()).help("leave init_config out, or add dist_config: {name: fsdp2}"),
+        );
+    }
     if draft.sections.contains_key("quant_config") {
         let message = "quant_config does not go with init_config init_on_meta: there is nothing to quantize";
         found.push(with(error("quant-on-meta", message, at("quant_config"))).help("use init_on_rank0 or init_on_default"));
@@ -210,6 +228,10 @@ fn divisible(training: &Training, found: &mut Vec<Diagnostic>) {
 fn lints(draft: &Draft, training: &Training, found: &mut Vec<Diagnostic>) {
     let replicates = draft.root.get("dist_config").is_none_or(Node::is_null);
     let llamafactory = draft.original.is_none();
+    if let Some(section) = draft.sections.get("optim_config").filter(|s| s.name == "muon" && draft.document.is_none()) {
+        let release = draft.diagnostics.iter().find(|d| d.code == released::CODE).and_then(|d| d.at.clone());
+        found.push(released::optimizer(section, release));
+    }
     if let Some(lr) = draft.sections.get("optim_config").and_then(|s| s.body.get("lr")) {
         let message = "optim_config.lr is overridden by learning_rate";
         found.push(Diagnostic::warning("optim-lr", message).at(lr.at.clone()).help("remove lr, and set learning_rate"));
@@ -224,6 +246,9 @@ fn lints(draft: &Draft, training: &Training, found: &mut Vec<Diagnostic>) {
     freeze(draft, training, found);
 }
 
+/// That every rank holds the whole model before it is sharded.
+pub(super) const INIT_HOLDS_MODEL: &str = "init-holds-model";
+
 /// What LLaMA-Factory does where nothing else is said: every rank loads the whole model onto its device, and shards it then.
 fn init(draft: &Draft, training: &Training, found: &mut Vec<Diagnostic>) {
     let Some(dist) = draft.sections.get("dist_config").filter(|s| s.name != "deepspeed" && s.name != "zero3") else { return };
@@ -237,13 +262,25 @@ fn init(draft: &Draft, training: &Training, found: &mut Vec<Diagnostic>) {
     let message = format!("{what} makes every rank hold the whole model before it is sharded");
     let help =
         if training.tuning.value == Tuning::Lora { "init_config: {name: init_on_rank0}" } else { "init_config: {name: init_on_meta}" };
-    found.push(Diagnostic::warning("init-holds-model", message).at(at).help(help));
+    found.push(Diagnostic::warning(INIT_HOLDS_MODEL, message).at(at).help(help));
 }
 
 fn freeze(draft: &Draft, training: &Training, found: &mut Vec<Diagnostic>) {
     let (Tuning::Freeze { .. }, Some(section)) = (training.tuning.value, draft.sections.get("peft_config")) else { return };
+    if let Some(null) = section.body.get("freeze_trainable_modules").filter(|n| n.is_null()) {
+        let message =
+            "peft_config.freeze_trainable_modules: expected a string or a list of strings, found null, with which LLaMA-Factory fails";
+        found.push(Diagnostic::error("config-type", message).at(null.at.clone()).help("leave the key out, or write all"));
+    }
+    let is_empty = |n: &&Node| matches!(&n.value, Value::Seq(items) if items.is_empty());
+    let no_modules = section.body.get("freeze_trainable_modules").filter(is_empty);
     let layers = section.body.get("freeze_trainable_layers");
-    let extra = section.body.get("freeze_extra_modules").is_some_and(|n: &Node| !n.is_null());
+    let extra = section.body.get("freeze_extra_modules").is_some_and(Node::is_truthy);
+    if let Some(none) = no_modules.filter(|_| !extra) {
+        let message =
+            "freeze_trainable_modules names nothing, so that nothing is trained, and the optimizer refuses an empty list of parameters";
+        found.push(Diagnostic::error("freeze-nothing", message).at(none.at.clone()).help("write all, or name a module"));
+    }
     if let Some(zero) = layers.filter(|n| n.as_integer() == Some(0) && !extra) {
         let message = "freeze_trainable_layers 0 leaves nothing to train, and the optimizer refuses an empty list of parameters";
         found.push(Diagnostic::error("freeze-nothing", message).at(zero.at.clone()).help("train 1 layer or more, or freeze_extra_modules"));

@@ -113,11 +113,16 @@ impl Draft {
             let flat = accelerate::translate(&draft.root, &mut draft.diagnostics);
             draft.original = Some(std::mem::replace(&mut draft.root, flat));
         } else {
-            released::translate(&mut draft.root, &mut draft.diagnostics);
+            let allowed = extra_keys_allowed(&input.env);
             if draft.document.is_none() {
                 keys::unchecked::refused(&draft.root, &mut draft.diagnostics);
+                if !allowed {
+                    released::mixed(&draft.root, &mut draft.diagnostics);
+                    draft.own_keys();
+                }
             }
-            draft.check_keys(&input.env);
+            released::translate(&mut draft.root, &mut draft.diagnostics);
+            draft.check_keys(allowed);
         }
         if let Some(dist) = draft.document.as_ref().and_then(resolved::dist_config) {
             draft.root.set("dist_config", dist.at.clone(), dist);
@@ -127,12 +132,19 @@ impl Draft {
         draft
     }
 
-    fn check_keys(&mut self, env: &BTreeMap<String, String>) {
-        const VARIABLE: &str = "ALLOW_EXTRA_KEYS";
-        let enabled = |v: &String| matches!(v.to_lowercase().as_str(), "true" | "yes" | "on" | "t" | "y" | "1");
-        let allowed = env.get(VARIABLE).filter(|v| enabled(v)).map(|_| "ALLOW_EXTRA_KEYS is set");
+    fn check_keys(&mut self, extra_allowed: bool) {
+        let allowed = extra_allowed.then_some("ALLOW_EXTRA_KEYS is set");
         let known = KEYS.iter().chain(EXTRA).map(|k| k.name);
         keys::unknown_keys(&self.root, "", known, allowed, &mut self.diagnostics);
+    }
+
+    /// The model's dtype, a key of this program's: what LLaMA-Factory does with it is said, for the file is LLaMA-Factory's too.
+    fn own_keys(&mut self) {
+        for entry in ["dtype", "torch_dtype"].iter().filter_map(|key| self.root.entry(key)) {
+            let message = format!("LLaMA-Factory has no key '{}' and does not start with it: only shardwright knows it", entry.key);
+            let help = "for a training leave it out: LLaMA-Factory loads a model in its checkpoint's dtype, and trains it in float32";
+            self.diagnostics.push(Diagnostic::warning("key-is-not-llamafactorys", message).at(entry.at.clone()).help(help));
+        }
     }
 
     fn read_sections(&mut self) {
@@ -206,6 +218,12 @@ impl Draft {
             (None, Dialect::Accelerate) => String::new(),
         }
     }
+}
+
+/// Whether LLaMA-Factory passes over unknown keys.
+fn extra_keys_allowed(env: &BTreeMap<String, String>) -> bool {
+    let enabled = |v: &String| matches!(v.to_lowercase().as_str(), "true" | "yes" | "on" | "t" | "y" | "1");
+    env.get("ALLOW_EXTRA_KEYS").is_some_and(enabled)
 }
 
 /// Strategies that both this program and LLaMA-Factory v1 have.

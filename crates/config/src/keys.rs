@@ -3,7 +3,7 @@
 
 pub(super) mod unchecked;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde_json::Value as Json;
 
@@ -54,6 +54,18 @@ pub struct Key {
 
 const fn key(name: &'static str, kind: Kind, default: &'static str, meaning: &'static str) -> Key {
     Key { name, kind, default, meaning }
+}
+
+impl Key {
+    /// Its default. The commonest are not parsed: every key of every config that is read needs its own.
+    pub(super) fn default(&self) -> Json {
+        match self.default {
+            "null" => Json::Null,
+            "true" => Json::Bool(true),
+            "false" => Json::Bool(false),
+            text => serde_json::from_str(text).unwrap_or(Json::Null),
+        }
+    }
 }
 
 /// Every key of LLaMA-Factory v1.
@@ -166,7 +178,7 @@ impl Values {
     pub(super) fn read(root: &Node, keys: &[Key], path: &str, diagnostics: &mut Vec<Diagnostic>) -> Self {
         let mut values = BTreeMap::new();
         for key in keys.iter().filter(|k| k.kind != Kind::Section) {
-            let default = || Sourced::default(serde_json::from_str(key.default).unwrap_or(Json::Null));
+            let default = || Sourced::default(key.default());
             let value = match root.get(key.name) {
                 None => default(),
                 Some(node) => match read(key, node, path, diagnostics) {
@@ -305,8 +317,9 @@ pub(super) fn unknown_keys<'a>(
     allowed: Option<&str>,
     diagnostics: &mut Vec<Diagnostic>,
 ) {
-    let known: BTreeSet<&str> = known.collect();
-    for (count, entry) in root.entries().iter().filter(|e| !known.contains(&*e.key)).enumerate() {
+    // A few dozen: gone through sooner than put into order.
+    let known: Vec<&str> = known.collect();
+    for (count, entry) in root.entries().iter().filter(|e| !known.contains(&&*e.key)).enumerate() {
         let name = short(&entry.key);
         let place = if path.is_empty() { String::new() } else { format!(" in {path}") };
         let mut diagnostic = match allowed {

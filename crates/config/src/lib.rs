@@ -13,6 +13,7 @@ mod draft;
 mod elsewhere;
 mod keys;
 mod lint;
+mod modules;
 pub mod output;
 mod overrides;
 pub mod reference;

@@ -1,9 +1,12 @@
 //! What LLaMA-Factory 0.9.5 spells otherwise than the versions after it: the sizes of the mesh stand in `dist_config` there, and the chat template
 //! has a name. Both are taken, with a warning that says which version reads them.
 
-use shardwright_core::{diagnostic::Diagnostic, tree::Node};
+use shardwright_core::{
+    diagnostic::{Diagnostic, Location},
+    tree::Node,
+};
 
-use crate::sections;
+use crate::sections::{self, Section};
 
 /// Keys of `dist_config` in 0.9.5, and what they are on the top level afterwards.
 const SIZES: &[(&str, &str)] = &[
@@ -15,9 +18,52 @@ const SIZES: &[(&str, &str)] = &[
     ("timeout", "dist_timeout"),
 ];
 
+/// Keys of later versions, which 0.9.5 refuses.
+const LATER: &[&str] = &[
+    "custom_chat_template",
+    "dp_size",
+    "cp_size",
+    "cp_mode",
+    "mp_replicate_size",
+    "mp_shard_size",
+    "dist_timeout",
+    "pref_loss",
+    "pref_beta",
+    "pref_ftx",
+    "simpo_gamma",
+    "dpo_label_smoothing",
+    "ld_alpha",
+];
+
+/// The warning on what one version of LLaMA-Factory reads and another refuses.
+pub(super) const CODE: &str = "llamafactory-release";
+
+/// Refuses a file that no version reads: with keys of 0.9.5 that later versions refuse, and keys of later versions, which 0.9.5 refuses.
+pub(super) fn mixed(root: &Node, diagnostics: &mut Vec<Diagnostic>) {
+    let dist = root.get("dist_config");
+    let older = root.entry("template").map(|e| ("template".to_owned(), e));
+    let older = older.or_else(|| SIZES.iter().find_map(|(old, _)| Some((format!("dist_config.{old}"), dist?.entry(old)?))));
+    let Some((older, old)) = older else { return };
+    let Some(new) = LATER.iter().find_map(|key| root.entry(key)) else { return };
+    let message = format!("{older} is of LLaMA-Factory 0.9.5, and {} of later versions: each version refuses the other's keys", new.key);
+    let help = format!("for 0.9.5 leave {} out or write it where 0.9.5 has it, for a later version {older}", new.key);
+    let error = Diagnostic::error("llamafactory-mixed", message).at(new.at.clone()).and(old.at.clone(), format!("{older} here"));
+    diagnostics.push(error.help(help));
+}
+
+/// `optim_config`: 0.9.5 has no optimizers of its own and fails on any. `release` is where a key stands that only 0.9.5 reads.
+pub(super) fn optimizer(section: &Section, release: Option<Location>) -> Diagnostic {
+    let message = format!("optim_config {}: LLaMA-Factory 0.9.5 has no such optimizer and fails; later versions have it", section.name);
+    match release {
+        Some(at) => Diagnostic::error("llamafactory-mixed", message).and(at, "a key of 0.9.5"),
+        None => Diagnostic::warning(CODE, message),
+    }
+    .at(section.name_at.clone())
+    .help("leave optim_config out for AdamW with learning_rate")
+}
+
 /// Moves keys to where later versions have them. A key that the file has in both places stays, and is an unknown key of its section.
 pub(super) fn translate(root: &mut Node, diagnostics: &mut Vec<Diagnostic>) {
-    const CODE: &str = "llamafactory-release";
     const TEMPLATES: [&str; 2] = ["qwen3", "qwen3_nothink"];
     if let Some(node) = root.get("template").filter(|n| n.as_str().is_none_or(|name| !TEMPLATES.contains(&name))) {
         let message = format!("template: expected {}, found {}", TEMPLATES.join(" or "), node.describe());

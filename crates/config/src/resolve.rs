@@ -94,7 +94,24 @@ impl Resolved {
     }
 }
 
+/// Warnings that are of no use where there are errors.
+const ADVICE: [&str; 2] = [checks::INIT_HOLDS_MODEL, "deepspeed-not-saved"];
+
 impl Outcome {
+    /// Adds findings in their places. Where there is an error, nothing is decided.
+    #[doc(hidden)]
+    pub fn add(&mut self, findings: Vec<Diagnostic>) {
+        let found = &mut self.diagnostics;
+        found.extend(findings);
+        found.sort_by_key(|d| (d.severity, d.at.as_ref().map(|at| (at.file.clone(), at.span.start)), d.code));
+        found.dedup();
+        if found.iter().any(|d| d.severity == Severity::Error) {
+            // Advice on a training that would start, beside what keeps it from starting.
+            found.retain(|d| !ADVICE.contains(&d.code));
+            self.resolved = None;
+        }
+    }
+
     /// True where an error was found.
     pub fn has_errors(&self) -> bool {
         self.diagnostics.iter().any(|d| d.severity == Severity::Error)
@@ -132,12 +149,9 @@ impl Draft {
             }
             accelerate::in_users_words(&mut diagnostics, self.original.as_ref(), &sources[..2]);
         }
-        diagnostics.sort_by_key(|d| (d.severity, d.at.as_ref().map(|at| (at.file.clone(), at.span.start)), d.code));
-        diagnostics.dedup();
-        if diagnostics.iter().any(|d| d.severity == Severity::Error) {
-            resolved = None;
-        }
-        Outcome { resolved, diagnostics, sources }
+        let mut outcome = Outcome { resolved, diagnostics: Vec::new(), sources };
+        outcome.add(diagnostics);
+        outcome
     }
 }
 

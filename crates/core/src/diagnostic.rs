@@ -22,6 +22,9 @@ impl Source {
     /// The place of a byte range of the text; a range outside of it, or inside of a character, is moved to the nearest place that is.
     /// For many places of one text, make [`Places`] once.
     pub fn at(&self, span: Range<usize>) -> Location {
+        if span.end == 0 {
+            return Location { file: self.name.clone(), line: 1, column: 1, span: 0..0 };
+        }
         Places::new(self).at(span)
     }
 }

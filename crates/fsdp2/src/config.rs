@@ -7,7 +7,7 @@ use shardwright_core::{
     diagnostic::Diagnostic,
     mesh::MP_SHARD,
     strategy_config::{BuildContext, Built, Dialect, StrategyConfig},
-    tree::truthiness,
+    tree::{truth, truthiness},
 };
 
 use crate::{
@@ -44,53 +44,6 @@ impl Default for Fsdp2Config {
             wrap: None,
         }
     }
-}
-
-/// A value by its truth in Python, which is all that the engines ask for.
-fn truth<'de, D: Deserializer<'de>>(d: D) -> Result<bool, D::Error> {
-    struct Visitor;
-    impl<'de> serde::de::Visitor<'de> for Visitor {
-        type Value = bool;
-        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.write_str("a boolean")
-        }
-        fn visit_bool<E>(self, v: bool) -> Result<bool, E> {
-            Ok(v)
-        }
-        fn visit_unit<E>(self) -> Result<bool, E> {
-            Ok(false)
-        }
-        fn visit_i64<E>(self, v: i64) -> Result<bool, E> {
-            Ok(v != 0)
-        }
-        fn visit_u64<E>(self, v: u64) -> Result<bool, E> {
-            Ok(v != 0)
-        }
-        fn visit_i128<E>(self, _: i128) -> Result<bool, E> {
-            Ok(true)
-        }
-        fn visit_f64<E>(self, v: f64) -> Result<bool, E> {
-            Ok(v != 0.0)
-        }
-        fn visit_str<E>(self, v: &str) -> Result<bool, E> {
-            Ok(!v.is_empty())
-        }
-        fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut items: A) -> Result<bool, A::Error> {
-            let mut any = false;
-            while items.next_element::<serde::de::IgnoredAny>()?.is_some() {
-                any = true;
-            }
-            Ok(any)
-        }
-        fn visit_map<A: serde::de::MapAccess<'de>>(self, mut entries: A) -> Result<bool, A::Error> {
-            let mut any = false;
-            while entries.next_entry::<serde::de::IgnoredAny, serde::de::IgnoredAny>()?.is_some() {
-                any = true;
-            }
-            Ok(any)
-        }
-    }
-    d.deserialize_any(Visitor)
 }
 
 /// A boolean, or a number of ranks; null is true, as torch takes it but for the root.

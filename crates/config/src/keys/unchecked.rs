@@ -21,6 +21,7 @@ pub(super) fn value(key: &str, node: &Node, root: &Node, path: &str) -> Option<J
         _ => node.as_number(),
     };
     let counts_steps = || root.get("max_steps").and_then(Node::as_number).is_some_and(|steps| steps > 0.0);
+    let saves = || ["save_steps", "save_epochs"].iter().any(|key| root.get(key).is_some_and(Node::is_truthy));
     let runs = match key {
         // Read where samples are made, and not by a training.
         "eval_dataset" | "sample_backend" | "max_new_tokens" => true,
@@ -30,7 +31,8 @@ pub(super) fn value(key: &str, node: &Node, root: &Node, path: &str) -> Option<J
         "learning_rate" => number.is_some_and(|n| n >= 0.0),
         "cutoff_len" => number.is_some_and(|n| n != 0.0) && node.as_bool().is_none(),
         "logging_steps" => number.is_some_and(|n| n != 0.0),
-        "save_total_limit" => matches!(node.value, Value::Int(_) | Value::Bool(_)),
+        // Read where a checkpoint has been saved, and only compared.
+        "save_total_limit" => !saves() || number.is_some_and(|n| n >= 0.0),
         "batching_workers" => node.as_bool().is_some() || number == Some(0.0),
         "micro_batch_size" | "global_batch_size" => return (node.as_bool() == Some(true)).then(|| 1.into()),
         "resume_from_checkpoint" => return (!node.is_truthy()).then_some(Json::Null),
@@ -59,6 +61,7 @@ pub(crate) fn refused(root: &Node, diagnostics: &mut Vec<Diagnostic>) {
     let cases = [
         ("output_dir", "a path", true, "leave the key out for a fresh folder under outputs"),
         ("model", "a directory or a hub id", false, "name one, or leave the key out for the default"),
+        ("train_dataset", "a file or a hub id", true, "name one; without any LLaMA-Factory does not train"),
     ];
     for (key, expected, not_null, help) in cases {
         let Some(node) = root.get(key).filter(|n| n.as_str() == Some("") || not_null && n.is_null()) else { continue };

@@ -91,8 +91,7 @@ impl Resolver<'_> {
                 Some(section) => {
                     d.set(&["training", key.name, "name"], section.name.clone(), Origin::Written(section.name_at.clone()));
                     for inner in checks::keys_of(key.name, &section.name) {
-                        let default = serde_json::from_str::<Json>(inner.default).unwrap_or(Json::Null);
-                        d.set(&["training", key.name, inner.name], default, Origin::Default);
+                        d.set(&["training", key.name, inner.name], inner.default(), Origin::Default);
                     }
                     for entry in section.body.entries() {
                         d.set_node(&["training", key.name, &entry.key], &entry.value);

@@ -43,6 +43,32 @@ pub fn from_node<T: DeserializeOwned>(node: &Node, path: &str) -> Result<T, Vec<
     }
 }
 
+/// The name under which [`truth`] asks a tree for a value's truth.
+const TRUTH: &str = "$truth";
+
+/// For `deserialize_with`: a value by its truth in Python, [`Node::is_truthy`], where that is all that an engine asks for. What is not a tree has
+/// booleans there.
+///
+/// # Errors
+/// Of another deserializer than a tree's, what is no boolean.
+#[doc(hidden)]
+pub fn truth<'de, D: Deserializer<'de>>(d: D) -> Result<bool, D::Error> {
+    struct Truth;
+    impl<'de> Visitor<'de> for Truth {
+        type Value = bool;
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("a boolean")
+        }
+        fn visit_bool<E>(self, v: bool) -> Result<bool, E> {
+            Ok(v)
+        }
+        fn visit_newtype_struct<D: Deserializer<'de>>(self, d: D) -> Result<bool, D::Error> {
+            d.deserialize_bool(self)
+        }
+    }
+    d.deserialize_newtype_struct(TRUTH, Truth)
+}
+
 /// The tree without the innermost entry that a path leads to.
 fn pruned(node: &Node, path: &[String]) -> Option<Node> {
     let (first, rest) = path.split_first()?;
@@ -266,7 +292,10 @@ impl<'de> Deserializer<'de> for &'de Node {
         if self.is_null() { visitor.visit_none() } else { visitor.visit_some(self) }
     }
 
-    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Error> {
+    fn deserialize_newtype_struct<V: Visitor<'de>>(self, name: &'static str, visitor: V) -> Result<V::Value, Error> {
+        if name == TRUTH {
+            return visitor.visit_bool(self.is_truthy());
+        }
         visitor.visit_newtype_struct(self).map_err(|e: Error| e.at(&self.at))
     }
 

@@ -1,7 +1,8 @@
-//! JSON texts to trees: strict JSON. Comments, which DeepSpeed's hjson reader takes, are passed over, and the first is an error because Hugging
-//! Face reads strict JSON. What else hjson is laxer in is refused by name. Of keys that occur twice the later counts, with a warning.
+//! JSON texts to trees: strict JSON, with the NaN and Infinity of Python's reader. Comments, which DeepSpeed's hjson reader takes, are passed over,
+//! and the first is an error because Hugging Face reads strict JSON. What else hjson is laxer in is refused by name. Of keys that occur twice the
+//! later counts, with a warning.
 
-use super::node::{Entries, Entry, MAX_DEPTH, MAX_NODES, MAX_TEXT, Node, Value};
+use super::node::{Entries, Entry, MAX_JSON_DEPTH, MAX_NODES, MAX_TEXT, Node, Value};
 use crate::{
     diagnostic::{Diagnostic, Location, Places, Source},
     text::short,
@@ -10,15 +11,15 @@ use crate::{
 /// Parses one JSON document.
 ///
 /// # Errors
-/// What makes the text no JSON document, or one beyond the limits. What it can go on after goes to `findings`: the first comment, and keys
-/// that occur twice.
+/// What makes the text no JSON document, or one beyond the limits. What it can go on after goes to `findings`: the first comment, keys
+/// that occur twice, and numbers that only Python's reader takes.
 pub fn parse(source: &Source, findings: &mut Vec<Diagnostic>) -> Result<Node, Diagnostic> {
     if source.text.len() > MAX_TEXT {
         let message = format!("the file has {} bytes, expected at most {MAX_TEXT}", source.text.len());
         return Err(Diagnostic::error("json-too-large", message).at(source.at(0..0)));
     }
     let at = if source.text.starts_with('\u{feff}') { '\u{feff}'.len_utf8() } else { 0 };
-    let mut reader = Reader { places: Places::new(source), text: &source.text, at, nodes: 0, comment: None, twice: Vec::new() };
+    let mut reader = Reader { places: Places::new(source), text: &source.text, at, nodes: 0, comment: None, odd: Vec::new() };
     reader.space()?;
     if reader.starts_key() {
         return Err(reader.hjson("an object without braces"));
@@ -28,7 +29,7 @@ pub fn parse(source: &Source, findings: &mut Vec<Diagnostic>) -> Result<Node, Di
     if reader.at < reader.text.len() {
         return Err(reader.expected("the end of the file"));
     }
-    findings.append(&mut reader.twice);
+    findings.append(&mut reader.odd);
     if at > 0 {
         let message = "the file begins with a byte order mark, which Hugging Face's and LLaMA-Factory's strict JSON reader refuses";
         let help = "save it as UTF-8 without a byte order mark (BOM)";
@@ -49,8 +50,8 @@ struct Reader<'a> {
     nodes: usize,
     /// The first comment.
     comment: Option<Location>,
-    /// Keys that occur twice.
-    twice: Vec<Diagnostic>,
+    /// Keys that occur twice, and numbers that are not JSON's.
+    odd: Vec<Diagnostic>,
 }
 
 /// As Python's reader has it, by which Hugging Face and LLaMA-Factory read such a file and hand it to DeepSpeed.
@@ -166,14 +167,17 @@ impl<'a> Reader<'a> {
         self.space()?;
         let start = self.at;
         self.nodes += 1;
-        if depth > MAX_DEPTH || self.nodes > MAX_NODES {
-            let message = format!("more than {MAX_DEPTH} levels or {MAX_NODES} values");
+        if depth > MAX_JSON_DEPTH || self.nodes > MAX_NODES {
+            let message = format!("more than {MAX_JSON_DEPTH} levels or {MAX_NODES} values");
             return Err(Diagnostic::error("json-too-deep", message).at(self.places.at(start..start)));
         }
         let value = match self.peek() {
             Some('{') => self.object(depth)?,
             Some('[') => self.array(depth)?,
             Some('"') => Value::Text { text: self.string()?, number: None },
+            _ if self.word("NaN") => self.constant(f64::NAN, start),
+            _ if self.word("Infinity") => self.constant(f64::INFINITY, start),
+            _ if self.word("-Infinity") => self.constant(f64::NEG_INFINITY, start),
             Some('-' | '0'..='9') => self.number()?,
             _ if self.word("true") => Value::Bool(true),
             _ if self.word("false") => Value::Bool(false),
@@ -186,6 +190,16 @@ impl<'a> Reader<'a> {
             }
         };
         Ok(Node::new(value, self.places.at(start..self.at)))
+    }
+
+    /// A number that JSON has no word for and Python's reader has.
+    fn constant(&mut self, number: f64, start: usize) -> Value {
+        let message = format!("{} is not JSON: Python's reader takes it, stricter ones refuse it", &self.text[start..self.at]);
+        if self.odd.len() < MOST_FINDINGS {
+            let at = self.places.at(start..self.at);
+            self.odd.push(Diagnostic::warning("json-constant", message).at(at).help("write a number"));
+        }
+        Value::Float(number)
     }
 
     fn object(&mut self, depth: usize) -> Result<Value, Diagnostic> {
@@ -215,8 +229,8 @@ impl<'a> Reader<'a> {
             match twice {
                 Some(twice) => {
                     entries.replace(&key, value);
-                    if self.twice.len() < MOST_FINDINGS {
-                        self.twice.push(twice);
+                    if self.odd.len() < MOST_FINDINGS {
+                        self.odd.push(twice);
                     }
                 }
                 None => entries.push(Entry { key, at, value }),

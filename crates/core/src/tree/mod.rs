@@ -8,7 +8,7 @@ mod syntax;
 pub mod yaml;
 
 pub use self::{
-    de::from_node,
+    de::{from_node, truth},
     node::{Entry, MAX_DEPTH, Node, Value, truthiness},
     syntax::TAB,
 };

@@ -11,9 +11,11 @@ use crate::{
 
 /// A text larger than this is refused before it is parsed, in bytes.
 pub(super) const MAX_TEXT: usize = 1 << 20;
-/// Collections nested deeper than this are refused.
+/// Collections of YAML nested deeper than this are refused: about where OmegaConf reaches Python's own limit.
 #[doc(hidden)]
-pub const MAX_DEPTH: usize = 64;
+pub const MAX_DEPTH: usize = 72;
+/// The same of JSON: a little less than what is read again of a lock, in which a value lies deeper.
+pub(super) const MAX_JSON_DEPTH: usize = 120;
 /// A document of more nodes than this, aliases expanded, is refused.
 pub(super) const MAX_NODES: usize = 100_000;
 /// Values that the aliases of a text may stand for: a few hundred bytes of them can stand for billions.

@@ -239,19 +239,22 @@ fn ranges(names: &[&str]) -> Vec<String> {
 }
 
 impl Setup {
-    /// Writes into the resolution what the model's class is, which data says so, and what there is how often in the checkpoint at hand.
+    /// Writes into the resolution what the model's class is, which data says so, and what there is how often in the checkpoint at hand; and adds what
+    /// keeps a training of that model from starting.
     pub fn describe_model(&mut self) {
         let (Some(resolved), Ok(dir)) = (&mut self.outcome.resolved, &self.model) else { return };
         let options = ModelOptions::of(resolved, self.architecture.as_ref());
         let (source, why) = (options.source(), options.why());
         let rule = |rule: &str, from: &str| Origin::rule(rule, [from.to_owned()]);
         let mut rows: Vec<(&str, serde_json::Value, Origin)> = Vec::new();
+        let mut findings = Vec::new();
         match dir.clone().checkpoint().map(|checkpoint| (checkpoint.find_model(&options), checkpoint)) {
             // Without weights there is nothing to count.
             Err(_) => {}
             Ok((Err(error), _)) => rows.push(("misfit", error.to_string().into(), rule("the checkpoint's headers", "/model/name"))),
             Ok((Ok(found), checkpoint)) => {
                 rows.push(("class", found.class.clone().into(), rule(&found.source, "/model/model_type")));
+                findings = resolved.misfits(&found.model);
                 let counts = Counts::of(&found, &checkpoint);
                 rows.extend(counts.each().map(|(key, n)| (key, n.into(), rule("the checkpoint's headers", "/model/name"))));
             }
@@ -260,6 +263,7 @@ impl Setup {
         for (key, value, origin) in rows {
             resolved.document.set(&["model", key], value, origin);
         }
+        self.outcome.add(findings);
     }
 }
 

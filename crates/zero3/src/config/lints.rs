@@ -4,7 +4,7 @@ use serde_json::Value as Json;
 use shardwright_core::{
     diagnostic::Diagnostic,
     document::Document,
-    strategy_config::{BuildContext, Init},
+    strategy_config::{BuildContext, Init, Tuning},
     tree::Node,
 };
 
@@ -64,6 +64,30 @@ pub(super) fn check(zero: &Node, stage: i64, document: &Document, cx: &mut Build
     cx.diagnostics.extend(found);
 }
 
+/// What LLaMA-Factory fails on under DeepSpeed, where it builds the model, and where it saves it in the end.
+pub(super) fn under_llamafactory(root: &Node, stage: i64, document: &Document, cx: &mut BuildContext<'_>) {
+    const KEY: &str = "stage3_gather_16bit_weights_on_model_save";
+    let training = cx.training;
+    if training.init.value == Init::Meta {
+        let message = "init_config init_on_meta builds the model without data, and under DeepSpeed LLaMA-Factory fails on that";
+        cx.diagnostics.push(Diagnostic::error("deepspeed-on-meta", message).at(training.init.location()).help("leave init_config out"));
+    }
+    if stage != 3 || training.tuning.value == Tuning::Inference {
+        return;
+    }
+    if let Tuning::Freeze { .. } = training.tuning.value {
+        let message = "peft_config freeze does not go with ZeRO stage 3: LLaMA-Factory divides by the number of parameters that it counts, which is 0 there";
+        let error = Diagnostic::error("deepspeed-freeze", message).at(training.tuning.location());
+        cx.diagnostics.push(error.help("use stage 2, or dist_config.name: fsdp2"));
+    }
+    // accelerate refuses to save what is not to be gathered.
+    if document.get(&format!("/deepspeed/zero_optimization/{KEY}")) != Some(&Json::Bool(true)) {
+        let at = root.find(&["zero_optimization", KEY]).or_else(|| root.get("zero_optimization")).map(|node| node.at.clone());
+        let message = format!("without {KEY} LLaMA-Factory trains, and fails where it saves the model at the end");
+        cx.diagnostics.push(Diagnostic::warning("deepspeed-not-saved", message).at(at).help(format!("\"{KEY}\": true")));
+    }
+}
+
 /// A threshold that a layer's whole weight matrix falls under keeps most of the model gathered.
 fn persistence<'a>(zero: &Node, get: &impl Fn(&str) -> Option<&'a Json>, cx: &BuildContext<'_>, found: &mut Vec<Diagnostic>) {
     const KEY: &str = "stage3_param_persistence_threshold";
@@ -89,6 +113,8 @@ fn persistence<'a>(zero: &Node, get: &impl Fn(&str) -> Option<&'a Json>, cx: &Bu
 fn init(cx: &BuildContext<'_>, found: &mut Vec<Diagnostic>) {
     let init = &cx.training.init;
     let message = match init.value {
+        // The file of LLaMA-Factory's deepspeed has an error there.
+        Init::Meta if cx.section.get("config_file").is_some() => return,
         Init::Meta => "init_config init_on_meta builds the model without data, and under DeepSpeed nothing loads it afterwards",
         Init::Rank0 => "init_config init_on_rank0 has no effect under ZeRO-3, which partitions the model as it is built",
         Init::Default => return,

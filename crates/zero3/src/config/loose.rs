@@ -6,11 +6,30 @@ use shardwright_core::{
     tree::{Node, Value},
 };
 
+use super::read;
+
 /// Sections that must be mappings where they are given.
 const MAPPINGS: &[&str] =
     &["activation_checkpointing", "autotuning", "checkpoint", "data_efficiency", "data_types", "flops_profiler", "pipeline"];
 
 type Fits = fn(&Node) -> bool;
+
+/// Sections that are looked at once their `enabled` is on, whatever is off around them, with a key that they need then.
+const NEEDED: &[(&[&str], &[&str])] = &[
+    (&["data_efficiency", "data_sampling", "curriculum_learning"], &["curriculum_metrics"]),
+    (&["data_efficiency", "data_sampling", "dynamic_batching"], &["max_tokens"]),
+    (&["data_efficiency", "data_routing", "random_ltd"], &["total_layer_num"]),
+    (&["data_efficiency", "data_routing", "random_ltd"], &["random_ltd_layer_num"]),
+    (&["data_efficiency", "data_routing", "random_ltd"], &["random_ltd_schedule"]),
+    (&["data_efficiency", "data_routing", "random_ltd"], &["random_ltd_schedule", "min_value"]),
+    (&["data_efficiency", "data_routing", "random_ltd"], &["random_ltd_schedule", "max_value"]),
+    (&["data_efficiency", "data_routing", "random_ltd"], &["random_ltd_schedule", "schedule_config"]),
+    (&["data_efficiency", "data_routing", "random_ltd"], &["random_ltd_schedule", "schedule_type"]),
+];
+
+/// Values with which DeepSpeed does not start where it runs on CPUs.
+const NOT_ON_CPU: &[&[&str]] =
+    &[&["aio", "use_gds"], &["zero_optimization", "zero_quantized_weights"], &["zero_optimization", "zero_quantized_nontrainable_weights"]];
 
 /// Values that are looked at, with what is expected.
 const VALUES: &[(&[&str], &str, Fits)] = &[
@@ -41,6 +60,40 @@ pub(super) fn check(root: &Node, cx: &mut BuildContext<'_>) {
         if let Some(node) = root.find(path).filter(|n| !fits(n) && n.as_str() != Some("auto")) {
             refuse(path, expected, node);
         }
+    }
+    needed(root, cx);
+    on_cpu(root, cx);
+}
+
+/// Reports the first key that an enabled section lacks.
+fn needed(root: &Node, cx: &mut BuildContext<'_>) {
+    let mut told: &[&str] = &[];
+    for (path, key) in NEEDED {
+        let is_on = |section: &&Node| section.get("enabled").is_some_and(|on| on.is_truthy() && on.as_str() != Some("auto"));
+        let Some(section) = root.find(path).filter(is_on).filter(|section| told != *path && section.find(key).is_none()) else { continue };
+        told = path;
+        let message = format!("{} is enabled, and {} is missing, without which DeepSpeed does not start", path.join("."), key.join("."));
+        cx.diagnostics
+            .push(Diagnostic::error("deepspeed-missing", message).at(section.at.clone()).help("write it, or set enabled to false"));
+    }
+}
+
+fn on_cpu(root: &Node, cx: &mut BuildContext<'_>) {
+    let variable = &cx.training.deepspeed_on_cpu;
+    if !variable.value {
+        return;
+    }
+    for path in NOT_ON_CPU {
+        let is_three = path[0] != "zero_optimization" || root.find(&["zero_optimization", "stage"]).and_then(read::integer) == Some(3);
+        let Some(node) = root.find(path).filter(|n| is_three && n.as_str() != Some("auto") && read::boolean(n) == Some(true)) else {
+            continue;
+        };
+        let message = format!("{} needs a GPU, and DeepSpeed runs on CPUs here", path.join("."));
+        let mut error = Diagnostic::error("deepspeed-on-cpu", message).at(node.at.clone()).help("set it to false");
+        if let Some(at) = variable.location() {
+            error = error.and(at, "CPUs by this variable");
+        }
+        cx.diagnostics.push(error);
     }
 }
 
