@@ -17,7 +17,9 @@ if [ ${#missing[@]} -gt 0 ]; then
     exit 0
 fi
 
-flags=(--sanitizer "${SANITIZER:-none}" --no-trace-compares)
+flags=(--release --sanitizer "${SANITIZER:-none}" --no-trace-compares --disable-branch-folding false)
+# Branches that no fuzzing is for, and that libFuzzer counts on every input: what the standard library checks of unsafe callers.
+[ -n "${SANITIZER:-}" ] || export RUSTFLAGS="-Zub-checks=no ${RUSTFLAGS:-}"
 targets=("$@")
 [ ${#targets[@]} -gt 0 ] || targets=(header index yaml deepspeed plan zip pickle)
 # Short stacks and a small quarantine: each input allocates much, and what is freed is not used long after.

@@ -82,12 +82,15 @@ pub fn index(data: &[u8]) -> bool {
 pub fn yaml(data: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(data) else { return false };
     let source = Source::new("fuzz.yaml", text);
-    let mut warnings = Vec::new();
-    match yaml::parse(&source, &mut warnings) {
-        Ok(node) => drop((node.to_json(), node.describe())),
-        Err(error) => warnings.push(error),
+    // The draft parses it too: alone only a fourth of the texts is.
+    if data.len().is_multiple_of(4) {
+        let mut warnings = Vec::new();
+        match yaml::parse(&source, &mut warnings) {
+            Ok(node) => drop((node.to_json(), node.describe())),
+            Err(error) => warnings.push(error),
+        }
+        check_places(&warnings, std::slice::from_ref(&source));
     }
-    check_places(&warnings, std::slice::from_ref(&source));
     let draft = draft(&source);
     check_places(draft.diagnostics(), draft.sources());
     // With all that a shell finds, or with none of it: which, the length of the text says.

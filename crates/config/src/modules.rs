@@ -250,7 +250,7 @@ impl<'a> Tree<'a> {
 
     fn advised(&self, diagnostic: Diagnostic, name: &str) -> Diagnostic {
         let lasts: BTreeSet<&str> = self.0.keys().map(|path| path.rsplit('.').next().unwrap_or(path)).collect();
-        match nearest(name, lasts.into_iter()) {
+        match nearest(name, lasts) {
             Some(near) => diagnostic.help(format!("did you mean '{}'?", shown(near))),
             None => diagnostic,
         }
