@@ -296,8 +296,9 @@ def case(work, name, engine, variant):
     stem = f"{name}-{engine}-{variant}"
     yaml = work / f"{stem}.yaml"
     text = f"model: {work / name}\nmicro_batch_size: {batch}\ncutoff_len: {sequence}\nshardwright: {{device: cpu}}\n"
-    text += f"enable_activation_checkpointing: {str(case['checkpointing']).lower()}\ninit_config: {{name: init_on_meta}}\n"
+    text += f"enable_activation_checkpointing: {str(case['checkpointing']).lower()}\n"
     if engine == "fsdp2":
+        text += "init_config: {name: init_on_meta}\n"
         text += f"dist_config: {{name: fsdp2, reshard_after_forward: {str(case['reshard']).lower()}}}\n"
     else:
         zero = {"stage": 3, "reduce_bucket_size": 300_000, "stage3_prefetch_bucket_size": 100_000, "stage3_param_persistence_threshold": 1000}

@@ -402,13 +402,14 @@ fn predictions_hold_against_what_the_engines_allocated() {
             hollow_of(&model, serde_json::from_value(recorded["tensors"].clone()).unwrap(), &recorded["config"]);
         }
         let mut yaml = format!(
-            "model: {}\nmicro_batch_size: {}\ncutoff_len: {}\nenable_activation_checkpointing: {}\ninit_config: {{name: init_on_meta}}\nshardwright: {{device: cpu}}\n",
+            "model: {}\nmicro_batch_size: {}\ncutoff_len: {}\nenable_activation_checkpointing: {}\nshardwright: {{device: cpu}}\n",
             model.display(),
             recorded["batch"],
             recorded["sequence"],
             variant != "no-checkpointing"
         );
         if engine == "fsdp2" {
+            yaml += "init_config: {name: init_on_meta}\n";
             yaml += &format!("dist_config: {{name: fsdp2, reshard_after_forward: {}}}\n", variant != "no-reshard");
         } else {
             let mut zero = json!({"stage": 3, "reduce_bucket_size": 300_000, "stage3_prefetch_bucket_size": 100_000, "stage3_param_persistence_threshold": 1000});
