@@ -20,6 +20,7 @@ use shardwright::{
         CancelToken, Checkpoint, ErrorKind, IoOptions, Loader, ReadMethod,
         device::{DeviceLoaded, DeviceOptions, DeviceRequest, DeviceShards, Devices, Downcast, choose, dlpack, probe},
         generate::{Content, write_checkpoint},
+        load::Progress,
     },
     fsdp2::Fsdp2,
     zero3::Zero3,
@@ -182,8 +183,17 @@ fn what_is_rearranged_or_rounded_gives_the_hosts_bits() {
             let devices = devices("cuda:0", ranks);
             poison(&devices);
             let options = DeviceOptions { downcast, ..DeviceOptions::default() };
-            let loaded = Loader::new(&plan, &checkpoint).ranks(ranks).load_to(&devices, options).unwrap();
+            let last = Mutex::new((0, 0, Vec::new()));
+            let progress = |p: &Progress<'_>| {
+                let mut last = last.lock().unwrap();
+                assert!(p.read >= last.0, "{} bytes after {}", p.read, last.0);
+                *last = (p.read, p.total, p.ranks.to_vec());
+            };
+            let loaded = Loader::new(&plan, &checkpoint).ranks(ranks).progress(&progress).load_to(&devices, options).unwrap();
             same_bits(&plan, &checkpoint, &loaded, &format!("{ranks:?}, {downcast:?}"));
+            let (read, total, of_ranks) = last.into_inner().unwrap();
+            assert!(read == total && total > 0, "{read} of {total} bytes");
+            assert!(of_ranks.iter().all(|rank| rank.done == rank.total), "{of_ranks:?}");
             assert!(loaded.ranks.iter().all(|rank| rank.stats().seconds > 0.0));
         }
     }

@@ -10,7 +10,7 @@ use std::{
 use shardwright_core::{DType, Region, ShardPlan, TensorPlan};
 
 use super::{
-    CancelToken, Destination, IoOptions, Item, Loader, Part, Parts, RankStats, fill,
+    CancelToken, Destination, IoOptions, Item, Loader, Part, Parts, Progress, RankProgress, RankStats, fill,
     layout::RankLayout,
     pipeline::{Done, Places, Target},
     schedule::{Schedule, file_order},
@@ -59,10 +59,15 @@ impl<'p> Loader<'p, '_> {
         let plan = self.plan;
         let places = Places::Arenas { arenas: Vec::new(), slots: layouts.iter().map(|l| Arc::clone(&l.slots)).collect() };
         let windows = Windows { checkpoint: self.checkpoint, io: self.io.clone(), cancel: self.cancel.clone(), target: &target };
-        let done = self.job(choice, schedule, places, Some(Arc::clone(&target))).run(&layouts, started)?;
+        let later: u64 = layouts.iter().flat_map(|layout| by_host.iter().map(|&t| source_bytes(plan, t, layout.rank))).sum();
+        let report = Report { to: self.progress, started, total: schedule.total_bytes().saturating_add(later) };
+        let first = |p: &Progress<'_>| report.pass(p.ranks, p.read);
+        let mut job = self.job(choice, schedule, places, Some(Arc::clone(&target)));
+        job.progress = job.progress.map(|_| &first as _);
+        let done = job.run(&layouts, started)?;
         let Done { mut ranks, mut stats, .. } = done;
         if !by_host.is_empty() {
-            windows.copy_all(plan, &by_host, (&layouts, &mut ranks))?;
+            windows.copy_all(plan, &by_host, (&layouts, &mut ranks), &report)?;
             stats.seconds = started.elapsed().as_secs_f64();
             stats.bytes_read = ranks.iter().map(|r| r.bytes_read).sum();
             ranks.iter_mut().for_each(|rank| rank.seconds = stats.seconds);
@@ -79,6 +84,27 @@ impl<'p> Loader<'p, '_> {
     }
 }
 
+/// Passes on how far both ways have come together.
+struct Report<'a> {
+    to: Option<&'a (dyn Fn(&Progress<'_>) + Sync)>,
+    started: Instant,
+    total: u64,
+}
+
+impl Report<'_> {
+    fn pass(&self, ranks: &[RankProgress], read: u64) {
+        if let Some(to) = self.to {
+            to(&Progress { ranks, read, total: self.total, elapsed: self.started.elapsed() });
+        }
+    }
+}
+
+/// Source bytes of what a rank holds of a tensor.
+fn source_bytes(plan: &ShardPlan, tensor: u32, rank: u32) -> u64 {
+    let tensor = &plan.tensors[tensor as usize];
+    tensor.source.bytes(tensor.valid_numel(rank)).unwrap_or(0)
+}
+
 /// What goes to the devices by way of the host.
 struct Windows<'a> {
     checkpoint: &'a Checkpoint,
@@ -89,7 +115,18 @@ struct Windows<'a> {
 
 impl Windows<'_> {
     /// Copies those tensors' shards of all ranks, and counts the bytes that are read for each.
-    fn copy_all(&self, plan: &ShardPlan, tensors: &BTreeSet<u32>, (layouts, ranks): (&[RankLayout], &mut [RankStats])) -> Result<()> {
+    fn copy_all(
+        &self,
+        plan: &ShardPlan,
+        tensors: &BTreeSet<u32>,
+        (layouts, ranks): (&[RankLayout], &mut [RankStats]),
+        report: &Report<'_>,
+    ) -> Result<()> {
+        let later = |rank: u32| tensors.iter().map(|&t| source_bytes(plan, t, rank)).sum::<u64>();
+        let progress =
+            |l: &RankLayout| RankProgress { rank: l.rank, done: l.needed_bytes.saturating_sub(later(l.rank)), total: l.needed_bytes };
+        let mut done: Vec<RankProgress> = layouts.iter().map(progress).collect();
+        let mut placed = report.total - layouts.iter().map(|l| later(l.rank)).sum::<u64>();
         let sizes = |layout: &RankLayout| {
             let bytes = |&t: &u32| {
                 let tensor = &plan.tensors[t as usize];
@@ -107,6 +144,9 @@ impl Windows<'_> {
                 let planned = &plan.tensors[tensor as usize];
                 let read = self.copy(&mut window, (tensor, planned), (layout, index));
                 rank.bytes_read += read.map_err(|e| e.tensor(&planned.name).rank(layout.rank))?;
+                let bytes = source_bytes(plan, tensor, layout.rank);
+                (done[index].done, placed) = (done[index].done + bytes, placed + bytes);
+                report.pass(&done, placed);
             }
         }
         Ok(())
