@@ -10,6 +10,7 @@ all that is left out. Nothing of the engines' code is here, only calls into it.
 
 import importlib
 import json
+import math
 import os
 import sys
 import tempfile
@@ -103,8 +104,8 @@ def plain(value):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, set)):
         return [plain(v) for v in value]
-    if isinstance(value, float) and value == float("inf"):
-        return "inf"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else str(value)
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 

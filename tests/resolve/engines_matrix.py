@@ -121,6 +121,21 @@ def deepspeed_files():
         yield merged({key: None}), "micro_batch_size: 2\nglobal_batch_size: 128\n"
     for clipping in (0, 0.5, "auto", "1.0"):
         yield merged({"gradient_clipping": clipping}), ""
+    for size in (0, 1, 2, 3, 8, 16):
+        yield zero(zero_hpz_partition_size=size), ""
+    for key in ("zero_quantized_weights", "zero_quantized_nontrainable_weights", "zero_quantized_gradients"):
+        for stage in (2, 3):
+            yield zero(stage=stage, **{key: True}), ""
+    sampling = lambda **keys: {"data_efficiency": {"enabled": False, "data_sampling": keys}}
+    for section in (sampling(curriculum_learning={"enabled": True}), sampling(curriculum_learning={"enabled": True, "curriculum_metrics": {}}),
+                    sampling(curriculum_learning={"enabled": False}), sampling(dynamic_batching={"enabled": True}),
+                    sampling(dynamic_batching={"enabled": True, "max_tokens": 64}), sampling(enabled=True), {"data_efficiency": {"seed": 1}}):
+        yield merged(section), ""
+    yield merged({"aio": {"use_gds": False, "block_size": 1 << 20}}), ""
+    deep = 1
+    for _ in range(100):
+        deep = [deep]
+    yield merged({"no_such_key": deep}), ""
     yield {"bf16": {"enabled": True}}, ""
     yield merged({"activation_checkpointing": {"partition_activations": "auto"}}), ""
     yield merged({"no_such_section": {"a": "auto"}}), ""
@@ -135,6 +150,11 @@ def texts():
     yield "// a comment\n" + plain
     yield plain[:-1] + ",}"
     yield plain.replace('"stage"', "stage")
+    for constant in ("NaN", "Infinity", "-Infinity"):
+        yield plain[:-1] + f', "gradient_clipping": {constant}}}'
+        yield plain[:-1] + f', "no_such_key": [{constant}]}}'
+        yield plain.replace('"stage": 3', f'"stage": 3, "reduce_bucket_size": {constant}')
+        yield plain.replace('"stage": 3', f'"stage": 3, "stage3_max_live_parameters": {constant}')
 
 
 def accelerate_files():
@@ -187,6 +207,59 @@ def accelerate_files():
         yield fsdp(f"parallelism_config: {{{keys}}}\n", n=values[0] * values[1] * values[2] * values[3])
     yield fsdp("parallelism_config: {parallelism_config_dp_shard_size: 4}\n")
     yield fsdp("parallelism_config: {dp_shard_size: 8}\n")
+    kinds = {"FSDP": fsdp(), "DEEPSPEED": zero("zero_stage: 3"), "MULTI_GPU": "distributed_type: MULTI_GPU\nmixed_precision: bf16\n",
+             "MULTI_CPU": "distributed_type: MULTI_CPU\nuse_cpu: true\n", "NO": "distributed_type: 'NO'\n"}
+    for text in kinds.values():
+        text = "".join(line for line in text.splitlines(True) if not line.startswith("num_processes"))
+        yield text
+        for number in ("null", "'4'", "4.0", "0", "-1", "four", "1"):
+            yield text + f"num_processes: {number}\n"
+    for kind in ("fsdp", "Fsdp", "deepspeed", "GPU", "XLA", "MEGATRON_LM", "null", "2", "MULTI_XPU", "MULTI_NPU"):
+        yield f"distributed_type: {kind}\nnum_processes: 4\nmixed_precision: bf16\n"
+    # The keys of TRL's, axolotl's and accelerate's own files, with and without their prefix.
+    both = {
+        "auto_wrap_policy": ("TRANSFORMER_BASED_WRAP", "SIZE_BASED_WRAP", "NO_WRAP"),
+        "transformer_layer_cls_to_wrap": ("Qwen3DecoderLayer", "'Qwen3DecoderLayer,Qwen3MLP'", "[Qwen3DecoderLayer]", "''", "null", "NoSuchLayer"),
+        "min_num_params": ("1000", "'1000'"), "state_dict_type": ("SHARDED_STATE_DICT", "FULL_STATE_DICT"),
+        "cpu_ram_efficient_loading": ("true", "false"), "sync_module_states": ("true",), "use_orig_params": ("true", "false"),
+        "forward_prefetch": ("true", "maybe"), "limit_all_gathers": ("true",), "ignored_modules": ("null", "embed", "[embed]"),
+        "backward_prefetch_policy": ("BACKWARD_PRE",), "backward_prefetch": ("NO_PREFETCH", "null"), "offload_params": ("false", "'false'"),
+        "activation_checkpointing": ("true", "'true'"), "sharding_strategy": ("1", "HYBRID_SHARD", "nonsense"), "version": ("2.0", "3", "two"),
+    }
+    for key, values in both.items():
+        for value in values:
+            yield fsdp(keys=f"fsdp_version: 2, fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP, fsdp_{key}: {value}".replace(
+                "fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP, fsdp_auto_wrap_policy", "fsdp_auto_wrap_policy"))
+            yield fsdp(keys=f"version: 2, auto_wrap_policy: TRANSFORMER_BASED_WRAP, {key}: {value}".replace(
+                "auto_wrap_policy: TRANSFORMER_BASED_WRAP, auto_wrap_policy", "auto_wrap_policy").replace("version: 2, auto_wrap_policy: TRANSFORMER_BASED_WRAP, version", "version"))
+    for more in ("downcast_bf16: 'no'", "enable_cpu_affinity: false", "enable_cpu_affinity: true", "main_training_function: main", "rdzv_backend: static",
+                 "rdzv_backend: c10d", "same_network: true", "tpu_env: []", "tpu_use_cluster: false", "use_cpu: false", "use_cpu: true", "debug: true",
+                 "debug: false", "ipex_config: {}", "fp8_config: {}", "megatron_lm_config: {}", "deepspeed_config: {}", "command_file: null",
+                 "commands: null", "tpu_name: null", "machine_rank: 0", "machine_rank: '0'", "machine_rank: null", "main_process_ip: null",
+                 "main_process_ip: 10.0.0.1", "main_process_port: null", "main_process_port: 29501", "num_machines: 1", "num_machines: 2", "num_machines: 0",
+                 "deepspeed_config: {zero_stage: 3}", "mpirun_config: {}", "gpu_ids: all", "gpu_ids: null", "gpu_ids: '0,1'",
+                 "gradient_accumulation_steps: 4", "zero_stage: 3", "dynamo_config: {}", "dynamo_config: {dynamo_mode: default}",
+                 "parallelism_config: {}", "parallelism_config: null", "fsdp_config: {}"):
+        yield fsdp(f"{more}\n")
+        yield zero("zero_stage: 3") + f"{more}\n"
+    for more in ("zero_stage: 0", "zero_stage: 1", "zero_stage: 2", "zero_stage: 4", "zero_stage: -1", "zero_stage: three", "zero_stage: '2'",
+                 "zero_stage: 3, offload_param_device: cpu", "zero_stage: 3, offload_param_device: none", "zero_stage: 3, offload_param_device: nvme",
+                 "zero_stage: 3, offload_param_device: nvme, offload_param_nvme_path: /local_nvme", "zero_stage: 2, offload_param_device: cpu",
+                 "zero_stage: 3, deepspeed_multinode_launcher: standard", "zero_stage: 3, deepspeed_multinode_launcher: pdsh",
+                 "zero_stage: 3, deepspeed_multinode_launcher: nonsense", "zero_stage: 3, deepspeed_hostfile: null", "zero_stage: 3, deepspeed_hostfile: hosts",
+                 "zero_stage: 3, deepspeed_moe_layer_cls_names: Qwen3MoeSparseMoeBlock", "zero_stage: 3, zero3_init_flag: true",
+                 "zero_stage: 3, zero3_init_flag: false", "zero_stage: 2, zero3_init_flag: true", "zero_stage: 3, zero3_save_16bit_model: true",
+                 "zero_stage: 3, gradient_accumulation_steps: auto", "zero_stage: 3, gradient_accumulation_steps: 4", "zero_stage: 3, gradient_clipping: auto",
+                 "zero_stage: 3, gradient_clipping: 1.0", "zero_stage: 3, gradient_clipping: nan", "zero_stage: 3, train_batch_size: 8",
+                 "zero_stage: 3, deepspeed_config_file: none"):
+        yield zero(more)
+        yield zero(more).replace("offload_optimizer_device: none, ", "")
+    yield zero("zero_stage: 3").replace("bf16", "fp8")
+    yield "distributed_type: DEEPSPEED\nnum_processes: 4\nmixed_precision: bf16\n"
+    yield "distributed_type: DEEPSPEED\nnum_processes: 4\nmixed_precision: bf16\ndeepspeed_config: {}\n"
+    yield "distributed_type: DEEPSPEED\nnum_processes: 4\nmixed_precision: bf16\ndeepspeed_config: null\n"
+    yield "distributed_type: FSDP\nnum_processes: 4\nmixed_precision: bf16\n"
+    yield "distributed_type: FSDP\nnum_processes: 4\nmixed_precision: bf16\nfsdp_config: null\n"
     for stage, device in itertools.product((0, 1, 2, 3), ("none", "cpu")):
         yield (f"distributed_type: DEEPSPEED\ndeepspeed_config: {{zero_stage: {stage}, offload_optimizer_device: {device}, no_such_key: 1}}\n"
                "mixed_precision: bf16\nnum_processes: 4\n")

@@ -1,9 +1,12 @@
 //! Some hundreds of configs, made key by key, against what LLaMA-Factory v1, accelerate and DeepSpeed make of them: `engines_matrix.py` runs
-//! them and records `engines_matrix.json`, and `engines_published.py` those of `published.json`. Every row agrees, or is listed below with the reason.
+//! them and records `engines_matrix.json`, and `engines_published.py` those of `published.json`. `engines_started.py` trains with its configs. Every row
+//! agrees, or is listed below with the reason.
 
 use serde_json::Value as Json;
 
-use crate::{Case, examples::differences};
+use shardwright_core::diagnostic::Severity;
+
+use crate::{Case, examples::differences, modules::qwen3};
 
 fn recorded(text: &str) -> Vec<Json> {
     let recorded: Json = serde_json::from_str(text).unwrap();
@@ -16,9 +19,25 @@ type Matches = fn(&str, &str, &Json) -> bool;
 /// Rows whose answer is another than the engines', and why.
 const KNOWN: &[(&str, Matches)] = &[
     ("a clipping norm in quotes is shown as the number that it is", |_, _, file| file["gradient_clipping"] == "1.0"),
+    ("a clipping norm beyond all numbers is shown as it is written", |_, text, _| text.contains("\"gradient_clipping\": Infinity")),
+    ("the recording makes no groups of ranks, which DeepSpeed refuses where they do not divide the world", |_, _, file| {
+        file["zero_optimization"]["zero_hpz_partition_size"] == 3
+    }),
+    ("the recording starts no processes, and torchrun takes neither 0 of them, nor null, nor a word", |yaml, _, _| {
+        ["0\n", "null\n", "four\n"].iter().any(|number| yaml.contains(&format!("num_processes: {number}")))
+    }),
+    ("accelerate hands a number in quotes on, which is shown as the number", |yaml, _, _| {
+        !yaml.contains("DEEPSPEED") && yaml.contains("num_processes: '4'\n")
+    }),
+    ("Megatron-LM runs and is not laid out", |yaml, _, _| yaml.contains("MEGATRON_LM")),
+    ("the recording stops before the plugin, which takes the versions 1 and 2 alone", |yaml, _, _| yaml.contains("fsdp_version: 3")),
+    ("the class is one of the model's, or it is not", |yaml, _, _| yaml.contains("moe_layer_cls_names")),
+    ("transformers' Trainer fills it, and accelerate by itself does not", |yaml, _, _| yaml.contains("gradient_accumulation_steps: auto")),
+    ("the recording machine had no FP8 library", |yaml, _, _| yaml.contains("mixed_precision: fp8")),
     ("tensor parallelism runs and is not laid out", |yaml, _, _| yaml.contains("tp_size: 2")),
     ("FSDP version 1 runs and is not laid out", |yaml, _, _| {
         let two = ["version: 2", "version: '2'"].iter().any(|v| yaml.contains(v)) && !yaml.contains("version: 2, version: 1");
+        let two = two && !yaml.ends_with("\nfsdp_config: {}\n"); // of a key that stands there twice the later counts
         yaml.contains("distributed_type: FSDP") && !two
     }),
 ];
@@ -44,6 +63,54 @@ const KNOWN_RELEASED: &[(&str, Matches)] =
     &[("the recording builds no trainer, which refuses context parallelism without flash attention", |yaml, _, _| {
         yaml.contains(r#""cp_size": 2"#) && !yaml.contains("flash_attention_2")
     })];
+
+/// The same of `engines_started.json`, whose rows LLaMA-Factory 0.9.5's trainer ran to the end of a step.
+const KNOWN_STARTED: &[(&str, Matches)] = &[
+    ("later versions refuse unknown keys of their sections, and 0.9.5 passes over them, misspelled ones too", |yaml, _, _| {
+        ["peft_config", "dist_config"].iter().any(|key| yaml.contains(key)) && (yaml.contains("foo: 1") || yaml.contains("loraplus"))
+    }),
+    ("shardwright's own key, and warned of as such", |yaml, _, _| yaml.contains("dtype: bfloat16")),
+    ("later versions have the optimizer; a warning says that 0.9.5 does not", |yaml, _, _| yaml.contains("muon")),
+    ("a string is repeated as often as an epoch has steps, and whether that is a number depends on the data", |yaml, _, _| {
+        yaml.contains("save_epochs: '1'")
+    }),
+    ("it fails where the first checkpoint is saved, which the one step of the recording does not reach", |yaml, _, _| {
+        yaml.contains("save_total_limit: '3'\nsave_epochs: 1")
+    }),
+    ("tags that make bytes or pairs, which no key takes", |yaml, _, _| {
+        ["!!binary", "!!omap", "!!pairs"].iter().any(|tag| yaml.contains(tag))
+    }),
+    ("how deep Python reads depends on what calls it; beyond 72 levels of YAML and 120 of JSON nothing is read here", |yaml, text, _| {
+        ["[", "{a: "].iter().any(|open| yaml.contains(&open.repeat(73))) || text.contains(&"[".repeat(121))
+    }),
+    ("the classes are for other trainers than the one that recorded", |yaml, _, _| yaml.contains("model_class")),
+];
+
+#[test]
+fn configs_start_where_llamafactorys_own_trainer_starts_with_them() {
+    let rows = recorded(include_str!("engines_started.json"));
+    assert!(rows.len() > 150, "{}", rows.len());
+    let mut wrong = Vec::new();
+    let mut used = vec![false; KNOWN_STARTED.len()];
+    for row in &rows {
+        let (yaml, text) = (row["yaml"].as_str().unwrap(), row["deepspeed"].as_str().unwrap_or_default());
+        let mut case = Case::new(yaml).deepspeed(text);
+        case.env.insert("DS_ACCELERATOR".into(), "cpu".into());
+        let outcome = case.outcome();
+        let misfits = outcome.resolved.as_ref().map(|r| r.misfits(&qwen3(yaml.contains("model: tied")))).unwrap_or_default();
+        let is_refused = outcome.has_errors() || misfits.iter().any(|d| d.severity == Severity::Error);
+        let codes: Vec<&str> = outcome.diagnostics.iter().chain(&misfits).map(|d| d.code).collect();
+        let differs = is_refused != row["answer"]["error"].is_string();
+        match KNOWN_STARTED.iter().position(|(_, matches)| matches(yaml, text, &Json::Null)) {
+            Some(at) => used[at] |= differs,
+            None if differs => wrong.push(format!("{yaml} {text}: {codes:?}, and there {}", row["answer"])),
+            None => {}
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {} differ:\n{}", wrong.len(), rows.len(), wrong.join("\n"));
+    let stale: Vec<&str> = KNOWN_STARTED.iter().zip(used).filter(|(_, used)| !used).map(|((reason, _), _)| *reason).collect();
+    assert!(stale.is_empty(), "listed as differences, and none any more: {stale:?}");
+}
 
 #[test]
 fn every_row_is_as_the_engines_answer_it() {

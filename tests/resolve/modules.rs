@@ -5,7 +5,8 @@ use shardwright_core::{DType, ModelFacts, ModelMeta, TensorKind, TensorMeta, dia
 
 use crate::Case;
 
-fn qwen3(tied: bool) -> Model {
+/// A Qwen3 of two layers.
+pub(crate) fn qwen3(tied: bool) -> Model {
     let mut shapes: Vec<(String, Vec<u64>)> =
         vec![("model.embed_tokens.weight".into(), vec![64, 16]), ("model.norm.weight".into(), vec![16])];
     if !tied {

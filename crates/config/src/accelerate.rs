@@ -21,7 +21,7 @@ pub(super) const TELLING: &[&str] =
 #[rustfmt::skip]
 const KEYS: &[&str] = &[
     "commands", "command_file", "compute_environment", "debug", "deepspeed_config", "distributed_type", "downcast_bf16", "dynamo_backend",
-    "dynamo_config", "enable_cpu_affinity", "fp16", "fp8_config", "fsdp_config", "gpu_ids", "ipex_config", "machine_rank", "main_process_ip",
+    "dynamo_config", "enable_cpu_affinity", "fp16", "fp8_config", "fsdp_config", "gpu_ids", "machine_rank", "main_process_ip",
     "main_process_port", "main_training_function", "megatron_lm_config", "mixed_precision", "mpirun_config", "num_machines", "num_processes",
     "parallelism_config", "rdzv_backend", "same_network", "tpu_env", "tpu_name", "tpu_use_cluster", "tpu_use_sudo", "tpu_vm", "tpu_zone", "use_cpu",
 ];

@@ -17,9 +17,12 @@ impl Resolver<'_> {
     pub(super) fn world(&mut self, draft: &Draft) -> Sourced<u32> {
         let in_document = draft.document.as_ref().and_then(|root| root.find(&["mesh", "world_size"]));
         let in_file = draft.original.as_ref().and_then(|root| root.get("num_processes"));
+        let kind = draft.original.as_ref().and_then(|root| root.get("distributed_type")?.as_str()).unwrap_or("NO");
         let written = in_document.or(in_file).filter(|n| !n.is_null());
         let processes = written.and_then(|n| {
-            let count = n.as_integer().or_else(|| n.as_str()?.trim().parse().ok());
+            // Where accelerate only hands it to torchrun, a string does; elsewhere it calculates with it.
+            let is_handed_on = in_document.is_some() || ["FSDP", "MULTI_GPU", "MULTI_NPU", "MULTI_XPU"].contains(&kind);
+            let count = n.as_integer().or_else(|| n.as_str().filter(|_| is_handed_on)?.trim().parse().ok());
             let count = count.and_then(|i| u32::try_from(i).ok()).filter(|n| *n > 0);
             if count.is_none() {
                 self.error(

@@ -1,0 +1,215 @@
+"""Records in `engines_started.json` which configs LLaMA-Factory 0.9.5's own `run_sft` runs to its end, and where it fails on the others.
+
+Each config trains a tiny Qwen3 for one step in one process on a CPU, by the package's own code. It needs llamafactory 0.9.5 with what it requires,
+and a folder of the models `tiny` and `tied` (a Qwen3 with a tokenizer, its embeddings apart or one), `data.yaml` and the data that it names:
+
+    DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 python tests/resolve/engines_started.py FOLDER
+"""
+
+import copy
+import importlib
+import json
+import os
+import select
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+OUT = Path(__file__).parent / "engines_started.json"
+SECONDS = 90
+BASE = (
+    "model: tiny\ntrain_dataset: data.yaml\noutput_dir: out\nmicro_batch_size: 1\ncutoff_len: 64\nmax_steps: 1\nbatching_workers: 0\n"
+    "enable_activation_checkpointing: true\n"
+)
+FSDP2 = BASE + "dist_config: {name: fsdp2}\n"
+DEEPSPEED = BASE + "dist_config: {name: deepspeed, config_file: ds.json}\n"
+FILE = {
+    "zero_optimization": {"stage": 3, "overlap_comm": False, "stage3_gather_16bit_weights_on_model_save": True}, "bf16": {"enabled": True},
+    "train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto",
+}
+
+
+def file(zero=None, **keys):
+    out = copy.deepcopy(FILE)
+    out["zero_optimization"].update(zero or {})
+    out.update(keys)
+    return json.dumps(out)
+
+
+def with_text(text):
+    return json.dumps(FILE)[:-1] + "," + text + "}"
+
+
+LORA = """{name: lora}; {name: lora, target_modules: []}; {name: lora, target_modules: null}; {name: lora, target_modules: q_proj}; {name: lora, target_modules: [nope]}
+{name: lora, target_modules: [q_proj, nope]}; {name: lora, target_modules: [self_attn.q_proj]}; {name: lora, target_modules: [model.layers.0.self_attn.q_proj]}
+{name: lora, target_modules: [q_norm]}; {name: lora, target_modules: [mlp]}; {name: lora, target_modules: [embed_tokens]}; {name: lora, target_modules: [lm_head, q_proj]}
+{name: lora, target_modules: ['.*q_proj']}; {name: lora, target_modules: [q_proj.weight]}; {name: lora, target_modules: ''}; {name: lora, modules_to_save: [lm_head]}
+{name: lora, modules_to_save: [embed_tokens]}; {name: lora, modules_to_save: [norm]}; {name: lora, modules_to_save: [nope]}; {name: lora, modules_to_save: lm_head}
+{name: lora, modules_to_save: []}; {name: lora, modules_to_save: [layers]}; {name: lora, modules_to_save: ''}; {name: lora, modules_to_save: [head]}
+{name: lora, foo: 1}; {name: lora, loraplus_lr_ratio: 16}; {name: lora, target_modules: [embed_tokens, q_proj]}; {name: lora, r: 0}; {name: lora, r: '8'}
+{name: lora, r: 8.0}; {name: lora, lora_alpha: abc}; {name: lora, lora_alpha: -1}; {name: lora, lora_dropout: 2.0}; {name: lora, use_dora: true}
+{name: lora, target_modules: 3}; {name: lora, target_modules: {a: b}}; {name: lora, target_modules: [q_proj, 3]}"""
+
+FREEZE = """{name: freeze}; {name: freeze, freeze_trainable_modules: [nope]}; {name: freeze, freeze_trainable_modules: [mlp]}
+{name: freeze, freeze_extra_modules: [embed_tokens]}; {name: freeze, freeze_extra_modules: lm_head}; {name: freeze, freeze_extra_modules: [nope]}
+{name: freeze, foo: 1}; {name: freeze, freeze_trainable_modules: [mlp.up_proj]}; {name: freeze, freeze_trainable_modules: []}
+{name: freeze, freeze_trainable_modules: ''}; {name: freeze, freeze_extra_modules: ''}; {name: freeze, freeze_extra_modules: [model]}
+{name: freeze, freeze_trainable_modules: 'mlp, self_attn'}; {name: freeze, freeze_extra_modules: 'norm,lm_head'}; {name: freeze, freeze_trainable_layers: 99}
+{name: freeze, freeze_trainable_modules: null}; {name: freeze, freeze_extra_modules: null}; {name: freeze, cast_trainable_params_to_fp32: 'no'}"""
+
+KEYS = """dtype: bfloat16; optim_config: {name: muon}; kernel_config: {name: auto, foo: 1}; init_config: {name: init_on_rank0, foo: 1}; save_total_limit: '3'
+save_total_limit: '3'\\nsave_steps: 1; save_total_limit: 'abc'\\nsave_steps: 1; save_total_limit: 3.0\\nsave_steps: 1; save_total_limit: 0\\nsave_steps: 1
+save_total_limit: 1.5\\nsave_steps: 1; save_total_limit: -1\\nsave_steps: 1; save_total_limit: '3'\\nsave_epochs: 1; save_total_limit: [3]
+save_epochs: '1'; save_epochs: '0.5'; save_epochs: 'abc'; save_epochs: 0; save_steps: '1'
+eval_dataset: !!binary aGVsbG8=; eval_dataset: !!omap [a: 1]; eval_dataset: !!pairs [a: 1, a: 2]; eval_dataset: !!set {a, b}; eval_dataset: !!timestamp 2001-12-14
+flash_attn: flash_attention_3; flash_attn: eager; learning_rate: '1e-4'; learning_rate: -1.0; seed: -1; seed: '42'; seed: 42.0; max_grad_norm: 0
+max_grad_norm: null; logging_steps: 0; resume_from_checkpoint: auto; init_config: {name: init_on_meta}; init_config: {name: init_on_rank0}
+init_config: {name: init_on_meta}\\npeft_config: {name: freeze}; init_config: {name: init_on_rank0}\\npeft_config: {name: lora}
+quant_config: {name: auto}; kernel_config: {name: auto}; kernel_config: {name: auto, include_kernels: auto}; kernel_config: {name: liger_kernel}
+batching_strategy: padding_free; batching_strategy: dynamic_batching; batching_strategy: dynamic_padding_free; global_batch_size: 3; global_batch_size: 0
+template: qwen3; template: llama3; max_steps: 1\\nmodel_class: cls; model_class: other"""
+
+DIST = """{name: fsdp2, foo: 1}; {name: fsdp2, reshard_after_forward: 1}; {name: fsdp2, reshard_after_forward: 'true'}; {name: fsdp2, reshard_after_forward: 0}
+{name: fsdp2, reshard_after_forward: 1.0}"""
+
+
+def words(text):
+    return [word.strip() for line in text.splitlines() for word in line.split("; ")]
+
+
+def nested(open, close, depth):
+    return open * depth + (close * depth if open == "[" else "1" + close * depth)
+
+
+def cases():
+    """YAML and DeepSpeed file."""
+    yield FSDP2, None
+    yield DEEPSPEED, file()
+    yield FSDP2.replace("data.yaml", "null"), None
+    yield FSDP2.replace("data.yaml", "''"), None
+    for peft in words(LORA) + words(FREEZE):
+        yield FSDP2 + f"peft_config: {peft}\n", None
+    for peft in words(LORA):
+        if "_to_save: " in peft or "embed" in peft:
+            yield FSDP2.replace("tiny", "tied") + f"peft_config: {peft}\n", None
+            yield BASE + f"peft_config: {peft}\n", None
+            yield DEEPSPEED + f"peft_config: {peft}\n", file()
+    for stage in (2, 3):
+        for peft in ("{name: lora}", "{name: lora, modules_to_save: [lm_head]}", "{name: freeze}"):
+            yield DEEPSPEED + f"peft_config: {peft}\n", file({"stage": stage})
+        for init in ("init_on_meta", "init_on_rank0", "init_on_default"):
+            yield DEEPSPEED + f"init_config: {{name: {init}}}\n", file({"stage": stage})
+    for keys in words(KEYS):
+        yield FSDP2 + keys.replace("\\n", "\n") + "\n", None
+    for dist in words(DIST):
+        yield BASE + f"dist_config: {dist}\n", None
+    yield BASE + "dist_config: {name: deepspeed, config_file: ds.json, foo: 1}\n", file()
+    for init in ("init_on_meta", "init_on_rank0"):
+        yield BASE + f"init_config: {{name: {init}}}\n", None
+    for brackets, depths in (("[]", (60, 70, 90, 100, 300)), ("{}", (60, 66, 80))):
+        for depth in depths:
+            yield FSDP2 + f"eval_dataset: {nested('[' if brackets == '[]' else '{a: ', brackets[1], depth)}\n", None
+    for depth in (100, 200, 900):
+        yield DEEPSPEED, with_text(f'"foo": {nested("[", "]", depth)}')
+    for text in ('"foo": NaN', '"foo": -Infinity', '"gradient_clipping": Infinity', '"gradient_clipping": NaN', '"steps_per_print": Infinity'):
+        yield DEEPSPEED, with_text(text)
+    for key in ("reduce_bucket_size", "stage3_max_live_parameters"):
+        yield DEEPSPEED, file({key: float("nan")})
+    for size in (0, 1, 2, 3):
+        yield DEEPSPEED, file({"zero_hpz_partition_size": size})
+    for key in ("zero_quantized_weights", "zero_quantized_nontrainable_weights", "zero_quantized_gradients"):
+        for stage in (2, 3):
+            yield DEEPSPEED, file({"stage": stage, key: True})
+    on = {"enabled": True}
+    for sections in (
+        {"data_sampling": {"enabled": True, "curriculum_learning": on}, "enabled": True}, {"data_sampling": {"curriculum_learning": on}}, on,
+        {"data_sampling": {"dynamic_batching": on}}, {"data_routing": {"enabled": True, "random_ltd": on}},
+        {"data_routing": {"random_ltd": {**on, "total_layer_num": 3, "random_ltd_layer_num": 1, "random_ltd_schedule": {}}}},
+    ):
+        yield DEEPSPEED, file(data_efficiency=sections)
+    for gds in (True, False):
+        yield DEEPSPEED, file(aio={"use_gds": gds})
+    yield FSDP2.replace("max_steps: 1", "max_steps: -1\nnum_train_epochs: 1"), None
+    yield FSDP2.replace("max_steps: 1", "num_train_epochs: 0"), None
+    yield FSDP2.replace("cutoff_len: 64", "cutoff_len: 0"), None
+    yield FSDP2.replace("batching_workers: 0", "batching_workers: 2"), None
+
+
+def train(folder, yaml, deepspeed, write):
+    """In a process of its own: what `run_sft` answers."""
+    work = Path(tempfile.mkdtemp())
+    for path in folder.iterdir():
+        (work / path.name).symlink_to(path)
+    (work / "a.yaml").write_text(yaml)
+    if deepspeed is not None:
+        (work / "ds.json").write_text(deepspeed)
+    os.chdir(work)
+    os.setpgid(0, 0)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    port = str(20000 + os.getpid() % 20000)
+    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    sys.argv = ["train", "a.yaml"]
+    from llamafactory.v1.trainers.sft_trainer import run_sft
+
+    try:
+        run_sft()
+        answer = {}
+    except BaseException as error:
+        answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}".replace(str(work), "WORK")[:200]}
+    os.write(write, json.dumps(answer).encode())
+    shutil.rmtree(work)
+    os._exit(0)
+
+
+def row(folder, yaml, deepspeed):
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        train(folder, yaml, deepspeed, write)
+    os.close(write)
+    ready, _, _ = select.select([read], [], [], SECONDS)
+    text = os.read(read, 1 << 16) if ready else b""
+    os.close(read)
+    try:
+        os.killpg(child, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    os.waitpid(child, 0)
+    answer = json.loads(text) if text else {"error": "no answer"}
+    return {"yaml": yaml, "deepspeed": deepspeed, "answer": answer}
+
+
+def main():
+    folder = Path(sys.argv[1]).resolve()
+    import torch
+
+    torch.set_num_threads(1)
+    # A CUDA build of torch without a driver has no answer to this.
+    torch.accelerator.synchronize = lambda *_, **__: None
+    # A kernel of its own for sums within a node, which would have to be compiled.
+    importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None
+    # Imported once: rows are forks of this process.
+    for module in """datasets peft transformers.models.qwen3.modeling_qwen3 llamafactory.v1.trainers.sft_trainer
+        llamafactory.v1.plugins.trainer_plugins.distributed.fsdp2 llamafactory.v1.plugins.trainer_plugins.distributed.deepspeed
+        llamafactory.v1.plugins.model_plugins.peft""".split():
+        importlib.import_module(module)
+    rows = []
+    start = time.time()
+    for yaml, deepspeed in cases():
+        rows.append(row(folder, yaml, deepspeed))
+        print(len(rows), round(time.time() - start), rows[-1]["answer"], flush=True)
+    from importlib.metadata import version
+
+    versions = {name: version(name) for name in ("llamafactory", "accelerate", "deepspeed", "peft", "torch", "transformers")}
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    OUT.write_text(f'{{"versions": {json.dumps(versions)}, "rows": [\n{lines}\n]}}\n')
+    print(f"{len(rows)} rows, {sum('error' in row['answer'] for row in rows)} refused")
+
+
+if __name__ == "__main__":
+    main()
