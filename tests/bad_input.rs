@@ -317,3 +317,28 @@ fn a_batch_of_more_samples_than_can_be_counted() {
     let output = shardwright().arg("resolve").arg(&config).env("WORLD_SIZE", "4").output().unwrap();
     check("batch", &output, 3, &["train.yaml:1:19", "dp_size 4 times micro_batch_size", "more samples than 64 bits count"]);
 }
+
+/// Names of modules are held against the model at hand.
+#[test]
+fn modules_that_the_model_lacks_are_refused_where_they_stand() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = support::checkpoint("tiny-qwen3-bf16");
+    let config = |peft: &str| {
+        let text = format!("model: {}\ntrain_dataset: d\ndist_config: {{name: fsdp2}}\npeft_config: {peft}\n", model.display());
+        support::write(dir.path(), "lora.yaml", &text)
+    };
+    for command in ["resolve", "load"] {
+        let path = config("{name: lora, target_modules: [q_prj]}");
+        let output = support::run([command, path.to_str().unwrap(), "--world-size", "1"]);
+        let text = support::stderr(&output);
+        assert_eq!(output.status.code(), Some(3), "{command}: {text}");
+        assert!(
+            text.contains("error[peft-modules]") && text.contains("lora.yaml:4:43") && text.contains("did you mean 'q_proj'?"),
+            "{command}: {text}"
+        );
+        assert!(!text.contains("init-holds-model") && output.stdout.is_empty() || command != "resolve", "{command}: {text}");
+    }
+    let path = config("{name: lora, target_modules: [q_proj, q_prj]}");
+    let output = support::run(["resolve", path.to_str().unwrap(), "--world-size", "1"]);
+    assert!(output.status.success() && support::stderr(&output).contains("warning[peft-module-ignored]"), "{}", support::stderr(&output));
+}
