@@ -98,6 +98,11 @@ pub(super) fn needs_of_the_stage(root: &Node, stage: i64, cx: &mut BuildContext<
             refuse(op, "gradient_allreduce_op sum does not go with zenflow".to_owned());
         }
     }
+    let offloads = root.find(&["zero_optimization", "offload_optimizer", "device"]).and_then(Node::as_str).is_some_and(|d| d != "none");
+    let offloads = offloads || is_on(&["zero_optimization", "cpu_offload"]).is_some();
+    if let Some(node) = root.find(&["zero_optimization", "zenflow"]).filter(|n| !n.is_null() && (1..=2).contains(&stage) && !offloads) {
+        refuse(node, format!("zero_optimization.zenflow needs offload_optimizer under stage {stage}"));
+    }
     let scatters = root.find(&["zero_optimization", "reduce_scatter"]).is_none_or(|n| read::boolean(n) == Some(true));
     let averages = stage == 3 || stage == 2 && root.get("gradient_allreduce_op").is_none_or(|n| !is_sum(&n));
     for (key, is_factor) in [("prescale_gradients", false), ("gradient_predivide_factor", true)] {
