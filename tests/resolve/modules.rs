@@ -63,6 +63,8 @@ fn names_that_peft_and_llamafactory_fail_on_are_refused() {
     for (dist, peft, stage, tied, fails) in [
         (FSDP2, "{name: lora}", 0, false, false),
         (FSDP2, "{name: lora, target_modules: null}", 0, false, false),
+        (FSDP2, "{name: lora, target_modules: all}", 0, false, false),
+        (FSDP2, "{name: lora, target_modules: [all]}", 0, false, true),
         (FSDP2, "{name: lora, target_modules: q_proj}", 0, false, false),
         (FSDP2, "{name: lora, target_modules: [nope]}", 0, false, true),
         (FSDP2, "{name: lora, target_modules: [q_proj, nope]}", 0, false, false),

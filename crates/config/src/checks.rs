@@ -69,6 +69,17 @@ fn sections(draft: &Draft, found: &mut Vec<Diagnostic>) {
                 format!("peft_config.target_modules: LLaMA-Factory takes {} for one module's name, and there is none", node.describe());
             found.push(error("config-value", message, Some(node.at.clone())).help("write a list, [q_proj, v_proj], or all"));
         }
+        // Where an adapter is merged there may be several.
+        let exports = section.body.get("export_dir").is_some_and(Node::is_truthy);
+        let exports = exports || draft.root.find(&["shardwright", "inference"]).is_some_and(Node::is_truthy);
+        if keys == LORA
+            && let Some(node) = section.body.get("adapter_name_or_path").filter(|_| !exports)
+            && matches!(&node.value, Value::Seq(items) if items.len() > 1)
+        {
+            let message =
+                "peft_config.adapter_name_or_path: expected one adapter, found a list of several, of which LLaMA-Factory trains none";
+            found.push(error("config-value", message, Some(node.at.clone())).help("merge all but one into the model first"));
+        }
         let starts_anew = section.body.get("adapter_name_or_path").is_none_or(|node| !node.is_truthy());
         if keys == LORA
             && starts_anew

@@ -42,6 +42,7 @@ impl Resolved {
     fn names(&self, key: &str) -> Option<(Vec<&str>, Option<Location>)> {
         let (value, at) = self.peft(key)?;
         let names: Vec<&str> = match value {
+            Json::String(all) if all == "all" => return None,
             Json::String(one) => vec![one],
             Json::Array(many) => many.iter().filter_map(Json::as_str).collect(),
             _ => return None,
@@ -65,7 +66,7 @@ impl Resolved {
         };
         let names = self.names("target_modules").filter(|(names, _)| !names.is_empty());
         let is_fsdp2 = self.strategy.name() == "fsdp2";
-        if let Some((names, at)) = names.as_ref().filter(|(names, _)| names.as_slice() != ["all"]) {
+        if let Some((names, at)) = &names {
             targets(names, at.as_ref(), tree, &mut found);
             let embedding = modules.embeddings.iter().find(|module| names.iter().any(|name| is_target(module, name)));
             if let (true, Some(module)) = (is_fsdp2, embedding) {
@@ -109,7 +110,7 @@ impl Resolved {
         }
         let excluded = |module: &str| saved.iter().any(|name| format!(".{module}.").contains(&format!(".{name}.")));
         let is_asked = |module: &str| match &names {
-            Some((names, _)) if names.as_slice() != ["all"] => names.iter().any(|name| is_target(module, name)),
+            Some((names, _)) => names.iter().any(|name| is_target(module, name)),
             _ => {
                 !modules.embeddings.contains(module)
                     && !["lm_head", "output", "score", "classifier"].iter().any(|head| module.contains(head))
