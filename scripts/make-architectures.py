@@ -12,7 +12,8 @@ Lines, a name and JSON apart by a tab:
     %version        {"transformers": "5.24.0"}
     >KEY            conversions registered for a model type or a class: [kind, regex, sources, targets, more]
     :MODEL_TYPE     classes by use, the names of attributes, defaults of keys that sizes depend on, where nothing else
-                    decides them, older names of these, and keys that it sets in its parts
+                    decides them, or how they derive from others, older names of these, keys that it sets in its parts,
+                    and the numbers of parts that config.json may lack as a whole
     !CLASS          a model's class: its root module, prefix of the base model, dtypes, tied weights, names that it ignores
     MODULE          a module: flags, parameters and buffers, children
 """
@@ -25,6 +26,7 @@ import copy
 import hashlib
 import importlib
 import inspect
+import itertools
 import json
 import multiprocessing
 import os
@@ -259,6 +261,16 @@ def shrunk(config, most):
     return config
 
 
+def evened(config):
+    """Images that have an even number of patches along a side, and still have when the patches are doubled."""
+    config = copy.deepcopy(config)
+    for of in with_parts(config):
+        image, patch = vars(of).get("image_size"), vars(of).get("patch_size")
+        if type(image) is int and type(patch) is int and patch and image % (2 * patch):
+            of.image_size = 16 * patch
+    return config
+
+
 # ---- trees -------------------------------------------------------------------------------------------------------------------------
 
 
@@ -385,6 +397,9 @@ def describe(cls, config, deep, within=None):
     node = tree(model, model.config, references, base=within)
     if within is not None and not has_reference(node, f"@:{within}"):
         within, deep = None, True
+    derived = {}
+    if deep:
+        config, derived = spelled_out(cls, config, sizes(node, {}), within)
     base = sizes(node, {})
     depends = {place: {} for place in base}
     defaults = {}
@@ -408,8 +423,11 @@ def describe(cls, config, deep, within=None):
                     depends[place].setdefault(key, (0, 0))
                 defaults[key] = old
         others.append(t)
+    solved = {place: solve(n, depends[place]) for place, (n, _, _) in base.items()}
+    if deep:
+        confirm(cls, config, solved, within)
     for place, (n, holder, d) in base.items():
-        formula = solve(n, depends[place])
+        formula = solved[place]
         if d is None:
             holder[2] = formula
         else:
@@ -442,7 +460,45 @@ def describe(cls, config, deep, within=None):
     }
     if MAJOR < 5:
         says["mapping"] = mapping_before_5(cls)
-    return {k: v for k, v in says.items() if v not in (None, [], "")}, node, references, defaults
+    return {k: v for k, v in says.items() if v not in (None, [], "")}, node, references, (defaults, derived)
+
+
+WIDTHS = ("hidden_size", "d_model", "n_embd", "dim", "embed_dim")
+HEAD_COUNTS = ("num_attention_heads", "n_head", "num_heads", "encoder_attention_heads")
+UNSAID = ("head_dim",)
+"""Keys that a class takes where a config has them, and makes of others where it does not."""
+
+
+def spelled_out(cls, config, base, within):
+    """(the config with such a key written out, {key: formula}), where that changes no size and another value does."""
+    values, derived = plain(config), {}
+    for key in UNSAID:
+        if type(values.get(key)) is int:
+            continue
+        pairs = [(a, b) for a in WIDTHS for b in HEAD_COUNTS if type(values.get(a)) is int and type(values.get(b)) is int and values[a] % values[b] == 0]
+        for a, b in pairs[:2]:
+
+            def of(changes):
+                other = copy.deepcopy(config)
+                for name, value in changes.items():
+                    setattr(other, name, value)
+                model = build(cls, other)
+                return {place: n for place, (n, _, _) in sizes(tree(model, model.config, set(), base=within), {}).items()}
+
+            n = values[a] // values[b]
+            try:
+                written = of({key: n})
+                same = written == {place: size for place, (size, _, _) in base.items()} and of({key: 2 * n}) != written
+                same = same and of({a: 2 * values[a]}) == of({a: 2 * values[a], key: 2 * n})
+                same = same and of({b: 2 * values[b]}) == of({b: 2 * values[b], key: n // 2})
+            except Exception:
+                continue
+            if same:
+                config = copy.deepcopy(config)
+                setattr(config, key, n)
+                derived[key] = f"{a}/{b}"
+                break
+    return config, derived
 
 
 def tied(cls, model):
@@ -495,28 +551,146 @@ def needs_arguments(config_class):
     return False
 
 
+GROWTH = {1: 1, 2: 3, -1: -0.5, -2: -0.75}
+"""What doubling a key adds to a product in which it has this power, in parts of the product."""
+
+
+def product(n, powers, depends):
+    """A product of keys of these powers as text, where it is `n` up to a small whole factor."""
+    up = sorted((k for k, p in powers.items() if p > 0), key=lambda k: depends[k][0])
+    down = [k for k, p in powers.items() if p < 0]
+    factors, value = [], 1
+    up = [k for k in up for _ in range(powers[k])]
+    for key in [k for k in down for _ in range(-powers[k])]:
+        # a width is divided: the largest
+        if not up or depends[up[-1]][0] % depends[key][0]:
+            return None
+        over = up.pop()
+        factors.append(f"{over}/{key}")
+        value *= depends[over][0] // depends[key][0]
+    for key in up:
+        factors.append(key)
+        value *= depends[key][0]
+    if n <= 0 or n % value or n // value > 4:
+        return None
+    return "*".join(([str(n // value)] if n != value else []) + sorted(factors))
+
+
 def solve(n, depends):
-    """A size as a number, "key", "3*key", "key+2", "2*key*other", or None."""
+    """A size as a number, "key", "3*key", "key+2", "2*key*other", "key/other", "key*other+key*third", or None."""
     if not depends:
         return n
     if any(not value for value, _ in depends.values()):
         return None
     if len(depends) == 1:
         (key, (value, more)) = next(iter(depends.items()))
-        if more % value:
-            return None
-        m = more // value
-        text = key if m == 1 else f"{m}*{key}"
-        rest = n - m * value
-        return text if rest == 0 else f"{text}+{rest}" if rest > 0 else f"{text}{rest}"
+        if more > 0 and more % value == 0 and not (more == 3 * n and value * value <= n):
+            m = more // value
+            text = key if m == 1 else f"{m}*{key}"
+            rest = n - m * value
+            return text if rest == 0 else f"{text}+{rest}" if rest > 0 else f"{text}{rest}"
     if all(more == n for _, more in depends.values()):
-        product = 1
+        whole = 1
         for value, _ in depends.values():
-            product *= value
-        if n % product == 0:
-            c = n // product
+            whole *= value
+        if n % whole == 0:
+            c = n // whole
             return "*".join(([str(c)] if c != 1 else []) + list(depends))
+    return one_product(n, depends) or two_products(n, depends)
+
+
+def one_product(n, depends):
+    """Powers, and one or two more, as of class tokens among patches."""
+    for rest in (0, 1, 2):
+        powers = {}
+        for key, (_, more) in depends.items():
+            powers[key] = next((p for p, growth in GROWTH.items() if more == growth * (n - rest)), None)
+        if None not in powers.values() and (text := product(n - rest, powers, depends)):
+            return text if not rest else f"{text}+{rest}"
     return None
+
+
+def two_products(n, depends):
+    """A sum of two products, if there is one way alone."""
+    found = set()
+    kinds = [(p, q) for p in (0, 1, -1) for q in (0, 1, -1) if p or q]
+    if len(depends) > 5:
+        return None
+    for powers in itertools.product(kinds, repeat=len(depends)):
+        # of a first product x: more = g*x + h*(n - x) for every key
+        x = None
+        for (_, more), (p, q) in zip(depends.values(), powers):
+            g, h = GROWTH.get(p, 0), GROWTH.get(q, 0)
+            if g == h:
+                if more != h * n:
+                    break
+            else:
+                one = (more - h * n) / (g - h)
+                if x is not None and one != x:
+                    break
+                x = one
+        else:
+            if x is None or x != int(x) or not 0 < x < n:
+                continue
+            first = product(int(x), {k: p for k, (p, _) in zip(depends, powers) if p}, depends)
+            second = product(n - int(x), {k: q for k, (_, q) in zip(depends, powers) if q}, depends)
+            if first and second and first[0].isalpha() | second[0].isalpha():
+                found.add("+".join(sorted((first, second))))
+    return found.pop() if len(found) == 1 else None
+
+
+def evaluate(formula, values):
+    """A formula's number, as the Rust side has it; None where a key has none, or a quotient is not whole."""
+    total = 0
+    for term in re.split(r"\+|(?=-)", formula):
+        amount = 1
+        for factor in term.split("*"):
+            over, _, under = factor.partition("/")
+            parts = [int(k) if re.fullmatch(r"-?\d+", k) else values.get(k) for k in (over, under) if k]
+            if any(type(part) is not int for part in parts) or len(parts) > 1 and (not parts[1] or parts[0] % parts[1]):
+                return None
+            amount *= parts[0] if len(parts) == 1 else parts[0] // parts[1]
+        total += amount
+    return total
+
+
+def keys_of(formula):
+    return set(re.findall(r"[A-Za-z_]\w*", formula)) if isinstance(formula, str) else set()
+
+
+def is_plain(formula):
+    """Of one key, or a product: what single changes show is enough."""
+    return not isinstance(formula, str) or "/" not in formula and ("+" not in formula or len(keys_of(formula)) < 2)
+
+
+def confirm(cls, config, solved, within):
+    """Takes back formulas that hold for one key changed and not for two, and those that no such config was built for."""
+    open_ones = {place: f for place, f in solved.items() if not is_plain(f)}
+    sets = {frozenset(keys_of(f)) for f in open_ones.values()}
+    pairs = sorted({tuple(sorted(pair)) for keys in sets for pair in itertools.combinations(keys, 2)})[:24]
+    seen = set()
+    for pair in [*pairs, *((k,) for k in sorted({k for keys in sets if len(keys) == 1 for k in keys}))]:
+        for times in ((2, 2), (2, 4), (3, 3)) if len(pair) == 2 else ((3,),):
+            other = copy.deepcopy(config)
+            try:
+                for key, by in zip(pair, times):
+                    setattr(other, key, by * getattr(other, key))
+                model = build(cls, other)
+                there = sizes(tree(model, model.config, set(), base=within), {})
+            except Exception:
+                continue
+            values = plain(other)
+            for place, formula in open_ones.items():
+                if place in there and len(keys_of(formula).intersection(pair)) == len(pair):
+                    found = evaluate(formula, values)
+                    if found is None:
+                        continue
+                    seen.add(place)
+                    if found != there[place][0]:
+                        solved[place] = None
+    for place in open_ones:
+        if place not in seen:
+            solved[place] = None
 
 
 # ---- all classes -------------------------------------------------------------------------------------------------------------------
@@ -603,6 +777,54 @@ def fixed(config, keys):
     return out, {name: key for name, key in older.items() if key in out}
 
 
+def derived_keys(config, keys):
+    """{key: formula} of those keys that a config makes of others where config.json lacks them, or has null."""
+    cls = type(config)
+
+    def read(says):
+        with contextlib.suppress(Exception):
+            return plain(cls.from_dict(copy.deepcopy(says)))
+        return {}
+
+    base, out = read({}), {}
+    numbers = {k: v for k, v in base.items() if type(v) is int and v >= 1}
+    reads = [({k: new}, read({k: new})) for k, v in numbers.items() for new in other_numbers(v)]
+    for key in keys:
+        n = base.get(key)
+        if type(n) is not int or n < 1 or read({key: None}).get(key) != n:
+            continue
+        movers = [next(iter(says)) for says, there in reads if key not in says and there.get(key, n) != n]
+        movers = [k for k in dict.fromkeys(movers) if base[k] >= 1]
+        tries = [f"{c}*{a}" if c > 1 else a for a in movers for c in (1, 2, 3, 4)] + [f"{a}/{b}" for a in movers for b in movers if a != b]
+        pairs = [{a: 2 * base[a], b: times * base[b]} for a in movers for b in movers if a < b for times in (1, 2)]
+        all_reads = reads + [(says, read(says)) for says in pairs]
+        for formula in tries:
+            of = keys_of(formula)
+            if of != set(movers):
+                continue
+            held = [evaluate(formula, there) == there[key] for says, there in all_reads if key in there and key not in says and evaluate(formula, there) is not None]
+            if held and all(held) and evaluate(formula, base) == n:
+                out[key] = formula
+                break
+    return out
+
+
+def whole_parts(config):
+    """{sub-config: numbers} of parts that config.json may lack as a whole: where the part then differs from one that says nothing."""
+    cls = type(config)
+    out = {}
+    for name in config.sub_configs or {}:
+        with contextlib.suppress(Exception):
+            part = getattr(cls.from_dict({}), name)
+            alone = plain(type(part).from_dict({}))
+            there = {k: v for k, v in plain(part).items() if type(v) is int and v >= 1 and not k.endswith(("token_id", "token_index"))}
+            # keys at the top, as older files have them
+            flat = any(plain(getattr(cls.from_dict({k: new}), name)).get(k) == new for k, v in there.items() for new in other_numbers(v)[:1])
+            if part.model_type and not flat:
+                out[name] = {k: v for k, v in there.items() if alone.get(k) != v}
+    return out
+
+
 def decided(config):
     """{sub-config: keys} that the config of the whole model sets in its parts, where they have a default of their own."""
     cls = type(config)
@@ -654,8 +876,8 @@ def one_type(model_type):
     auto = sorted(k for k, v in (config.sub_configs or {}).items() if v.__name__ == "AutoConfig")
     if auto:
         line["auto"] = auto  # of the type that config.json says; others are of one type, whatever it says
-    line["defaults"] = {}
-    small, tiny = shrunk(config, LAYERS), shrunk(config, 2)
+    line["defaults"], line["derived"] = {}, {}
+    small, tiny = evened(shrunk(config, LAYERS)), shrunk(config, 2)
     names = list(dict.fromkeys([n for n in [base, *found.values()] if n]))
     module = None
     for name in names:
@@ -696,12 +918,19 @@ def one_type(model_type):
         if found is None:
             failed[name] = why
             continue
-        says, node, references, defaults = found
+        says, node, references, (defaults, unsaid) = found
         described = described or name == base
         line["defaults"].update({k: plain(config).get(k, v) for k, v in defaults.items()})
+        for key, formula in unsaid.items():
+            if line["derived"].setdefault(key, formula) != formula:
+                line["derived"][key] = None
         out.append((name, says, node, references, defaults))
-    line["defaults"], line["older"] = fixed(config, line["defaults"])
+    keys = line["defaults"]
+    line["derived"] = {**{k: f for k, f in line["derived"].items() if f}, **derived_keys(config, keys)}
+    keys = {**keys, **{k: 0 for formula in line["derived"].values() for k in sorted(keys_of(formula))}}
+    line["defaults"], line["older"] = fixed(config, [k for k in keys if k not in line["derived"]])
     line["sets"] = decided(config)
+    line["parts"] = whole_parts(config)
     line = {k: v for k, v in line.items() if v not in (None, {}, [])}
     return model_type, line, [(n, s, pack(t)) for n, s, t, _, _ in out], failed
 

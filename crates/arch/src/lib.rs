@@ -13,6 +13,7 @@ mod ops;
 mod own;
 mod regex;
 mod rename;
+mod size;
 mod tree;
 
 pub use assemble::{

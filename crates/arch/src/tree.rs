@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::iter;
+use std::sync::LazyLock;
 
 use serde_json::Value;
 
 use crate::data::Data;
+use crate::size::{DEEPEST, Formula, Size};
 
 /// What a name of the model stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,13 +28,6 @@ struct Entry {
     fp32: bool,
     shape: Option<Vec<Size>>,
     always: bool,
-}
-
-#[derive(Clone, Debug)]
-enum Size {
-    /// Not known: what no key was seen to change may follow from a list, a word or a sub-config all the same.
-    Unknown,
-    Formula(String),
 }
 
 #[derive(Clone, Debug)]
@@ -113,6 +108,9 @@ pub struct Tree<'c> {
 }
 
 static NULL: Value = Value::Null;
+
+/// A part that says nothing.
+static EMPTY: LazyLock<Value> = LazyLock::new(|| Value::Object(serde_json::Map::new()));
 
 impl<'c> Tree<'c> {
     /// The tree of a class under a model type's config; `None` where it is not in the data.
@@ -206,7 +204,10 @@ impl<'c> Tree<'c> {
         if key.is_empty() {
             return (scope, class.to_owned());
         }
-        let config = self.scopes[scope].config.get(key).unwrap_or(&NULL);
+        let found = self.scopes[scope].config.get(key).filter(|part| !part.is_null());
+        // Of a part that is not there as a whole, what the class makes is known.
+        let made = self.scopes[scope].line["parts"][key].as_object().filter(|_| found.is_none()).cloned();
+        let config = found.unwrap_or(if made.is_some() { &EMPTY } else { &NULL });
         let usual = self.data.get("!", class).and_then(|l| l["type"].as_str().map(str::to_owned)).unwrap_or_default();
         // A part of one type is of that type whatever config.json says; older ones say the whole model's.
         let line = &self.scopes[scope].line;
@@ -217,8 +218,13 @@ impl<'c> Tree<'c> {
         let known = self.by_key.get(&(scope, key.to_owned())).copied();
         let sub = known.unwrap_or_else(|| {
             let sub = self.scope(config, declared);
-            if let Some(defaults) = self.scopes[sub].line["defaults"].as_object_mut() {
-                defaults.retain(|key, _| !set.contains(key));
+            for list in ["defaults", "derived"] {
+                if let Some(keys) = self.scopes[sub].line[list].as_object_mut() {
+                    keys.retain(|key, _| !set.contains(key));
+                }
+            }
+            for (key, value) in made.into_iter().flatten() {
+                self.scopes[sub].line["defaults"][key] = value;
             }
             self.by_key.insert((scope, key.to_owned()), sub);
             sub
@@ -377,8 +383,8 @@ impl<'c> Tree<'c> {
     }
 
     /// A key's number in a scope's config, by any of its names, and what it was called. A key that config.json does not have has the class's default,
-    /// where the config is there and nothing else decides the key; others that are absent may be derived, and are not known.
-    fn number(&self, scope: usize, key: &str) -> Option<(u64, String)> {
+    /// where the config is there and nothing else decides the key, or is made of other keys as the class makes it.
+    fn number(&self, scope: usize, key: &str, depth: u32) -> Option<(u64, String)> {
         let Scope { config, line, model_type } = &self.scopes[scope];
         let aliases = [&line["attributes"], &line["older"]].into_iter().filter_map(Value::as_object).flatten();
         let others = aliases.filter_map(|(alias, real)| match real.as_str()? {
@@ -387,51 +393,35 @@ impl<'c> Tree<'c> {
             _ => None,
         });
         let names: Vec<&str> = iter::once(key).chain(others).collect();
-        if let Some(found) = names.iter().find_map(|name| config.get(name)) {
+        let found = names.iter().find_map(|name| config.get(name));
+        if let Some(found) = found.filter(|found| !found.is_null()) {
             return Some((found.as_u64()?, key.to_owned()));
         }
-        let default = names.iter().find_map(|name| line["defaults"][name].as_u64()).filter(|_| config.is_object())?;
-        Some((default, format!("{key} (not in config.json, the default of '{model_type}')")))
+        if found.is_none()
+            && config.is_object()
+            && let Some(default) = names.iter().find_map(|name| line["defaults"][name].as_u64())
+        {
+            return Some((default, format!("{key} (not in config.json, the default of '{model_type}')")));
+        }
+        if depth == DEEPEST {
+            return None;
+        }
+        let formula = names.iter().find_map(|name| line["derived"][name].as_str())?;
+        let (value, of) = Formula::parse(formula)?.value(|key| self.number(scope, key, depth + 1))?;
+        Some((value, format!("{key} (not in config.json: {of})")))
     }
 
     fn size(&self, scope: usize, size: &Size) -> Option<(u64, String)> {
         match size {
             Size::Unknown => None,
-            Size::Formula(formula) => {
-                let (terms, plus) = match formula.rfind(['+', '-']) {
-                    Some(at) if at > 0 => (&formula[..at], formula[at..].trim_start_matches('+').parse::<i64>().ok()?),
-                    _ => (formula.as_str(), 0),
-                };
-                if plus.abs() > 4 {
-                    return None;
-                }
-                let (mut product, mut names) = (1u64, Vec::new());
-                for term in terms.split('*') {
-                    let factor = if term.bytes().all(|b| b.is_ascii_digit()) { Some(term.parse().ok()?) } else { None };
-                    // A large factor is another key's value.
-                    let value = match factor {
-                        Some(n) if n > 4 => return None,
-                        Some(n) => {
-                            names.push(term.to_owned());
-                            n
-                        }
-                        None => {
-                            let (n, name) = self.number(scope, term)?;
-                            names.push(name);
-                            n
-                        }
-                    };
-                    product = product.checked_mul(value)?;
-                }
-                Some((product.checked_add_signed(plus)?, names.join("*") + &formula[terms.len()..]))
-            }
+            Size::Formula(formula) => formula.value(|key| self.number(scope, key, 0)),
         }
     }
 
     /// A key of the root's config, or of a sub-config.
     pub fn config_number(&self, sub: Option<&str>, key: &str) -> Option<u64> {
         let scope = sub.and_then(|sub| self.by_key.get(&(0, sub.to_owned()))).copied().unwrap_or(0);
-        self.number(scope, key).map(|(n, _)| n)
+        self.number(scope, key, 0).map(|(n, _)| n)
     }
 
     /// The class of a module.
@@ -528,13 +518,6 @@ fn open(name: &str) -> Module {
     Module { class, embedding: false, model: false, list: false, open: true, entries: Vec::new(), children: Vec::new() }
 }
 
-fn size(value: &Value) -> Size {
-    match value {
-        Value::String(formula) => Size::Formula(formula.clone()),
-        _ => Size::Unknown,
-    }
-}
-
 /// `[flags, [[name, kind, sizes, 0 where optional]], [[name, variants, length, 0 where optional]]]`
 fn parse(name: &str, line: &Value) -> Module {
     let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
@@ -550,7 +533,7 @@ fn parse(name: &str, line: &Value) -> Module {
             "n" => (Kind::Fleeting, false),
             _ => (Kind::Parameter, false),
         };
-        let shape = row[2].as_array().map(|sizes| sizes.iter().map(size).collect());
+        let shape = row[2].as_array().map(|sizes| sizes.iter().map(Size::of).collect());
         Entry { name: text(&row[0]), kind, fp32, shape, always: row.get(3).is_none() }
     });
     let children = list(&line[2]).iter().map(|row| {
@@ -558,7 +541,7 @@ fn parse(name: &str, line: &Value) -> Module {
             Some((key, class)) => Variant::Model { key: key.to_owned(), class: class.to_owned() },
             None => Variant::Module(v.to_owned()),
         });
-        Child { name: text(&row[0]), variants: variants.collect(), length: size(&row[2]), always: row.get(3).is_none() }
+        Child { name: text(&row[0]), variants: variants.collect(), length: Size::of(&row[2]), always: row.get(3).is_none() }
     });
     let class = name.split('#').next().unwrap_or(name).to_owned();
     Module {

@@ -178,7 +178,35 @@ fn a_shape_that_the_config_contradicts_is_a_misfit() {
     assert!(first.contains("hidden_size = 48"), "{first}");
 }
 
-/// The class's default stands for a key that config.json lacks, unless an older name says it, another key decides it, or nothing is said of the part.
+/// Sizes that are products of heads, quotients, sums, and patches of an image, in parts and in whole models.
+#[test]
+fn each_size_that_the_config_decides_is_compared() {
+    for (name, pointer) in [
+        ("llama-tied", "/num_key_value_heads"),
+        ("mixtral", "/num_attention_heads"),
+        ("mixtral", "/num_key_value_heads"),
+        ("phi3", "/num_key_value_heads"),
+        ("deepseek_v3-mtp", "/qk_rope_head_dim"),
+        ("deepseek_v3-mtp", "/kv_lora_rank"),
+        ("granitemoe", "/num_attention_heads"),
+        ("qwen2_vl", "/text_config/num_key_value_heads"),
+        ("qwen2_vl", "/vision_config/spatial_merge_size"),
+        ("siglip", "/vision_config/image_size"),
+        ("dinov2", "/patch_size"),
+    ] {
+        let case = cases().into_iter().find(|c| c["name"] == name).unwrap();
+        assert!(made(&case, &case["config"]).misfits.is_empty(), "{name}");
+        let mut config = case["config"].clone();
+        let key = config.pointer_mut(pointer).unwrap_or_else(|| panic!("{name} has no {pointer}"));
+        *key = (key.as_u64().unwrap() * 2).into();
+        let found: Vec<String> = made(&case, &config).misfits.iter().map(ToString::to_string).collect();
+        let last = pointer.rsplit('/').next().unwrap();
+        assert!(found.iter().any(|m| m.contains(last)), "{name} {pointer}: {found:?}");
+    }
+}
+
+/// What stands for a key that config.json lacks: the class's default, unless an older name says it or another key decides it; what the class makes of
+/// other keys; and the numbers of a part that is not there as a whole.
 #[test]
 fn a_key_that_the_config_lacks_has_the_classs_default() {
     let case = |name: &str| cases().into_iter().find(|c| c["name"] == name).unwrap_or_else(|| panic!("no case {name}"));
@@ -189,7 +217,10 @@ fn a_key_that_the_config_lacks_has_the_classs_default() {
     };
     let misfits = |case: &Value, config: &Value| made(case, config).misfits.iter().map(ToString::to_string).collect::<Vec<_>>();
     let (qwen3, qwen3_vl, bloom) = (case("qwen3"), case("qwen3_vl"), case("bloom"));
+    let (llama, mixtral) = (case("llama-tied"), case("mixtral"));
     for (case, pointer, key, what) in [
+        (&llama, "", "num_key_value_heads", "num_key_value_heads (not in config.json: num_attention_heads)"),
+        (&qwen3_vl, "", "vision_config", "hidden_size (not in config.json, the default of 'qwen3_vl_vision') = 1152"),
         (&qwen3, "", "hidden_size", "hidden_size (not in config.json, the default of 'qwen3') = 4096"),
         (&qwen3_vl, "/vision_config", "hidden_size", "hidden_size (not in config.json, the default of 'qwen3_vl_vision') = 1152"),
         (&bloom, "", "hidden_size", "hidden_size (not in config.json, the default of 'bloom') = 64"),
@@ -199,8 +230,19 @@ fn a_key_that_the_config_lacks_has_the_classs_default() {
     }
     let mut older = without(&bloom, "", "hidden_size");
     older["n_embed"] = bloom["config"]["hidden_size"].clone();
-    for (case, config) in [(&bloom, &older), (&qwen3_vl, &without(&qwen3_vl, "", "vision_config"))] {
+    for (case, config) in [(&bloom, &older), (&llama, &without(&llama, "", "head_dim")), (&mixtral, &mixtral["config"])] {
         assert_eq!(misfits(case, config), Vec::<String>::new());
+    }
+    // In either way the width of a head is the hidden size by the number of heads.
+    for head_dim in [None, Some(Value::Null)] {
+        let mut config = mixtral["config"].clone();
+        config.as_object_mut().unwrap().remove("head_dim");
+        config["num_attention_heads"] = 8.into();
+        if let Some(value) = head_dim {
+            config["head_dim"] = value;
+        }
+        let found = misfits(&mixtral, &config);
+        assert!(found.iter().any(|m| m.contains("head_dim (not in config.json: hidden_size/num_attention_heads)")), "{found:?}");
     }
     let mut null = qwen3["config"].clone();
     null["head_dim"] = Value::Null;
