@@ -362,7 +362,12 @@ impl<'a, 'c> Assembler<'a, 'c> {
         strict: &[Regex],
     ) {
         let meta = |s: u32| &self.sources[s as usize];
-        let Some(found) = self.tree.find(&name, &self.choices).filter(|f| f.kind != Kind::Fleeting) else { return };
+        let Some(mut found) = self.tree.find(&name, &self.choices).filter(|f| f.kind != Kind::Fleeting) else { return };
+        if found.shape.as_ref().is_some_and(|expected| expected.len() != shape.len())
+            && let Some(other) = self.tree.find_of_rank(&name, shape.len()).filter(|f| f.kind != Kind::Fleeting)
+        {
+            found = other;
+        }
         let dtype = meta(sources[0]).dtype;
         if let Some(&other) = sources.iter().find(|&&s| meta(s).dtype != dtype) {
             let (first, second) = (meta(sources[0]).name.to_string(), meta(other).name.to_string());

@@ -260,8 +260,16 @@ impl<'c> Tree<'c> {
         if self.is_absent(name) {
             return None;
         }
-        let mut modules = vec![(0, self.root)];
-        self.find_in(self.root, name, 0, choices, &mut modules, None)
+        self.find_in(self.root, name, 0, (choices, None), &mut vec![(0, self.root)], None)
+    }
+
+    /// Finds a name of the model among all variants, as a tensor of that many dims: where variants have the same names, as a normalisation and a
+    /// convolution in one list, it is their dims that tell them apart.
+    pub fn find_of_rank(&self, name: &str, dims: usize) -> Option<Found> {
+        if self.is_absent(name) {
+            return None;
+        }
+        self.find_in(self.root, name, 0, (&Choices::new(), Some(dims)), &mut vec![(0, self.root)], None)
     }
 
     fn find_in(
@@ -269,7 +277,7 @@ impl<'c> Tree<'c> {
         at: Place,
         name: &str,
         start: usize,
-        choices: &Choices,
+        (choices, dims): (&Choices, Option<usize>),
         modules: &mut Vec<(usize, Place)>,
         beyond: Option<(String, u64, u64)>,
     ) -> Option<Found> {
@@ -280,6 +288,9 @@ impl<'c> Tree<'c> {
             return Some(Found { kind, fp32: false, shape: None, modules: modules.clone(), beyond });
         }
         if let Some(entry) = module.entries.iter().find(|e| e.name == rest) {
+            if dims.is_some_and(|dims| entry.shape.as_ref().is_some_and(|s| s.len() != dims)) {
+                return None;
+            }
             let shape = entry.shape.as_ref().map(|s| s.iter().map(|size| self.size(at.scope, size)).collect());
             return Some(Found { kind: entry.kind, fp32: entry.fp32, shape, modules: modules.clone(), beyond });
         }
@@ -304,7 +315,7 @@ impl<'c> Tree<'c> {
                     continue;
                 }
                 modules.push((end, next));
-                if let Some(found) = self.find_in(next, name, end + 1, choices, modules, beyond.clone()) {
+                if let Some(found) = self.find_in(next, name, end + 1, (choices, dims), modules, beyond.clone()) {
                     return Some(found);
                 }
                 modules.pop();

@@ -205,6 +205,23 @@ fn each_size_that_the_config_decides_is_compared() {
     }
 }
 
+/// A list whose elements have the same names and other dims: a normalisation, then a convolution.
+#[test]
+fn variants_with_the_same_names_are_told_apart_by_their_dims() {
+    let tensors = serde_json::json!({
+        "encoder.stages.1.downsampling_layer.0.weight": ["bfloat16", [96]],
+        "encoder.stages.1.downsampling_layer.0.bias": ["bfloat16", [96]],
+        "encoder.stages.1.downsampling_layer.1.weight": ["bfloat16", [192, 96, 2, 2]],
+        "encoder.stages.1.downsampling_layer.1.bias": ["bfloat16", [192]],
+    });
+    let config = serde_json::json!({"model_type": "convnext", "architectures": ["ConvNextModel"]});
+    let case = serde_json::json!({"use": "llm", "tensors": tensors});
+    let found = made(&case, &config);
+    assert_eq!(found.class.as_deref(), Some("ConvNextModel"));
+    assert_eq!(found.misfits.iter().map(ToString::to_string).collect::<Vec<_>>(), Vec::<String>::new());
+    assert_eq!((found.tensors.len(), found.unused.len()), (4, 0));
+}
+
 /// What stands for a key that config.json lacks: the class's default, unless an older name says it or another key decides it; what the class makes of
 /// other keys; and the numbers of a part that is not there as a whole.
 #[test]
