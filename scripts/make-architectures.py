@@ -262,9 +262,13 @@ def shrunk(config, most):
 
 
 def evened(config):
-    """Images that have an even number of patches along a side, and still have when the patches are doubled."""
+    """Images that have an even number of patches along a side, and still have when the patches are doubled; heads that divide the hidden size."""
     config = copy.deepcopy(config)
     for of in with_parts(config):
+        hidden, heads, groups = (vars(of).get(key) for key in ("hidden_size", "num_attention_heads", "num_key_value_heads"))
+        if type(hidden) is int and type(heads) is int and heads > 0 and hidden % heads and type(vars(of).get("head_dim")) is not int:
+            fits = (n for n in (64, 32, 16, 8, 4) if hidden % (2 * n) == 0 and n % (groups if type(groups) is int and groups > 0 else 1) == 0)
+            of.num_attention_heads = next(fits, heads)
         image, patch = vars(of).get("image_size"), vars(of).get("patch_size")
         if type(image) is int and type(patch) is int and patch and image % (2 * patch):
             of.image_size = 16 * patch
