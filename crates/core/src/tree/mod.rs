@@ -5,10 +5,12 @@ pub mod json;
 mod node;
 mod scalar;
 mod syntax;
+mod truth;
 pub mod yaml;
 
 pub use self::{
     de::{from_node, truth},
-    node::{Entry, MAX_DEPTH, Node, Value, truthiness},
+    node::{Entry, MAX_DEPTH, Node, Value},
     syntax::TAB,
+    truth::truthiness,
 };

@@ -2,8 +2,6 @@
 
 use shardwright_core::Loop;
 
-use super::sweep::span;
-
 /// Elements of a square that is transposed in registers.
 const SQUARE: usize = 8;
 
@@ -13,6 +11,11 @@ const CACHE_LINE: usize = 64;
 /// Elements of `size` bytes in a cache line.
 pub(super) const fn side_by_side(size: usize) -> usize {
     CACHE_LINE / size
+}
+
+/// Elements from the first to the last one of nested loops, both included.
+pub(super) fn span(loops: &[Loop]) -> u64 {
+    1 + loops.iter().map(|l| (l.size - 1) * l.source_stride).sum::<u64>()
 }
 
 /// Copies elements of `size` bytes from the tile to their places.

@@ -8,7 +8,7 @@ use std::ops::Range;
 use shardwright_core::{Loop, Piece};
 
 use self::{alone::Alone, shared::Shared};
-use super::scatter;
+use super::scatter::{side_by_side, span};
 
 /// Strided boxes between a file and ranks' parts of a parameter.
 #[derive(Debug)]
@@ -126,7 +126,7 @@ pub(crate) fn strips(parts: Vec<TilePart>, elements: u64, size: usize) -> Vec<(R
 
 fn strips_of(strip: u64, parts: Vec<TilePart>, elements: u64, size: usize) -> Vec<(Range<u64>, Vec<TilePart>)> {
     let line = parts.iter().flat_map(|p| p.loops.iter().map(|l| l.source_stride)).max().unwrap_or(1);
-    let least = scatter::side_by_side(size) as u64;
+    let least = side_by_side(size) as u64;
     let lines = (strip / line).max(least) / least * least;
     // Which loop of a part goes from line to line, if what it has of each stays inside of it.
     let along = |part: &TilePart| {
@@ -150,11 +150,6 @@ fn strips_of(strip: u64, parts: Vec<TilePart>, elements: u64, size: usize) -> Ve
         (first * line..(last * line).min(elements), cut.collect())
     };
     (0..count).step_by(usize::try_from(lines).unwrap_or(usize::MAX)).map(strip).collect()
-}
-
-/// Elements from the first to the last one of nested loops, both included.
-pub(super) fn span(loops: &[Loop]) -> u64 {
-    1 + loops.iter().map(|l| (l.size - 1) * l.source_stride).sum::<u64>()
 }
 
 #[cfg(test)]

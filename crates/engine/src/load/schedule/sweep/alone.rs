@@ -2,7 +2,8 @@
 
 use shardwright_core::{Loop, Piece};
 
-use super::{Source, TilePart, even_lines, span};
+use super::{Source, TilePart, even_lines};
+use crate::load::schedule::scatter::span;
 
 /// Between two parts of a tile at most so many bytes are read for nothing; where there are more, each part is read by itself.
 const GAP: u64 = 4096;

@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use shardwright_core::{Loop, Piece};
 
-use super::{Source, TilePart, even_lines, span};
+use super::{Source, TilePart, even_lines};
+use crate::load::schedule::scatter::span;
 
 /// With more parts than these the ranks read for themselves: each tile looks at all of them.
 const MOST_PARTS: usize = 1 << 12;
