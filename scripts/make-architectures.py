@@ -581,7 +581,7 @@ def product(n, powers, depends):
 
 
 def solve(n, depends):
-    """A size as a number, "key", "3*key", "key+2", "2*key*other", "key/other", "key*other+key*third", or None."""
+    """A size as a number, "key", "3*key", "key+2", "2*key*other", "key/other", or None; or a tuple of what it may be, "key*other+key*third"."""
     if not depends:
         return n
     if any(not value for value, _ in depends.values()):
@@ -615,7 +615,7 @@ def one_product(n, depends):
 
 
 def two_products(n, depends):
-    """A sum of two products, if there is one way alone."""
+    """A sum of two products: None, or a tuple of all that it may be."""
     found = set()
     kinds = [(p, q) for p in (0, 1, -1) for q in (0, 1, -1) if p or q]
     if len(depends) > 5:
@@ -638,9 +638,9 @@ def two_products(n, depends):
                 continue
             first = product(int(x), {k: p for k, (p, _) in zip(depends, powers) if p}, depends)
             second = product(n - int(x), {k: q for k, (_, q) in zip(depends, powers) if q}, depends)
-            if first and second and first[0].isalpha() | second[0].isalpha():
+            if first and second:
                 found.add("+".join(sorted((first, second))))
-    return found.pop() if len(found) == 1 else None
+    return tuple(sorted(found)) if 0 < len(found) <= 8 else None
 
 
 def evaluate(formula, values):
@@ -664,13 +664,14 @@ def keys_of(formula):
 
 def is_plain(formula):
     """Of one key, or a product: what single changes show is enough."""
-    return not isinstance(formula, str) or "/" not in formula and ("+" not in formula or len(keys_of(formula)) < 2)
+    return not isinstance(formula, (str, tuple)) or isinstance(formula, str) and "/" not in formula and ("+" not in formula or len(keys_of(formula)) < 2)
 
 
 def confirm(cls, config, solved, within):
-    """Takes back formulas that hold for one key changed and not for two, and those that no such config was built for."""
-    open_ones = {place: f for place, f in solved.items() if not is_plain(f)}
-    sets = {frozenset(keys_of(f)) for f in open_ones.values()}
+    """Takes back formulas that hold for one key changed and not for two, and those that no such config was built for. Of several that a size may be
+    the one stays that holds."""
+    open_ones = {place: list(f) if isinstance(f, tuple) else [f] for place, f in solved.items() if not is_plain(f)}
+    sets = {frozenset(keys_of(fs[0])) for fs in open_ones.values()}
     pairs = sorted({tuple(sorted(pair)) for keys in sets for pair in itertools.combinations(keys, 2)})[:24]
     seen = set()
     for pair in [*pairs, *((k,) for k in sorted({k for keys in sets if len(keys) == 1 for k in keys}))]:
@@ -684,17 +685,15 @@ def confirm(cls, config, solved, within):
             except Exception:
                 continue
             values = plain(other)
-            for place, formula in open_ones.items():
-                if place in there and len(keys_of(formula).intersection(pair)) == len(pair):
-                    found = evaluate(formula, values)
-                    if found is None:
+            for place, formulas in open_ones.items():
+                if place in there and formulas and len(keys_of(formulas[0]).intersection(pair)) == len(pair):
+                    found = [evaluate(formula, values) for formula in formulas]
+                    if None in found:
                         continue
                     seen.add(place)
-                    if found != there[place][0]:
-                        solved[place] = None
-    for place in open_ones:
-        if place not in seen:
-            solved[place] = None
+                    open_ones[place] = [f for f, n in zip(formulas, found) if n == there[place][0]]
+    for place, formulas in open_ones.items():
+        solved[place] = formulas[0] if place in seen and len(formulas) == 1 else None
 
 
 # ---- all classes -------------------------------------------------------------------------------------------------------------------
