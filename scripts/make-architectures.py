@@ -432,6 +432,8 @@ def describe(cls, config, deep, within=None):
         confirm(cls, config, solved, within)
     for place, (n, holder, d) in base.items():
         formula = solved[place]
+        if d is not None and isinstance(formula, str) and misleads(formula):
+            formula = None
         if d is None:
             holder[2] = formula
         else:
@@ -660,6 +662,14 @@ def evaluate(formula, values):
 
 def keys_of(formula):
     return set(re.findall(r"[A-Za-z_]\w*", formula)) if isinstance(formula, str) else set()
+
+
+LAYER_COUNTS = {"num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers", "depth"}
+
+
+def misleads(formula):
+    """Formulas of a dim that are none: the number of layers, which lists of other things are as long as, and windows, which some layers do without."""
+    return formula in LAYER_COUNTS or "window_size" in keys_of(formula)
 
 
 def is_plain(formula):
