@@ -2,10 +2,10 @@
 
 use serde_json::Value;
 
-/// A number that follows from another key stands for a size of its own: a factor or a summand above this one is not taken for a constant.
+/// The largest factor or summand that is taken for a constant: a larger number is probably the default value of some key.
 const LARGEST_CONSTANT: u64 = 4;
 
-/// Derived keys follow from others, and these from others again, this often.
+/// A derived key may follow from keys that are derived themselves; chains longer than this are not followed.
 pub(crate) const DEEPEST: u32 = 4;
 
 /// The size of one dim.

@@ -216,9 +216,9 @@ impl Own {
     /// Why peft makes no adapter for it, where that is certain.
     fn obstacle(&self) -> Option<&'static str> {
         match self.weight {
-            Some(0 | 1) => Some("whose weight is no matrix"),
+            Some(0 | 1) => Some("whose weight is not a matrix"),
             None if !self.attention && !self.others => Some("which only holds other modules"),
-            None if !self.attention => Some("which is no layer with a weight"),
+            None if !self.attention => Some("which has parameters but no weight"),
             _ => None,
         }
     }

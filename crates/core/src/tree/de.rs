@@ -46,11 +46,11 @@ pub fn from_node<T: DeserializeOwned>(node: &Node, path: &str) -> Result<T, Vec<
 /// The name under which [`truth`] asks a tree for a value's truth.
 const TRUTH: &str = "$truth";
 
-/// For `deserialize_with`: a value by its truth in Python, [`Node::is_truthy`], where that is all that an engine asks for. What is not a tree has
-/// booleans there.
+/// For `deserialize_with`: a value by its truth in Python, [`Node::is_truthy`], where that is all that an engine asks for. Other formats than
+/// trees must have a boolean there.
 ///
 /// # Errors
-/// Of another deserializer than a tree's, what is no boolean.
+/// A value that is not a boolean, if the deserializer is not that of a tree.
 #[doc(hidden)]
 pub fn truth<'de, D: Deserializer<'de>>(d: D) -> Result<bool, D::Error> {
     struct Truth;

@@ -67,11 +67,13 @@ pub(super) fn check(root: &Node, cx: &mut BuildContext<'_>) {
 
 /// Reports the first key that an enabled section lacks.
 fn needed(root: &Node, cx: &mut BuildContext<'_>) {
-    let mut told: &[&str] = &[];
+    let mut reported: &[&str] = &[];
     for (path, key) in NEEDED {
         let is_on = |section: &&Node| section.get("enabled").is_some_and(|on| on.is_truthy() && on.as_str() != Some("auto"));
-        let Some(section) = root.find(path).filter(is_on).filter(|section| told != *path && section.find(key).is_none()) else { continue };
-        told = path;
+        let Some(section) = root.find(path).filter(is_on).filter(|section| reported != *path && section.find(key).is_none()) else {
+            continue;
+        };
+        reported = path;
         let message = format!("{} is enabled, and {} is missing, without which DeepSpeed does not start", path.join("."), key.join("."));
         cx.diagnostics
             .push(Diagnostic::error("deepspeed-missing", message).at(section.at.clone()).help("write it, or set enabled to false"));
