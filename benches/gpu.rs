@@ -64,7 +64,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             let mut least = f64::INFINITY;
             let cast_there = from != to && (to.bits() > from.bits() || downcast == Downcast::Device);
             let device = if cast_there { Some(clock.kernel(from, to)?) } else { None };
-            for threads in [1, 4, 8] {
+            for threads in [1, 4, 8, 16] {
                 let crossing = if downcast == Downcast::Host { mib * MIB * from.bits().min(to.bits()) / from.bits() } else { mib * MIB };
                 let files = files_rate(&dir.path().join("model.safetensors"), threads)?;
                 let copy = median(|| clock.pinned_copy(crossing))?;
@@ -103,6 +103,9 @@ fn main() -> Result<(), Box<dyn Error>> {
             println!("| {from} → {to} | {} | first | {:.3} s | - | - | - | - | - | - |", place(from, to, downcast), first);
             fastest.push((least, downcast));
         }
+        if from == to {
+            rings(&clock, &devices, (&plan, &checkpoint), mib)?;
+        }
         if let [host, device] = fastest[..] {
             let (cheaper, other) = if host.0 <= device.0 { (host, device) } else { (device, host) };
             println!(
@@ -110,7 +113,31 @@ fn main() -> Result<(), Box<dyn Error>> {
                 cheaper.1, cheaper.0, other.0
             );
         }
-        torch(&dir.path().join("model.safetensors"), to);
+        if from == DType::BF16 {
+            torch(&dir.path().join("model.safetensors"), to);
+        }
+    }
+    Ok(())
+}
+
+/// What rings of other sizes give: a smaller one has smaller blocks.
+fn rings(clock: &Clock, devices: &Devices, (plan, checkpoint): (&ShardPlan, &Checkpoint), mib: u64) -> Result<(), Box<dyn Error>> {
+    let cores = std::thread::available_parallelism()?.get();
+    for threads in [4, 8, 16].into_iter().filter(|&n| n <= cores) {
+        for ring_mib in [12, 16, 24, 256] {
+            let options = DeviceOptions { ring_bytes: ring_mib << 20, ..DeviceOptions::default() };
+            let io = IoOptions { threads: Some(threads), ..IoOptions::default() };
+            let load = |devices: &Devices| Ok(Loader::new(plan, checkpoint).io(io.clone()).load_to(devices, options)?);
+            let kept = median(|| clock.time(|| load(devices)).map(|(seconds, _freed_here)| seconds))?;
+            let first = median(|| {
+                let devices = Devices::open(&[0])?;
+                clock.time(|| load(&devices)).map(|(seconds, _freed_here)| seconds)
+            })?;
+            let rate = (mib * MIB) as f64 / kept / 1e9;
+            println!(
+                "| ring of at most {ring_mib} MiB: {kept:.3} s, first {first:.3} s | - | {threads} | {rate:.2} | - | - | - | - | - | - |"
+            );
+        }
     }
     Ok(())
 }

@@ -253,6 +253,14 @@ CALL cuMemFree_v2(Pointer at) {
     std::free(reinterpret_cast<void *>(uintptr_t(at)));
     return OK;
 }
+CALL cuPointerGetAttribute(int *value, int attribute, Pointer at) {
+    LOCK;
+    if (attribute != 9) wrong("an attribute of a pointer that is not its device");
+    auto next = memory.upper_bound(at);
+    if (next == memory.begin() || at >= std::prev(next)->first + std::prev(next)->second.bytes) return INVALID_VALUE;
+    *value = std::prev(next)->second.device;
+    return OK;
+}
 CALL cuMemHostAlloc(void **at, size_t bytes, unsigned flags) {
     MAY_FAIL;
     check_context();

@@ -3,6 +3,7 @@
 //! Without a device the tests are reported as ignored. The fake shows that the calls are right in kind and order, not that a card gives these
 //! bits: that takes a card, and `scripts/gpu-check.sh`.
 
+mod callers;
 mod cases;
 mod cli;
 mod counted;
@@ -12,7 +13,7 @@ mod stand_in;
 #[path = "../support/mod.rs"]
 mod support;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use shardwright::{
     core::{Assembly, DType, Loop, Mesh, Model, Piece, Placement, ShardPlan, ShardStrategy, TensorMeta},
@@ -45,6 +46,9 @@ tests! {
     a_threads_own_context_is_left_alone,
     all_of_it_passes_on_a_driver_that_is_none,
     a_driver_in_front_of_this_machines_fails_and_counts,
+    callers::memory_on_a_device_gets_the_hosts_bits,
+    callers::memory_that_is_not_on_the_device_is_refused,
+    callers::a_fill_that_fails_at_any_step_leaves_nothing,
     cli::without_a_device_cuda_is_refused_and_auto_says_why_not,
     cli::a_report_of_a_load_to_a_device_has_the_hosts_digests,
     cli::a_driver_or_a_device_that_will_not_do_is_refused,
@@ -59,10 +63,17 @@ tests! {
 /// What the driver holds is counted for the whole process, so that one test at a time may use it.
 static ALONE: Mutex<()> = Mutex::new(());
 
+/// Each device's context, so that it is made once: that takes a card longer than most tests.
+static CONTEXTS: OnceLock<Devices> = OnceLock::new();
+
 /// The driver for one test, which is skipped without one.
 fn driver() -> MutexGuard<'static, ()> {
     match probe() {
-        Ok(_) => ALONE.lock().unwrap_or_else(PoisonError::into_inner),
+        Ok(driver) => {
+            let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+            CONTEXTS.get_or_init(|| Devices::open(&driver.devices.iter().map(|d| d.ordinal).collect::<Vec<_>>()).unwrap());
+            alone
+        }
         Err(why) => skip(format!("no CUDA device: {why}")),
     }
 }
@@ -386,7 +397,15 @@ fn a_driver_in_front_of_this_machines_fails_and_counts() {
     let real = probe().ok().and_then(|_| stand_in::real());
     let on_a_card = real.is_some();
     let real = real.unwrap_or_else(|| built("fake_cuda.cpp", behind.path()));
-    for test in ["a_driver_that_fails", "a_load_that_fails", "a_device_holds", "pointers_streams", "a_ring_is_kept", "short_runs"] {
+    for test in [
+        "a_driver_that_fails",
+        "a_load_that_fails",
+        "a_fill_that_fails",
+        "a_device_holds",
+        "pointers_streams",
+        "a_ring_is_kept",
+        "short_runs",
+    ] {
         let output = stand_in::run(&watched, &[test], &[("WATCHED_CUDA", &real)]);
         let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success() && text.contains(" 1 passed; 0 failed; 0 ignored"), "{test}: {}\n{text}", output.status);

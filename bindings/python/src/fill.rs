@@ -1,14 +1,18 @@
 //! `fill` and `casts` for Python: arguments checked and handed on.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use pyo3::{prelude::*, types::PyDict};
 use shardwright::{
     cast,
     core::{Assembly as Pieces, DType, Loop, Name, Piece},
     engine::{
-        Checkpoint as Engine, IoOptions, ReadMethod,
-        load::{Destination, Item as Wanted, Part, fill as read},
+        Checkpoint as Engine, EngineError, IoOptions, ReadMethod,
+        device::{DeviceOptions, DeviceRequest, Devices, choose, probe},
+        load::{Destination, Item as Wanted, Part, Progress, fill as read, fill_on_device},
     },
 };
 
@@ -35,6 +39,26 @@ fn dtype(name: &str) -> PyResult<DType> {
 #[pyfunction]
 pub fn casts(from: &str, to: &str) -> PyResult<bool> {
     Ok(cast::caster(dtype(from)?, dtype(to)?).is_some())
+}
+
+/// Devices that were filled before, by ordinal: their kernels are compiled once.
+static OPEN: Mutex<BTreeMap<u32, Devices>> = Mutex::new(BTreeMap::new());
+
+fn opened_device(ordinal: u32) -> Result<Devices, EngineError> {
+    let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(devices) = open.get(&ordinal) {
+        return Ok(devices.clone());
+    }
+    choose(DeviceRequest::Cuda(Some(ordinal)), probe, None, &[0])?;
+    let devices = Devices::open(&[ordinal])?;
+    open.insert(ordinal, devices.clone());
+    Ok(devices)
+}
+
+/// Why memory on this CUDA device is not filled, if so: no driver, a device that is too old, or none of that number.
+#[pyfunction]
+pub fn device_refused(py: Python<'_>, device: u32) -> Option<String> {
+    py.detach(|| opened_device(device)).err().map(|e| e.to_string())
 }
 
 fn item(checkpoint: &Engine, item: Item, seen: &mut HashMap<String, u64>) -> PyResult<Wanted> {
@@ -73,9 +97,12 @@ fn item(checkpoint: &Engine, item: Item, seen: &mut HashMap<String, u64>) -> PyR
 
 /// Fills each item's memory and returns what it took.
 ///
-/// Addresses are those of `tensor.data_ptr()`: the caller keeps the tensors alive, and nothing else may use their memory meanwhile.
+/// Addresses are those of `tensor.data_ptr()`, on the CUDA device of that number if one is given: the caller keeps the tensors alive, and nothing
+/// else may use their memory meanwhile.
 #[pyfunction]
-#[pyo3(signature = (checkpoint, items, *, threads = None, block_size = None, direct = false, local_processes = None, progress = None))]
+#[pyo3(signature = (
+    checkpoint, items, *, threads = None, block_size = None, direct = false, device = None, local_processes = None, progress = None
+))]
 #[expect(clippy::too_many_arguments, reason = "keyword arguments of Python")]
 pub fn fill<'py>(
     py: Python<'py>,
@@ -84,6 +111,7 @@ pub fn fill<'py>(
     threads: Option<usize>,
     block_size: Option<usize>,
     direct: bool,
+    device: Option<u32>,
     local_processes: Option<u32>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
@@ -92,11 +120,19 @@ pub fn fill<'py>(
     let opened = Arc::clone(&checkpoint.0);
     let mut seen = HashMap::with_capacity(items.len());
     let items = items.into_iter().map(|i| item(&opened, i, &mut seen)).collect::<PyResult<Vec<_>>>()?;
-    let items = memory::check(items)?;
+    let items = if device.is_some() { memory::distinct(items)? } else { memory::check(items)? };
     let stats = wait::run(py, progress.as_ref(), |cancel, progress| {
-        // SAFETY: `memory::check` saw that the memory is writable and that no two parts overlap; the Python side takes address and size
-        // from tensors that it holds and that nothing else uses before it returns.
-        unsafe { read(&opened, &items, &io, Some(&|p| progress.note(p.read, p.total)), cancel) }
+        let note = |p: &Progress<'_>| progress.note(p.read, p.total);
+        let Some(ordinal) = device else {
+            // SAFETY: `memory::check` saw that the memory is writable and that no two parts overlap; the Python side takes address and size
+            // from tensors that it holds and that nothing else uses before it returns.
+            return unsafe { read(&opened, &items, &io, Some(&note), cancel) };
+        };
+        let devices = opened_device(ordinal)?;
+        // SAFETY: as above, but that the engine itself asks whether the memory is on the device; the Python side has waited for all work there.
+        let stats = unsafe { fill_on_device(&opened, &items, (&devices, DeviceOptions::default()), &io, Some(&note), cancel) };
+        devices.release_ring(); // the training wants the memory
+        stats
     })?;
     let out = PyDict::new(py);
     out.set_item("bytes_read", stats.bytes_read)?;

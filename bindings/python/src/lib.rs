@@ -26,7 +26,7 @@ mod _native {
         checkpoint::{Checkpoint, open_optimizer},
         convert::{convert, diff},
         files::{inspect, verify},
-        fill::{casts, fill},
+        fill::{casts, device_refused, fill},
         plugin::{check_policy, check_strategy, placement, register},
     };
 

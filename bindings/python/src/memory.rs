@@ -71,10 +71,7 @@ fn within(maps: &[Stretch], start: usize, end: usize) -> bool {
 
 /// Refuses memory that a fill would not survive, and asks for huge pages for the rest. Parts that are the same in every respect are kept once.
 pub fn check(items: Vec<Item>) -> PyResult<Vec<Item>> {
-    let size = |item: &Item| usize::try_from(item.to.bytes).unwrap_or(usize::MAX);
-    let mut order: Vec<usize> = (0..items.len()).filter(|&i| items[i].to.bytes > 0).collect();
-    order.sort_by_key(|&i| (items[i].to.address, items[i].to.bytes));
-    let maps = writable();
+    let (maps, order) = (writable(), by_address(&items));
     for &i in &order {
         let item = &items[i];
         let (start, end) = (item.to.address, item.to.address.saturating_add(size(item)));
@@ -87,9 +84,25 @@ pub fn check(items: Vec<Item>) -> PyResult<Vec<Item>> {
     if let Some(maps) = &maps {
         advise(&items, &order, maps);
     }
+    distinct(items)
+}
+
+fn size(item: &Item) -> usize {
+    usize::try_from(item.to.bytes).unwrap_or(usize::MAX)
+}
+
+/// The items that have memory.
+fn by_address(items: &[Item]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..items.len()).filter(|&i| items[i].to.bytes > 0).collect();
+    order.sort_by_key(|&i| (items[i].to.address, items[i].to.bytes));
+    order
+}
+
+/// Refuses parts that share memory, but for those that are the same in every respect, which are kept once.
+pub fn distinct(items: Vec<Item>) -> PyResult<Vec<Item>> {
     let mut dropped = vec![false; items.len()];
     let mut last: Option<usize> = None;
-    for &i in &order {
+    for i in by_address(&items) {
         if let Some(before) = last {
             let (a, b) = (&items[before], &items[i]);
             if b.to.address < a.to.address.saturating_add(size(a)) && b.to.address != 0 {

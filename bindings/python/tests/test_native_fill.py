@@ -1,6 +1,11 @@
 """The extension's fill against torch: random moves, every kind of region, casts, padding; and what it refuses."""
 
+import os
 import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -112,3 +117,54 @@ def test_an_exception_in_a_callback_is_raised(checkpoint):
 
     with pytest.raises(Mine):
         run(checkpoint, (6, 4, 10), "a", [(0, 6), (0, 4), (0, 10)], None, torch.empty(240), progress=fail)
+
+
+ON_A_DEVICE = """
+import ctypes, sys
+from shardwright import _native
+
+cuda = ctypes.CDLL("libcuda.so.1")
+context, address = ctypes.c_void_p(), ctypes.c_uint64()
+assert cuda.cuInit(0) == 0 and cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0) == 0 and cuda.cuCtxSetCurrent(context) == 0
+assert cuda.cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t(4096)) == 0
+assert _native.device_refused(0) is None and "there is no device 7" in _native.device_refused(7)
+checkpoint = _native.Checkpoint.open(sys.argv[1])
+item = ("a", [6, 4, 10], "a", None, [(1, 4), (0, 4), (2, 9)], None, address.value + 8, 3 * 4 * 7 * 2 + 6, "bfloat16")
+stats = _native.fill(checkpoint, [item], device=0, threads=2)
+assert stats["bytes_needed"] == 3 * 4 * 7 * 4, stats
+for wrong in ({**dict(enumerate(item)), 6: id(item)}, {**dict(enumerate(item)), 6: address.value + 4090}):
+    try:
+        _native.fill(checkpoint, [tuple(wrong.values())], device=0)
+    except Exception as error:
+        assert type(error).__name__ == "PlanError" and "'a'" in str(error) and "not on device 0" in str(error), error
+    else:
+        raise AssertionError("memory that is not on the device was taken")
+out = (ctypes.c_uint8 * 4096)()
+stream = ctypes.c_void_p()
+assert cuda.cuStreamCreate(ctypes.byref(stream), 1) == 0 and cuda.cuMemcpyDtoHAsync_v2(out, address, ctypes.c_size_t(4096), stream) == 0
+assert cuda.cuStreamSynchronize(stream) == 0 and cuda.cuStreamDestroy_v2(stream) == 0
+sys.stdout.write(bytes(out).hex())
+"""
+
+
+def test_memory_on_a_device_is_filled_in_place(tmp_path, checkpoint):
+    """On a libcuda that runs the kernels on the host: that a card does the same is for test_cuda.py to show."""
+    tests = Path(__file__).parents[3] / "tests" / "gpu"
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    kernels = tests.parents[1] / "crates" / "engine"
+    flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-Wno-unknown-pragmas", "-shared", "-fPIC", f"-I{kernels / 'tests' / 'kernels'}"]
+    source = f'-DCAST_CU="{kernels / "src" / "device" / "kernels" / "cast.cu"}"'
+    subprocess.run([compiler, *flags, source, tests / "fake_cuda.cpp", "-o", tmp_path / "libcuda.so.1", "-ldl"], check=True)
+    (tmp_path / "libcuda.so").symlink_to("libcuda.so.1")
+    real = sources()["a"].float()
+    save_file({"a": real}, tmp_path / "model.safetensors")
+    found = subprocess.run(
+        [sys.executable, "-c", ON_A_DEVICE, tmp_path], env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert found.returncode == 0, found.stderr
+    memory = bytes.fromhex(found.stdout)
+    want = real[1:4, :, 2:9].bfloat16().contiguous().view(torch.uint8).numpy().tobytes() + bytes(6)
+    assert memory[8 : 8 + len(want)] == want
+    assert memory[:8] == memory[8 + len(want) : 16 + len(want)], "it wrote beside its memory"

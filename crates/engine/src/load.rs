@@ -19,9 +19,9 @@ use std::sync::Arc;
 
 use shardwright_core::ShardPlan;
 
-use self::pipeline::{Job, Places, Target};
+use self::pipeline::{Job, Places};
 pub use self::{
-    into::{Destination, Item, Part, fill},
+    into::{Destination, Item, Part, fill, fill_on_device},
     options::{IoChoice, IoOptions},
     preflight::Preflight,
     shards::{Element, Loaded, RankShards, TensorView},
@@ -184,18 +184,19 @@ impl<'p, 'a> Loader<'p, 'a> {
         let arenas = layouts.iter().map(allocate).collect::<Result<Vec<_>>>()?;
         let plan = self.plan;
         let slots = layouts.iter().map(|l| Arc::clone(&l.slots)).collect();
-        let done = self.job(choice, schedule, Places::Arenas { arenas, slots }, None).run(&layouts, started)?;
+        let opener = self.opener(&choice);
+        let Self { checkpoint, cancel, progress, .. } = self;
+        let job = Job { checkpoint, schedule, places: Places::Arenas { arenas, slots }, choice, opener, device: None, cancel, progress };
+        let done = job.run(&layouts, started)?;
         Ok(Loaded::new(plan, layouts, done))
     }
 
-    /// The load as the pipeline takes it: into this memory, or else to devices.
-    fn job(self, choice: IoChoice, schedule: schedule::Schedule, places: Places, device: Option<Arc<Target>>) -> Job<'a> {
-        let opener = Opener {
+    fn opener(&self, choice: &IoChoice) -> Opener {
+        Opener {
             method: choice.method,
             #[cfg(test)]
-            faults: self.faults,
-        };
-        Job { checkpoint: self.checkpoint, schedule, places, choice, opener, device, cancel: self.cancel, progress: self.progress }
+            faults: self.faults.clone(),
+        }
     }
 
     /// Validates plan and ranks for this checkpoint. Memory safety rests on it, so it is done for every load.

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from . import _native
+from . import _device, _native
 from ._errors import ConfigError, PlanError, UnsupportedError
 from ._hub import open_checkpoint
 from ._model import Part, Slot, base_of, check_writable, initialise, materialise, part, refresh, reshard, slots
@@ -24,7 +24,7 @@ from ._trace import Recipe, Traced, trace
 logger = logging.getLogger("shardwright")
 
 STAGING_BYTES = 64 << 20
-"""Memory for values that cannot be written in place: on another device, not contiguous, or computed."""
+"""Memory for values that cannot be written in place: on a device that the engine does not write to, not contiguous, or computed."""
 
 MOST_NAMED = 8
 
@@ -301,7 +301,7 @@ def read(
     ways: dict[tuple[str, torch.dtype, str | None], _Way] = {}
     ranges: dict[Any, Any] = {}
     rounding = _rounding(model, options)
-    direct: list[Any] = []
+    direct: dict[int | None, list[Any]] = {}
     later: list[tuple[Slot, Part, Recipe, str]] = []
     computed: list[tuple[Slot, Part, Recipe]] = []
     for slot, recipe in jobs:
@@ -326,8 +326,8 @@ def read(
             way = _Way(all(_native.casts(a, b) for a, b in _steps(kind, through, _name(local.dtype))))
             ways[kind, local.dtype, through] = way
         way.count += 1
-        if way.castable and local.is_cpu and local.is_contiguous():
-            direct.append(_item(slot, recipe, where, local, through))
+        if way.castable and _device.in_place(local):
+            direct.setdefault(_device.index(local), []).append(_item(slot, recipe, where, local, through))
         else:
             later.append((slot, where, recipe, kind))
     for (kind, to, _), way in ways.items():
@@ -336,8 +336,8 @@ def read(
             report.casts[key] = report.casts.get(key, 0) + way.count
     bar = _Bar(options.progress)
     try:
-        if direct:
-            _native_fill(opened, direct, report, options, bar)
+        for device, items in direct.items():
+            _native_fill(opened, items, report, options, bar, device)
         _read_staged(opened, later, rounding, report, options, bar)
         _compute(model, opened, computed, report, options)
     finally:
@@ -359,10 +359,15 @@ def _neighbours() -> int | None:
     return int(local) if local and local.isdigit() else None
 
 
-def _native_fill(opened: _native.Checkpoint, items: list[Any], report: LoadReport, options: Options, bar: _Bar) -> None:
+def _native_fill(
+    opened: _native.Checkpoint, items: list[Any], report: LoadReport, options: Options, bar: _Bar, device: int | None = None
+) -> None:
+    """Fills the items' memory, which is on one device, or on the host."""
+    _device.settle(device)
     stats = _native.fill(
         opened,
         items,
+        device=device,
         threads=options.threads,
         local_processes=_neighbours(),
         progress=bar.report,

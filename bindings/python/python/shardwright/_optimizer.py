@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from . import _native
+from . import _device, _native
 from ._errors import PlanError, UnsupportedError
 from ._fill import LoadReport, Options, _item, _listed, _native_fill
 from ._model import Slot, base_of, part, reshard, slots
@@ -64,7 +64,7 @@ def fill_optimizer(
     by_id = {id(slot.tensor): slot for slot in slots(base_of(model))[0]}
     report = LoadReport()
     made: list[tuple[torch.Tensor, dict[str, torch.Tensor]]] = []
-    items: list[Any] = []
+    items: dict[int | None, list[Any]] = {}
     staged: list[tuple[torch.Tensor, torch.Tensor]] = []
     changes: list[tuple[dict[str, Any], dict[str, Any]]] = []
     used: set[str] = set()
@@ -90,11 +90,12 @@ def fill_optimizer(
                 values[state] = torch.zeros_like(parameter, requires_grad=False)
                 where = part(Slot(values[state], [name]))
                 memory = where.local
-                if memory.device.type != "cpu" or not memory.is_contiguous():
+                if not _device.in_place(memory):
                     memory = torch.empty(memory.shape, dtype=memory.dtype)
                     staged.append((where.local, memory))
                 recipe = Recipe(shape=slot.shape, source=name)
-                items.append(_item(Slot(values[state], [name]), recipe, where, memory, None))
+                item = _item(Slot(values[state], [name]), recipe, where, memory, None)
+                items.setdefault(_device.index(memory), []).append(item)
                 report.filled.append(name)
             on_device = group.get("capturable") or group.get("fused")
             values["step"] = torch.tensor(float(states[found]["step"]), dtype=torch.float32, device=parameter.device if on_device else "cpu")
@@ -108,7 +109,8 @@ def fill_optimizer(
         logger.warning("the optimizer has no place for %d states: %s", len(report.unexpected), _listed(report.unexpected))
     bar = _Bar(progress)
     try:
-        _native_fill(opened, items, report, Options(threads=threads), bar)
+        for device, of_device in items.items():
+            _native_fill(opened, of_device, report, Options(threads=threads), bar, device)
     finally:
         bar.close()
     for target, memory in staged:

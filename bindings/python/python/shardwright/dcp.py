@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, ChunkSto
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 from torch.futures import Future
 
-from . import _native
+from . import _device, _native
 from ._errors import PlanError, UnsupportedError
 from ._fill import STAGING_BYTES, _name, _neighbours
 from ._hub import open_checkpoint
@@ -69,7 +69,7 @@ class SafetensorsReader(StorageReader):
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         tensors = {name: (dtype, shape) for name, dtype, shape in self.opened.tensors()}
-        direct: list[Any] = []
+        direct: dict[int | None, list[Any]] = {}
         committed: list[tuple[Any, torch.Tensor]] = []
         staged: list[tuple[Any, torch.Tensor, torch.Tensor, Any]] = []
         size = 0
@@ -83,12 +83,12 @@ class SafetensorsReader(StorageReader):
             if tuple(target.shape) != tuple(request.lengths):
                 raise PlanError(f"tensor '{name}': expected a target of shape {tuple(request.lengths)}, found {tuple(target.shape)}")
             memory = target
-            if target.device.type != "cpu" or not target.is_contiguous() or not _native.casts(dtype, _name(target.dtype)):
+            if not _device.in_place(target) or not _native.casts(dtype, _name(target.dtype)):
                 kind = target.dtype if _native.casts(dtype, _name(target.dtype)) else getattr(torch, dtype)
                 memory = torch.empty(target.shape, dtype=kind)
             item = (name, shape, name, None, ranges, None, memory.data_ptr(), memory.numel() * memory.element_size(), _name(memory.dtype))
             if memory is target:
-                direct.append(item)
+                direct.setdefault(_device.index(target), []).append(item)
                 committed.append((request, target))
             else:
                 staged.append((request, target, memory, item))
@@ -96,7 +96,9 @@ class SafetensorsReader(StorageReader):
                 if size >= STAGING_BYTES:
                     self._copy(staged, planner)
                     staged, size = [], 0
-        _native.fill(self.opened, direct, threads=self.threads, local_processes=_neighbours())
+        for device, items in direct.items():
+            _device.settle(device)
+            _native.fill(self.opened, items, device=device, threads=self.threads, local_processes=_neighbours())
         for request, target in committed:
             planner.commit_tensor(request, target)
         self._copy(staged, planner)

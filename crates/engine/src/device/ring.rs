@@ -71,6 +71,9 @@ pub(crate) const SLOTS: usize = 3;
 const BLOCK: usize = 2 << 20;
 /// Below this, calls cost more than copies.
 const SMALLEST: usize = 64 << 10;
+/// The ring is at most this part of what is loaded, down to blocks of [`SHORT`]: pinning a byte takes some ten times as long as sending it.
+const PART: u64 = 32;
+const SHORT: usize = 512 << 10;
 /// Streams of a device: copies, casts and their neighbours overlap.
 pub(crate) const STREAMS: usize = 4;
 
@@ -97,8 +100,9 @@ impl Ring {
             let cuts = block.div_ceil(usize::try_from(TILE).unwrap_or(1));
             Self { block, runs, tiles: (runs + cuts) * ranks.max(1) }
         };
-        let useful = usize::try_from(total.div_ceil(workers.max(1) as u64)).map_or(BLOCK, |b| b.min(BLOCK)).next_multiple_of(SMALLEST);
-        let mut block = useful.clamp(SMALLEST, BLOCK);
+        let each = |bytes: u64, slots: usize| usize::try_from(bytes / slots.max(1) as u64).map_or(BLOCK, |b| b.min(BLOCK));
+        let worthwhile = each(total / PART, SLOTS * workers).max(SHORT);
+        let mut block = each(total, workers).min(worthwhile).next_multiple_of(SMALLEST).clamp(SMALLEST, BLOCK);
         while with(block).bytes(workers) > budget {
             block = block / 2 / SMALLEST * SMALLEST;
             if block == 0 {
@@ -180,6 +184,7 @@ mod tests {
         }
         assert_eq!(Ring::new(256 << 20, 8, 1, u64::MAX).unwrap().block, BLOCK);
         assert_eq!(Ring::new(256 << 20, 2, 1, 300_000).unwrap().block, 192 << 10);
+        assert_eq!(Ring::new(256 << 20, 16, 1, 1 << 30).unwrap().block, 704 << 10);
         let error = Ring::new(1 << 20, 16, 1, 1 << 30).unwrap_err().to_string();
         assert!(error.contains("16 threads") && error.contains("bytes or more"), "{error}");
     }

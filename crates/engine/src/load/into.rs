@@ -11,11 +11,13 @@ use super::{
     CancelToken, IoOptions, LoadStats, Progress,
     layout::{Alike, RankLayout, Tables},
     machine::Machine,
-    pipeline::{Foreign, Job, Places},
+    on_device::DeviceLoad,
+    pipeline::{Extent, Foreign, Job, Places},
     schedule::{Schedule, order_of},
 };
 use crate::{
     checkpoint::Checkpoint,
+    device::{DeviceOptions, Devices},
     error::{EngineError, ErrorKind, Result},
     source::Opener,
 };
@@ -46,7 +48,7 @@ pub enum Part {
     Flat(Range<u64>),
 }
 
-/// Memory of the caller's. The part fills it from its start, row-major without gaps; what is left over is set to zero.
+/// Memory of the caller's, on the host or on a device. The part fills it from its start, row-major without gaps; what is left over is set to zero.
 #[derive(Clone, Copy, Debug)]
 pub struct Destination {
     /// Address of the first byte; any alignment.
@@ -90,10 +92,9 @@ pub unsafe fn fill(
     let started = Instant::now();
     let choice = io.choose_on(&Machine::here(checkpoint.files().first().map(|f| f.path.as_path())))?;
     validate(checkpoint, items)?;
-    let (plan, model, places) = local_plan(checkpoint, items)?;
-    let order = order_of(&model.assemblies, checkpoint);
-    let schedule = Schedule::of(&plan, &model.assemblies, checkpoint, &[0], &order, choice.block_size)?;
-    let layout = RankLayout::new(&plan, 0, &order, &Alike::new(&plan), &mut Tables::default())?;
+    let (plan, model, extents) = local_plan(checkpoint, items)?;
+    let (layout, schedule) = listed(checkpoint, &plan, &model, choice.block_size)?;
+    let places: Vec<_> = extents.into_iter().map(Foreign::of).collect();
     for (place, tensor) in places.iter().zip(&plan.tensors) {
         let used = tensor.precision.storage.bytes(tensor.numel()).and_then(|n| usize::try_from(n).ok()).unwrap_or(usize::MAX);
         // SAFETY: the caller's memory, of which the part fills the first bytes: `local_plan` compared both sizes.
@@ -102,6 +103,51 @@ pub unsafe fn fill(
     let opener = Opener::new(choice.method);
     let job = Job { checkpoint, schedule, places: Places::Foreign(places), choice, opener, device: None, cancel: cancel.clone(), progress };
     Ok(job.run(&[layout], started)?.stats)
+}
+
+/// As [`fill`], into memory on a device: the smaller dtype crosses the bus, and all has arrived when it returns, so that any stream may read it.
+///
+/// `devices` are opened for one rank. They keep the ring of pinned memory for the next call.
+///
+/// # Errors
+/// As [`fill`]; [`ErrorKind::Plan`] for memory that is not on the device, [`ErrorKind::Device`] where the device has no room for the staging memory, or
+/// fails.
+///
+/// # Safety
+/// As for [`fill`], of memory on the device: no work that uses it is under way or begins before the call returns, on any stream.
+pub unsafe fn fill_on_device(
+    checkpoint: &Checkpoint,
+    items: &[Item],
+    (devices, options): (&Devices, DeviceOptions),
+    io: &IoOptions,
+    progress: Option<&(dyn Fn(&Progress<'_>) + Sync)>,
+    cancel: &CancelToken,
+) -> Result<LoadStats> {
+    let started = Instant::now();
+    let choice = io.choose_on(&Machine::here(checkpoint.files().first().map(|f| f.path.as_path())))?;
+    validate(checkpoint, items)?;
+    let (plan, model, extents) = local_plan(checkpoint, items)?;
+    let (layout, schedule) = listed(checkpoint, &plan, &model, choice.block_size)?;
+    let load = DeviceLoad {
+        plan: &plan,
+        assemblies: &model.assemblies,
+        checkpoint,
+        ranks: &[0],
+        layouts: &[layout],
+        io: io.clone(),
+        cancel: cancel.clone(),
+        progress,
+        opener: Opener::new(choice.method),
+        started,
+    };
+    load.run((devices, options), choice, schedule, Some(extents)).map(|(_, _, stats)| stats)
+}
+
+/// What is read for the one rank of a local plan.
+fn listed(checkpoint: &Checkpoint, plan: &ShardPlan, model: &Model, block: usize) -> Result<(RankLayout, Schedule)> {
+    let order = order_of(&model.assemblies, checkpoint);
+    let schedule = Schedule::of(plan, &model.assemblies, checkpoint, &[0], &order, block)?;
+    Ok((RankLayout::new(plan, 0, &order, &Alike::new(plan), &mut Tables::default())?, schedule))
 }
 
 fn wrong(item: &Item, what: impl Into<String>) -> EngineError {
@@ -129,7 +175,7 @@ fn model_of(tensors: Vec<TensorMeta>, assemblies: Vec<Assembly>) -> Result<Model
 }
 
 /// The parts as parameters of their own, whole on the only rank, in the order of their names.
-fn local_plan(checkpoint: &Checkpoint, items: &[Item]) -> Result<(ShardPlan, Model, Vec<Foreign>)> {
+fn local_plan(checkpoint: &Checkpoint, items: &[Item]) -> Result<(ShardPlan, Model, Vec<Extent>)> {
     let mut parts = Vec::with_capacity(items.len());
     for item in items {
         let source = item.assembly.first().and_then(|source| checkpoint.sources().get(source as usize));
@@ -155,9 +201,8 @@ fn local_plan(checkpoint: &Checkpoint, items: &[Item]) -> Result<(ShardPlan, Mod
         if item.to.address == 0 && held > 0 {
             return Err(wrong(item, "its memory has no address; a tensor on the meta device has none"));
         }
-        let start = if held == 0 { std::ptr::NonNull::dangling().as_ptr() } else { std::ptr::with_exposed_provenance_mut(item.to.address) };
         let meta = TensorMeta::new(item.name.clone(), dtype, [count]);
-        parts.push((meta, Assembly::Pieces(pieces), Foreign { start, bytes: held }, item));
+        parts.push((meta, Assembly::Pieces(pieces), Extent { address: item.to.address, bytes: held }, item));
     }
     parts.sort_by(|a, b| a.0.name.cmp(&b.0.name));
     let policy = AsAsked(parts.iter().map(|p| (p.0.name.clone(), p.3.to.dtype)).collect());

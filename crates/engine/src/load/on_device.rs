@@ -7,13 +7,13 @@ use std::{
     time::Instant,
 };
 
-use shardwright_core::{DType, Region, ShardPlan, TensorPlan};
+use shardwright_core::{Assembly, DType, Region, ShardPlan, TensorPlan};
 
 use super::{
-    CancelToken, Destination, IoOptions, Item, Loader, Part, Parts, Progress, RankProgress, RankStats, fill,
+    CancelToken, Destination, IoChoice, IoOptions, Item, LoadStats, Loader, Part, Parts, Progress, RankProgress, RankStats, fill,
     layout::RankLayout,
-    pipeline::{Done, Places, Target},
-    schedule::{Schedule, file_order},
+    pipeline::{Done, Extent, Job, Places, Target},
+    schedule::{Schedule, order_of},
 };
 use crate::{
     checkpoint::Checkpoint,
@@ -24,6 +24,7 @@ use crate::{
         ring::Ring,
     },
     error::{EngineError, ErrorKind, Result},
+    source::Opener,
 };
 
 /// Bytes of a shard that the host puts together at once.
@@ -36,51 +37,92 @@ impl<'p> Loader<'p, '_> {
     /// As [`Loader::load`], and [`ErrorKind::Device`] where a device has too little memory or fails. Nothing of the shards remains there.
     pub fn load_to(self, devices: &Devices, options: DeviceOptions) -> Result<DeviceLoaded<'p>> {
         let started = Instant::now();
-        if devices.by_rank.len() != self.ranks.len() {
-            let error = EngineError::new(ErrorKind::Device, "each rank needs a device");
-            return Err(error.expected(self.ranks.len()).found(devices.by_rank.len()));
-        }
-        let mut choice = self.explain()?;
-        let (layouts, mut schedule) = self.prepare()?;
-        let by_host = schedule.needs_host();
-        if !by_host.is_empty() {
-            let mut order = file_order(self.checkpoint);
-            order.retain(|tensor| !by_host.contains(tensor));
-            schedule = Schedule::new(self.plan, self.checkpoint, &self.ranks, &order, choice.block_size)?;
-        }
-        let ring = Ring::new(options.ring_bytes, choice.workers(), self.ranks.len(), schedule.total_bytes())?;
-        (choice.block_size, choice.task_size) = (ring.block, choice.task_size.max(ring.block));
-        let staging = ring.bytes(choice.workers());
-        let kept = devices.pool.take(staging, options.ring_bytes);
-        if !self.io.force {
-            fits(devices, &layouts, if kept.is_some() { 0 } else { staging })?;
-        }
-        let target = Arc::new(Target::new(devices, (ring, choice.workers(), kept), &layouts, self.plan, options.downcast)?);
-        let plan = self.plan;
-        let places = Places::Arenas { arenas: Vec::new(), slots: layouts.iter().map(|l| Arc::clone(&l.slots)).collect() };
-        let windows = Windows { checkpoint: self.checkpoint, io: self.io.clone(), cancel: self.cancel.clone(), target: &target };
-        let later: u64 = layouts.iter().flat_map(|layout| by_host.iter().map(|&t| source_bytes(plan, t, layout.rank))).sum();
-        let report = Report { to: self.progress, started, total: schedule.total_bytes().saturating_add(later) };
-        let first = |p: &Progress<'_>| report.pass(p.ranks, p.read);
-        let mut job = self.job(choice, schedule, places, Some(Arc::clone(&target)));
-        job.progress = job.progress.map(|_| &first as _);
-        let done = job.run(&layouts, started)?;
-        let Done { mut ranks, mut stats, .. } = done;
-        if !by_host.is_empty() {
-            windows.copy_all(plan, &by_host, (&layouts, &mut ranks), &report)?;
-            stats.seconds = started.elapsed().as_secs_f64();
-            stats.bytes_read = ranks.iter().map(|r| r.bytes_read).sum();
-            ranks.iter_mut().for_each(|rank| rank.seconds = stats.seconds);
-        }
-        let shards = layouts.into_iter().zip(ranks).enumerate().map(|(i, (layout, stats))| DeviceShards {
+        let (choice, plan) = (self.explain()?, self.plan);
+        let (layouts, schedule) = self.prepare()?;
+        let load = DeviceLoad {
+            plan,
+            assemblies: &self.checkpoint.assembled().assemblies,
+            checkpoint: self.checkpoint,
+            ranks: &self.ranks,
+            layouts: &layouts,
+            io: self.io.clone(),
+            cancel: self.cancel.clone(),
+            progress: self.progress,
+            opener: self.opener(&choice),
+            started,
+        };
+        let (target, ranks, stats) = load.run((devices, options), choice, schedule, None)?;
+        let shards = layouts.iter().zip(ranks).enumerate().map(|(i, (layout, stats))| DeviceShards {
             plan,
             rank: layout.rank,
-            arenas: target.arenas[i].clone(),
-            slots: layout.slots,
+            arenas: target.memory.arenas(i),
+            slots: Arc::clone(&layout.slots),
             stats,
             stream: Arc::clone(&target.streams[target.devices.by_rank[i]][0]),
         });
         Ok(DeviceLoaded { ranks: shards.collect(), stats })
+    }
+}
+
+/// A load to devices, about to start.
+pub(super) struct DeviceLoad<'a> {
+    pub(super) plan: &'a ShardPlan,
+    /// Of the plan's tensors.
+    pub(super) assemblies: &'a [Assembly],
+    pub(super) checkpoint: &'a Checkpoint,
+    pub(super) ranks: &'a [u32],
+    pub(super) layouts: &'a [RankLayout],
+    pub(super) io: IoOptions,
+    pub(super) cancel: CancelToken,
+    pub(super) progress: Option<&'a (dyn Fn(&Progress<'_>) + Sync)>,
+    pub(super) opener: Opener,
+    pub(super) started: Instant,
+}
+
+impl DeviceLoad<'_> {
+    /// Loads into memory of our own, or into the caller's. All has arrived when it returns.
+    pub(super) fn run(
+        self,
+        (devices, options): (&Devices, DeviceOptions),
+        mut choice: IoChoice,
+        mut schedule: Schedule,
+        callers: Option<Vec<Extent>>,
+    ) -> Result<(Arc<Target>, Vec<RankStats>, LoadStats)> {
+        let Self { plan, assemblies, checkpoint, ranks, layouts, io, cancel, progress, opener, started } = self;
+        if devices.by_rank.len() != ranks.len() {
+            let error = EngineError::new(ErrorKind::Device, "each rank needs a device");
+            return Err(error.expected(ranks.len()).found(devices.by_rank.len()));
+        }
+        let by_host = schedule.needs_host();
+        if !by_host.is_empty() {
+            let mut order = order_of(assemblies, checkpoint);
+            order.retain(|tensor| !by_host.contains(tensor));
+            schedule = Schedule::of(plan, assemblies, checkpoint, ranks, &order, choice.block_size)?;
+        }
+        let ring = Ring::new(options.ring_bytes, choice.workers(), ranks.len(), schedule.total_bytes())?;
+        (choice.block_size, choice.task_size) = (ring.block, choice.task_size.max(ring.block));
+        let staging = ring.bytes(choice.workers());
+        let kept = devices.pool.take(staging, options.ring_bytes);
+        if !io.force {
+            let allocated = if callers.is_some() { &[] } else { layouts };
+            fits(devices, allocated, if kept.is_some() { 0 } else { staging })?;
+        }
+        let places = Places::OnDevices { outlive_workers: callers.is_none() };
+        let target = Arc::new(Target::new(devices, (ring, choice.workers(), kept), (layouts, callers), plan, options.downcast)?);
+        let windows = Windows { checkpoint, assemblies, io, cancel: cancel.clone(), target: &target };
+        let later: u64 = layouts.iter().flat_map(|layout| by_host.iter().map(|&t| source_bytes(plan, t, layout.rank))).sum();
+        let report = Report { to: progress, started, total: schedule.total_bytes().saturating_add(later) };
+        let first = |p: &Progress<'_>| report.pass(p.ranks, p.read);
+        let progress = progress.map(|_| &first as _);
+        let job = Job { checkpoint, schedule, places, choice, opener, device: Some(Arc::clone(&target)), cancel, progress };
+        let Done { mut ranks, mut stats, .. } = job.run(layouts, started)?;
+        if !by_host.is_empty() {
+            windows.copy_all(plan, &by_host, (layouts, &mut ranks), &report)?;
+            stats.seconds = started.elapsed().as_secs_f64();
+            stats.bytes_read = ranks.iter().map(|r| r.bytes_read).sum();
+            ranks.iter_mut().for_each(|rank| rank.seconds = stats.seconds);
+        }
+        Ok((target, ranks, stats))
     }
 }
 
@@ -108,6 +150,7 @@ fn source_bytes(plan: &ShardPlan, tensor: u32, rank: u32) -> u64 {
 /// What goes to the devices by way of the host.
 struct Windows<'a> {
     checkpoint: &'a Checkpoint,
+    assemblies: &'a [Assembly],
     io: IoOptions,
     cancel: CancelToken,
     target: &'a Target,
@@ -154,18 +197,17 @@ impl Windows<'_> {
 
     /// Copies what a rank holds of a tensor into its place. Answers with the bytes read.
     fn copy(&self, window: &mut Pinned, (tensor, planned): (u32, &TensorPlan), (layout, index): (&RankLayout, usize)) -> Result<u64> {
-        let (slot, dtype) = (layout.slots[tensor as usize], planned.precision.storage);
-        let arena = &self.target.arenas[index][slot.arena()];
-        let stream = &self.target.streams[self.target.devices.by_rank[index]][0];
+        let (dtype, device) = (planned.precision.storage, self.target.devices.by_rank[index]);
+        let (gpu, stream) = (&self.target.devices.gpus[device], &self.target.streams[device][0]);
         let most = dtype.bytes(1).map_or(u64::MAX, |size| WINDOW / size.max(1));
-        let (mut at, mut read) = (arena.address + slot.offset() as u64, 0);
+        let (mut at, mut read) = (self.target.memory.address(index, tensor as usize), 0);
         for (part, numel) in parts(planned, layout.rank, most) {
             let bytes = dtype.bytes(numel).and_then(|n| usize::try_from(n).ok()).filter(|&n| n > 0);
             let Some(bytes) = bytes else { continue };
             read += self.fill(&mut window.bytes_mut()[..bytes], tensor, planned, (part, dtype))?;
-            // SAFETY: this part's own place in the arena, into which nothing else is copied any more; the stream is waited for before the window is
+            // SAFETY: this part's own place, into which nothing else is copied any more; the stream is waited for before the window is
             // filled again or dropped.
-            let copied = unsafe { arena.gpu.copy_in(at, &window.bytes()[..bytes], stream.raw) };
+            let copied = unsafe { gpu.copy_in(at, &window.bytes()[..bytes], stream.raw) };
             stream.synchronize().and(copied)?;
             at += bytes as u64;
         }
@@ -177,7 +219,7 @@ impl Windows<'_> {
         let item = Item {
             name: planned.name.clone(),
             shape: planned.shape.clone(),
-            assembly: self.checkpoint.assembled().assemblies[tensor as usize].clone(),
+            assembly: self.assemblies[tensor as usize].clone(),
             rounded: planned.rounded,
             part,
             to: Destination { address: window.as_mut_ptr().expose_provenance(), bytes: window.len() as u64, dtype },

@@ -17,5 +17,5 @@ mod worker;
 pub(crate) use self::{
     job::{Done, Job},
     places::{Foreign, Places},
-    target::Target,
+    target::{Extent, Target},
 };

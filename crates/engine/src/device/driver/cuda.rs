@@ -168,6 +168,22 @@ impl Gpu {
         })
     }
 
+    /// Whether the device's memory has these bytes, as far as the driver tells: it is asked of the first and the last one.
+    pub(crate) fn holds(&self, address: u64, bytes: usize) -> Result<bool> {
+        let on_it = |at: u64| {
+            let mut ordinal: i32 = -1;
+            let what = sys::CUpointer_attribute::CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL;
+            // SAFETY: writes one number; the address is not followed.
+            let answer = unsafe { sys::cuPointerGetAttribute((&raw mut ordinal).cast(), what, at) };
+            match answer {
+                sys::CUresult::CUDA_ERROR_INVALID_VALUE => Ok(false), // memory that the driver does not know
+                answer => answer.result().map(|()| u32::try_from(ordinal) == Ok(self.ordinal)),
+            }
+        };
+        let last = address.saturating_add((bytes as u64).saturating_sub(1));
+        self.call("tell whose memory it is", || Ok(on_it(address)? && on_it(last)?))
+    }
+
     /// Gives back what [`Gpu::allocate`] gave.
     ///
     /// # Safety

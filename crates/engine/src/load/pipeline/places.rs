@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::target::Extent;
 use crate::{load::layout::Slot, memory::Arena};
 
 /// Memory that is not ours.
@@ -9,6 +10,15 @@ use crate::{load::layout::Slot, memory::Arena};
 pub(crate) struct Foreign {
     pub(crate) start: *mut u8,
     pub(crate) bytes: usize,
+}
+
+impl Foreign {
+    /// Host memory of the caller's.
+    pub(crate) fn of(extent: Extent) -> Self {
+        let dangling = std::ptr::NonNull::dangling().as_ptr();
+        let start = if extent.bytes == 0 { dangling } else { std::ptr::with_exposed_provenance_mut(extent.address) };
+        Self { start, bytes: extent.bytes }
+    }
 }
 
 // SAFETY: an address; who hands one over promises that it may be written from any thread.
@@ -23,6 +33,11 @@ pub(crate) enum Places {
     Arenas { arenas: Vec<Vec<Arc<Arena>>>, slots: Vec<Arc<[Slot]>> },
     /// The caller's, for the one rank that there is: by tensor. Valid until the load returns, so that no worker may be left behind.
     Foreign(Vec<Foreign>),
+    /// On devices: the load's target knows where.
+    OnDevices {
+        /// Whether it stays there as long as a worker that hangs.
+        outlive_workers: bool,
+    },
 }
 
 impl Places {
@@ -35,6 +50,7 @@ impl Places {
                 unsafe { arenas[rank as usize][slot.arena()].start().as_ptr().add(slot.offset()) }
             }
             Self::Foreign(places) => places[tensor as usize].start,
+            Self::OnDevices { .. } => unreachable!("the host writes to no device's memory"),
         }
     }
 
@@ -59,6 +75,7 @@ impl Places {
                 // SAFETY: inside the memory by the assertion, which is valid as whoever gave it promised; not aliased as the caller promises.
                 unsafe { std::slice::from_raw_parts_mut(place.start.add(at), bytes) }
             }
+            Self::OnDevices { .. } => unreachable!("the host writes to no device's memory"),
         }
     }
 
@@ -66,20 +83,16 @@ impl Places {
     pub(super) fn arenas(&self) -> Vec<Vec<Arc<Arena>>> {
         match self {
             Self::Arenas { arenas, .. } => arenas.clone(),
-            Self::Foreign(_) => Vec::new(),
-        }
-    }
-
-    /// The place of a rank's part of a tensor on a device.
-    pub(super) fn slot(&self, rank: usize, tensor: usize) -> Slot {
-        match self {
-            Self::Arenas { slots, .. } => slots[rank][tensor],
-            Self::Foreign(_) => Slot::default(),
+            Self::Foreign(_) | Self::OnDevices { .. } => Vec::new(),
         }
     }
 
     /// Whether the memory stays as long as a worker that hangs.
     pub(super) fn outlive_workers(&self) -> bool {
-        matches!(self, Self::Arenas { .. })
+        match self {
+            Self::Arenas { .. } => true,
+            Self::Foreign(_) => false,
+            Self::OnDevices { outlive_workers } => *outlive_workers,
+        }
     }
 }

@@ -199,8 +199,7 @@ impl Target {
             let bytes = self.crossings[tensor].bytes(run, &shared.schedule.tensors[run.tensor as usize]);
             let count = bytes as u64 / kernel.element();
             for &rank in shared.schedule.destinations(run).iter().filter(|&&r| self.devices.by_rank[r as usize] == device) {
-                let slot = shared.places.slot(rank as usize, tensor);
-                let dst = self.arenas[rank as usize][slot.arena()].address + (slot.offset() + run.to) as u64;
+                let dst = self.memory.address(rank as usize, tensor) + run.to as u64;
                 pieces.push(Piece { kernel, run: Tile { src: place as u64, dst, count } });
             }
         }
@@ -247,7 +246,7 @@ impl Part {
     fn straight(&self, slot: &[u8]) -> Result<()> {
         for piece in &self.pieces {
             let from = &slot[address(piece.run.src)..][..address(piece.bytes())];
-            // SAFETY: the destination is the run's own part of its rank's arena (see `Shared::destination`); the slot is not touched before
+            // SAFETY: the destination is the run's own part of its tensor's memory (see `Shared::destination`); the slot is not touched before
             // the event is waited for, and both outlive it.
             unsafe { self.gpu.copy_in(piece.run.dst, from, self.stream.raw) }?;
         }
