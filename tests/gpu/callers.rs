@@ -27,8 +27,7 @@ impl Memory {
         unsafe {
             result::ctx::set_current(result::primary_ctx::retain(result::device::get(0).unwrap()).unwrap()).unwrap();
             let memory = Self(result::malloc_sync(bytes).unwrap(), bytes);
-            let poison = vec![0xA5; bytes];
-            memory.copy(|stream| result::memcpy_htod_async(memory.0, pinned(&poison), stream));
+            memory.copy(|stream| result::memset_d8_async(memory.0, 0xA5, bytes, stream));
             memory
         }
     }
@@ -48,16 +47,6 @@ impl Memory {
             result::stream::synchronize(stream).unwrap();
             result::stream::destroy(stream).unwrap();
         }
-    }
-}
-
-/// The fake driver wants what is copied in to be pinned; it is given back by nobody, for the process ends soon.
-fn pinned(bytes: &[u8]) -> &'static [u8] {
-    // SAFETY: so many bytes of a fresh allocation that is never given back.
-    unsafe {
-        let at = result::malloc_host(bytes.len(), 0).unwrap().cast::<u8>();
-        at.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
-        std::slice::from_raw_parts(at, bytes.len())
     }
 }
 

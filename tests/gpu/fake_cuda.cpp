@@ -2,7 +2,8 @@
 // compiled for the host. It is stricter than a real one and as lazy as a real one may be: work runs only when it is waited for, so a
 // buffer that is used again too early shows; fresh memory is poisoned; addresses, contexts and pinning are checked; what is wrong aborts.
 //
-// FAKE_CUDA_VERSION, FAKE_CUDA_DEVICES, FAKE_CUDA_MEMORY (bytes of a device), FAKE_CUDA_CAPABILITY (90 for 9.0) set what it claims to be. It
+// FAKE_CUDA_VERSION, FAKE_CUDA_DEVICES, FAKE_CUDA_MEMORY (bytes of a device), FAKE_CUDA_CAPABILITY (90 for 9.0) set what it claims to be, FAKE_CUDA_REGISTERS=0 that it
+// registers no memory. It
 // knows nothing of speed.
 
 #include <dlfcn.h>
@@ -24,7 +25,7 @@
 #include "cast_on_host.h"
 
 typedef int Result;
-enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_DEVICE = 101, INVALID_PTX = 218, NOT_FOUND = 500, UNKNOWN = 999 };
+enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_DEVICE = 101, INVALID_PTX = 218, NOT_FOUND = 500, NOT_SUPPORTED = 801, UNKNOWN = 999 };
 typedef u64 Pointer;
 
 // What a stream has to do, and the host and device memory that it needs for that.
@@ -251,6 +252,23 @@ CALL cuMemFree_v2(Pointer at) {
     unused(at, memory[at].bytes, "memory freed under running work");
     memory.erase(at);
     std::free(reinterpret_cast<void *>(uintptr_t(at)));
+    return OK;
+}
+CALL cuMemHostRegister_v2(void *at, size_t bytes, unsigned flags) {
+    MAY_FAIL;
+    check_context();
+    if (flags || !bytes) wrong("memory registered with flags, or none");
+    if (setting("FAKE_CUDA_REGISTERS", 1) == 0) return NOT_SUPPORTED;
+    if (pinned.count(uintptr_t(at))) wrong("memory registered twice");
+    std::memset(at, 0x5A, bytes); // what lies there is not to be relied on
+    pinned[uintptr_t(at)] = bytes;
+    return OK;
+}
+CALL cuMemHostUnregister(void *at) {
+    LOCK;
+    if (!pinned.count(uintptr_t(at))) wrong("memory unregistered that is not registered");
+    unused(number(at), pinned[uintptr_t(at)], "memory unregistered under running work");
+    pinned.erase(uintptr_t(at));
     return OK;
 }
 CALL cuPointerGetAttribute(int *value, int attribute, Pointer at) {

@@ -45,6 +45,7 @@ tests! {
     too_little_memory_is_reported_with_the_numbers,
     a_threads_own_context_is_left_alone,
     all_of_it_passes_on_a_driver_that_is_none,
+    a_driver_that_registers_no_memory_pins_its_own,
     a_driver_in_front_of_this_machines_fails_and_counts,
     callers::memory_on_a_device_gets_the_hosts_bits,
     callers::memory_that_is_not_on_the_device_is_refused,
@@ -385,9 +386,21 @@ fn a_threads_own_context_is_left_alone() {
 fn all_of_it_passes_on_a_driver_that_is_none() {
     let dir = tempfile::tempdir().unwrap();
     let fake = built("fake_cuda.cpp", dir.path());
-    let output = stand_in::run(&fake, &["--skip", "all_of_it_passes", "--skip", "a_driver_in_front"], &[]);
+    let output = stand_in::run(&fake, &["--skip", "all_of_it_passes", "--skip", "a_driver_in_front", "--skip", "registers_no_memory"], &[]);
     let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success() && text.contains(" 0 ignored"), "{}\n{text}", output.status);
+}
+
+/// Where a driver registers no memory, what it allocates itself is used.
+fn a_driver_that_registers_no_memory_pins_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let fake = built("fake_cuda.cpp", dir.path());
+    let not = [("FAKE_CUDA_REGISTERS", std::path::Path::new("0"))];
+    for test in ["every_layout", "a_driver_that_fails", "a_ring_is_kept", "callers::"] {
+        let output = stand_in::run(&fake, &[test], &not);
+        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success() && text.contains(" 0 failed; 0 ignored"), "{test}: {}\n{text}", output.status);
+    }
 }
 
 /// What needs a driver that fails and counts, with one that does in front of the machine's own; of the fake where there is no card.

@@ -132,6 +132,8 @@ EXPORT Result cuMemFree_v2(Pointer at) {
 }
 MAKES(1, cuMemHostAlloc, (void **at, size_t bytes, unsigned flags), (at, bytes, flags))
 ENDS(cuMemFreeHost, (void *at), (at))
+MAKES(1, cuMemHostRegister_v2, (void *at, size_t bytes, unsigned flags), (at, bytes, flags))
+ENDS(cuMemHostUnregister, (void *at), (at))
 MAKES(1, cuStreamCreate, (void **stream, unsigned flags), (stream, flags))
 WAITS(cuStreamSynchronize, (void *stream), (stream))
 ENDS(cuStreamDestroy_v2, (void *stream), (stream))

@@ -359,9 +359,7 @@ def _neighbours() -> int | None:
     return int(local) if local and local.isdigit() else None
 
 
-def _native_fill(
-    opened: _native.Checkpoint, items: list[Any], report: LoadReport, options: Options, bar: _Bar, device: int | None = None
-) -> None:
+def _native_fill(opened: _native.Checkpoint, items: list[Any], report: LoadReport, options: Options, bar: _Bar, device: int | None = None) -> None:
     """Fills the items' memory, which is on one device, or on the host."""
     _device.settle(device)
     stats = _native.fill(

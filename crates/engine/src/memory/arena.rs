@@ -25,6 +25,12 @@ impl Arena {
         Ok(Self { memory, len })
     }
 
+    /// Leaves the memory out of processes that this one forks: a device that writes or reads it means the pages that it has now.
+    pub(crate) fn keep_from_children(&self) {
+        #[cfg(target_os = "linux")]
+        drop(self.memory.mapping().advise(Advice::DontFork));
+    }
+
     /// Length in bytes.
     pub fn len(&self) -> usize {
         self.len
@@ -74,6 +80,10 @@ impl Arena {
 trait Mapping {
     /// First byte; never null.
     fn start(&self) -> *mut u8;
+
+    /// All of it.
+    #[cfg_attr(not(target_os = "linux"), expect(dead_code, reason = "advice is for Linux"))]
+    fn mapping(&self) -> &MmapRaw;
 }
 
 #[enum_dispatch(Mapping)]
@@ -114,6 +124,10 @@ impl Mapping for HugePages {
         // SAFETY: `skip` is below HUGE_PAGE, by which the mapping is longer than what is used of it.
         unsafe { self.map.as_mut_ptr().add(self.skip) }
     }
+
+    fn mapping(&self) -> &MmapRaw {
+        &self.map
+    }
 }
 
 /// Plain pages, for arenas that would leave most of a huge page empty.
@@ -131,6 +145,10 @@ impl SmallPages {
 impl Mapping for SmallPages {
     fn start(&self) -> *mut u8 {
         self.map.as_mut_ptr()
+    }
+
+    fn mapping(&self) -> &MmapRaw {
+        &self.map
     }
 }
 

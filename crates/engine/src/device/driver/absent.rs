@@ -59,6 +59,18 @@ impl Gpu {
         match self.never {}
     }
 
+    /// # Safety
+    /// Cannot be called.
+    pub(crate) unsafe fn register(&self, _: NonNull<u8>, _: usize) -> Result<bool> {
+        match self.never {}
+    }
+
+    /// # Safety
+    /// Cannot be called.
+    pub(crate) unsafe fn unregister(&self, _: NonNull<u8>) {
+        match self.never {}
+    }
+
     pub(crate) fn pin(&self, _: usize) -> Result<NonNull<u8>> {
         match self.never {}
     }

@@ -193,7 +193,33 @@ impl Gpu {
         let _ = self.call("free memory", || unsafe { result::free_sync(address) });
     }
 
-    /// Page-locked host memory. Not write-combined: the pipeline reads files into it, and direct reads and casts may read it.
+    /// Locks the pages of host memory, so that copies from it need no copy before; false where the driver or the system does not do that.
+    ///
+    /// # Safety
+    /// The range is mapped, and stays so until [`Gpu::unregister`].
+    pub(crate) unsafe fn register(&self, start: NonNull<u8>, bytes: usize) -> Result<bool> {
+        self.call(&format!("pin {bytes} bytes of host memory"), || {
+            // SAFETY: by the caller; flags 0.
+            let answer = unsafe { sys::cuMemHostRegister_v2(start.as_ptr().cast(), bytes, 0) };
+            match answer {
+                sys::CUresult::CUDA_ERROR_NOT_SUPPORTED
+                | sys::CUresult::CUDA_ERROR_NOT_PERMITTED
+                | sys::CUresult::CUDA_ERROR_OPERATING_SYSTEM => Ok(false),
+                answer => answer.result().map(|()| true),
+            }
+        })
+    }
+
+    /// Undoes what [`Gpu::register`] did.
+    ///
+    /// # Safety
+    /// As [`Gpu::release`].
+    pub(crate) unsafe fn unregister(&self, start: NonNull<u8>) {
+        // SAFETY: by the caller.
+        let _ = self.call("unpin memory", || unsafe { sys::cuMemHostUnregister(start.as_ptr().cast()) }.result());
+    }
+
+    /// Page-locked host memory of the driver's. Not write-combined: the pipeline reads files into it, and direct reads and casts may read it.
     pub(crate) fn pin(&self, bytes: usize) -> Result<NonNull<u8>> {
         let what = format!("pin {bytes} bytes of host memory");
         // SAFETY: plain memory; flags 0.
