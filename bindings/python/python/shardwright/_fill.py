@@ -17,7 +17,7 @@ import torch
 from . import _device, _native
 from ._errors import ConfigError, PlanError, UnsupportedError
 from ._hub import open_checkpoint
-from ._model import Part, Slot, base_of, check_writable, initialise, materialise, part, refresh, reshard, slots
+from ._model import Part, Slot, base_of, check_writable, distinct, initialise, materialise, named_modules, part, refresh, reshard, slots
 from ._progress import Bar as _Bar
 from ._trace import Recipe, Traced, trace
 
@@ -172,13 +172,15 @@ def _fill(model: torch.nn.Module, checkpoint: Any, options: Options) -> LoadRepo
 def _fill_all(model: torch.nn.Module, checkpoint: Any, options: Options) -> LoadReport:
     started = time.perf_counter()
     opened = open_checkpoint(checkpoint)
-    reshard(model)
+    named = named_modules(model)
+    modules = distinct(named)
+    reshard(modules)
     whole, model = model, base_of(model)
-    kept, transient = slots(model)
+    kept, transient = slots(model, named if model is whole else None)
     tensors = opened.tensors()
     report, jobs, new = resolve(model, tensors, kept, options)
     without = {id(s.tensor) for s in kept}.difference((id(s.tensor) for s, _ in jobs), (id(s.tensor) for s in new)) if options.defer else ()
-    fresh = materialise(whole, options.device, without)
+    fresh = materialise(whole, modules, options.device, without)
     if fresh:
         for slot in [*kept, *transient]:
             if slot.buffer:
@@ -396,6 +398,8 @@ def _read_staged(opened: _native.Checkpoint, later: list[Any], rounding: Any, re
 
 def _compute(model: torch.nn.Module, opened: _native.Checkpoint, computed: list[Any], report: LoadReport, options: Options) -> None:
     """Parameters made by an op that computes: it runs in torch, on whole tensors, one group at a time."""
+    if not computed:
+        return
     known = {name: (dtype, shape) for name, dtype, shape in opened.tensors()}
     groups: dict[int, list[tuple[Slot, Part, Recipe]]] = {}
     for slot, where, recipe in computed:

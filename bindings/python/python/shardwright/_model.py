@@ -26,6 +26,10 @@ WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module."
 """Parts of a name that come from wrapped modules: torch.compile, activation checkpointing."""
 
 
+NamedModules = list[tuple[str, torch.nn.Module]]
+"""A model's modules with the names of their places; one that is in several places is there several times."""
+
+
 @dataclass(slots=True)
 class Slot:
     """A parameter or persistent buffer, with all its names."""
@@ -84,11 +88,11 @@ def base_of(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
-def slots(model: torch.nn.Module) -> tuple[list[Slot], list[Slot]]:
-    """Parameters and persistent buffers, and buffers that no checkpoint has; a tensor with several names is one slot."""
+def slots(model: torch.nn.Module, modules: NamedModules | None = None) -> tuple[list[Slot], list[Slot]]:
+    """Parameters and persistent buffers, and buffers that no checkpoint has; a tensor with several names is one slot. `modules` are the model's."""
     kept: dict[int, Slot] = {}
     other: dict[int, Slot] = {}
-    modules = _named_modules(model)
+    modules = named_modules(model) if modules is None else modules
     # PEFT puts a layer with adapters in the place of each that it adapts; the layer itself is inside of it.
     tuned = tuple(p + "." for p, m in modules if hasattr(m, "base_layer") and hasattr(m, "adapter_layer_names"))
     for prefix, module in modules:
@@ -114,11 +118,11 @@ def slots(model: torch.nn.Module) -> tuple[list[Slot], list[Slot]]:
     return list(kept.values()), list(other.values())
 
 
-def _named_modules(model: torch.nn.Module) -> list[tuple[str, torch.nn.Module]]:
+def named_modules(model: torch.nn.Module) -> NamedModules:
     """`named_modules(remove_duplicate=False)`, without a generator in each module for each one above it."""
     if type(model).named_modules is not torch.nn.Module.named_modules:
         return list(model.named_modules(remove_duplicate=False))
-    found: list[tuple[str, torch.nn.Module]] = []
+    found: NamedModules = []
 
     def walk(prefix: str, module: torch.nn.Module) -> None:
         found.append((prefix, module))
@@ -131,9 +135,9 @@ def _named_modules(model: torch.nn.Module) -> list[tuple[str, torch.nn.Module]]:
     return found
 
 
-def modules_of(model: torch.nn.Module) -> list[torch.nn.Module]:
-    """`list(model.modules())`."""
-    return list({id(m): m for _, m in _named_modules(model)}.values())
+def distinct(modules: NamedModules) -> list[torch.nn.Module]:
+    """Each module once, as `list(model.modules())` has them."""
+    return list({id(m): m for _, m in modules}.values())
 
 
 def _fsdp_modules(modules: Iterable[torch.nn.Module]) -> list[Any]:
@@ -166,16 +170,15 @@ def refresh(slot: Slot) -> None:
         slot.tensor = found
 
 
-def reshard(model: torch.nn.Module) -> None:
+def reshard(modules: Iterable[torch.nn.Module]) -> None:
     """FSDP2 parameter groups that a forward left gathered hold plain parameters; their shards are what is filled."""
-    for module in _fsdp_modules(modules_of(model)):
+    for module in _fsdp_modules(modules):
         module.reshard()
 
 
-def materialise(model: torch.nn.Module, device: torch.device | str | None, without: Container[int] = ()) -> set[int]:
-    """Gives memory to every tensor on meta, but for those with the ids `without`, and returns the ids of those that got some. Parameters keep their
-    identity, so ties and optimizers survive."""
-    modules = modules_of(model)
+def materialise(model: torch.nn.Module, modules: list[torch.nn.Module], device: torch.device | str | None, without: Container[int] = ()) -> set[int]:
+    """Gives memory to every tensor of the model's modules that is on meta, but for those with the ids `without`, and returns the ids of those that
+    got some. Parameters keep their identity, so ties and optimizers survive."""
     # By id, for a tensor with several names; each with the device where it goes, and whether that is the CPU.
     parameters = {id(p): p for m in modules for p in m._parameters.values() if p is not None and p.is_meta and id(p) not in without}
     buffers = [(m, n, b) for m in modules for n, b in m._buffers.items() if b is not None and b.is_meta and id(b) not in without]

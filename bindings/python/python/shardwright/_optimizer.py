@@ -14,7 +14,7 @@ import torch
 from . import _device, _native
 from ._errors import PlanError, UnsupportedError
 from ._fill import LoadReport, Options, _item, _listed, _native_fill
-from ._model import Slot, base_of, part, reshard, slots
+from ._model import Slot, base_of, distinct, named_modules, part, reshard, slots
 from ._progress import Bar as _Bar
 from ._trace import Recipe
 
@@ -60,7 +60,7 @@ def fill_optimizer(
     described = json.loads(text)
     states: dict[str, Any] = {state["param"]: state for state in described["states"]}
     shapes = {name: tuple(shape) for name, _, shape in opened.tensors()}
-    reshard(model)
+    reshard(distinct(named_modules(model)))
     by_id = {id(slot.tensor): slot for slot in slots(base_of(model))[0]}
     report = LoadReport()
     made: list[tuple[torch.Tensor, dict[str, torch.Tensor]]] = []
