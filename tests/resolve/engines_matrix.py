@@ -278,6 +278,81 @@ def accelerate_with_files():
         yield merged({**batch, **more})
 
 
+def initialized_files():
+    """DeepSpeed files, each with the engine, with which `deepspeed.initialize` is called too."""
+    both = lambda config: [("llamafactory", config), ("accelerate", config)]
+    batch = {"train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto"}
+    whole = lambda *parts: merged(batch, *parts)
+    stage = lambda number, **keys: {"zero_optimization": {"stage": number, **keys}}
+    on_host = {"device": "cpu"}
+    # Words that DeepSpeed takes for booleans, and LLaMA-Factory for an open question.
+    for name in ("bf16", "fp16"):
+        for value in ("yes", "no", "on", "off", "1", "0", 0, "Auto", "AUTO", "TRUE", "False", " true", "maybe", None, 2, [], {}):
+            config = whole({name: {"enabled": value}})
+            yield from both(config if name == "bf16" else {k: v for k, v in config.items() if k != "bf16"})
+    for section in ("true", True, None, {}):
+        yield from both(whole({"bf16": section}))
+    for number, dtype in itertools.product((0, 1, 2, 3), ("fp32", "bf16", "float32", "int8", "fp64", "FP32", 32)):
+        yield from both(whole(stage(number), {"data_types": {"grad_accum_dtype": dtype}}))
+    for keys in ({}, {"zero_force_ds_cpu_optimizer": False}, {"zero_force_ds_cpu_optimizer": True}):
+        for number, value in ((1, "true"), (2, True), (3, True), (2, False)):
+            yield from both(whole(stage(number, cpu_offload=value), keys))
+    adam = {"lr": "auto", "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": "auto"}
+    made = lambda optimizer, *parts: [("accelerate", whole({"optimizer": optimizer}, *parts))]
+    for kind in ("Adam", "AdamW", "ADAMW", "SGD", "sgd", "Adagrad", "RMSprop", "Adafactor", "adafactor", "OneBitAdam", "ZeroOneAdam", "FusedAdam",
+                 "DeepSpeedCPUAdam", "adamw_torch", "paged_adamw_8bit", "Muon", 3, ""):
+        optimizer = {"type": kind, "params": {"lr": 1e-4}}
+        yield from made(optimizer)
+        yield from made(optimizer, {"zero_allow_untested_optimizer": True})
+        yield from made(optimizer, stage(2))
+        yield from made(optimizer, stage(3, offload_optimizer=on_host))
+    values = {"lr": ("1e-4", None), "betas": ([0.9], "0.9,0.95", 0.9, [0.9, "0.95"]), "torch_adam": (True, False), "adam_w_mode": (True,), "eps": ("1e-8",),
+              "max_grad_norm": (1.0,), "momentum": (0.9,), "foreach": (True,), "fused": (True,), "amsgrad": (True, False), "bias_correction": (False,),
+              "beta1": (0.9,), "learning_rate": (1e-4,), "adamw_mode": (True,), "fp32_optimizer_states": (True,), "set_grad_none": (True,), "EPS": (1e-8,)}
+    for key, more in ((key, value) for key in values for value in values[key]):
+        optimizer = {"type": "AdamW", "params": {**adam, key: more}}
+        yield from made(optimizer, stage(3, offload_optimizer=on_host))
+        # Without offloading these are looked at in the first step, which is not taken here.
+        if key not in ("lr", "betas", "eps"):
+            yield from made(optimizer)
+        if key in ("foreach", "fused", "amsgrad", "bias_correction", "set_grad_none"):
+            yield from made({"type": "AdamW", "params": {**adam, "torch_adam": True, key: more}})
+    for number, optimizer in itertools.product((2, 3), (
+        None, [], "AdamW", "none", {}, {"type": "AdamW"}, {"type": "AdamW", "params": None}, {"type": "AdamW", "params": []}, {"params": {"lr": 1e-4}},
+        {"type": "AdamW", "params": {}}, {"type": "AdamW", "params": {"lr": 1e-4}, "legacy_fusion": True}, {"type": "AdamW", "lr": 1e-4},
+        {"name": "AdamW", "params": {"lr": 1e-4}},
+    )):
+        yield from made(optimizer, stage(number))
+    warmup = {"warmup_min_lr": "auto", "warmup_max_lr": "auto", "warmup_num_steps": "auto"}
+    for kind, params in (
+        ("WarmupLR", None), ("WarmupLR", {}), ("WarmupLR", warmup), ("warmuplr", warmup), ("WarmupLR", [warmup]), ("cosine", {}), (3, {}), (None, {}),
+        ("WarmupDecayLR", warmup), ("WarmupDecayLR", {**warmup, "total_num_steps": "auto"}), ("WarmupCosineLR", {**warmup, "total_num_steps": 9}),
+        ("WarmupCosineLR", {"total_num_steps": 9, "warmup_num_steps": 2}), ("WarmupCosineLR", {"warmup_num_steps": 2}), ("CosineAnnealingLR", {"T_max": 9}),
+        ("OneCycle", {"cycle_min_lr": 1e-5, "cycle_max_lr": 1e-4}), ("OneCycle", {"cycle_min_lr": 1e-5}), ("LRRangeTest", {"lr_range_test_min_lr": 1e-4}),
+        *(("WarmupLR", {**warmup, key: value}) for key, value in (
+            ("warmup_num_steps", 0), ("warmup_num_steps", 0.1), ("warmup_num_steps", "10"), ("warmup_type", "cosine"), ("warmup_ratio", 0.1),
+            ("total_num_steps", "auto"), ("warmup_max_lr", "1e-4"), ("warmup_min_lr", "none"))),
+        ("WarmupDecayLR", {**warmup, "total_num_steps": "Auto"}),
+    ):
+        yield from made({"type": "AdamW", "params": adam}, {"scheduler": {"type": kind, "params": params}})
+    for scheduler in ("WarmupLR", None, [], {}, {"type": "WarmupLR"}, {"params": warmup}):
+        yield from made({"type": "AdamW", "params": adam}, {"scheduler": scheduler})
+
+
+def parallel_files():
+    """accelerate's context and sequence parallelism, and machines."""
+    fsdp = "distributed_type: FSDP\nfsdp_config: {fsdp_version: 2}\nmixed_precision: bf16\nnum_processes: 4\n"
+    zero = "distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 3}\nmixed_precision: bf16\nnum_processes: 4\n"
+    sizes = lambda **keys: "parallelism_config: {" + ", ".join(f"parallelism_config_{k}: {v}" for k, v in keys.items()) + "}\n"
+    for cp, strategy in itertools.product((1, 2), ("allgather", "alltoall", "ring", "AllGather", "null", "''")):
+        yield fsdp + sizes(dp_shard_size=4 // cp, cp_size=cp, cp_comm_strategy=strategy)
+    for section in ("true", "[zero_stage]", "3", "auto", "false", "''"):
+        yield zero.replace("{zero_stage: 3}", section)
+    for kind in ("'NO'", "MULTI_CPU", "MULTI_GPU"):
+        for more in ("", "main_process_ip: 10.0.0.1\n", "main_process_ip: 10.0.0.1\nmain_process_port: 29500\n"):
+            yield f"distributed_type: {kind}\nnum_machines: 2\nnum_processes: 4\n{more}"
+
+
 def deepspeed_row(yaml, deepspeed, world, model):
     answer = engines.llama_factory("a.yaml", "ds.json", world, {}, model)
     return kept(answer, deepspeed)
@@ -351,6 +426,13 @@ def main():
     beside = "distributed_type: DEEPSPEED\nnum_processes: 4\ndeepspeed_config: {deepspeed_config_file: ds.json, zero3_init_flag: true}\n"
     for config in accelerate_with_files():
         add("accelerate", beside, json.dumps(config), None, accelerate_row, beside, config, model)
+    for yaml in parallel_files():
+        add("accelerate", yaml, None, None, accelerate_row, yaml, None, model)
+    engines.INITIALIZE = True
+    for engine, config in initialized_files():
+        yaml, world, run = (llama_factory, 8, deepspeed_row) if engine == "llamafactory" else (beside, None, accelerate_row)
+        arguments = (yaml, config, world, model) if world else (yaml, config, model)
+        add(engine, yaml, json.dumps(config), world, run, *arguments)
     versions = {name: version(name) for name in ("accelerate", "deepspeed", "torch", "transformers")}
     lines = ",\n".join(json.dumps(row) for row in rows).replace(model, "MODEL").replace(str(engines.HERE), "HERE")
     OUT.write_text(f'{{"versions": {json.dumps(versions)}, "rows": [\n{lines}\n]}}\n')

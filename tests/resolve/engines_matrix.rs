@@ -18,8 +18,13 @@ type Matches = fn(&str, &str, &Json) -> bool;
 
 /// Rows whose answer is another than the engines', and why.
 const KNOWN: &[(&str, Matches)] = &[
-    ("a clipping norm in quotes is shown as the number that it is", |_, _, file| file["gradient_clipping"] == "1.0"),
+    ("the recording takes no step, in which a clipping norm in quotes is compared with a number", |_, _, file| {
+        file["gradient_clipping"] == "1.0"
+    }),
     ("a clipping norm beyond all numbers is shown as it is written", |_, text, _| text.contains("\"gradient_clipping\": Infinity")),
+    ("read, and not started: deepspeed.initialize refuses it, as the later rows show", |_, _, file| {
+        file["zero_optimization"]["cpu_offload"] == true && file["train_micro_batch_size_per_gpu"].is_null()
+    }),
     ("the recording makes no groups of ranks, which DeepSpeed refuses where they do not divide the world", |_, _, file| {
         file["zero_optimization"]["zero_hpz_partition_size"] == 3
     }),
@@ -28,6 +33,10 @@ const KNOWN: &[(&str, Matches)] = &[
     }),
     ("accelerate hands a number in quotes on, which is shown as the number", |yaml, _, _| {
         !yaml.contains("DEEPSPEED") && yaml.contains("num_processes: '4'\n")
+    }),
+    ("fp16 does not run on the CPU of the recording machine", |yaml, _, file| {
+        let is_on = |on: &Json| on.as_str().is_some_and(|text| ["yes", "on", "1", "true"].contains(&&*text.to_lowercase()));
+        yaml.contains("distributed_type: DEEPSPEED") && is_on(&file["fp16"]["enabled"])
     }),
     ("Megatron-LM runs and is not laid out", |yaml, _, _| yaml.contains("MEGATRON_LM")),
     ("the recording stops before the plugin, which takes the versions 1 and 2 alone", |yaml, _, _| yaml.contains("fsdp_version: 3")),
@@ -114,7 +123,7 @@ fn configs_start_where_llamafactorys_own_trainer_starts_with_them() {
 
 #[test]
 fn every_row_is_as_the_engines_answer_it() {
-    compare(&recorded(include_str!("engines_matrix.json")), KNOWN, 300);
+    compare(&recorded(include_str!("engines_matrix.json")), KNOWN, 1000);
 }
 
 #[test]

@@ -326,7 +326,20 @@ fn wrap(config: &Node, diagnostics: &mut Vec<Diagnostic>) -> Node {
 
 fn deepspeed(root: &Node, at: &Location, flat: &mut Node, diagnostics: &mut Vec<Diagnostic>) {
     let nothing = Node::map(Vec::new(), at.clone());
-    let config = root.get("deepspeed_config").filter(|n| n.is_map()).unwrap_or(&nothing);
+    let section = root.get("deepspeed_config");
+    if let Some(node) = section.filter(|n| !n.is_map() && !n.is_null()) {
+        // accelerate joins its keys with commas, as far as there are any and they are strings.
+        let is_joined = match &node.value {
+            Value::Seq(items) => items.iter().all(|item| item.as_str().is_some()),
+            _ => node.as_str().is_some(),
+        };
+        let message = format!("deepspeed_config: expected a mapping, found {}", node.describe());
+        diagnostics.push(match is_joined {
+            true => Diagnostic::warning("accelerate-value", format!("{message}; accelerate passes over it")).at(node.at.clone()),
+            false => launch::value(message, node),
+        });
+    }
+    let config = section.filter(|n| n.is_map()).unwrap_or(&nothing);
     unknown_keys(config, "deepspeed_config", DEEPSPEED.iter().copied(), PASSED_OVER, diagnostics);
     let mut dist = Node::map(Vec::new(), config.at.clone());
     // Whether the whole model is ever a matter of zero3_init_flag; a file says so itself.
@@ -492,6 +505,24 @@ fn parallelism(root: &Node, flat: &mut Node, diagnostics: &mut Vec<Diagnostic>) 
         }
     }
     let is = |kind: &str| root.get("distributed_type").and_then(Node::as_str) == Some(kind);
+    let text = |name: &str| config.get(&format!("{PREFIX}{name}")).map(|node| (node, launch::text(node).unwrap_or_default()));
+    if let Some((node, _)) = text("cp_comm_strategy").filter(|(_, text)| cp.0 > 1 && !matches!(&**text, "allgather" | "alltoall")) {
+        refuse(format!("{PREFIX}cp_comm_strategy: expected allgather or alltoall, found {}", node.describe()), &node.at);
+    }
+    let attends = |text: &str| {
+        matches!(text, "sdpa" | "flash_attention_2" | "flash_attention_3") || text.contains('/') && text.contains("flash-attn")
+    };
+    if let Some((node, _)) = text("sp_attn_implementation").filter(|(_, text)| sp.0 > 1 && !attends(text)) {
+        let expected = "sdpa, flash_attention_2, flash_attention_3 or a flash-attn kernel of the hub";
+        refuse(format!("{PREFIX}sp_attn_implementation: expected {expected}, found {}", node.describe()), &node.at);
+    }
+    // Anything but true is false, and a fixed length must be known.
+    if let Some((node, _)) = text("sp_seq_length_is_variable").filter(|(_, text)| sp.0 > 1 && !text.eq_ignore_ascii_case("true"))
+        && config.get(&format!("{PREFIX}sp_seq_length")).and_then(launch::integer).is_none()
+    {
+        let message = format!("{PREFIX}sp_seq_length_is_variable is {}, which needs an integer as {PREFIX}sp_seq_length", node.describe());
+        refuse(message, &node.at);
+    }
     if tp.0 > 1 {
         refuse(format!("{PREFIX}tp_size: expected 1, found {}; only data-parallel sharding is laid out", tp.0), &tp.1);
     } else if cp.0 > 1 && sp.0 > 1 {

@@ -6,6 +6,7 @@ mod decide;
 pub mod keys;
 mod lints;
 mod loose;
+mod made;
 mod read;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};

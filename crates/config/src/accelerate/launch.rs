@@ -91,6 +91,13 @@ pub(super) fn check(root: &Node, diagnostics: &mut Vec<Diagnostic>) {
             );
         }
     }
+    if matches!(kind, "NO" | "MULTI_CPU") && root.get("num_machines").and_then(Node::as_number).is_some_and(|n| n > 1.0) {
+        for key in ["main_process_ip", "main_process_port"] {
+            let Some(node) = root.get("num_machines").filter(|_| root.get(key).is_none_or(Node::is_null)) else { continue };
+            let message = format!("num_machines is {}, and {key} is not given", node.describe());
+            refuse(message, node, "name the address and the port of the first machine, or write 1");
+        }
+    }
     if !several {
         return;
     }

@@ -17,7 +17,7 @@ use shardwright_core::{
     tree::Node,
 };
 
-use super::{keys::ZERO, lints, read::Reader};
+use super::{keys::ZERO, lints, made, read::Reader};
 use crate::Zero3;
 
 /// Where a DeepSpeed config stands.
@@ -42,7 +42,7 @@ pub(super) fn build(root: &Node, file: ConfigIs, cx: &mut BuildContext<'_>) -> R
     if file == ConfigIs::File && cx.training.dialect == Dialect::LlamaFactory && !batch_is_wrong {
         batches::at_loading(root, cx);
     }
-    clipping::clipping(root, &mut document, cx);
+    clipping::clipping(root, file, &mut document, cx);
     if let Some(null) = root.find(&["zero_optimization", "offload_optimizer"]).filter(|n| file == ConfigIs::File && n.is_null()) {
         let message =
             "zero_optimization.offload_optimizer: expected a mapping with a device, found null; accelerate reads the device and fails";
@@ -72,8 +72,14 @@ pub(super) fn build(root: &Node, file: ConfigIs, cx: &mut BuildContext<'_>) -> R
         let origin = Origin::rule("true exactly under stage 3", ["/deepspeed/zero_optimization/stage"]);
         document.set(&["deepspeed", "zero_optimization", "overlap_comm"], stage == 3, origin);
     }
-    sections::needs_of_the_stage(root, stage, cx);
+    sections::needs_of_the_stage(root, stage, &document, cx);
     lints::check(&zero, stage, &document, cx);
+    if file == ConfigIs::File {
+        made::optimizer_of_the_script(root, &document, cx);
+        if cx.training.dialect == Dialect::Accelerate {
+            made::check(root, stage, &document, cx);
+        }
+    }
     if file == ConfigIs::File && cx.training.dialect == Dialect::LlamaFactory {
         lints::under_llamafactory(root, stage, &document, cx);
     }

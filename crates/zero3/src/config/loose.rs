@@ -1,6 +1,7 @@
 //! Sections that DeepSpeed reads key by key, without a model of their types: what it still fails on at start. Source: `deepspeed/runtime/config.py`.
 
 use shardwright_core::{
+    DType,
     diagnostic::Diagnostic,
     strategy_config::BuildContext,
     tree::{Node, Value},
@@ -40,6 +41,7 @@ const VALUES: &[(&[&str], &str, Fits)] = &[
     (&["checkpoint", "parallel_write"], "a mapping", Node::is_map),
     (&["checkpoint", "parallel_write", "pipeline_stage"], "a boolean", is_switch),
     (&["data_types", "keep_in_fp32_modules"], "a list of name patterns", is_list_of_strings),
+    (&["data_types", "grad_accum_dtype"], "fp32, bf16 or fp16", |node| node.is_null() || grad_accum(node).is_some()),
 ];
 
 /// Reports what DeepSpeed fails on. An "auto" is reported where it is passed on.
@@ -96,6 +98,17 @@ fn on_cpu(root: &Node, cx: &mut BuildContext<'_>) {
             error = error.and(at, "CPUs by this variable");
         }
         cx.diagnostics.push(error);
+    }
+}
+
+/// The dtype that `DtypeEnum` makes of a name.
+pub(super) fn grad_accum(node: &Node) -> Option<DType> {
+    match node.as_str()? {
+        "fp16" | "float16" | "half" | "torch.float16" => Some(DType::F16),
+        "fp32" | "float32" | "float" | "torch.float32" => Some(DType::F32),
+        "bf16" | "bfloat16" | "torch.bfloat16" => Some(DType::BF16),
+        "int8" | "torch.int8" => Some(DType::I8),
+        _ => None,
     }
 }
 

@@ -7,12 +7,13 @@ use shardwright_core::{
     tree::{Node, Value},
 };
 
+use super::ConfigIs;
 use crate::config::read;
 
 /// DeepSpeed's default for `gradient_clipping`, and what accelerate fills an "auto" with.
 const CLIPPING: f64 = 1.0;
 
-pub(super) fn clipping(root: &Node, document: &mut Document, cx: &mut BuildContext<'_>) {
+pub(super) fn clipping(root: &Node, file: ConfigIs, document: &mut Document, cx: &mut BuildContext<'_>) {
     const PATH: [&str; 2] = ["deepspeed", "gradient_clipping"];
     let yaml = &cx.training.max_grad_norm;
     match root.get("gradient_clipping") {
@@ -37,7 +38,8 @@ pub(super) fn clipping(root: &Node, document: &mut Document, cx: &mut BuildConte
         Some(node) if matches!(node.value, Value::Float(number) if !number.is_finite()) => {
             document.set(&PATH, node.to_json(), Origin::Written(node.at.clone()));
         }
-        Some(node) => match read::float(node) {
+        // In a file a number in quotes stays a string, which the first step compares with a number.
+        Some(node) => match read::float(node).filter(|_| file == ConfigIs::Inline || node.as_str().is_none()) {
             Some(value) => document.set(&PATH, value, Origin::Written(node.at.clone())),
             None => {
                 let message = format!("gradient_clipping: expected a number or auto, found {}", node.describe());

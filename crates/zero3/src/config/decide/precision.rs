@@ -27,6 +27,23 @@ fn switch(section: Option<&Node>) -> Switch {
     }
 }
 
+/// The same under accelerate: only an absent section or an "auto" is filled, and DeepSpeed reads everything else. A section without `enabled` has
+/// its default, false.
+fn as_deepspeed_reads_it(name: &str, section: Option<&Node>, cx: &mut BuildContext<'_>) -> Switch {
+    let Some(section) = section else { return Switch::Auto };
+    let Some(enabled) = section.get("enabled") else { return Switch::Off };
+    match read::boolean(enabled) {
+        _ if enabled.as_str() == Some("auto") => Switch::Auto,
+        Some(true) => Switch::On,
+        Some(false) => Switch::Off,
+        None => {
+            let message = format!("{name}.enabled: expected a boolean or auto, found {}", enabled.describe());
+            cx.diagnostics.push(Diagnostic::error("deepspeed-type", message).at(enabled.at.clone()));
+            Switch::Off
+        }
+    }
+}
+
 fn section<'a>(root: &'a Node, name: &str, cx: &mut BuildContext<'_>) -> Option<&'a Node> {
     let node = root.get(name)?;
     if !node.is_map() {
@@ -52,10 +69,7 @@ pub(super) fn precision(root: &Node, document: &mut Document, cx: &mut BuildCont
     let case = match cx.training.dialect {
         Dialect::LlamaFactory => rules::deepspeed(bf16_switch, fp16_switch, cx.training.zero3_fp16.value),
         Dialect::Accelerate => {
-            // A section without `enabled` is DeepSpeed's default there, false: only an absent section or an "auto" is filled.
-            let strict =
-                |section: Option<&Node>, switch| if section.is_some_and(|s| s.get("enabled").is_none()) { Switch::Off } else { switch };
-            let (bf16_switch, fp16_switch) = (strict(bf16, bf16_switch), strict(fp16, fp16_switch));
+            let (bf16_switch, fp16_switch) = (as_deepspeed_reads_it("bf16", bf16, cx), as_deepspeed_reads_it("fp16", fp16, cx));
             match rules::accelerate_deepspeed(bf16_switch, fp16_switch, cx.training.mixed.value) {
                 Ok(case) => Ok(case),
                 Err(conflict) => {

@@ -1,6 +1,8 @@
 //! Keys and sections as DeepSpeed checks them, one by one and together, and `zero_optimization` in the spellings of today.
 
+use serde_json::Value as Json;
 use shardwright_core::{
+    DType,
     diagnostic::{Diagnostic, Location},
     document::Document,
     strategy_config::{BuildContext, DeepSpeed},
@@ -86,7 +88,7 @@ fn autocast(root: &Node, cx: &mut BuildContext<'_>) {
 }
 
 /// What DeepSpeed's own check of a config finds between its sections. Source: `deepspeed/runtime/config.py`, `_do_error_check`.
-pub(super) fn needs_of_the_stage(root: &Node, stage: i64, cx: &mut BuildContext<'_>) {
+pub(super) fn needs_of_the_stage(root: &Node, stage: i64, document: &Document, cx: &mut BuildContext<'_>) {
     let is_on = |path: &[&str]| root.find(path).filter(|n| read::boolean(n) == Some(true));
     let mut refuse =
         |node: &Node, message: String| cx.diagnostics.push(Diagnostic::error("deepspeed-combination", message).at(node.at.clone()));
@@ -110,6 +112,13 @@ pub(super) fn needs_of_the_stage(root: &Node, stage: i64, cx: &mut BuildContext<
         if let Some(node) = root.get(key).filter(|n| is_asked(n) && n.as_str() != Some("auto") && averages && scatters) {
             refuse(node, format!("{key} does not go with ZeRO stage {stage} and reduce_scatter, which is on by default"));
         }
+    }
+    let is_in = |name: &str| document.get(&format!("/deepspeed/{name}/enabled")) == Some(&Json::Bool(true));
+    let model =
+        [("bf16", DType::BF16), ("fp16", DType::F16)].into_iter().find(|(name, _)| is_in(name)).map_or(DType::F32, |(_, dtype)| dtype);
+    let accumulated = root.find(&["data_types", "grad_accum_dtype"]).and_then(|node| Some((node, loose::grad_accum(node)?)));
+    if let Some((node, dtype)) = accumulated.filter(|(_, dtype)| stage == 0 && *dtype != model) {
+        refuse(node, format!("data_types.grad_accum_dtype is {dtype} and the model {model}: without ZeRO DeepSpeed takes no mixture"));
     }
     for path in
         [&["fp16", "fp16_master_weights_and_grads"][..], &["bf16", "bf16_master_weights_and_grads"], &["bf16", "bf16_optimizer_states"]]
