@@ -110,6 +110,9 @@ fn sections(draft: &Draft, found: &mut Vec<Diagnostic>) {
         }
         found.push(refused);
     }
+    if let Some(section) = draft.sections.get("kernel_config").filter(|_| draft.document.is_none()) {
+        released::kernels(section, found);
+    }
 }
 
 /// Sections whose plugins LLaMA-Factory v1 registers under these names, and what to do instead of another.

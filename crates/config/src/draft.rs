@@ -118,6 +118,7 @@ impl Draft {
                 keys::unchecked::refused(&draft.root, &mut draft.diagnostics);
                 if !allowed {
                     released::mixed(&draft.root, &mut draft.diagnostics);
+                    released::later(&draft.root, &mut draft.diagnostics);
                     draft.own_keys();
                 }
             }

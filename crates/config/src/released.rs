@@ -3,6 +3,8 @@
 
 use shardwright_core::{
     diagnostic::{Diagnostic, Location},
+    suggest::nearest,
+    text::short,
     tree::Node,
 };
 
@@ -49,6 +51,61 @@ pub(super) fn mixed(root: &Node, diagnostics: &mut Vec<Diagnostic>) {
     let help = format!("for 0.9.5 leave {} out or write it where 0.9.5 has it, for a later version {older}", new.key);
     let error = Diagnostic::error("llamafactory-mixed", message).at(new.at.clone()).and(old.at.clone(), format!("{older} here"));
     diagnostics.push(error.help(help));
+}
+
+/// Warns of keys of later versions, with which LLaMA-Factory 0.9.5 does not start. A file with keys of both has been refused.
+pub(super) fn later(root: &Node, diagnostics: &mut Vec<Diagnostic>) {
+    if diagnostics.iter().any(|d| d.code == "llamafactory-mixed") {
+        return;
+    }
+    let entries: Vec<_> = LATER.iter().filter_map(|key| root.entry(key)).collect();
+    let Some(first) = entries.iter().min_by_key(|e| (&*e.at.file, e.at.span.start)) else { return };
+    let message = match entries.len() {
+        1 => format!("{} is a key of later versions of LLaMA-Factory; 0.9.5 refuses it", first.key),
+        _ => {
+            let names: Vec<&str> = entries.iter().map(|e| e.key.as_str()).collect();
+            format!("{} are keys of later versions of LLaMA-Factory; 0.9.5 refuses them", names.join(", "))
+        }
+    };
+    let help = match SIZES.iter().find(|(_, new)| *new == first.key) {
+        Some((old, _)) => format!("under 0.9.5 write it as dist_config.{old}"),
+        None => "under 0.9.5 leave it out".to_owned(),
+    };
+    diagnostics.push(Diagnostic::warning("llamafactory-later", message).at(first.at.clone()).help(help));
+}
+
+/// `kernel_config` as 0.9.5 and as later versions read it.
+pub(super) fn kernels(section: &Section, found: &mut Vec<Diagnostic>) {
+    const OWN: &[&str] = &["cuda_fused_moe", "npu_fused_moe", "npu_fused_rmsnorm", "npu_fused_rope", "npu_fused_swiglu"];
+    let name = section.name.as_str();
+    if name.split(',').all(|part| part.trim().is_empty()) {
+        let message = "kernel_config.name names no kernel, and LLaMA-Factory fails";
+        let error = Diagnostic::error("config-value", message).at(section.name_at.clone());
+        return found.push(error.help("write auto, or leave kernel_config out"));
+    }
+    if !matches!(name, "auto" | "liger_kernel") {
+        let message = format!("kernel_config.name {}: LLaMA-Factory 0.9.5 has only auto and liger_kernel, one at a time", short(name));
+        let help = "under 0.9.5 write auto, and the kernel as include_kernels";
+        return found.push(Diagnostic::warning(CODE, message).at(section.name_at.clone()).help(help));
+    }
+    let Some(node) = section.body.get("include_kernels").filter(|n| n.is_truthy() && n.as_bool() != Some(true)) else { return };
+    let unknown = match node.as_str() {
+        Some("auto") => None,
+        Some(names) if name == "auto" => names.split(',').find(|name| !OWN.contains(name)).map(str::to_owned),
+        Some(_) => None,
+        None => Some(node.describe()),
+    };
+    if let Some(unknown) = unknown {
+        let message = format!(
+            "kernel_config.include_kernels: expected auto, or kernels with commas and no spaces between them, found '{}', which LLaMA-Factory 0.9.5 does not know",
+            short(&unknown)
+        );
+        let help = match nearest(unknown.trim(), OWN.iter().copied()) {
+            Some(near) => format!("did you mean '{near}'?"),
+            None => format!("there are {}", OWN.join(", ")),
+        };
+        found.push(Diagnostic::error("config-value", message).at(node.at.clone()).help(help));
+    }
 }
 
 /// `optim_config`: 0.9.5 has no optimizers of its own and fails on any. `release` is where a key stands that only 0.9.5 reads.
