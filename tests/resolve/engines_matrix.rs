@@ -18,8 +18,9 @@ type Matches = fn(&str, &str, &Json) -> bool;
 
 /// Rows whose answer is another than the engines', and why.
 const KNOWN: &[(&str, Matches)] = &[
-    ("the recording takes no step, in which a clipping norm in quotes is compared with a number", |_, _, file| {
-        file["gradient_clipping"] == "1.0"
+    ("the recording takes no step, in which a norm in quotes and gradients in int8 fail", |_, _, file| {
+        let is_first = file["zero_optimization"]["stage"] == 1;
+        file["gradient_clipping"] == "1.0" || is_first && file["data_types"]["grad_accum_dtype"] == "int8"
     }),
     ("a clipping norm beyond all numbers is shown as it is written", |_, text, _| text.contains("\"gradient_clipping\": Infinity")),
     ("read, and not started: deepspeed.initialize refuses it, as the later rows show", |_, _, file| {
@@ -79,6 +80,11 @@ const KNOWN_STARTED: &[(&str, Matches)] = &[
         ["peft_config", "dist_config"].iter().any(|key| yaml.contains(key)) && (yaml.contains("foo: 1") || yaml.contains("loraplus"))
     }),
     ("shardwright's own key, and warned of as such", |yaml, _, _| yaml.contains("dtype: bfloat16")),
+    ("later versions have these keys and take several kernels; a warning says that 0.9.5 does not", |yaml, _, _| {
+        ["\ncp_size", "\nmp_shard_size", "\npref_beta", "\ncustom_chat_template", "\ndist_timeout", "auto,liger_kernel"]
+            .iter()
+            .any(|key| yaml.contains(key))
+    }),
     ("later versions have the optimizer; a warning says that 0.9.5 does not", |yaml, _, _| yaml.contains("muon")),
     ("a string is repeated as often as an epoch has steps, and whether that is a number depends on the data", |yaml, _, _| {
         yaml.contains("save_epochs: '1'")

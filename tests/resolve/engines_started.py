@@ -51,6 +51,7 @@ LORA = """{name: lora}; {name: lora, target_modules: []}; {name: lora, target_mo
 {name: lora, modules_to_save: []}; {name: lora, modules_to_save: [layers]}; {name: lora, modules_to_save: ''}; {name: lora, modules_to_save: [head]}
 {name: lora, foo: 1}; {name: lora, loraplus_lr_ratio: 16}; {name: lora, target_modules: [embed_tokens, q_proj]}; {name: lora, r: 0}; {name: lora, r: '8'}
 {name: lora, r: 8.0}; {name: lora, lora_alpha: abc}; {name: lora, lora_alpha: -1}; {name: lora, lora_dropout: 2.0}; {name: lora, use_dora: true}
+{name: lora, target_modules: all}; {name: lora, target_modules: [all]}
 {name: lora, target_modules: 3}; {name: lora, target_modules: {a: b}}; {name: lora, target_modules: [q_proj, 3]}"""
 
 FREEZE = """{name: freeze}; {name: freeze, freeze_trainable_modules: [nope]}; {name: freeze, freeze_trainable_modules: [mlp]}
@@ -70,7 +71,10 @@ max_grad_norm: null; logging_steps: 0; resume_from_checkpoint: auto; init_config
 init_config: {name: init_on_meta}\\npeft_config: {name: freeze}; init_config: {name: init_on_rank0}\\npeft_config: {name: lora}
 quant_config: {name: auto}; kernel_config: {name: auto}; kernel_config: {name: auto, include_kernels: auto}; kernel_config: {name: liger_kernel}
 batching_strategy: padding_free; batching_strategy: dynamic_batching; batching_strategy: dynamic_padding_free; global_batch_size: 3; global_batch_size: 0
-template: qwen3; template: llama3; max_steps: 1\\nmodel_class: cls; model_class: other"""
+kernel_config: {name: auto, include_kernels: nope}; kernel_config: {name: auto, include_kernels: [auto]}; kernel_config: {name: auto, include_kernels: true}
+kernel_config: {name: auto, include_kernels: ''}; kernel_config: {name: auto, include_kernels: 'cuda_fused_moe, npu_fused_rope'}; kernel_config: {name: ''}
+kernel_config: {name: 'auto,liger_kernel'}; kernel_config: {name: liger_kernel, include_kernels: [rope]}; cp_size: 1; mp_shard_size: 1; pref_beta: 0.1
+custom_chat_template: null; dist_timeout: 600; template: qwen3; template: llama3; max_steps: 1\\nmodel_class: cls; model_class: other"""
 
 DIST = """{name: fsdp2, foo: 1}; {name: fsdp2, reshard_after_forward: 1}; {name: fsdp2, reshard_after_forward: 'true'}; {name: fsdp2, reshard_after_forward: 0}
 {name: fsdp2, reshard_after_forward: 1.0}"""
@@ -118,6 +122,14 @@ def cases():
         yield DEEPSPEED, with_text(text)
     for key in ("reduce_bucket_size", "stage3_max_live_parameters"):
         yield DEEPSPEED, file({key: float("nan")})
+    for norm in (None, "", "none", "1.0", True, [1.0], {}, -1, 0):
+        yield DEEPSPEED, file(gradient_clipping=norm)
+    for stage in (0, 1, 2, 3):
+        for zero in ({"cpu_offload": True}, {"cpu_offload": False}, {"offload_optimizer": {"device": "cpu"}}):
+            yield DEEPSPEED, file({"stage": stage, **zero})
+        for dtype in ("bf16", "fp32", "int8", "fp64"):
+            yield DEEPSPEED, file({"stage": stage}, data_types={"grad_accum_dtype": dtype})
+    yield DEEPSPEED, file({"cpu_offload": True}, zero_force_ds_cpu_optimizer=False)
     for size in (0, 1, 2, 3):
         yield DEEPSPEED, file({"zero_hpz_partition_size": size})
     for key in ("zero_quantized_weights", "zero_quantized_nontrainable_weights", "zero_quantized_gradients"):

@@ -1,7 +1,6 @@
-//! Module names of `peft_config` against a model: each row was started in LLaMA-Factory 0.9.5's `run_sft` on a tiny Qwen3, whose embeddings
-//! are tied or not, and ran or failed as it says.
+//! Module names of `peft_config` against a model. Which of them LLaMA-Factory starts with is recorded in `engines_started.json`.
 
-use shardwright_core::{DType, ModelFacts, ModelMeta, TensorKind, TensorMeta, diagnostic::Severity, model::Modules, piece::Model};
+use shardwright_core::{DType, ModelFacts, ModelMeta, TensorKind, TensorMeta, model::Modules, piece::Model};
 
 use crate::Case;
 
@@ -42,77 +41,6 @@ pub(crate) fn qwen3(tied: bool) -> Model {
         model.aliases.push(("lm_head.weight".into(), "model.embed_tokens.weight".into()));
     }
     model
-}
-
-const FSDP2: &str = "{name: fsdp2}";
-const ZERO: &str = "{name: deepspeed, config_file: ds.json}";
-
-/// The codes of what is found, and whether there is an error among them.
-fn found(dist: &str, peft: &str, stage: u32, tied: bool) -> (Vec<&'static str>, bool) {
-    let yaml = format!("model: m\ntrain_dataset: d\ndist_config: {dist}\npeft_config: {peft}\n");
-    let zero = format!(r#"{{"zero_optimization": {{"stage": {stage}}}, "train_micro_batch_size_per_gpu": "auto"}}"#);
-    let outcome = Case::new(yaml).deepspeed(zero).outcome();
-    assert!(!outcome.has_errors(), "{peft}: {:?}", outcome.diagnostics);
-    let found = outcome.resolved.unwrap().misfits(&qwen3(tied));
-    assert!(found.iter().all(|d| d.at.is_some()), "{found:?}");
-    (found.iter().map(|d| d.code).collect(), found.iter().any(|d| d.severity == Severity::Error))
-}
-
-#[test]
-fn names_that_peft_and_llamafactory_fail_on_are_refused() {
-    for (dist, peft, stage, tied, fails) in [
-        (FSDP2, "{name: lora}", 0, false, false),
-        (FSDP2, "{name: lora, target_modules: null}", 0, false, false),
-        (FSDP2, "{name: lora, target_modules: all}", 0, false, false),
-        (FSDP2, "{name: lora, target_modules: [all]}", 0, false, true),
-        (FSDP2, "{name: lora, target_modules: q_proj}", 0, false, false),
-        (FSDP2, "{name: lora, target_modules: [nope]}", 0, false, true),
-        (FSDP2, "{name: lora, target_modules: [q_proj, nope]}", 0, false, false),
-        (FSDP2, "{name: lora, target_modules: [self_attn.q_proj]}", 0, false, false),
-        (FSDP2, "{name: lora, target_modules: [model.layers.0.self_attn.q_proj]}", 0, false, false),
-        (FSDP2, "{name: lora, target_modules: [q_norm]}", 0, false, true),
-        (FSDP2, "{name: lora, target_modules: [mlp]}", 0, false, true),
-        (FSDP2, "{name: lora, target_modules: [embed_tokens]}", 0, false, true),
-        (FSDP2, "{name: lora, target_modules: [embed_tokens, q_proj]}", 0, false, true),
-        (FSDP2, "{name: lora, target_modules: [embed_tokens]}", 0, true, true),
-        ("null", "{name: lora, target_modules: [embed_tokens]}", 0, false, false),
-        (ZERO, "{name: lora, target_modules: [embed_tokens]}", 3, false, false),
-        (FSDP2, "{name: lora, target_modules: [lm_head, q_proj]}", 0, false, false),
-        (FSDP2, "{name: lora, target_modules: ['.*q_proj']}", 0, false, true),
-        (FSDP2, "{name: lora, target_modules: [q_proj.weight]}", 0, false, true),
-        (FSDP2, "{name: lora, target_modules: ''}", 0, false, true),
-        (FSDP2, "{name: lora, modules_to_save: [lm_head]}", 0, false, false),
-        (FSDP2, "{name: lora, modules_to_save: [head]}", 0, false, false),
-        (FSDP2, "{name: lora, modules_to_save: [embed_tokens]}", 0, false, true),
-        (FSDP2, "{name: lora, modules_to_save: [embed_tokens]}", 0, true, false),
-        ("null", "{name: lora, modules_to_save: [embed_tokens]}", 0, false, false),
-        (FSDP2, "{name: lora, modules_to_save: [nope]}", 0, false, false),
-        (FSDP2, "{name: lora, modules_to_save: []}", 0, false, false),
-        (FSDP2, "{name: lora, modules_to_save: ''}", 0, false, false),
-        (FSDP2, "{name: lora, modules_to_save: lm_head}", 0, false, true),
-        (FSDP2, "{name: lora, modules_to_save: lm_head}", 0, true, false),
-        ("null", "{name: lora, modules_to_save: lm_head}", 0, false, false),
-        (FSDP2, "{name: lora, modules_to_save: [layers]}", 0, false, true),
-        (ZERO, "{name: lora, modules_to_save: [lm_head]}", 3, false, true),
-        (ZERO, "{name: lora, modules_to_save: [norm]}", 3, false, true),
-        (ZERO, "{name: lora, modules_to_save: [nope]}", 3, false, false),
-        (ZERO, "{name: lora, modules_to_save: [lm_head]}", 2, false, false),
-        (FSDP2, "{name: freeze}", 0, false, false),
-        (FSDP2, "{name: freeze, freeze_trainable_modules: [nope]}", 0, false, true),
-        (FSDP2, "{name: freeze, freeze_trainable_modules: [mlp]}", 0, false, false),
-        (FSDP2, "{name: freeze, freeze_trainable_modules: 'mlp, self_attn'}", 0, false, false),
-        (FSDP2, "{name: freeze, freeze_trainable_modules: [mlp.up_proj]}", 0, false, true),
-        (FSDP2, "{name: freeze, freeze_trainable_modules: ''}", 0, false, true),
-        (FSDP2, "{name: freeze, freeze_extra_modules: [embed_tokens]}", 0, false, false),
-        (FSDP2, "{name: freeze, freeze_extra_modules: 'norm,lm_head'}", 0, false, false),
-        (FSDP2, "{name: freeze, freeze_extra_modules: [nope]}", 0, false, true),
-        (FSDP2, "{name: freeze, freeze_extra_modules: [model]}", 0, false, true),
-        (FSDP2, "{name: freeze, freeze_extra_modules: ''}", 0, false, true),
-        (FSDP2, "{name: freeze, freeze_extra_modules: null}", 0, false, false),
-    ] {
-        let (codes, has_error) = found(dist, peft, stage, tied);
-        assert_eq!(has_error, fails, "{dist} {peft} {stage} {tied}: {codes:?}");
-    }
 }
 
 #[test]

@@ -120,6 +120,9 @@ pub(super) fn needs_of_the_stage(root: &Node, stage: i64, document: &Document, c
     if let Some((node, dtype)) = accumulated.filter(|(_, dtype)| stage == 0 && *dtype != model) {
         refuse(node, format!("data_types.grad_accum_dtype is {dtype} and the model {model}: without ZeRO DeepSpeed takes no mixture"));
     }
+    if let Some((node, _)) = accumulated.filter(|(_, dtype)| stage == 1 && *dtype == DType::I8) {
+        refuse(node, "data_types.grad_accum_dtype int8: under stage 1 gradients cannot be added in it".to_owned());
+    }
     for path in
         [&["fp16", "fp16_master_weights_and_grads"][..], &["bf16", "bf16_master_weights_and_grads"], &["bf16", "bf16_optimizer_states"]]
     {
