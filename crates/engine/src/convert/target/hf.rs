@@ -1,6 +1,9 @@
 //! Hugging Face directories: whole tensors in files of a bounded size, or each rank's rows in a file of its own.
 
-use serde_json::{Map, Value, json};
+use serde::{
+    Serialize, Serializer,
+    ser::{Error as _, SerializeMap as _},
+};
 use shardwright_core::DType;
 
 use super::planner::{Planned, Planner, all, chunk};
@@ -61,19 +64,25 @@ impl<'a> Planner<'a, '_> {
             1 => "model.safetensors".to_owned(),
             _ => format!("model-{:05}-of-{count:05}.safetensors", number + 1),
         };
-        let (mut map, mut total, mut parameters) = (Map::new(), 0u64, 0u64);
+        let (mut map, mut total, mut parameters) = (Vec::new(), 0u64, 0u64);
         let mut out = Vec::new();
         for (number, entries) in files.into_iter().enumerate() {
             for entry in &entries {
-                map.insert(entry.name.to_string(), Value::String(name(number)));
+                map.push((entry.name.clone(), number));
                 total += entry.bytes();
                 parameters += shardwright_core::model::numel(&entry.shape).unwrap_or(0);
             }
             out.push(file(name(number), entries, false)?);
         }
         if count > 1 {
-            let index = json!({ "metadata": { "total_parameters": parameters, "total_size": total }, "weight_map": map });
-            out.push(OutFile::literal("model.safetensors.index.json", format!("{index:#}\n").into_bytes()));
+            let names: Vec<String> = (0..count).map(name).collect();
+            let weight_map = Entries(map.iter().map(|(tensor, number)| (&**tensor, names[*number].as_str())).collect());
+            let index = Index { metadata: Totals { total_parameters: parameters, total_size: total }, weight_map };
+            let mut text = Vec::new();
+            let written = serde_json::to_writer_pretty(&mut text, &index);
+            written.map_err(|e| EngineError::new(ErrorKind::Checkpoint, format!("the index cannot be written: {e}")))?;
+            text.push(b'\n');
+            out.push(OutFile::literal("model.safetensors.index.json", text));
         }
         let mut lost = self.lost_with_weights();
         if !self.contents.aliases.is_empty() {
@@ -143,24 +152,13 @@ impl<'a> Planner<'a, '_> {
 /// A safetensors file. Wide dtypes come first, so that each tensor is aligned.
 fn file<'a>(name: String, mut entries: Vec<Entry<'a>>, of_rank: bool) -> Result<OutFile<'a>> {
     entries.sort_by(|a, b| b.dtype.bits().cmp(&a.dtype.bits()).then(a.name.cmp(&b.name)));
-    let mut header = Map::new();
-    let mut metadata = Map::new();
-    if of_rank {
-        let offsets = entries.iter().map(|e| (e.name.to_string(), json!({ "saved_offsets": e.offsets })));
-        metadata.insert("DCP_SHARDING_INFO".into(), Value::Object(offsets.collect()).to_string().into());
-        metadata.insert("DCP_VERSION".into(), "1.0".into());
-    }
-    metadata.insert("format".into(), "pt".into());
-    header.insert("__metadata__".into(), Value::Object(metadata));
-    let mut at = 0u64;
-    for entry in &entries {
-        let end = at.checked_add(entry.bytes()).ok_or_else(|| EngineError::new(ErrorKind::Checkpoint, "the file's size overflows"))?;
-        let info = json!({ "dtype": entry.dtype.safetensors_name(), "shape": entry.shape, "data_offsets": [at, end] });
-        header.insert(entry.name.to_string(), info);
-        at = end;
-    }
-    let mut text = Value::Object(header).to_string().into_bytes();
+    entries
+        .iter()
+        .try_fold(0u64, |at, entry| at.checked_add(entry.bytes()))
+        .ok_or_else(|| EngineError::new(ErrorKind::Checkpoint, "the file's size overflows"))?;
+    let mut text = json_of(&Header { entries: &entries, of_rank })?;
     text.resize(text.len().next_multiple_of(8), b' ');
+    text.shrink_to_fit();
     let mut file = OutFile::new(name);
     file.append((text.len() as u64).to_le_bytes().to_vec());
     file.append(text);
@@ -168,4 +166,79 @@ fn file<'a>(name: String, mut entries: Vec<Entry<'a>>, of_rank: bool) -> Result<
         file.elements(entry.dtype, entry.parts)?;
     }
     Ok(file)
+}
+
+fn json_of(value: &impl Serialize) -> Result<Vec<u8>> {
+    serde_json::to_vec(value).map_err(|e| EngineError::new(ErrorKind::Checkpoint, format!("a header cannot be written: {e}")))
+}
+
+/// A file's header, written as it is gone through: a file may have hundreds of thousands of tensors.
+struct Header<'a, 'e> {
+    entries: &'e [Entry<'a>],
+    of_rank: bool,
+}
+
+#[derive(Serialize)]
+struct Info<'e> {
+    dtype: &'static str,
+    shape: &'e [u64],
+    data_offsets: [u64; 2],
+}
+
+#[derive(Serialize)]
+struct Place<'e> {
+    saved_offsets: Option<&'e [u64]>,
+}
+
+impl Serialize for Header<'_, '_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(self.entries.len() + 1))?;
+        map.serialize_entry("__metadata__", &Metadata(self))?;
+        let mut at = 0;
+        for entry in self.entries {
+            let end = at + entry.bytes();
+            let info = Info { dtype: entry.dtype.safetensors_name(), shape: &entry.shape, data_offsets: [at, end] };
+            map.serialize_entry(&*entry.name, &info)?;
+            at = end;
+        }
+        map.end()
+    }
+}
+
+/// Where a rank's rows stand in each tensor, in the text that torch's reader wants, and the format.
+struct Metadata<'h, 'a, 'e>(&'h Header<'a, 'e>);
+
+impl Serialize for Metadata<'_, '_, '_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        if self.0.of_rank {
+            let places = self.0.entries.iter().map(|e| (&*e.name, Place { saved_offsets: e.offsets.as_deref() }));
+            let text = serde_json::to_string(&Entries(places.collect())).map_err(S::Error::custom)?;
+            map.serialize_entry("DCP_SHARDING_INFO", &text)?;
+            map.serialize_entry("DCP_VERSION", "1.0")?;
+        }
+        map.serialize_entry("format", "pt")?;
+        map.end()
+    }
+}
+
+#[derive(Serialize)]
+struct Index<'e> {
+    metadata: Totals,
+    weight_map: Entries<'e, &'e str>,
+}
+
+#[derive(Serialize)]
+struct Totals {
+    total_parameters: u64,
+    total_size: u64,
+}
+
+/// A map in the order of its entries.
+struct Entries<'e, V>(Vec<(&'e str, V)>);
+
+impl<V: Serialize> Serialize for Entries<'_, V> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(name, value)| (name, value)))
+    }
 }
