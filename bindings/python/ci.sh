@@ -3,6 +3,7 @@
 # next run. Where the packages cannot be had it says so and passes.
 #
 #   bindings/python/ci.sh [pytest arguments]
+#   bindings/python/ci.sh environments      makes the environments, and no more
 #
 # SHARDWRIGHT_PYTHON_ENV  a directory for the environments; by default in the user's cache, by the pinned versions
 # PYTHON                  the interpreter that makes them; by default python3
@@ -20,7 +21,7 @@ command -v "$python" >/dev/null || skip "no $python"
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || skip "$("$python" --version) is older than 3.10"
 command -v c++ >/dev/null || skip "no C++ compiler, which DeepSpeed needs to build its communication"
 
-# ---- two environments: the current versions, and over them LLaMA-Factory with the oldest supported transformers
+# ---- three environments: the current versions, over them LLaMA-Factory with the oldest supported transformers, and the oldest torch
 key=$({ cat requirements/*.txt; "$python" -c 'import sys; print(sys.version, sys.base_prefix)'; } | cksum | cut -d' ' -f1)
 home=${SHARDWRIGHT_PYTHON_ENV:-${XDG_CACHE_HOME:-$HOME/.cache}/shardwright/python-$key}
 mkdir -p "$home"
@@ -29,7 +30,7 @@ flock 9
 
 if [ ! -e "$home/complete" ]; then
     echo "== python: packages, into $home"
-    rm -rf "$home/current" "$home/llamafactory"
+    rm -rf "$home/current" "$home/llamafactory" "$home/oldest"
     "$python" -m venv "$home/current" || skip "$python makes no virtual environment"
     # DeepSpeed comes as source; nothing of it is built ahead.
     DS_BUILD_OPS=0 timeout 1200 "$home/current/bin/python" -m pip install --quiet --disable-pip-version-check -r requirements/current.txt ||
@@ -41,8 +42,12 @@ if [ ! -e "$home/complete" ]; then
     done
     timeout 300 "$home/llamafactory/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --ignore-installed \
         -r requirements/llamafactory.txt || skip "LLaMA-Factory cannot be installed"
+    "$python" -m venv "$home/oldest"
+    timeout 1200 "$home/oldest/bin/python" -m pip install --quiet --disable-pip-version-check -r requirements/oldest.txt ||
+        skip "the packages of requirements/oldest.txt cannot be installed"
     touch "$home/complete"
 fi
+[ "${1:-}" != environments ] || exit 0
 
 export OMP_NUM_THREADS=1 DS_ACCELERATOR=cpu HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false TRITON_CACHE_DIR=$home/triton
 export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-lo} TORCH_EXTENSIONS_DIR=$home/torch_extensions
@@ -55,7 +60,7 @@ export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$here/../../target}
 wheels=$(mktemp -d)
 trap 'rm -rf "$wheels"' EXIT
 maturin build --quiet --profile dev --locked --out "$wheels" --interpreter "$home/current/bin/python"
-for venv in current llamafactory; do
+for venv in current llamafactory oldest; do
     "$home/$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall "$wheels"/shardwright-*.whl
 done
 
@@ -82,5 +87,7 @@ cd "$wheels"
 echo "== python: tests, current versions"
 timeout 1800 python -m pytest -q "$here/tests" -p no:cacheprovider "$@"
 echo "== python: tests, LLaMA-Factory and the oldest transformers"
-PATH=$home/llamafactory/bin:$PATH
-timeout 1800 python -m pytest -q "$here"/tests/test_{trace,llamafactory,resume}.py -p no:cacheprovider "$@"
+PATH=$home/llamafactory/bin:$PATH timeout 1800 python -m pytest -q "$here"/tests/test_{trace,llamafactory,resume}.py -p no:cacheprovider "$@"
+echo "== python: tests, the oldest torch and transformers"
+# DeepSpeed is not among its packages: what wants it is in the other environments.
+PATH=$home/oldest/bin:$PATH timeout 900 python -m pytest -q "$here"/tests/test_{engines,api,optimizer,fallback,bad_input,native_fill}.py -p no:cacheprovider "$@"
