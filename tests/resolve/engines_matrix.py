@@ -353,6 +353,21 @@ def parallel_files():
             yield f"distributed_type: {kind}\nnum_machines: 2\nnum_processes: 4\n{more}"
 
 
+def machine_files():
+    """Machines, ranks and processors in an accelerate YAML."""
+    kinds = {"'NO'": "num_processes: 1\n", "MULTI_CPU": "num_processes: 2\n", "MULTI_GPU": "num_processes: 2\n",
+             "FSDP": "num_processes: 2\nfsdp_config: {fsdp_version: 2}\n", "DEEPSPEED": "num_processes: 2\ndeepspeed_config: {zero_stage: 3}\n"}
+    for kind, more in kinds.items():
+        for machines in ("null", "'2'", "2.0", "true", "two"):
+            yield f"distributed_type: {kind}\n{more}num_machines: {machines}\nmain_process_ip: 10.0.0.1\nmain_process_port: 29500\n"
+        for rank in ("0", "1", "'1'", "1.0", "null", "first", "0e0"):
+            for machines in (1, 2):
+                yield (f"distributed_type: {kind}\n{more}num_machines: {machines}\nmachine_rank: {rank}\nmain_process_ip: 10.0.0.1\n"
+                       "main_process_port: 29500\n")
+        for cpu in ("null", "maybe", "'yes'", "'false'", "0.0", "1", "2", "[false]", "''"):
+            yield f"distributed_type: {kind}\n{more}use_cpu: {cpu}\n"
+
+
 def deepspeed_row(yaml, deepspeed, world, model):
     answer = engines.llama_factory("a.yaml", "ds.json", world, {}, model)
     return kept(answer, deepspeed)
@@ -433,6 +448,9 @@ def main():
         yaml, world, run = (llama_factory, 8, deepspeed_row) if engine == "llamafactory" else (beside, None, accelerate_row)
         arguments = (yaml, config, world, model) if world else (yaml, config, model)
         add(engine, yaml, json.dumps(config), world, run, *arguments)
+    engines.INITIALIZE = False
+    for yaml in machine_files():
+        add("accelerate", yaml, None, None, accelerate_row, yaml, None, model)
     versions = {name: version(name) for name in ("accelerate", "deepspeed", "torch", "transformers")}
     lines = ",\n".join(json.dumps(row) for row in rows).replace(model, "MODEL").replace(str(engines.HERE), "HERE")
     OUT.write_text(f'{{"versions": {json.dumps(versions)}, "rows": [\n{lines}\n]}}\n')

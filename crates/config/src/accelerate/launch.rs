@@ -91,20 +91,28 @@ pub(super) fn check(root: &Node, diagnostics: &mut Vec<Diagnostic>) {
             );
         }
     }
-    if matches!(kind, "NO" | "MULTI_CPU") && root.get("num_machines").and_then(Node::as_number).is_some_and(|n| n > 1.0) {
-        for key in ["main_process_ip", "main_process_port"] {
-            let Some(node) = root.get("num_machines").filter(|_| root.get(key).is_none_or(Node::is_null)) else { continue };
+    let is_simple = matches!(kind, "NO" | "MULTI_CPU");
+    let machines = root.get("num_machines");
+    let number = |n: &Node| matches!(n.value, Value::Int(_) | Value::Float(_) | Value::Bool(_));
+    if let Some(node) = machines.filter(|n| (several || is_simple) && !number(n)) {
+        refuse(format!("num_machines: expected a number, found {}", node.describe()), node, "write 1 for one machine");
+    }
+    let are_many = machines.filter(|n| n.as_number().is_some_and(|n| n > 1.0));
+    if let Some(node) = are_many.filter(|_| is_simple) {
+        for key in ["main_process_ip", "main_process_port"].iter().filter(|key| root.get(key).is_none_or(Node::is_null)) {
             let message = format!("num_machines is {}, and {key} is not given", node.describe());
             refuse(message, node, "name the address and the port of the first machine, or write 1");
         }
     }
+    if let Some(node) = root.get("use_cpu").filter(|n| is_simple && truth(n).is_none()) {
+        refuse(format!("use_cpu: expected true or false, found {}", node.describe()), node, "leave it out for false");
+    }
     if !several {
         return;
     }
-    let number = |n: &Node| matches!(n.value, Value::Int(_) | Value::Float(_) | Value::Bool(_));
-    let machines = root.get("num_machines");
-    if let Some(node) = machines.filter(|n| !number(n)) {
-        refuse(format!("num_machines: expected a number, found {}", node.describe()), node, "write 1 for one machine");
+    if let Some(node) = root.get("machine_rank").filter(|n| are_many.is_some() && !number(n) && (n.is_null() || integer(n).is_none())) {
+        let message = format!("machine_rank: expected an integer, found {}", node.describe());
+        refuse(message, node, "0 on the first machine, 1 on the second");
     }
     if let Some(node) = root.get("main_process_port").filter(|n| !n.is_null() && !number(n)) {
         let message = format!("main_process_port: expected a number, found {}", node.describe());

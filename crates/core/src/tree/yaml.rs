@@ -47,11 +47,20 @@ pub fn parse_value(source: &Source, findings: &mut Vec<Diagnostic>) -> Result<No
     read(source, findings, false)
 }
 
+/// What PyYAML reads at all, in comments too.
+fn is_printable(c: char) -> bool {
+    matches!(c, '\t' | '\n' | '\r' | ' '..='~' | '\u{85}' | '\u{a0}'..='\u{fffd}' | '\u{10000}'..)
+}
+
 fn read(source: &Source, findings: &mut Vec<Diagnostic>, later_counts: bool) -> Result<Node, Diagnostic> {
     let whole = source.at(0..0);
     if source.text.len() > MAX_TEXT {
         let message = format!("the file has {} bytes, expected at most {MAX_TEXT}", source.text.len());
         return Err(Diagnostic::error("yaml-too-large", message).at(whole));
+    }
+    if let Some((at, c)) = source.text.char_indices().find(|(_, c)| !is_printable(*c)) {
+        let message = format!("not valid YAML: the character U+{:04X} is not printable", u32::from(c));
+        return Err(Diagnostic::error("yaml-syntax", message).at(source.at(at..at + c.len_utf8())).help("leave it out"));
     }
     let skip = if source.text.starts_with('\u{feff}') { '\u{feff}'.len_utf8() } else { 0 };
     let mut text = Cow::Borrowed(&source.text[skip..]);
