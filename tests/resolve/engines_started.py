@@ -122,6 +122,18 @@ def cases():
         yield DEEPSPEED, with_text(text)
     for key in ("reduce_bucket_size", "stage3_max_live_parameters"):
         yield DEEPSPEED, file({key: float("nan")})
+    on_host = {"offload_optimizer": {"device": "cpu"}}
+    for stage in (1, 2, 3):
+        for more in ({}, {"update_interval": 2}):
+            yield DEEPSPEED, file({"stage": stage, **on_host, "zenflow": {"topk_ratio": 0.1, "select_interval": 2, **more}})
+        if stage < 3:
+            yield DEEPSPEED, file({"stage": stage, **on_host, "zenflow": {"topk_ratio": 0.1}})
+        for strategy in ("step", "epoch", "layer"):
+            yield DEEPSPEED, file({"stage": stage, **on_host, "zenflow": {"select_strategy": strategy}})
+    for size in ("1", 1, 0, 1.0, None):
+        yield DEEPSPEED, file(tensor_parallel={"autotp_size": size})
+    for section in (True, "x", None, [], {}):
+        yield DEEPSPEED, file(expert_parallel=section)
     for norm in (None, "", "none", "1.0", True, [1.0], {}, -1, 0):
         yield DEEPSPEED, file(gradient_clipping=norm)
     for stage in (0, 1, 2, 3):

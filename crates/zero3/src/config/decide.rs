@@ -33,7 +33,7 @@ pub(super) enum ConfigIs {
 pub(super) fn build(root: &Node, file: ConfigIs, cx: &mut BuildContext<'_>) -> Result<Built, Diagnostic> {
     let mut document = Document::default();
     sections::top_level(root, cx);
-    sections::layouts_of_others(root, cx);
+    sections::layouts_of_others(root, file, cx);
     if file == ConfigIs::File && cx.training.dialect == Dialect::LlamaFactory {
         sections::no_optimizer(root, cx);
     }
@@ -76,6 +76,7 @@ pub(super) fn build(root: &Node, file: ConfigIs, cx: &mut BuildContext<'_>) -> R
     lints::check(&zero, stage, &document, cx);
     if file == ConfigIs::File {
         made::optimizer_of_the_script(root, &document, cx);
+        made::zenflow(root, &zero, stage, cx);
         if cx.training.dialect == Dialect::Accelerate {
             made::check(root, stage, &document, cx);
         }

@@ -87,6 +87,36 @@ pub(super) fn optimizer_of_the_script(root: &Node, document: &Document, cx: &mut
     }
 }
 
+/// `zenflow`, which has an optimizer of its own besides. Source: `deepspeed/runtime/zenflow`.
+pub(super) fn zenflow(root: &Node, zero: &Node, stage: i64, cx: &mut BuildContext<'_>) {
+    let Some(section) = zero.get("zenflow").filter(|n| n.is_map() && (1..=3).contains(&stage)) else { return };
+    let given = |key: &str| section.get(key).filter(|n| !n.is_null() && n.as_str() != Some("auto"));
+    let strategy = given("select_strategy").and_then(Node::as_str);
+    let mut refuse = |node: &Node, message: String, help: &str| {
+        let error = Diagnostic::error("deepspeed-combination", message).at(node.at.clone());
+        cx.diagnostics.push(error.help(help.to_owned()));
+    };
+    match (given("select_strategy"), given("select_interval")) {
+        (None, Some(interval)) if interval.as_integer().is_some() => {
+            let message = "zenflow.select_interval is given, and select_strategy is auto, which has one of its own: DeepSpeed refuses both";
+            refuse(interval, message.to_owned(), "\"select_strategy\": \"step\" or \"epoch\", or leave select_interval out");
+        }
+        (Some(named), None) if matches!(strategy, Some("step" | "epoch")) => {
+            refuse(named, "zenflow.select_strategy needs a number as select_interval".to_owned(), "\"select_interval\": 1");
+        }
+        (Some(named), _) if !matches!(strategy, Some("step" | "epoch")) => {
+            let message = format!("zenflow.select_strategy: expected auto, step or epoch, found {}", named.describe());
+            refuse(named, message, "leave it out for auto");
+        }
+        _ => {}
+    }
+    let has_params = root.find(&["optimizer", "params"]).is_some_and(Node::is_map);
+    if stage < 3 && !has_params {
+        let message = format!("under stage {stage} zenflow makes an optimizer with this file's optimizer.params, and there are none");
+        refuse(section, message, "leave zenflow out, or use it where DeepSpeed makes the optimizer");
+    }
+}
+
 /// What DeepSpeed fails on while it makes the two.
 pub(super) fn check(root: &Node, stage: i64, document: &Document, cx: &mut BuildContext<'_>) {
     let mut found = Vec::new();

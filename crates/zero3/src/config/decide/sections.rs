@@ -10,6 +10,7 @@ use shardwright_core::{
     tree::{Node, Value},
 };
 
+use super::ConfigIs;
 use crate::config::{
     keys::{DEPRECATED, PASSED, REMOVED, STRICT, TOP},
     loose,
@@ -136,7 +137,7 @@ pub(super) fn needs_of_the_stage(root: &Node, stage: i64, document: &Document, c
 }
 
 /// Sections by which DeepSpeed lays tensors out in a way that is not known here.
-pub(super) fn layouts_of_others(root: &Node, cx: &mut BuildContext<'_>) {
+pub(super) fn layouts_of_others(root: &Node, file: ConfigIs, cx: &mut BuildContext<'_>) {
     let ranks = |path: &[&str]| root.find(path).filter(|n| read::integer(n).is_some_and(|ranks| ranks > 1));
     if let Some(node) = ranks(&["tensor_parallel", "autotp_size"]) {
         let message = format!(
@@ -145,6 +146,17 @@ pub(super) fn layouts_of_others(root: &Node, cx: &mut BuildContext<'_>) {
         );
         let help = "leave the section tensor_parallel out, or set autotp_size to 1";
         cx.diagnostics.push(Diagnostic::error("deepspeed-tensor-parallel", message).at(node.at.clone()).help(help));
+    }
+    // accelerate compares it with a number before DeepSpeed reads it.
+    if let Some(node) =
+        root.find(&["tensor_parallel", "autotp_size"]).filter(|n| file == ConfigIs::File && n.as_str().is_some_and(|t| t != "auto"))
+    {
+        let message = format!("tensor_parallel.autotp_size: expected an integer, found {}", node.describe());
+        cx.diagnostics.push(Diagnostic::error("deepspeed-type", message).at(node.at.clone()).help("write it without quotes"));
+    }
+    if let Some(node) = root.get("expert_parallel").filter(|n| n.is_truthy() && !n.is_map() && n.as_str() != Some("auto")) {
+        let message = format!("expert_parallel: expected a mapping, found {}", node.describe());
+        cx.diagnostics.push(Diagnostic::error("deepspeed-type", message).at(node.at.clone()));
     }
     if let Some(node) = root.find(&["expert_parallel", "enabled"]).filter(|n| read::boolean(n) == Some(true)) {
         let message = "expert_parallel: DeepSpeed deals experts out over ranks; only data-parallel sharding is laid out";
