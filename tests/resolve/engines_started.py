@@ -77,7 +77,10 @@ kernel_config: {name: 'auto,liger_kernel'}; kernel_config: {name: liger_kernel, 
 custom_chat_template: null; dist_timeout: 600; template: qwen3; template: llama3; max_steps: 1\\nmodel_class: cls; model_class: other"""
 
 DIST = """{name: fsdp2, foo: 1}; {name: fsdp2, reshard_after_forward: 1}; {name: fsdp2, reshard_after_forward: 'true'}; {name: fsdp2, reshard_after_forward: 0}
-{name: fsdp2, reshard_after_forward: 1.0}"""
+{name: fsdp2, reshard_after_forward: 1.0}; {name: fsdp2, mp_replicate_size: '1', mp_shard_size: '1'}; {name: fsdp2, mp_shard_size: 1.0}
+{name: fsdp2, mp_shard_size: 0}; {name: fsdp2, mp_replicate_size: 2, mp_shard_size: 4}; {name: fsdp2, mp_shard_size: null, dp_size: null}; {name: fsdp2, cp_size: null}
+{name: fsdp2, timeout: '60'}; {name: fsdp2, timeout: 1.5}; {name: fsdp2, timeout: 0}; {name: fsdp2, cp_mode: ring}; {name: fsdp2, reshard_after_forward: 'no'}
+{name: fsdp2, offload_params: null}; {name: fsdp2, dcp_path: ''}; {name: fsdp2, pin_memory: 'false'}"""
 
 
 def words(text):
@@ -111,6 +114,10 @@ def cases():
     for dist in words(DIST):
         yield BASE + f"dist_config: {dist}\n", None
     yield BASE + "dist_config: {name: deepspeed, config_file: ds.json, foo: 1}\n", file()
+    for keys in ('"name": "fsdp2", "mp_replicate_size": 1', '"name": "fsdp2", "cp_size": "1", "timeout": 60', '"name": "fsdp2", "mp_shard_size": 2'):
+        yield BASE + f"dist_config: '{{{keys}}}'\n", None
+    for keys in ("", ', "dp_size": 1'):
+        yield BASE + f"""dist_config: '{{"name": "deepspeed", "config_file": "ds.json"{keys}}}'\n""", file()
     for init in ("init_on_meta", "init_on_rank0"):
         yield BASE + f"init_config: {{name: {init}}}\n", None
     for brackets, depths in (("[]", (60, 70, 90, 100, 300)), ("{}", (60, 66, 80))):

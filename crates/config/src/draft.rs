@@ -114,6 +114,7 @@ impl Draft {
             draft.original = Some(std::mem::replace(&mut draft.root, flat));
         } else {
             let allowed = extra_keys_allowed(&input.env);
+            released::unfold(&mut draft.root, &draft.sources);
             if draft.document.is_none() {
                 keys::unchecked::refused(&draft.root, &mut draft.diagnostics);
                 if !allowed {

@@ -2,7 +2,7 @@
 //! has a name. Both are taken, with a warning that says which version reads them.
 
 use shardwright_core::{
-    diagnostic::{Diagnostic, Location},
+    diagnostic::{Diagnostic, Location, Source},
     suggest::nearest,
     text::short,
     tree::Node,
@@ -39,6 +39,16 @@ const LATER: &[&str] = &[
 
 /// The warning on what one version of LLaMA-Factory reads and another refuses.
 pub(super) const CODE: &str = "llamafactory-release";
+
+/// A `dist_config` that is a JSON string with sizes becomes the mapping that it is, so that they are found.
+pub(super) fn unfold(root: &mut Node, sources: &[Source]) {
+    let Some(entry) = root.entry("dist_config") else { return };
+    let Some(dist) = sections::unfolded(&entry.value, sources) else { return };
+    if SIZES.iter().any(|(old, _)| dist.entry(old).is_some()) {
+        let at = entry.at.clone();
+        root.set("dist_config", at, dist);
+    }
+}
 
 /// Refuses a file that no version reads: with keys of 0.9.5 that later versions refuse, and keys of later versions, which 0.9.5 refuses.
 pub(super) fn mixed(root: &Node, diagnostics: &mut Vec<Diagnostic>) {

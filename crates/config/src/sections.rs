@@ -51,6 +51,12 @@ pub(super) fn read(
     Ok(Some(Section { name: text.to_owned(), name_at: name.at.clone(), body: node.without("name") }))
 }
 
+/// The mapping that a section's JSON string is, or `None` where it is none.
+pub(super) fn unfolded(node: &Node, sources: &[Source]) -> Option<Node> {
+    let text = node.as_str().filter(|text| text.starts_with('{'))?;
+    from_string(node, text, sources, &mut Vec::new()).ok().filter(Node::is_map)
+}
+
 /// Parses a JSON string. Places point into it where the string stands in the file as it is, and at the whole string where not.
 fn from_string(node: &Node, text: &str, sources: &[Source], warnings: &mut Vec<Diagnostic>) -> Result<Node, Diagnostic> {
     let outer = sources.iter().find(|s| s.name == node.at.file);

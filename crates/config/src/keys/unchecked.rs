@@ -31,6 +31,8 @@ pub(super) fn value(key: &str, node: &Node, root: &Node, path: &str) -> Option<J
         "learning_rate" => number.is_some_and(|n| n >= 0.0),
         "cutoff_len" => number.is_some_and(|n| n != 0.0) && node.as_bool().is_none(),
         "logging_steps" => number.is_some_and(|n| n != 0.0),
+        // Seconds, also parts of one.
+        "dist_timeout" => number.is_some_and(|n| n > 0.0) && node.as_bool().is_none(),
         // Read where a checkpoint has been saved, and only compared.
         "save_total_limit" => !saves() || number.is_some_and(|n| n >= 0.0),
         "batching_workers" => node.as_bool().is_some() || number == Some(0.0),
