@@ -11,6 +11,9 @@ from . import _native
 
 logger = logging.getLogger("shardwright")
 
+STAGING_BYTES = 256 << 20
+"""What the engine takes of a device while it fills, at most."""
+
 
 def in_place(memory: torch.Tensor) -> bool:
     """Whether the engine writes to this memory itself: contiguous, and on the host or on a CUDA device that it can use."""
@@ -25,9 +28,13 @@ def index(memory: torch.Tensor) -> int | None:
 
 
 def settle(device: int | None) -> None:
-    """Waits for what is under way on a device: memory that torch hands out may still be in use by work that was started before."""
-    if device is not None:
-        torch.cuda.synchronize(device)
+    """Waits for what is under way on a device: memory that torch hands out may still be in use by work that was started before. Where torch keeps
+    nearly all of the device's memory to itself, it gives back what it does not use."""
+    if device is None:
+        return
+    torch.cuda.synchronize(device)
+    if torch.cuda.mem_get_info(device)[0] < STAGING_BYTES:
+        torch.cuda.empty_cache()
 
 
 @functools.cache
