@@ -368,6 +368,14 @@ def machine_files():
             yield f"distributed_type: {kind}\n{more}use_cpu: {cpu}\n"
 
 
+def offload_files():
+    """Offloading in an accelerate YAML."""
+    for stage, part in itertools.product((1, 2, 3), ("optimizer", "param")):
+        for device in ("auto", "AUTO", "'none'", "None", "gpu", "0", "true", "[cpu]", "''"):
+            yield (f"distributed_type: DEEPSPEED\ndeepspeed_config: {{zero_stage: {stage}, offload_{part}_device: {device}}}\n"
+                   "mixed_precision: bf16\nnum_processes: 2\n")
+
+
 def deepspeed_row(yaml, deepspeed, world, model):
     answer = engines.llama_factory("a.yaml", "ds.json", world, {}, model)
     return kept(answer, deepspeed)
@@ -449,8 +457,9 @@ def main():
         arguments = (yaml, config, world, model) if world else (yaml, config, model)
         add(engine, yaml, json.dumps(config), world, run, *arguments)
     engines.INITIALIZE = False
-    for yaml in machine_files():
-        add("accelerate", yaml, None, None, accelerate_row, yaml, None, model)
+    for make in (machine_files, offload_files):
+        for yaml in make():
+            add("accelerate", yaml, None, None, accelerate_row, yaml, None, model)
     versions = {name: version(name) for name in ("accelerate", "deepspeed", "torch", "transformers")}
     lines = ",\n".join(json.dumps(row) for row in rows).replace(model, "MODEL").replace(str(engines.HERE), "HERE")
     OUT.write_text(f'{{"versions": {json.dumps(versions)}, "rows": [\n{lines}\n]}}\n')

@@ -462,6 +462,13 @@ fn offload(part: &str, config: &Node, zero: &mut Node, diagnostics: &mut Vec<Dia
     if let Some(entry) = config.entry(&format!("offload_{part}_device")).filter(|e| !e.value.is_null()) {
         let device =
             launch::text(&entry.value).map_or_else(|| entry.value.clone(), |text| Node::text(text.to_lowercase(), entry.value.at.clone()));
+        // DeepSpeed's file may say so, where something fills it.
+        if device.as_str() == Some("auto") {
+            let message = format!(
+                "deepspeed_config.offload_{part}_device: expected none, cpu or nvme, found auto, which accelerate fills from nothing"
+            );
+            diagnostics.push(launch::value(message, &entry.value));
+        }
         offload.set("device", entry.at.clone(), device);
     }
     let path = format!("offload_{part}_nvme_path");
