@@ -180,18 +180,25 @@ impl Value {
 
     /// The pickle of this value.
     pub fn pickle(&self) -> Vec<u8> {
-        self.pickle_over([])
+        [b"\x80\x02", &self.0[..], b"."].concat()
     }
 
-    /// The pickle of this value, for which others are put into the memo first, each under its place among them.
-    pub fn pickle_over(&self, memo: impl IntoIterator<Item = Self>) -> Vec<u8> {
+    /// The pickle of an object with a state of these fields, for which values are put into the memo first, each under its place among them. The fields
+    /// may be large: each is let go of once it is written, and none is copied twice.
+    pub fn pickled_object<const N: usize>(class: Self, fields: [(Self, Self); N], memo: impl IntoIterator<Item = Self>) -> Vec<u8> {
         let mut out = b"\x80\x02".to_vec();
         for (number, value) in (0..).zip(memo) {
             out.extend(value.kept(number).0);
             out.push(b'0');
         }
-        out.extend(&self.0);
-        out.push(b'.');
+        out.extend(class.0);
+        out.extend(b")\x81}(");
+        out.reserve_exact(fields.iter().map(|(key, value)| key.0.len() + value.0.len()).sum::<usize>() + 3);
+        for (key, value) in fields {
+            out.extend(key.0);
+            out.extend(value.0);
+        }
+        out.extend(b"ub.");
         out
     }
 
@@ -251,9 +258,12 @@ mod tests {
 
     #[test]
     fn a_memo_stands_for_its_values() {
-        let value = Value::tuple([Value::memo(1), Value::int(7).kept(300), Value::memo(0), Value::memo(300)]);
-        let read = Pickle::parse(&value.pickle_over([Value::str("zero"), Value::str("one")])).unwrap();
-        let expected = Plain::Tuple(vec![Plain::Str("one".into()), Plain::Int(7), Plain::Str("zero".into()), Plain::Int(7)]);
+        let kept = [Value::str("zero").kept(0), Value::str("one").kept(1), Value::int(7).kept(300)];
+        let value = Value::tuple(kept.into_iter().chain([1, 300, 0].map(Value::memo)));
+        let read = Pickle::parse(&value.pickle()).unwrap();
+        let texts = ["zero", "one"].map(|text| Plain::Str(text.into()));
+        let [zero, one] = texts.clone();
+        let expected = Plain::Tuple(texts.into_iter().chain([Plain::Int(7), one, Plain::Int(7), zero]).collect());
         assert_eq!(read.plain(read.root()).unwrap(), expected);
     }
 }

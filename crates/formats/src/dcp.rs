@@ -286,8 +286,9 @@ pub fn write(metadata: &Metadata) -> Vec<u8> {
         ("storage_meta", Value::none()),
         ("version", Value::str("1.0.0")),
     ];
-    let fields = memo.fields(fields);
-    memo.class("Metadata").object(Some(&fields)).pickle_over(memo.values)
+    let fields = fields.map(|(key, value)| (memo.str(key), value));
+    let class = memo.class("Metadata");
+    Value::pickled_object(class, fields, memo.values)
 }
 
 #[cfg(test)]
