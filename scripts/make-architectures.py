@@ -13,7 +13,7 @@ Lines, a name and JSON apart by a tab:
     >KEY            conversions registered for a model type or a class: [kind, regex, sources, targets, more]
     :MODEL_TYPE     classes by use, the names of attributes, defaults of keys that sizes depend on, where nothing else
                     decides them, or how they derive from others, older names of these, keys that it sets in its parts,
-                    and the numbers of parts that config.json may lack as a whole
+                    the numbers of parts that config.json may lack as a whole, and of which kind each layer is
     !CLASS          a model's class: its root module, prefix of the base model, dtypes, tied weights, names that it ignores
     MODULE          a module: flags, parameters and buffers, children
 """
@@ -868,6 +868,131 @@ def decided(config):
     return {key: sorted(keys) for key, keys in own.items() if keys}
 
 
+# ---- kinds of layers ---------------------------------------------------------------------------------------------------------------
+
+DEPTH = 6  # layers that are built to see which is of which kind
+DEPTHS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
+OF_LAYERS = re.compile("layer|dense|sparse|step|interval|freq|period|offset|moe|block|attention")
+
+
+def slots(model):
+    """{(list, child): {index: class}}: of which class the elements of lists are, and their children."""
+    out = {}
+    for path, module in model.named_modules():
+        if isinstance(module, torch.nn.ModuleList) and not re.search(r"\.\d+(\.|$)", path):
+            for i, element in enumerate(module):
+                for name, child in [("", element), *element._modules.items()] if element is not None else ():
+                    if child is not None:
+                        out.setdefault((path, name), {})[i] = type(child).__name__
+    return out
+
+
+def singles(config):
+    """{key: values of it that config.json may have}, of keys that are layers' business."""
+    values = {k: v for k, v in plain(config).items() if OF_LAYERS.search(k) and k not in DEPTHS}
+    out = {}
+    for key, value in values.items():
+        listed = isinstance(value, (list, tuple))
+        if isinstance(value, int) and not isinstance(value, bool) and abs(value) <= 128:
+            out[key] = [-1, 0, 1, 2, 3, 4]
+        elif listed and value and all(isinstance(w, str) for w in value):
+            known = list(dict.fromkeys(value))
+            pairs = [(a, b) for a, b in itertools.permutations(dict.fromkeys([*known, *KINDS]), 2) if a in known or b in known]
+            out[key] = [some for a, b in pairs for some in ([a, b] * (DEPTH // 2), [a, a] + [b] * (DEPTH - 2))]
+        elif "layers" in key and (value is None or listed and all(isinstance(n, int) for n in value)):
+            out[key] = [[], [1], [0, 3, 4]]
+    return out
+
+
+def holds(predicate, i, keys):
+    """Whether a predicate of `kinds` is true of layer i; None where the keys do not say."""
+    form, key, word = re.fullmatch(r"(i>=|i<=|i%|\(i\+1\)%|i!|)(\w+)(?:\[i\]=(\w+))?", predicate).groups()
+    value = keys.get(key)
+    if word is not None:
+        return value[i] == word if value is not None and i < len(value) else None
+    if form == "i!":
+        return i not in (value or ())
+    if value is None or "%" in form and value < 1:
+        return None
+    return {"i>=": i >= value, "i<=": i <= value or value == -1, "i%": i % (value or 1) == 0, "(i+1)%": (i + 1) % (value or 1) == 0}[form]
+
+
+def kinds(cls, config):
+    """{"one/other": [[predicate…]…]}: where one of two classes stands, it is the first at the layers of which all predicates of an alternative are true: of
+    the first one whose keys config.json has. Of more keys than are looked at together nothing is said."""
+    depth = next((k for k in DEPTHS if isinstance(vars(config).get(k), int)), None)
+    if depth is None:
+        return {}
+    seen = []
+
+    def run(keys):
+        keys = {depth: DEPTH, **keys}
+        try:
+            made = CONFIG_MAPPING[config.model_type](**{**LACKS.get(config.model_type, {}), **copy.deepcopy(keys)})
+            seen.append((keys, slots(build(cls, made))))
+        except Exception:
+            return None
+        return seen[-1][1]
+
+    run({})
+    effective = {}
+    for key, values in singles(config).items():
+        found = [(value, got) for value in values if (got := run({key: value})) is not None]
+        differ = [value for i, (value, got) in enumerate(found) if got not in [g for _, g in found[:i]]]
+        if len(differ) > 1:
+            effective[key] = differ
+    if len(effective) > 4:
+        return {}
+    for some in itertools.product(*([None, *(values[:4] if len(effective) < 4 else values[:2])] for values in effective.values())):
+        keys = {k: v for k, v in zip(effective, some) if v is not None}
+        if len(keys) > 1:
+            run(keys)
+    pool = []
+    for key, values in effective.items():
+        words = sorted({w for v in values if isinstance(v, list) for w in v if isinstance(w, str)})
+        if words:
+            pool.append([f"{key}[i]={word}" for word in words])
+        elif isinstance(values[0], list):
+            pool.append([f"i!{key}"])
+        else:
+            pool.append([f"{form}{key}" for form in ("i>=", "i<=", "(i+1)%", "i%")])
+    tries = [list(p) for n in (1, 2, 3) for of in itertools.combinations(pool, n) for p in itertools.product(*of)]
+    tries.sort(key=lambda t: (not any("=" in p[3:] and "[" in p for p in t), len(t)))  # words decide where there are any
+    out = {}
+    for slot in sorted({slot for _, found in seen for slot in found}):
+        runs = [(keys, found[slot]) for keys, found in seen if slot in found]
+        classes = sorted({c for _, found in runs for c in found.values()})
+        if len(classes) != 2:
+            continue
+        decided, rules = set(), {}  # keys that alternatives before have, whose runs say nothing of later ones
+        for predicates in tries:
+            keys_of_it = {re.fullmatch(r"(?:i>=|i<=|i%|\(i\+1\)%|i!|)(\w+?)(?:\[i\].*)?", p)[1] for p in predicates}
+            told = [([all_of([holds(p, i, keys) for p in predicates]) for i in found], list(found.values()), keys) for keys, found in runs]
+            told = [(answer, found) for answer, found, keys in told if None not in answer and not decided & keys.keys()]
+            if len({tuple(answer) for answer, _ in told}) < 3:
+                continue
+            for name in classes:
+                if all(a == (c == name) for answer, found in told for a, c in zip(answer, found)):
+                    rules.setdefault("/".join(sorted(classes, key=lambda c: c != name)), []).append(predicates)
+                    decided |= keys_of_it
+                    break
+            if decided and not any("[" in p for p in predicates):
+                break
+        out.setdefault(tuple(classes), []).append(rules)
+    # of two classes that stand in for each other in several places, by one rule in all of them
+    return {pair: rule for found in out.values() if all(f == found[0] for f in found) for pair, rule in found[0].items()}
+
+
+def all_of(answers):
+    return None if None in answers else all(answers)
+
+
+def kinds_of(config, base):
+    """`kinds` of the base model of a type."""
+    cls = getattr(transformers, base or "", None)
+    return kinds(cls, config) if cls is not None and getattr(cls, "config_class", None) is type(config) else {}
+
+
 def one_type(model_type):
     """Everything of a model type: [(class, what it says, tree, references, defaults)], and the type's own line."""
     torch.set_num_threads(1)
@@ -944,6 +1069,7 @@ def one_type(model_type):
     line["defaults"], line["older"] = fixed(config, [k for k in keys if k not in line["derived"]])
     line["sets"] = decided(config)
     line["parts"] = whole_parts(config)
+    line["kinds"] = kinds_of(config, base)
     line = {k: v for k, v in line.items() if v not in (None, {}, [])}
     return model_type, line, [(n, s, pack(t)) for n, s, t, _, _ in out], failed
 

@@ -242,7 +242,7 @@ impl<'a, 'c> Assembler<'a, 'c> {
         self.finish(made)
     }
 
-    /// Decides the variants of elements that may be of several classes.
+    /// Decides the variants of elements that may be of several classes: by config.json where that says it, else by what the checkpoint has.
     fn choose(&mut self, names: &[Target]) {
         let mut votes = BTreeMap::new();
         for target in names.iter().filter(|target| target.found) {
@@ -252,7 +252,7 @@ impl<'a, 'c> Assembler<'a, 'c> {
         for (path, votes) in votes {
             // Of equals the one that leaves less to be missed.
             let best = votes.iter().enumerate().min_by_key(|&(i, &(votes, least))| (std::cmp::Reverse(votes), least, i));
-            if let Some((best, _)) = best {
+            if let Some(best) = self.tree.decided(&path).or(best.map(|(best, _)| best)) {
                 self.choices.insert(path, best);
             }
         }

@@ -7,6 +7,7 @@ mod assemble;
 mod contract;
 mod data;
 mod hub;
+mod kinds;
 mod lazy;
 mod names;
 mod ops;

@@ -7,6 +7,7 @@ use std::sync::LazyLock;
 use serde_json::Value;
 
 use crate::data::Data;
+use crate::kinds;
 use crate::size::{DEEPEST, Formula, Size};
 
 /// What a name of the model stands for.
@@ -393,17 +394,50 @@ impl<'c> Tree<'c> {
         own + children.filter_map(|(_, places)| places.first()).map(|&place| self.least(place)).sum::<usize>()
     }
 
-    /// A key's number in a scope's config, by any of its names, and what it was called. A key that config.json does not have has the class's default,
-    /// where the config is there and nothing else decides the key, or is made of other keys as the class makes it.
-    fn number(&self, scope: usize, key: &str, depth: u32) -> Option<(u64, String)> {
-        let Scope { config, line, model_type } = &self.scopes[scope];
+    /// A key's names: its own, and others that config.json may have in its place.
+    fn names<'k>(&'k self, scope: usize, key: &'k str) -> Vec<&'k str> {
+        let line = &self.scopes[scope].line;
         let aliases = [&line["attributes"], &line["older"]].into_iter().filter_map(Value::as_object).flatten();
         let others = aliases.filter_map(|(alias, real)| match real.as_str()? {
             real if real == key => Some(alias.as_str()),
             real if alias == key => Some(real),
             _ => None,
         });
-        let names: Vec<&str> = iter::once(key).chain(others).collect();
+        iter::once(key).chain(others).collect()
+    }
+
+    /// Which of two variants stands at a path, where config.json decides it: the engine makes that one, whatever the checkpoint has.
+    pub fn decided(&self, path: &str) -> Option<usize> {
+        self.decided_in(self.root, path, 0).flatten()
+    }
+
+    /// `None` where the path leads nowhere from here.
+    fn decided_in(&self, at: Place, path: &str, start: usize) -> Option<Option<usize>> {
+        let segment = path[start..].split('.').next()?;
+        let end = start + segment.len();
+        let number = !segment.is_empty() && segment.bytes().all(|b| b.is_ascii_digit());
+        self.children(at).filter(|(c, _)| c.name == segment || c.name == "*" && number).find_map(|(_, places)| match end == path.len() {
+            true => (places.len() > 1).then(|| self.by_rule(at.scope, places, path)),
+            false => places.iter().find_map(|&next| self.decided_in(next, path, end + 1)),
+        })
+    }
+
+    fn by_rule(&self, scope: usize, places: &[Place], path: &str) -> Option<usize> {
+        let [one, other] = places.iter().map(|&place| self.class(place)).collect::<Vec<_>>()[..] else { return None };
+        let layer = path.rsplit('.').find_map(|part| part.parse().ok())?;
+        let given =
+            |key: &str| self.names(scope, key).into_iter().find_map(|name| self.scopes[scope].config.get(name)).filter(|v| !v.is_null());
+        let rules = &self.scopes[scope].line["kinds"];
+        let of = |first: &str, second: &str| rules[format!("{first}/{second}")].as_array();
+        let first = kinds::first_stands([of(one, other), of(other, one)], layer, given)?;
+        Some(usize::from(!first))
+    }
+
+    /// A key's number in a scope's config, by any of its names, and what it was called. A key that config.json does not have has the class's default,
+    /// where the config is there and nothing else decides the key, or is made of other keys as the class makes it.
+    fn number(&self, scope: usize, key: &str, depth: u32) -> Option<(u64, String)> {
+        let Scope { config, line, model_type } = &self.scopes[scope];
+        let names = self.names(scope, key);
         let found = names.iter().find_map(|name| config.get(name));
         if let Some(found) = found.filter(|found| !found.is_null()) {
             return Some((found.as_u64()?, key.to_owned()));

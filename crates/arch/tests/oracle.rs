@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use shardwright_arch::{Assembled, Options, Reason, Use, assemble};
 use shardwright_core::{Assembly, DType, Globs, TensorMeta};
 
@@ -120,6 +120,48 @@ fn the_default_of_tie_word_embeddings_is_the_classes() {
         config.as_object_mut().unwrap().remove("tie_word_embeddings");
         let (with, without) = (made(case, &case["config"]), made(case, &config));
         assert_eq!((with.ties_embeddings, with.aliases), (without.ties_embeddings, without.aliases), "{}", case["name"]);
+    }
+}
+
+/// How many parameters `from_pretrained` of transformers 5.24 calls missing where config.json makes layers of another kind than the checkpoint has.
+#[test]
+fn layers_are_of_the_kind_that_config_json_says() {
+    let first = |n: u64| json!({ "first_k_dense_replace": n });
+    let sparse = |step: u64, dense: &[u64]| json!({ "decoder_sparse_step": step, "mlp_only_layers": dense });
+    let part = |keys: Value| json!({ "text_config": keys });
+    let rows = [
+        ("deepseek_v3-mtp", first(0), 7),
+        ("deepseek_v3-mtp", first(1), 0),
+        ("deepseek_v3-mtp", first(2), 3),
+        ("glm4_moe", first(0), 7),
+        ("glm4_moe", first(2), 3),
+        ("qwen3_moe", sparse(1, &[]), 0),
+        ("qwen3_moe", sparse(1, &[1]), 3),
+        ("qwen3_moe", sparse(1, &[0, 1]), 6),
+        ("qwen3_moe", sparse(2, &[]), 3),
+        ("qwen3_moe", sparse(2, &[1]), 6),
+        ("qwen3_next", sparse(2, &[0]), 3),
+        ("qwen3_vl_moe", part(sparse(2, &[])), 3),
+        ("ernie4_5_moe", json!({ "moe_layer_start_index": 1, "moe_layer_end_index": 0, "moe_layer_interval": 1 }), 3),
+        ("ernie4_5_moe", json!({ "moe_layer_start_index": 1, "moe_layer_end_index": -1, "moe_layer_interval": 2 }), 0),
+    ];
+    for (name, keys, missing) in rows {
+        let case = cases().into_iter().find(|c| c["name"] == name).unwrap_or_else(|| panic!("no case {name}"));
+        let mut config = case["config"].clone();
+        let put = |into: &mut Value, keys: &Value| {
+            keys.as_object().unwrap().iter().for_each(|(key, value)| into[key] = value.clone());
+        };
+        match keys.get("text_config") {
+            Some(keys) => put(&mut config["text_config"], keys),
+            None => put(&mut config, &keys),
+        }
+        let found = made(&case, &config);
+        let names: Vec<&str> = found.missing.iter().map(|m| m.name.as_str()).collect();
+        assert_eq!(names.len(), missing, "{name} {keys}: {names:?}");
+        let (sources, further) = (sources(&case), ".layers.2."); // a layer that predicts further tokens, of no kind at all
+        let left = found.unused.iter().filter(|u| u.reason == Reason::NotInTheModel).map(|u| &sources[u.source as usize].name);
+        let left: Vec<_> = left.filter(|name| !name.contains(further)).collect();
+        assert_eq!(left.is_empty(), missing == 0, "{name} {keys}: {left:?}");
     }
 }
 

@@ -1,0 +1,73 @@
+//! Of which kind a layer is, as config.json says: rules of the data, in which each key is one that config.json has itself.
+
+use serde_json::Value;
+
+/// Whether the first of two classes stands at a layer. `rules` are the alternatives that make it the first one, and those that make it the second: of
+/// words for each layer, else of numbers, the first whose keys `value` gives. `None` where none of them is decided.
+pub(crate) fn first_stands<'v>(rules: [Option<&Vec<Value>>; 2], layer: u64, value: impl Fn(&str) -> Option<&'v Value>) -> Option<bool> {
+    let all =
+        |predicates: &[Value]| predicates.iter().try_fold(true, |all, predicate| Some(all & holds(predicate.as_str()?, layer, &value)?));
+    let of_words = |predicates: &[Value]| predicates.iter().any(|p| p.as_str().is_some_and(|p| p.contains("[i]=")));
+    [true, false].into_iter().find_map(|words| {
+        rules.iter().zip([true, false]).find_map(|(alternatives, first)| {
+            let mut alternatives = alternatives.iter().copied().flatten().filter_map(Value::as_array);
+            alternatives.find_map(|alternative| (of_words(alternative) == words).then(|| all(alternative))?).map(|stands| stands == first)
+        })
+    })
+}
+
+/// `i>=KEY`, `i<=KEY` (-1 is no bound), `i%KEY` and `(i+1)%KEY` (divisible), `i!KEY` (not in the list), `KEY[i]=WORD`.
+fn holds<'v>(predicate: &str, layer: u64, value: impl Fn(&str) -> Option<&'v Value>) -> Option<bool> {
+    if let Some((key, word)) = predicate.split_once("[i]=") {
+        return Some(value(key)?.get(usize::try_from(layer).ok()?)?.as_str()? == word);
+    }
+    if let Some(key) = predicate.strip_prefix("i!") {
+        let Some(listed) = value(key) else { return Some(true) };
+        return Some(!listed.as_array()?.iter().any(|n| n.as_u64() == Some(layer)));
+    }
+    let number = |key: &str| value(key)?.as_i64();
+    let layer = i64::try_from(layer).ok()?;
+    if let Some(key) = predicate.strip_prefix("i>=") {
+        return Some(layer >= number(key)?);
+    }
+    if let Some(key) = predicate.strip_prefix("i<=") {
+        let last = number(key)?;
+        return Some(layer <= last || last == -1);
+    }
+    let (at, key) = match predicate.strip_prefix("(i+1)%") {
+        Some(key) => (layer + 1, key),
+        None => (layer, predicate.strip_prefix("i%")?),
+    };
+    let every = number(key).filter(|n| *n > 0)?;
+    Some(at % every == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn words_decide_before_numbers_and_what_is_missing_decides_nothing() {
+        let rules = json!({ "moe": [["i>=first", "i<=last", "(i+1)%step", "i!dense"]], "mlp": [["kinds[i]=mlp"]] });
+        let of = |name: &str| rules[name].as_array();
+        let at = |config: &Value| (0..6).map(|i| first_stands([of("moe"), of("mlp")], i, |key| config.get(key))).collect::<Vec<_>>();
+        let told = |layers: [bool; 6]| layers.map(Some).to_vec();
+        assert_eq!(at(&json!({ "first": 1, "last": -1, "step": 2, "dense": [3] })), told([false, true, false, false, false, true]));
+        let words = json!({ "first": 1, "last": -1, "step": 2, "kinds": ["moe", "mlp", "mlp", "moe", "moe", "mlp"] });
+        assert_eq!(at(&words), told([true, false, false, true, true, false]));
+        // Words that end before a layer leave it to the numbers.
+        let short = json!({ "kinds": ["moe"], "first": 3, "last": 4, "step": 1 });
+        assert_eq!(at(&short), told([true, false, false, true, true, false]));
+        for undecided in
+            [json!({}), json!({ "first": 1 }), json!({ "first": "1", "last": 2, "step": 1 }), json!({ "first": 1, "last": 2, "step": 0 })]
+        {
+            assert_eq!(at(&undecided), [None; 6], "{undecided}");
+        }
+        let one = |rule: &str, layer| first_stands([Some(&vec![json!([rule])]), None], layer, |_| Some(&rules["step"]));
+        assert_eq!((one("i*2", 0), one("i%step", 4)), (None, None));
+        let two = json!(2);
+        assert_eq!(first_stands([None, Some(&vec![json!(["i%step"])])], 4, |_| Some(&two)), Some(false));
+    }
+}
