@@ -990,7 +990,8 @@ def all_of(answers):
 def kinds_of(config, base):
     """`kinds` of the base model of a type."""
     cls = getattr(transformers, base or "", None)
-    return kinds(cls, config) if cls is not None and getattr(cls, "config_class", None) is type(config) else {}
+    known = isinstance(cls, type) and issubclass(cls, PreTrainedModel) and cls.config_class is type(config)
+    return kinds(cls, config) if known else {}
 
 
 def one_type(model_type):
