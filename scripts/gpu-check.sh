@@ -40,7 +40,8 @@ case ${1:-} in
     exit
     ;;
 --packed)
-    packed=$(cd "${2:?--packed needs a directory}" && pwd) || exit 1
+    [ -e "${2:?--packed needs a directory}/built-in" ] || { echo "$2: nothing was packed there; scripts/gpu-check.sh --pack $2 does it" >&2; exit 1; }
+    packed=$(cd "$2" && pwd)
     shift 2
     ;;
 esac
@@ -135,9 +136,11 @@ tests dlpack shardwright
 row "torch takes shards without a copy" "${command[@]}" --nocapture
 
 # A real torchrun fills models that lie on the card.
+models=
 if [ -z "$card" ]; then
     rows+=("| Python fills models on the card | skipped: no CUDA device |")
 elif why=$("$python" -c 'import torch, transformers, shardwright, pytest; assert torch.cuda.is_available(), "torch sees no CUDA device"' 2>&1); then
+    models=yes
     row "Python fills models on the card" "$python" -m pytest -q -rs -p no:cacheprovider bindings/python/tests/test_cuda.py
 else
     rows+=("| Python fills models on the card | skipped: $python: ${why##*$'\n'} |")
@@ -146,7 +149,11 @@ fi
 speed=$(($(wc -l <"$log") + 1))
 if [ -n "$packed" ]; then command=("$packed/bin/gpu-bench" --bench); else command=(cargo bench --locked -p shardwright --bench gpu); fi
 row "speed" "${command[@]}"
-[ -z "$card" ] || row "speed of Python" "$python" benches/peers/gpu_fill.py
+if [ -n "$models" ]; then
+    row "speed of Python" "$python" benches/peers/gpu_fill.py
+else
+    rows+=("| speed of Python | skipped, as the models on the card are |")
+fi
 speeds=$(tail -n "+$speed" "$log" | sed -n '/, driver for CUDA /{s/$/\n/;p};/^|/p') # the card's name stands above the table
 
 {

@@ -53,13 +53,13 @@ mod tests {
         let rules = json!({ "moe": [["i>=first", "i<=last", "(i+1)%step", "i!dense"]], "mlp": [["kinds[i]=mlp"]] });
         let of = |name: &str| rules[name].as_array();
         let at = |config: &Value| (0..6).map(|i| first_stands([of("moe"), of("mlp")], i, |key| config.get(key))).collect::<Vec<_>>();
-        let told = |layers: [bool; 6]| layers.map(Some).to_vec();
-        assert_eq!(at(&json!({ "first": 1, "last": -1, "step": 2, "dense": [3] })), told([false, true, false, false, false, true]));
+        let each = |layers: [bool; 6]| layers.map(Some).to_vec();
+        assert_eq!(at(&json!({ "first": 1, "last": -1, "step": 2, "dense": [3] })), each([false, true, false, false, false, true]));
         let words = json!({ "first": 1, "last": -1, "step": 2, "kinds": ["moe", "mlp", "mlp", "moe", "moe", "mlp"] });
-        assert_eq!(at(&words), told([true, false, false, true, true, false]));
+        assert_eq!(at(&words), each([true, false, false, true, true, false]));
         // Words that end before a layer leave it to the numbers.
         let short = json!({ "kinds": ["moe"], "first": 3, "last": 4, "step": 1 });
-        assert_eq!(at(&short), told([true, false, false, true, true, false]));
+        assert_eq!(at(&short), each([true, false, false, true, true, false]));
         for undecided in
             [json!({}), json!({ "first": 1 }), json!({ "first": "1", "last": 2, "step": 1 }), json!({ "first": 1, "last": 2, "step": 0 })]
         {

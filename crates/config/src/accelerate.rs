@@ -464,9 +464,8 @@ fn offload(part: &str, config: &Node, zero: &mut Node, diagnostics: &mut Vec<Dia
             launch::text(&entry.value).map_or_else(|| entry.value.clone(), |text| Node::text(text.to_lowercase(), entry.value.at.clone()));
         // DeepSpeed's file may say so, where something fills it.
         if device.as_str() == Some("auto") {
-            let message = format!(
-                "deepspeed_config.offload_{part}_device: expected none, cpu or nvme, found auto, which accelerate fills from nothing"
-            );
+            let message =
+                format!("deepspeed_config.offload_{part}_device: expected none, cpu or nvme, found auto, which accelerate does not fill");
             diagnostics.push(launch::value(message, &entry.value));
         }
         offload.set("device", entry.at.clone(), device);

@@ -17,7 +17,7 @@ pub const CODES: &[Code] = &[
     Code::error("batch-not-divisible", "`global_batch_size` must be a multiple of `dp_size` times `micro_batch_size`"),
     Code::warning("bf16-without-dist", "`bf16` has no effect where there is no `dist_config`"),
     Code::error("config-is-deepspeeds", "a DeepSpeed config is given where the training's YAML is due; the YAML names it as `dist_config.config_file`"),
-    Code::error("config-is-others", "a YAML of another trainer's own, such as axolotl's or that of TRL's scripts"),
+    Code::error("config-of-another-trainer", "a YAML of another trainer's own, such as axolotl's or that of TRL's scripts"),
     Code::error("config-is-v0", "LLaMA-Factory's older (v0) YAML; the help says what each key becomes in v1"),
     Code::warning("config-extra-key", "an unknown key is ignored: because ALLOW_EXTRA_KEYS is set, or because accelerate passes over it"),
     Code::error("cp-attention", "`cp_size` above 1 needs `flash_attn: flash_attention_2`"),

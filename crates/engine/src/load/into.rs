@@ -8,7 +8,7 @@ use shardwright_core::{
 };
 
 use super::{
-    CancelToken, IoOptions, LoadStats, Progress,
+    CancelToken, IoChoice, IoOptions, LoadStats, Progress,
     layout::{Alike, RankLayout, Tables},
     machine::Machine,
     on_device::DeviceLoad,
@@ -90,10 +90,7 @@ pub unsafe fn fill(
     cancel: &CancelToken,
 ) -> Result<LoadStats> {
     let started = Instant::now();
-    let choice = io.choose_on(&Machine::here(checkpoint.files().first().map(|f| f.path.as_path())))?;
-    validate(checkpoint, items)?;
-    let (plan, model, extents) = local_plan(checkpoint, items)?;
-    let (layout, schedule) = listed(checkpoint, &plan, &model, choice.block_size)?;
+    let Prepared { choice, plan, extents, layout, schedule, .. } = Prepared::new(checkpoint, items, io)?;
     let places: Vec<_> = extents.into_iter().map(Foreign::of).collect();
     for (place, tensor) in places.iter().zip(&plan.tensors) {
         let used = tensor.precision.storage.bytes(tensor.numel()).and_then(|n| usize::try_from(n).ok()).unwrap_or(usize::MAX);
@@ -124,10 +121,7 @@ pub unsafe fn fill_on_device(
     cancel: &CancelToken,
 ) -> Result<LoadStats> {
     let started = Instant::now();
-    let choice = io.choose_on(&Machine::here(checkpoint.files().first().map(|f| f.path.as_path())))?;
-    validate(checkpoint, items)?;
-    let (plan, model, extents) = local_plan(checkpoint, items)?;
-    let (layout, schedule) = listed(checkpoint, &plan, &model, choice.block_size)?;
+    let Prepared { choice, plan, model, extents, layout, schedule } = Prepared::new(checkpoint, items, io)?;
     let load = DeviceLoad {
         plan: &plan,
         assemblies: &model.assemblies,
@@ -143,11 +137,26 @@ pub unsafe fn fill_on_device(
     load.run((devices, options), choice, schedule, Some(extents)).map(|(_, _, stats)| stats)
 }
 
-/// What is read for the one rank of a local plan.
-fn listed(checkpoint: &Checkpoint, plan: &ShardPlan, model: &Model, block: usize) -> Result<(RankLayout, Schedule)> {
-    let order = order_of(&model.assemblies, checkpoint);
-    let schedule = Schedule::of(plan, &model.assemblies, checkpoint, &[0], &order, block)?;
-    Ok((RankLayout::new(plan, 0, &order, &Alike::new(plan), &mut Tables::default())?, schedule))
+/// A validated fill: the items' parts as a plan of one rank, where they go, and what is read for them.
+struct Prepared {
+    choice: IoChoice,
+    plan: ShardPlan,
+    model: Model,
+    extents: Vec<Extent>,
+    layout: RankLayout,
+    schedule: Schedule,
+}
+
+impl Prepared {
+    fn new(checkpoint: &Checkpoint, items: &[Item], io: &IoOptions) -> Result<Self> {
+        let choice = io.choose_on(&Machine::here(checkpoint.files().first().map(|f| f.path.as_path())))?;
+        validate(checkpoint, items)?;
+        let (plan, model, extents) = local_plan(checkpoint, items)?;
+        let order = order_of(&model.assemblies, checkpoint);
+        let schedule = Schedule::of(&plan, &model.assemblies, checkpoint, &[0], &order, choice.block_size)?;
+        let layout = RankLayout::new(&plan, 0, &order, &Alike::new(&plan), &mut Tables::default())?;
+        Ok(Self { choice, plan, model, extents, layout, schedule })
+    }
 }
 
 fn wrong(item: &Item, what: impl Into<String>) -> EngineError {
