@@ -69,7 +69,8 @@ pub(crate) fn recognised(root: &Node) -> Option<Diagnostic> {
     }
     let other = OTHERS.iter().find_map(|(key, whose)| Some((root.entry(key)?, whose)));
     if let Some((entry, whose)) = other.filter(|_| ITS_OWN.iter().all(|key| root.entry(key).is_none())) {
-        let message = format!("expected a YAML of LLaMA-Factory v1 or accelerate, found one of {whose}'s: '{}' is a key of {whose}", entry.key);
+        let message =
+            format!("expected a YAML of LLaMA-Factory v1 or accelerate, found one of {whose}'s: '{}' is a key of {whose}", entry.key);
         let help =
             "name the YAML that accelerate launch reads, or a LLaMA-Factory YAML; a DeepSpeed file is read where one of them names it";
         return Some(Diagnostic::error("config-of-another-trainer", message).at(entry.at.clone()).help(help));
