@@ -220,6 +220,30 @@ fn inspect_shows_what_each_parameter_is_made_from() {
     assert!(apart.lines().any(|l| l.starts_with("model.layers.0.mlp.experts.0.down_proj.weight ") && l.ends_with("itself")), "{apart}");
 }
 
+/// Layers of another kind than the checkpoint has: the key that decides is named, with what is left out and what nothing fills.
+#[test]
+fn a_layer_of_another_kind_is_reported_with_the_key_that_decides() {
+    let dir = TempDir::new().unwrap();
+    let model = recorded(&dir.path().join("qwen3_moe"), "qwen3_moe");
+    let path = model.join("config.json");
+    let mut changed: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    changed["mlp_only_layers"] = json!([1]);
+    fs::write(&path, changed.to_string()).unwrap();
+    let output = run(["inspect".as_ref(), model.as_os_str(), "--as-model".as_ref()]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    good(&output);
+    let keys = "config.json (decoder_sparse_step, mlp_only_layers)";
+    for expected in [
+        format!(
+            "'model.layers.1.mlp.experts.0.down_proj.weight' the first: they are not part of Qwen3MoeForCausalLM with its layers as {keys} makes them"
+        ),
+        format!("no tensor fills 3 parameters of Qwen3MoeForCausalLM, 'model.layers.1.mlp.gate_proj.weight'"),
+        format!("{keys} makes 'model.layers.1.mlp' of another kind than the checkpoint's"),
+    ] {
+        assert!(said.contains(&expected), "{expected:?} is not in {said}");
+    }
+}
+
 #[test]
 fn the_schema_of_an_architecture_is_documented() {
     let schema = good(&run(["schema", "--architecture"]));

@@ -252,9 +252,14 @@ impl<'a, 'c> Assembler<'a, 'c> {
         for (path, votes) in votes {
             // Of equals the one that leaves less to be missed.
             let best = votes.iter().enumerate().min_by_key(|&(i, &(votes, least))| (std::cmp::Reverse(votes), least, i));
-            if let Some(best) = self.tree.decided(&path).or(best.map(|(best, _)| best)) {
-                self.choices.insert(path, best);
-            }
+            let Some((best, _)) = best else { continue };
+            let chosen = self.tree.decided(&path).map_or(best, |(chosen, keys)| {
+                if chosen != best {
+                    self.out.other_kinds.insert(path.clone(), keys);
+                }
+                chosen
+            });
+            self.choices.insert(path, chosen);
         }
     }
 
@@ -276,6 +281,7 @@ impl<'a, 'c> Assembler<'a, 'c> {
             match if found { tree.find(&target, &self.choices) } else { None } {
                 None => {
                     let fleeting = tree.find(&target, &Choices::new()).is_some_and(|f| f.kind == Kind::Fleeting);
+                    let other_kind = self.out.other_kind(&target).map(|(path, keys)| Reason::OtherKind(path.to_owned(), keys.to_owned()));
                     let drops = ignored.iter().any(|r| r.search(&target).is_some());
                     self.out.unused.extend(from.iter().map(|&(source, _)| {
                         let reason = if fleeting {
@@ -283,7 +289,7 @@ impl<'a, 'c> Assembler<'a, 'c> {
                         } else if drops || ignored.iter().any(|r| r.search(&sources[source as usize].name).is_some()) {
                             Reason::Ignored
                         } else {
-                            Reason::NotInTheModel
+                            other_kind.clone().unwrap_or(Reason::NotInTheModel)
                         };
                         Unused { source, reason }
                     }));

@@ -3,17 +3,28 @@
 use serde_json::Value;
 
 /// Whether the first of two classes stands at a layer. `rules` are the alternatives that make it the first one, and those that make it the second: of
-/// words for each layer, else of numbers, the first whose keys `value` gives. `None` where none of them is decided.
-pub(crate) fn first_stands<'v>(rules: [Option<&Vec<Value>>; 2], layer: u64, value: impl Fn(&str) -> Option<&'v Value>) -> Option<bool> {
+/// words for each layer, else of numbers, the first whose keys `value` gives, with the keys. `None` where none of them is decided.
+pub(crate) fn first_stands<'r, 'v>(
+    rules: [Option<&'r Vec<Value>>; 2],
+    layer: u64,
+    value: impl Fn(&str) -> Option<&'v Value>,
+) -> Option<(bool, Vec<&'r str>)> {
     let all =
         |predicates: &[Value]| predicates.iter().try_fold(true, |all, predicate| Some(all & holds(predicate.as_str()?, layer, &value)?));
     let of_words = |predicates: &[Value]| predicates.iter().any(|p| p.as_str().is_some_and(|p| p.contains("[i]=")));
     [true, false].into_iter().find_map(|words| {
         rules.iter().zip([true, false]).find_map(|(alternatives, first)| {
             let mut alternatives = alternatives.iter().copied().flatten().filter_map(Value::as_array);
-            alternatives.find_map(|alternative| (of_words(alternative) == words).then(|| all(alternative))?).map(|stands| stands == first)
+            let decides = |of: &'r Vec<Value>| Some((of, (of_words(of) == words).then(|| all(of))??));
+            alternatives.find_map(decides).map(|(of, stands)| (stands == first, of.iter().filter_map(Value::as_str).map(key).collect()))
         })
     })
+}
+
+/// The key that a predicate looks at.
+fn key(predicate: &str) -> &str {
+    let key = predicate.split_once("[i]=").map_or(predicate, |(key, _)| key);
+    ["i>=", "i<=", "(i+1)%", "i%", "i!"].iter().find_map(|form| key.strip_prefix(form)).unwrap_or(key)
 }
 
 /// `i>=KEY`, `i<=KEY` (-1 is no bound), `i%KEY` and `(i+1)%KEY` (divisible), `i!KEY` (not in the list), `KEY[i]=WORD`.
@@ -52,7 +63,8 @@ mod tests {
     fn words_decide_before_numbers_and_what_is_missing_decides_nothing() {
         let rules = json!({ "moe": [["i>=first", "i<=last", "(i+1)%step", "i!dense"]], "mlp": [["kinds[i]=mlp"]] });
         let of = |name: &str| rules[name].as_array();
-        let at = |config: &Value| (0..6).map(|i| first_stands([of("moe"), of("mlp")], i, |key| config.get(key))).collect::<Vec<_>>();
+        let stands = |config: &Value, i| Some(first_stands([of("moe"), of("mlp")], i, |key| config.get(key))?.0);
+        let at = |config: &Value| (0..6).map(|i| stands(config, i)).collect::<Vec<_>>();
         let each = |layers: [bool; 6]| layers.map(Some).to_vec();
         assert_eq!(at(&json!({ "first": 1, "last": -1, "step": 2, "dense": [3] })), each([false, true, false, false, false, true]));
         let words = json!({ "first": 1, "last": -1, "step": 2, "kinds": ["moe", "mlp", "mlp", "moe", "moe", "mlp"] });
@@ -65,9 +77,12 @@ mod tests {
         {
             assert_eq!(at(&undecided), [None; 6], "{undecided}");
         }
-        let one = |rule: &str, layer| first_stands([Some(&vec![json!([rule])]), None], layer, |_| Some(&rules["step"]));
-        assert_eq!((one("i*2", 0), one("i%step", 4)), (None, None));
+        let one = |rule: &str, layer| first_stands([Some(&vec![json!([rule])]), None], layer, |_| Some(&rules["step"])).is_some();
+        assert_eq!((one("i*2", 0), one("i%step", 4)), (false, false));
         let two = json!(2);
-        assert_eq!(first_stands([None, Some(&vec![json!(["i%step"])])], 4, |_| Some(&two)), Some(false));
+        assert_eq!(first_stands([None, Some(&vec![json!(["i%step"])])], 4, |_| Some(&two)), Some((false, vec!["step"])));
+        let numbers = json!({ "first": 1, "last": -1, "step": 2 });
+        let all = first_stands([of("moe"), of("mlp")], 0, |key| numbers.get(key)).map(|(_, keys)| keys);
+        assert_eq!(all, Some(vec!["first", "last", "step", "dense"]));
     }
 }

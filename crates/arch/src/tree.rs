@@ -406,13 +406,13 @@ impl<'c> Tree<'c> {
         iter::once(key).chain(others).collect()
     }
 
-    /// Which of two variants stands at a path, where config.json decides it: the engine makes that one, whatever the checkpoint has.
-    pub fn decided(&self, path: &str) -> Option<usize> {
+    /// Which of two variants stands at a path, where config.json decides it, and by which keys: the engine makes that one, whatever the checkpoint has.
+    pub fn decided(&self, path: &str) -> Option<(usize, String)> {
         self.decided_in(self.root, path, 0).flatten()
     }
 
     /// `None` where the path leads nowhere from here.
-    fn decided_in(&self, at: Place, path: &str, start: usize) -> Option<Option<usize>> {
+    fn decided_in(&self, at: Place, path: &str, start: usize) -> Option<Option<(usize, String)>> {
         let segment = path[start..].split('.').next()?;
         let end = start + segment.len();
         let number = !segment.is_empty() && segment.bytes().all(|b| b.is_ascii_digit());
@@ -422,15 +422,16 @@ impl<'c> Tree<'c> {
         })
     }
 
-    fn by_rule(&self, scope: usize, places: &[Place], path: &str) -> Option<usize> {
+    fn by_rule(&self, scope: usize, places: &[Place], path: &str) -> Option<(usize, String)> {
         let [one, other] = places.iter().map(|&place| self.class(place)).collect::<Vec<_>>()[..] else { return None };
         let layer = path.rsplit('.').find_map(|part| part.parse().ok())?;
         let given =
             |key: &str| self.names(scope, key).into_iter().find_map(|name| self.scopes[scope].config.get(name)).filter(|v| !v.is_null());
         let rules = &self.scopes[scope].line["kinds"];
         let of = |first: &str, second: &str| rules[format!("{first}/{second}")].as_array();
-        let first = kinds::first_stands([of(one, other), of(other, one)], layer, given)?;
-        Some(usize::from(!first))
+        let (first, keys) = kinds::first_stands([of(one, other), of(other, one)], layer, given)?;
+        let named = |key| self.names(scope, key).into_iter().find(|name| self.scopes[scope].config.get(name).is_some());
+        Some((usize::from(!first), keys.into_iter().filter_map(named).collect::<Vec<_>>().join(", ")))
     }
 
     /// A key's number in a scope's config, by any of its names, and what it was called. A key that config.json does not have has the class's default,

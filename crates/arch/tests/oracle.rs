@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
-use shardwright_arch::{Assembled, Options, Reason, Use, assemble};
+use shardwright_arch::{Assembled, Options, Reason, Unused, Use, assemble};
 use shardwright_core::{Assembly, DType, Globs, TensorMeta};
 
 fn cases() -> Vec<Value> {
@@ -159,9 +159,14 @@ fn layers_are_of_the_kind_that_config_json_says() {
         let names: Vec<&str> = found.missing.iter().map(|m| m.name.as_str()).collect();
         assert_eq!(names.len(), missing, "{name} {keys}: {names:?}");
         let (sources, further) = (sources(&case), ".layers.2."); // a layer that predicts further tokens, of no kind at all
-        let left = found.unused.iter().filter(|u| u.reason == Reason::NotInTheModel).map(|u| &sources[u.source as usize].name);
+        let no_part = |u: &&Unused| matches!(u.reason, Reason::NotInTheModel | Reason::OtherKind(..));
+        let left = found.unused.iter().filter(no_part).map(|u| &sources[u.source as usize].name);
         let left: Vec<_> = left.filter(|name| !name.contains(further)).collect();
         assert_eq!(left.is_empty(), missing == 0, "{name} {keys}: {left:?}");
+        // Each is told with the keys that decide.
+        let because: Vec<_> = names.iter().map(|name| found.other_kind(name)).collect();
+        let deciding = |keys: &str| keys.split(", ").any(|key| config.get(key).or(config["text_config"].get(key)).is_some());
+        assert!(because.iter().all(|of| of.is_some_and(|(_, keys)| deciding(keys))), "{name} {keys}: {because:?}");
     }
 }
 

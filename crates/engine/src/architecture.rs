@@ -264,7 +264,7 @@ impl Checkpoint {
             let count = 1 + with.count();
             let text = format!("{count} of {} names carry the prefix '{prefix}' of {whose}, which no model's class has", tensors.len());
             let help = "save the inner module's state dict, or rename the tensors";
-            let fills_nothing = |u: &&shardwright_arch::Unused| u.reason == Reason::NotInTheModel;
+            let fills_nothing = |u: &&shardwright_arch::Unused| matches!(u.reason, Reason::NotInTheModel | Reason::OtherKind(..));
             let unused = assembled.unused.iter().filter(fills_nothing).count();
             if assembled.class.is_some() && 2 * count > tensors.len() && 2 * unused > tensors.len() {
                 return Err(EngineError::new(ErrorKind::Checkpoint, format!("{text}; {help}")).file(self.dir()).tensor(&first.name));
@@ -311,6 +311,7 @@ fn reason(reason: &Reason) -> String {
     match reason {
         Reason::NotInTheModel => "the class has nothing of that name".into(),
         Reason::Ignored => "the class ignores tensors of that name".into(),
+        Reason::OtherKind(module, keys) => format!("{} makes '{module}' of another kind", of_config(keys)),
         Reason::MadeAnew => "the class makes this buffer anew".into(),
         Reason::Beyond(list, index, length) => format!("'{list}' has {length} elements, so there is none of index {index}"),
         Reason::TiedTo(name) => format!("tied to '{name}', which is stored as well"),
@@ -338,6 +339,7 @@ fn left_over(assembled: &Assembled, sources: &[TensorMeta]) -> Vec<String> {
             Reason::Ignored | Reason::MadeAnew | Reason::TiedTo(_) | Reason::Excluded => continue,
             Reason::Beyond(list, _, length) => format!("beyond the {length} elements that config.json gives '{list}'"),
             Reason::NotInTheModel => format!("not part of {class}"),
+            Reason::OtherKind(_, keys) => format!("not part of {class} with its layers as {} makes them", of_config(keys)),
             Reason::Twice(name) => format!("another tensor than the one that '{name}' is made from"),
         };
         let name = sources.get(unused.source as usize).map_or("", |t| t.name.as_str());
@@ -350,12 +352,23 @@ fn left_over(assembled: &Assembled, sources: &[TensorMeta]) -> Vec<String> {
     by_reason.into_iter().map(say).collect()
 }
 
+/// Keys of config.json, as a message names them.
+fn of_config(keys: &str) -> String {
+    format!("config.json ({keys})")
+}
+
 fn missing(assembled: &Assembled) -> Option<String> {
     let first = assembled.missing.first()?;
     let class = assembled.class.as_deref().unwrap_or("the model");
     let shape = first.shape.as_ref().map_or(String::new(), |s| format!(" {s:?}"));
+    let because = assembled
+        .other_kind(&first.name)
+        .map_or(String::new(), |(module, keys)| format!(". {} makes '{module}' of another kind than the checkpoint's", of_config(keys)));
     Some(match assembled.missing.len() {
-        1 => format!("no tensor fills '{}'{shape} of {class}: the engine initialises it anew", first.name),
-        n => format!("no tensor fills {n} parameters of {class}, '{}'{shape} the first: the engine initialises them anew", first.name),
+        1 => format!("no tensor fills '{}'{shape} of {class}: the engine initialises it anew{because}", first.name),
+        n => format!(
+            "no tensor fills {n} parameters of {class}, '{}'{shape} the first: the engine initialises them anew{because}",
+            first.name
+        ),
     })
 }

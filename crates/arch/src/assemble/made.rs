@@ -1,5 +1,7 @@
 //! What assembling takes, and what comes out of it.
 
+use std::collections::BTreeMap;
+
 use shardwright_core::{DType, Globs};
 
 use crate::{contract::Assembly, own::Architecture};
@@ -74,6 +76,8 @@ pub enum Reason {
     MadeAnew,
     /// It is of an element that the list does not have: the list, the index, its length.
     Beyond(String, u64, u64),
+    /// It is of a module that is of another kind by config.json: the module, the keys that decide.
+    OtherKind(String, String),
     /// Tied to a tensor that is stored as well.
     TiedTo(String),
     /// Another tensor has the same name in the model.
@@ -157,4 +161,14 @@ pub struct Assembled {
     pub ties_embeddings: bool,
     /// Keys of a sub-config that is LLaMA-Factory's model (`thinker`).
     pub within: Option<String>,
+    /// Modules that config.json makes of another kind than the checkpoint's tensors are, with the keys that decide.
+    pub other_kinds: BTreeMap<String, String>,
+}
+
+impl Assembled {
+    /// The module of another kind than the checkpoint's that a parameter is of, with the keys of config.json that decide.
+    pub fn other_kind(&self, name: &str) -> Option<(&str, &str)> {
+        let of = |path: &str| name.strip_prefix(path).is_some_and(|rest| rest.starts_with('.'));
+        self.other_kinds.iter().find(|(path, _)| of(path)).map(|(path, keys)| (path.as_str(), keys.as_str()))
+    }
 }
