@@ -33,6 +33,13 @@ pub struct ModelStates {
     pub dropped: Vec<(String, String)>,
 }
 
+impl ModelStates {
+    /// Every tensor of the file that is read.
+    pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        self.module.iter().chain(&self.frozen).map(|(_, tensor)| tensor)
+    }
+}
+
 /// One group of an optimizer: hyperparameters by name.
 pub type Group = Vec<(String, Plain)>;
 /// A parameter's part of a flat partition: its name, first element and elements.
@@ -55,6 +62,16 @@ pub struct OptimStates {
     pub config: Option<Plain>,
 }
 
+impl OptimStates {
+    /// Every tensor of the file that is read.
+    pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        self.flat.iter().flat_map(|flat| {
+            let step = flat.step.as_ref().and_then(Step::tensor);
+            std::iter::once(&flat.fp32).chain(flat.states.iter().map(|(_, tensor)| tensor)).chain(step)
+        })
+    }
+}
+
 /// One flat partition.
 #[derive(Clone, Debug)]
 pub struct Flat {
@@ -73,6 +90,16 @@ pub enum Step {
     Number(f64),
     /// A tensor of one element.
     Tensor(Tensor),
+}
+
+impl Step {
+    /// The tensor, where it is one.
+    pub fn tensor(&self) -> Option<&Tensor> {
+        match self {
+            Self::Number(_) => None,
+            Self::Tensor(tensor) => Some(tensor),
+        }
+    }
 }
 
 fn error(what: impl std::fmt::Display) -> FormatError {

@@ -36,6 +36,19 @@ pub struct Tensor {
     pub offset: u64,
     /// Bytes from its first element to the end of its last one.
     pub span: u64,
+    /// What it lies in; several tensors may share one.
+    pub storage: Storage,
+}
+
+/// A member of the zip that holds elements.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Storage {
+    /// First byte, from the start of the source.
+    pub start: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Their CRC-32 by the zip's directory; 0 where it states none.
+    pub crc: u32,
 }
 
 impl Tensor {
@@ -151,8 +164,11 @@ impl TorchFile {
                 .expected(format_args!("at most {} bytes in data/{key}", member.size))
                 .found(format_args!("{dtype} {shape:?} with strides {strides:?} from element {offset}")));
         }
-        let start = if span == 0 { 0 } else { zip::payload(source, member)? + first };
-        Ok(Some(Tensor { dtype, shape, strides, offset: start, span }))
+        if span == 0 {
+            return Ok(Some(Tensor { dtype, shape, strides, offset: 0, span, storage: Storage::default() }));
+        }
+        let storage = Storage { start: zip::payload(source, member)?, size: member.size, crc: member.crc };
+        Ok(Some(Tensor { dtype, shape, strides, offset: storage.start + first, span, storage }))
     }
 }
 

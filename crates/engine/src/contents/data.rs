@@ -13,8 +13,9 @@ use std::{
 };
 
 use shardwright_core::{DType, model::numel};
-use shardwright_formats::ReadAt;
+use shardwright_formats::{ReadAt, torch_file};
 
+use super::checksums::{Seen, Stated};
 use crate::{
     error::{EngineError, ErrorKind, Result},
     file::{Stamp, open_regular, unchanged},
@@ -25,6 +26,8 @@ use crate::{
 pub(crate) struct Files {
     files: Vec<(PathBuf, OnceLock<File>, Option<Stamp>)>,
     kept: AtomicUsize,
+    stated: Vec<Stated>,
+    seen: OnceLock<Seen>,
 }
 
 /// Files that stay open once they were read; others are opened for each block.
@@ -46,6 +49,27 @@ impl Files {
         self.files.iter().map(|(path, ..)| path)
     }
 
+    /// Notes the storage that a tensor of a file of `torch.save` lies in; `from` is where the zip starts in the file.
+    pub(super) fn expect(&mut self, file: usize, from: u64, tensor: &torch_file::Tensor) {
+        // Tensors of one storage mostly follow each other.
+        self.stated.extend(Stated::new(file, from, tensor.storage).filter(|new| self.stated.last() != Some(new)));
+    }
+
+    /// From now on what is read is hashed, where files state checksums.
+    pub(crate) fn watch_sums(&self) {
+        if !self.stated.is_empty() {
+            self.seen.get_or_init(|| Seen::new(self.files.len()));
+        }
+    }
+
+    /// Compares what was read since [`Files::watch_sums`] with the checksums that the files state; with `all`, everything, whether it was read or not.
+    pub(crate) fn check_sums(&self, all: bool) -> Result<()> {
+        let mut stated = self.stated.clone();
+        stated.sort_unstable();
+        stated.dedup();
+        self.seen.get().map_or(Ok(()), |seen| seen.check(&stated, self, all))
+    }
+
     /// Checks that no file was changed or replaced since it was added.
     pub(crate) fn check_unchanged(&self) -> Result<()> {
         self.files.iter().filter_map(|(path, _, stamp)| Some((path, (*stamp)?))).try_for_each(|(path, stamp)| {
@@ -56,6 +80,15 @@ impl Files {
 
     /// Fills `buffer` from `offset` on.
     pub(crate) fn read(&self, file: usize, buffer: &mut [u8], offset: u64) -> Result<()> {
+        self.read_unseen(file, buffer, offset)?;
+        if let Some(seen) = self.seen.get() {
+            seen.note(file, offset, buffer);
+        }
+        Ok(())
+    }
+
+    /// As [`Files::read`], without hashing.
+    pub(super) fn read_unseen(&self, file: usize, buffer: &mut [u8], offset: u64) -> Result<()> {
         let (path, slot, _) = &self.files[file];
         let cannot = |e: io::Error| match e.kind() {
             io::ErrorKind::UnexpectedEof => EngineError::new(ErrorKind::Checkpoint, "the file is cut off").file(path).offset(offset),

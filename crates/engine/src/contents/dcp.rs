@@ -221,6 +221,7 @@ impl Items<'_> {
             let dir = self.dir;
             let (_, number) = self.file(&chunk.place.file)?;
             let number = *number.get_or_insert_with(|| files.add(dir.join(&chunk.place.file)));
+            files.expect(number, chunk.place.offset, &found);
             extents.push(common::extent(number, &found, &tensor.shape, &chunk.offsets));
         }
         disjoint(&tensor.chunks)?;

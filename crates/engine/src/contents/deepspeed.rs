@@ -131,6 +131,8 @@ pub(super) fn open(path: &Path, dir: &Path) -> Result<Contents> {
         3 => Order::of_stage3(&models[0].read, world_size)?,
         _ => Order::of_slices(&models[0].read, &optimizers)?,
     };
+    models.iter().for_each(|model| model.read.tensors().for_each(|tensor| files.expect(model.number, 0, tensor)));
+    optimizers.iter().for_each(|rank| rank.read.tensors().for_each(|tensor| files.expect(rank.number, 0, tensor)));
     let (masters, states) = order.gather(&optimizers, &files)?;
     let groups = order.groups(&optimizers[0].read);
     build(

@@ -1,6 +1,7 @@
 //! What a checkpoint of any format holds, and where. `open` recognises the format, the module of that format's name reads it, and [`Contents`]
 //! describes it by `types` and `data`; nothing but headers and small values is read.
 
+mod checksums;
 mod common;
 pub(crate) mod data;
 mod dcp;

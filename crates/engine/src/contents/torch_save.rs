@@ -61,6 +61,7 @@ pub(super) fn open(path: &Path, paths: &[PathBuf]) -> Result<Contents> {
             match found {
                 None => notes.push(format!("'{name}' is not a tensor and is not carried")),
                 Some(found) => {
+                    files.expect(number, 0, &found);
                     let key = (found.offset, found.shape.clone(), found.strides.clone());
                     if found.span > 0
                         && let Some(first) = places.insert(key, name.to_owned())

@@ -45,6 +45,7 @@ pub(super) fn open(path: &Path, dir: &Path) -> Result<Contents> {
     let (groups, step) =
         TorchFile::open(&source).and_then(|file| OptimStates::read_universal(&file, &source)).map_err(malformed(&state_path))?;
     let state_number = files.add(state_path);
+    step.iter().filter_map(Step::tensor).for_each(|tensor| files.expect(state_number, 0, tensor));
     let step = match step {
         None => 0.0,
         Some(Step::Number(n)) => n,
@@ -75,6 +76,7 @@ pub(super) fn open(path: &Path, dir: &Path) -> Result<Contents> {
                 return Err(error.expected(count).found(tensor.numel()));
             }
             let number = files.add(file_path);
+            files.expect(number, 0, &tensor);
             found.insert(file.to_owned(), Data::new(tensor.dtype, shape.clone(), vec![Extent::flat(number, tensor.offset, 0, count)])?);
         }
         let missing = || EngineError::new(ErrorKind::Checkpoint, "fp32.pt is missing").file(&at).tensor(name);
@@ -83,6 +85,7 @@ pub(super) fn open(path: &Path, dir: &Path) -> Result<Contents> {
         states.push(State { param: name.clone(), step, tensors: found.into_iter().collect() });
     }
     let number = files.add(model_path);
+    model.tensors().for_each(|tensor| files.expect(number, 0, tensor));
     let mut notes = Vec::new();
     for (name, tensor) in &model.module {
         if model.buffers.contains(name) {

@@ -135,7 +135,10 @@ impl<'a> Conversion<'a> {
         let copied = self.copied.iter().map(Beside::bytes).fold(0, u64::saturating_add);
         file::check_space(parent, (self.bytes() - resumed).saturating_add(copied), "the converted checkpoint")?;
         let source_bytes = self.source_bytes() - resumed_source;
+        self.contents.files.watch_sums();
         write::write(&mut stage, &mut self.files, &self.contents.files, watch, cancel)?;
+        // Of what an earlier process has read it noted no checksums.
+        self.contents.files.check_sums(resumed > 0)?;
         self.copied.iter().try_for_each(|file| file.copy(&stage.path, cancel))?;
         self.contents.files.check_unchanged()?;
         self.copied.iter().try_for_each(Beside::check_unchanged)?;

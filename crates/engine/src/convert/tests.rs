@@ -180,18 +180,19 @@ fn replicas_hold_the_same_parts_which_are_written_once() {
 }
 
 /// A copy of a fixture that a test may damage.
-fn copy(name: &str, dir: &Path) -> PathBuf {
-    fn tree(from: &Path, to: &Path) {
-        fs::create_dir_all(to).unwrap();
-        for entry in fs::read_dir(from).unwrap().flatten() {
-            match entry.file_type().unwrap().is_dir() {
-                true => tree(&entry.path(), &to.join(entry.file_name())),
-                false => drop(fs::copy(entry.path(), to.join(entry.file_name())).unwrap()),
-            }
+fn copy_tree(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().flatten() {
+        match entry.file_type().unwrap().is_dir() {
+            true => copy_tree(&entry.path(), &to.join(entry.file_name())),
+            false => drop(fs::copy(entry.path(), to.join(entry.file_name())).unwrap()),
         }
     }
+}
+
+fn copy(name: &str, dir: &Path) -> PathBuf {
     let to = dir.join(name);
-    tree(&fixture(name), &to);
+    copy_tree(&fixture(name), &to);
     to
 }
 
@@ -235,6 +236,59 @@ fn cut_off_and_missing_files_of_a_distributed_checkpoint_are_refused() {
     refused(&at, "cannot open");
     fs::write(at.join("model/.metadata"), b"\x80\x02cos\nsystem\nX\x02\x00\x00\x00ls\x85R.").unwrap();
     refused(&at, "'os.system'");
+}
+
+/// Every storage that a conversion reads is compared with the checksum that its zip states, without being read twice.
+#[test]
+fn damaged_storages_are_refused_by_a_conversion() {
+    let dir = tempfile::tempdir().unwrap();
+    let universal = dir.path().join("universal");
+    convert(&open("zero3"), &options(Target::Universal, 1), &universal);
+    for (name, from) in [("fsdp2", fixture("fsdp2")), ("zero2", fixture("zero2")), ("zero3", fixture("zero3")), ("universal", universal)] {
+        let at = dir.path().join(format!("{name}-copy"));
+        copy_tree(&from, &at);
+        let run = |target: &str| {
+            let mut contents = Contents::open(&at)?;
+            if name == "zero3" {
+                contents.tie("head.weight", "emb.weight")?;
+            }
+            Conversion::plan(&contents, &options(Target::Dcp, 2))?.run(&dir.path().join(target), &|_| (), &CancelToken::new())
+        };
+        run(&format!("{name}-whole")).unwrap();
+        let files: Vec<PathBuf> = Contents::open(&at).unwrap().files().cloned().collect();
+        let (mut found, mut unread) = (0, Vec::new());
+        for file in files {
+            let whole = fs::read(&file).unwrap();
+            let length = |at: usize| usize::from(u16::from_le_bytes([whole[at], whole[at + 1]]));
+            for header in (0..whole.len()).filter(|at| whole[*at..].starts_with(b"PK\x03\x04")) {
+                let member = String::from_utf8_lossy(&whole[header + 30..header + 30 + length(header + 26)]).into_owned();
+                let start = header + 30 + length(header + 26) + length(header + 28);
+                if !member.contains("/data/") || whole.get(start..start + 2).is_none_or(|b| b == b"PK") {
+                    continue;
+                }
+                let mut damaged = whole.clone();
+                damaged[start] ^= 1;
+                fs::write(&file, damaged).unwrap();
+                match run("damaged") {
+                    Err(e) => {
+                        let text = e.to_string();
+                        assert!(e.kind() == ErrorKind::Checkpoint && text.contains("CRC-32 differs"), "{name} {member}: {text}");
+                        found += 1;
+                    }
+                    Ok(_) => {
+                        unread.push((file.clone(), member));
+                        fs::remove_dir_all(dir.path().join("damaged")).unwrap();
+                    }
+                }
+                assert!(!dir.path().join("damaged").exists(), "{name}");
+                fs::write(&file, &whole).unwrap();
+            }
+        }
+        // Of a parameter with a master the master is read; of a universal checkpoint's groups one's step.
+        unread.retain(|(file, _)| name != "zero2" || !file.ends_with("global_step3/mp_rank_00_model_states.pt"));
+        unread.retain(|(file, member)| !file.ends_with("zero/optimizer_state.pt") || !member.ends_with("/1"));
+        assert!(found > 10 && unread.is_empty(), "{name}: {found} found, {unread:?}");
+    }
 }
 
 /// Opening a pipe that nobody writes to would wait without end.
