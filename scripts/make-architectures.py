@@ -135,12 +135,16 @@ def configs(cls, config, deep):
             tries = [2 * value]
             if deep and ("rank" in key or "expert" in key or "dense" in key or "interval" in key or "step" in key):
                 tries += [None] if "rank" in key else [0, 1]
-        elif isinstance(value, int) and value == 0 and deep:
-            tries = [1]
+        elif isinstance(value, int) and value <= 0 and deep:
+            tries = [8 if value else 1]
         elif value is None and deep and not key.endswith(("id", "ids", "path", "theta")):
-            tries = [True, SMALL]
+            tries = [True, SMALL, [0]]
         elif isinstance(value, str) and deep and not key.endswith(("act", "activation", "function", "type", "path", "token")):
             tries = [word for word in WORDS if word != value]
+        elif isinstance(value, float) and deep and value >= 1 and re.search("ratio|mult|expan|factor", key):
+            tries = [2 * value]
+        elif deep and isinstance(value, (list, tuple)) and value and all(type(v) is int and v > 0 for v in value):
+            tries = [[2 * v for v in value]]
         elif deep and isinstance(value, (list, tuple)) and value and all(isinstance(v, str) for v in value):
             # the kind of one layer, at the front and at the end
             tries = [[kind, *value[1:-1], kind] for kind in KINDS if kind not in value]
@@ -181,6 +185,15 @@ LACKS = {
     "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}},
 }
 """What a model type's default config does not say and its class wants."""
+if MAJOR < 5:
+    MROPE = {"rope_scaling": {"rope_type": "default", "mrope_section": [24, 20, 20]}}
+    LACKS |= {name: {"text_config": {"model_type": "llama", "vocab_size": 128260}} for name in ("idefics3", "smolvlm")}
+    LACKS |= {name: {"use_pretrained_backbone": False} for name in ("detr", "conditional_detr", "dab-detr", "deformable_detr", "table-transformer")}
+    LACKS["phi4_multimodal"] = {"vision_config": {}, "audio_config": {}}
+    LACKS["qwen3_omni_moe"] = {
+        "thinker_config": {"text_config": MROPE},
+        "talker_config": {"text_config": {**MROPE, "shared_expert_intermediate_size": 1024}, "spatial_merge_size": 2},
+    }
 LACKS_AFTER = {
     "aya_vision": {"vision_config.num_attention_heads": 16},
     "dbrx": {"attn_config.rope_theta": 500000.0},
@@ -391,6 +404,18 @@ def sizes(node, into, path=()):
     return into
 
 
+def entries(node, into, path=()):
+    """Every parameter, buffer and child in a tree by its place, with how many dims it has."""
+    for name, entry in node.params.items():
+        into[(*path, name)] = len(entry[2] or ())
+    for name, child in node.children.items():
+        into[(*path, name)] = 0
+        for key, sub in child[0].items():
+            if isinstance(sub, Node):
+                entries(sub, into, (*path, name, key))
+    return into
+
+
 # ---- a class -----------------------------------------------------------------------------------------------------------------------
 
 
@@ -427,7 +452,7 @@ def describe(cls, config, deep, within=None):
                 elif isinstance(old, bool) or not isinstance(old, int):
                     depends[place].setdefault(key, (0, 0))
                 defaults[key] = old
-        others.append(t)
+        others.append((other, t))
     solved = {place: solve(n, depends[place]) for place, (n, _, _) in base.items()}
     if deep:
         confirm(cls, config, solved, within)
@@ -439,8 +464,21 @@ def describe(cls, config, deep, within=None):
             holder[2] = formula
         else:
             holder[2][d] = formula
-    for t in others:
+    known = entries(node, {})
+    for other, t in others:
+        there, more = sizes(t, {}), {place: dims for place, dims in entries(t, {}).items() if place not in known}
         formulas(t)
+        new = {place: n for place, (n, _, _) in there.items() if place[:-1] in more}
+        if deep and new:
+            # what only such a config has, by what its own keys change
+            known.update(more)
+            for place, formula in solve_in(cls, other, new, within).items():
+                _, holder, d = there[place]
+                if formula is not None and d is None:
+                    holder[2] = formula
+                elif formula is not None:
+                    holder[2] = holder[2] or [None] * more[place[:-1]]
+                    holder[2][d] = formula
         node.merge(t)
     # a key that only a flag depends on is not told: what is optional is what the checkpoint has
     absent = []
@@ -468,6 +506,27 @@ def describe(cls, config, deep, within=None):
     if MAJOR < 5:
         says["mapping"] = mapping_before_5(cls)
     return {k: v for k, v in says.items() if v not in (None, [], "")}, node, references, (defaults, derived)
+
+
+def solve_in(cls, config, places, within):
+    """{place: formula} of those sizes of a model under a config, which differs from the default in one key."""
+    depends = {place: {} for place in places}
+    for key, old, new, other in configs(cls, config, True):
+        doubled = isinstance(old, int) and not isinstance(old, bool) and isinstance(new, int) and new == 2 * old
+        try:
+            m = build(cls, other)
+            there = sizes(tree(m, m.config, set(), base=within), {})
+        except Exception:
+            continue
+        for place, n in places.items():
+            if place in there and there[place][0] != n:
+                if doubled:
+                    depends[place][key] = (old, there[place][0] - n)
+                else:
+                    depends[place].setdefault(key, (0, 0))
+    solved = {place: solve(n, depends[place]) for place, n in places.items()}
+    confirm(cls, config, solved, within)
+    return {place: None if place[-1] != "len" and isinstance(f, str) and misleads(f) else f for place, f in solved.items()}
 
 
 WIDTHS = ("hidden_size", "d_model", "n_embd", "dim", "embed_dim")
@@ -791,6 +850,15 @@ def fixed(config, keys):
     return out, {name: key for name, key in older.items() if key in out}
 
 
+def forced_tie(cls, model_type):
+    """`tie_word_embeddings` of a config that takes no other, whatever config.json says."""
+    with contextlib.suppress(Exception):
+        told = [getattr(cls.from_dict({**copy.deepcopy(LACKS.get(model_type, {})), "tie_word_embeddings": t}), "tie_word_embeddings", None) for t in (False, True)]
+        if told[0] == told[1]:
+            return told[0]
+    return None
+
+
 def derived_keys(config, keys):
     """{key: formula} of those keys that a config makes of others where config.json lacks them, or has null."""
     cls = type(config)
@@ -900,19 +968,27 @@ def singles(config):
             known = list(dict.fromkeys(value))
             pairs = [(a, b) for a, b in itertools.permutations(dict.fromkeys([*known, *KINDS]), 2) if a in known or b in known]
             out[key] = [some for a, b in pairs for some in ([a, b] * (DEPTH // 2), [a, a] + [b] * (DEPTH - 2))]
-        elif "layers" in key and (value is None or listed and all(isinstance(n, int) for n in value)):
+        elif "layer" in key and (value is None or listed and all(isinstance(n, int) for n in value)):
             out[key] = [[], [1], [0, 3, 4]]
     return out
 
 
+PREDICATE = re.compile(r"(i>=|i<=|i%|\(i\+1\)%|i!|i@|)(\w+)(?:\[i\]=([\w|]+)|=(\w+))?")
+
+
 def holds(predicate, i, keys):
     """Whether a predicate of `kinds` is true of layer i; None where the keys do not say."""
-    form, key, word = re.fullmatch(r"(i>=|i<=|i%|\(i\+1\)%|i!|)(\w+)(?:\[i\]=(\w+))?", predicate).groups()
+    form, key, words, other = PREDICATE.fullmatch(predicate).groups()
     value = keys.get(key)
-    if word is not None:
-        return value[i] == word if value is not None and i < len(value) else None
+    if words is not None:
+        return value[i] in words.split("|") if value is not None and i < len(value) else None
+    if other is not None:
+        rest = keys.get(other)
+        return None if value is None or value < 1 or rest is None else i % value == rest
     if form == "i!":
         return i not in (value or ())
+    if form == "i@":
+        return None if value is None else i in value
     if value is None or "%" in form and value < 1:
         return None
     return {"i>=": i >= value, "i<=": i <= value or value == -1, "i%": i % (value or 1) == 0, "(i+1)%": (i + 1) % (value or 1) == 0}[form]
@@ -920,7 +996,8 @@ def holds(predicate, i, keys):
 
 def kinds(cls, config):
     """{"one/other": [[predicate…]…]}: where one of two classes stands, it is the first at the layers of which all predicates of an alternative are true: of
-    the first one whose keys config.json has. Of more keys than are looked at together nothing is said."""
+    the first one whose keys config.json has. `"+CLASS.child"` and `"-CLASS.child"` say in this way where a layer has a part, or lacks it. Of more keys
+    than are looked at together nothing is said."""
     depth = next((k for k in DEPTHS if isinstance(vars(config).get(k), int)), None)
     if depth is None:
         return {}
@@ -936,15 +1013,66 @@ def kinds(cls, config):
         return seen[-1][1]
 
     run({})
-    effective = {}
-    for key, values in singles(config).items():
-        found = [(value, got) for value in values if (got := run({key: value})) is not None]
+    one_key = {key: [(value, got) for value in values if (got := run({key: value})) is not None] for key, values in singles(config).items()}
+    rules = rules_of(one_key, seen, run, lambda slots: slots)
+    parts = rules_of(one_key, seen, run, lambda slots: parts_of_layers(slots, seen))
+    if parts:
+        # a flag may decide as well
+        told = [{}, *({key: value} for key, found in one_key.items() for value, _ in found[-2:] if isinstance(value, list))]
+        for flag, value in [(k, v) for k, v in plain(config).items() if isinstance(v, bool)]:
+            for keys in told:
+                run({**keys, flag: not value})
+        runs = [(keys, parts_of_layers(found, seen)) for keys, found in seen]
+        parts = {pair: of for pair, of in parts.items() if all(agrees(pair, of, keys, found) for keys, found in runs)}
+    return {**rules, **parts}
+
+
+def agrees(pair, alternatives, keys, found):
+    """Whether the first of the alternatives that config.json's keys decide is right about a model."""
+    first = pair.split("/")[0]
+    for layers in found.values():
+        if not {first, pair.split("/")[1]} & set(layers.values()):
+            continue
+        for i, kind in layers.items():
+            answers = (all_of([holds(p, i, keys) for p in predicates]) for predicates in alternatives)
+            answer = next((a for a in answers if a is not None), None)
+            if answer is not None and answer != (kind == first):
+                return False
+    return True
+
+
+def parts_of_layers(slots, seen):
+    """{(list, class, child): {index: "+CLASS.child" or "-CLASS.child"}}: where elements of a list have a child that one of their class has somewhere."""
+    known = {}
+    for _, found in seen:
+        for (path, name), at in found.items():
+            for i in at if name else ():
+                known.setdefault(path, set()).add((found[path, ""][i], name))
+    out = {}
+    for path, parts in known.items():
+        of = slots.get((path, ""), {})
+        for cls, name in parts:
+            there = slots.get((path, name), {})
+            out[path, cls, name] = {i: f"{'+' if i in there else '-'}{cls}.{name}" for i, c in of.items() if c == cls}
+    return out
+
+
+def rules_of(one_key, seen, run, view):
+    """`kinds` of what `view` makes of a model's layers."""
+    effective, first = {}, view(seen[0][1]) if seen else None
+    for key, found in one_key.items():
+        found = [(value, view(got)) for value, got in found]
         differ = [value for i, (value, got) in enumerate(found) if got not in [g for _, g in found[:i]]]
         if len(differ) > 1:
             effective[key] = differ
+        elif differ and any(got != first for _, got in found):
+            # with another key it may be told apart
+            effective[key] = [value for value, _ in found][-4:]
+        elif not found and "period" in key:
+            effective[key] = [2, 3, 4]  # which the default offset is too large for
     if len(effective) > 4:
         return {}
-    for some in itertools.product(*([None, *(values[:4] if len(effective) < 4 else values[:2])] for values in effective.values())):
+    for some in itertools.product(*([None, *(values[:4] if len(effective) < 4 else values[-3:])] for values in effective.values())):
         keys = {k: v for k, v in zip(effective, some) if v is not None}
         if len(keys) > 1:
             run(keys)
@@ -954,20 +1082,28 @@ def kinds(cls, config):
         if words:
             pool.append([f"{key}[i]={word}" for word in words])
         elif isinstance(values[0], list):
-            pool.append([f"i!{key}"])
+            pool.append([f"i!{key}", f"i@{key}"])
         else:
             pool.append([f"{form}{key}" for form in ("i>=", "i<=", "(i+1)%", "i%")])
     tries = [list(p) for n in (1, 2, 3) for of in itertools.combinations(pool, n) for p in itertools.product(*of)]
+    tries += [[f"i%{a}={b}"] for a, b in itertools.permutations([k for k, v in effective.items() if not isinstance(v[0], list)], 2)]
     tries.sort(key=lambda t: (not any("=" in p[3:] and "[" in p for p in t), len(t)))  # words decide where there are any
-    out = {}
+    out, seen = {}, [(keys, view(found)) for keys, found in seen]
     for slot in sorted({slot for _, found in seen for slot in found}):
         runs = [(keys, found[slot]) for keys, found in seen if slot in found]
         classes = sorted({c for _, found in runs for c in found.values()})
         if len(classes) != 2:
             continue
-        decided, rules = set(), {}  # keys that alternatives before have, whose runs say nothing of later ones
+        rules = {}
+        for key in effective:  # several words of one meaning
+            told = {(keys[key][i], c) for keys, found in runs if isinstance(keys.get(key), list) for i, c in found.items() if i < len(keys[key])}
+            words = sorted(([w for w, c in told if c == name], name) for name in classes) if all(isinstance(w, str) for w, _ in told) else []
+            if words and len(told) == len(dict(told)) and all(of for of, _ in words) and max(len(of) for of, _ in words) > 1 < min(len(of) for of, _ in words):
+                of, name = min(words, key=lambda w: (len(w[0]), w[0]))
+                rules.setdefault("/".join(sorted(classes, key=lambda c: c != name)), []).append([f"{key}[i]={'|'.join(sorted(of))}"])
+        decided = set()  # keys that alternatives before have, whose runs say nothing of later ones
         for predicates in tries:
-            keys_of_it = {re.fullmatch(r"(?:i>=|i<=|i%|\(i\+1\)%|i!|)(\w+?)(?:\[i\].*)?", p)[1] for p in predicates}
+            keys_of_it = {k for p in predicates for k in PREDICATE.fullmatch(p).group(2, 4) if k}
             answers = [([all_of([holds(p, i, keys) for p in predicates]) for i in found], list(found.values()), keys) for keys, found in runs]
             answers = [(answer, found) for answer, found, keys in answers if None not in answer and not decided & keys.keys()]
             if len({tuple(answer) for answer, _ in answers}) < 3:
@@ -1010,6 +1146,7 @@ def one_type(model_type):
     attribute_map = {k: v for k, v in (config.attribute_map or {}).items()}
     line["attributes"] = attribute_map
     line["tie"] = getattr(config, "tie_word_embeddings", None)
+    line["ties"] = forced_tie(type(config), model_type)
     line["sub"] = {
         k: v.model_type for k in (config.sub_configs or {}) if isinstance(v := getattr(config, k, None), PreTrainedConfig) and v.model_type
     }

@@ -220,6 +220,62 @@ fn inspect_shows_what_each_parameter_is_made_from() {
     assert!(apart.lines().any(|l| l.starts_with("model.layers.0.mlp.experts.0.down_proj.weight ") && l.ends_with("itself")), "{apart}");
 }
 
+/// transformers 5 compares names that it ties where the checkpoint has both: as seen in `from_pretrained` of 5.24 (apart), under ZeRO-3 (tied, for it
+/// has partitions then), on meta (tied before anything is loaded), and in 4.57 (tied).
+#[test]
+fn names_with_other_values_are_not_tied_where_the_engine_compares_them() {
+    let dir = TempDir::new().unwrap();
+    let shapes = |tensors: &mut Vec<(String, Vec<usize>)>| {
+        let layer = |name: &str, shape: &[usize]| (format!("model.layers.0.{name}.weight"), shape.to_vec());
+        tensors.extend([("model.embed_tokens.weight".to_owned(), vec![6, 4]), ("model.norm.weight".into(), vec![4])]);
+        tensors.extend(["q_proj", "k_proj", "v_proj", "o_proj"].map(|n| layer(&format!("self_attn.{n}"), &[4, 4])));
+        tensors.extend(["gate_proj", "up_proj"].map(|n| layer(&format!("mlp.{n}"), &[5, 4])));
+        tensors.extend([layer("mlp.down_proj", &[4, 5]), layer("input_layernorm", &[4]), layer("post_attention_layernorm", &[4])]);
+    };
+    let mut tensors = vec![("lm_head.weight".to_owned(), vec![6, 4])];
+    shapes(&mut tensors);
+    let text = json!({
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": true, "hidden_size": 4, "intermediate_size": 5,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 2, "vocab_size": 6
+    });
+    let differs = model(&dir.path().join("differs"), &text, &tensors);
+    // The same tensors with lm_head's bytes in both places.
+    let file = differs.join("model.safetensors");
+    let whole = fs::read(&file).unwrap();
+    let read = safetensors::SafeTensors::deserialize(&whole).unwrap();
+    let head = read.tensor("lm_head.weight").unwrap().data().to_vec();
+    let equal = dir.path().join("equal");
+    fs::create_dir_all(&equal).unwrap();
+    fs::write(equal.join("config.json"), text.to_string()).unwrap();
+    let views = tensors.iter().map(|(name, shape)| {
+        let data = if name == "model.embed_tokens.weight" { &head[..] } else { read.tensor(name).unwrap().data() };
+        (name, TensorView::new(Dtype::F32, shape.clone(), data).unwrap())
+    });
+    serialize_to_file(views, None, &equal.join("model.safetensors")).unwrap();
+    let heads = |model: &Path, dist: &str, more: &str| {
+        let path = dir.path().join("tied.yaml");
+        fs::write(&path, format!("model: {}\ndist_config: {dist}\n{more}\n", model.display())).unwrap();
+        let shards = dir.path().join("shards");
+        let _ = fs::remove_dir_all(&shards);
+        let output = run(["load".as_ref(), path.as_os_str(), "--world-size".as_ref(), "2".as_ref(), "--save".as_ref(), shards.as_os_str()]);
+        let said = stderr(&output);
+        good(&output);
+        good(&run(["verify".as_ref(), shards.as_os_str(), "--against".as_ref(), model.as_os_str()]));
+        let manifest: Value = serde_json::from_slice(&fs::read(shards.join("shardwright.manifest.json")).unwrap()).unwrap();
+        let count = planned(&manifest).iter().filter(|(name, _)| name == "lm_head.weight" || name == "model.embed_tokens.weight").count();
+        (count, said.contains("'lm_head.weight' to 'model.embed_tokens.weight', but the checkpoint has both"))
+    };
+    fs::write(dir.path().join("ds.json"), r#"{"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": 1}"#).unwrap();
+    let zero3 = "{name: deepspeed, config_file: ds.json}";
+    let on_meta = "init_config: {name: init_on_meta}";
+    let before = "shardwright: {engines: {transformers: '4.57'}}";
+    assert_eq!(heads(&differs, "{name: fsdp2}", ""), (2, true));
+    assert_eq!(heads(&equal, "{name: fsdp2}", ""), (1, false));
+    assert_eq!(heads(&differs, "{name: fsdp2}", on_meta), (1, false));
+    assert_eq!(heads(&differs, "{name: fsdp2}", before), (1, false));
+    assert_eq!(heads(&differs, zero3, ""), (1, false));
+}
+
 /// Layers of another kind than the checkpoint has: the key that decides is named, with what is left out and what nothing fills.
 #[test]
 fn a_layer_of_another_kind_is_reported_with_the_key_that_decides() {

@@ -18,10 +18,10 @@ use crate::{
     own::Architecture,
     regex::Regex,
     rename::{Renamer, Taken, Transform, sort_naturally},
-    tree::{Choices, Found, Kind, Tree},
+    tree::{Choices, Found, Kind, NONE, Tree},
 };
 
-pub use self::made::{Assembled, Made, Misfit, Missing, Options, Reason, Unused, Use};
+pub use self::made::{Assembled, Made, Misfit, Missing, Options, Reason, Same, Unused, Use};
 
 /// Names of config.json that hold the hidden size and the number of layers: `n_embd` for gpt2.
 pub fn attribute(model_type: &str, name: &str) -> Option<String> {
@@ -43,9 +43,9 @@ pub fn model_types() -> Vec<&'static str> {
     Data::embedded().names(":").collect()
 }
 
-/// Why a model type that transformers lists has no class in the data; `None` where it has one, or is not listed.
-pub fn without(model_type: &str) -> Option<String> {
-    Data::embedded().get(":", model_type)?["none"].as_str().map(str::to_owned)
+/// Why a model type that a major version of transformers lists has no class in the data; `None` where it has one, or is not listed.
+pub fn without(major: u32, model_type: &str) -> Option<String> {
+    Data::of(major).get(":", model_type)?["none"].as_str().map(str::to_owned)
 }
 
 /// The class that the engine makes for a model type.
@@ -72,10 +72,10 @@ pub fn assemble(sources: &[TensorMeta], config: &Value, options: &Options<'_>) -
         let class = class_of(data, model_type?, config, options.class)?;
         Some((Tree::new(data, &class, model_type?, config)?, class))
     };
-    // What 5 converts nothing of is built by 4 in the same way.
+    // Of a model type that 4 has, but whose class could not be built for the data: what 5 converts nothing of is built by 4 in the same way.
     let unconverted = || {
         let newest = Data::embedded();
-        let known = options.transformers < 5 && !model_type.is_some_and(|model_type| data.has(":", model_type));
+        let known = options.transformers < 5 && model_type.and_then(|t| data.get(":", t)).is_some_and(|line| line["none"].is_string());
         let tree = known.then(|| tree_of(newest)).flatten()?;
         let converts = |(_, class, model_type, _): &(String, String, String, &Value)| newest.has(">", class) || newest.has(">", model_type);
         (!tree.0.models().iter().any(converts)).then_some(tree)
@@ -171,7 +171,8 @@ impl<'a, 'c> Assembler<'a, 'c> {
     fn models(&self) -> Vec<(String, Value, bool)> {
         let tie = |model_type: &str, config: &Value| {
             let default = || self.data.get(":", model_type).and_then(|l| l["tie"].as_bool()).unwrap_or(false);
-            config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or_else(default)
+            let forced = self.data.get(":", model_type).and_then(|l| l["ties"].as_bool());
+            forced.or_else(|| config.get("tie_word_embeddings").and_then(Value::as_bool)).unwrap_or_else(default)
         };
         let all = self.tree.models().into_iter();
         all.map(|(path, class, model_type, config)| (path, self.data.get("!", &class).unwrap_or_default(), tie(&model_type, config)))
@@ -226,10 +227,9 @@ impl<'a, 'c> Assembler<'a, 'c> {
         self.choose(&names);
         let models = self.models();
         // LLaMA-Factory reads the flag with a default of its own.
-        self.out.ties_embeddings = self.config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or_else(|| {
-            let line = self.out.model_type.as_deref().and_then(|t| self.data.get(":", t));
-            line.and_then(|l| l["tie"].as_bool()).unwrap_or(true)
-        });
+        let line = self.out.model_type.as_deref().and_then(|t| self.data.get(":", t)).unwrap_or_default();
+        let told = line["ties"].as_bool().or_else(|| self.config.get("tie_word_embeddings").and_then(Value::as_bool));
+        self.out.ties_embeddings = told.or(line["tie"].as_bool()).unwrap_or(true);
         let patterns = |key: &str| -> Vec<Regex> {
             let all = models.iter().filter_map(|(_, line, _)| line[key].as_array()).flatten().filter_map(Value::as_str);
             all.filter_map(|p| Regex::new(&if key == "fp32" { p.replace('*', ".*") } else { p.to_owned() }).ok()).collect()
@@ -246,6 +246,11 @@ impl<'a, 'c> Assembler<'a, 'c> {
     fn choose(&mut self, names: &[Target]) {
         let mut votes = BTreeMap::new();
         for target in names.iter().filter(|target| target.found) {
+            if let Some((part, false, keys)) = self.tree.part(&target.name) {
+                self.out.other_kinds.insert(part.to_owned(), keys);
+                self.choices.insert(part.to_owned(), NONE);
+                continue;
+            }
             let count = u32::try_from(target.from.len()).unwrap_or(u32::MAX);
             self.tree.vote(&target.name, count, &mut votes);
         }
@@ -414,6 +419,9 @@ impl<'a, 'c> Assembler<'a, 'c> {
             .collect();
         let missing: Vec<Missing> =
             absent.filter(|(name, ..)| !failed.contains(name.as_str())).map(|(name, _, shape)| Missing { name, shape }).collect();
+        if let Some((part, true, keys)) = missing.first().and_then(|first| self.tree.part(&first.name)) {
+            self.out.other_kinds.insert(part.to_owned(), keys);
+        }
         self.out.missing = missing;
         self.out.unused.sort_by_key(|u| u.source);
         self.out.tensors = made.into_values().collect();

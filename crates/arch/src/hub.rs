@@ -114,7 +114,7 @@ mod tests {
         expected.sort();
         assert_eq!(names, expected);
         let none = Globs::default();
-        let options = Options { class: Use::Llm, exclude: &none, tied_in_each_group: false, transformers: 5, own: None };
+        let options = Options { class: Use::Llm, exclude: &none, tied_in_each_group: false, same: None, transformers: 5, own: None };
         let made = assemble(&found, &config, &options);
         assert!(made.misfits.is_empty() && made.unused.is_empty(), "{:?} {:?}", made.misfits, made.unused);
         let back: Vec<(String, Vec<u64>)> = made.tensors.into_iter().map(|t| (t.name, t.shape)).collect();

@@ -16,25 +16,31 @@ pub(crate) fn first_stands<'r, 'v>(
         rules.iter().zip([true, false]).find_map(|(alternatives, first)| {
             let mut alternatives = alternatives.iter().copied().flatten().filter_map(Value::as_array);
             let decides = |of: &'r Vec<Value>| Some((of, (of_words(of) == words).then(|| all(of))??));
-            alternatives.find_map(decides).map(|(of, stands)| (stands == first, of.iter().filter_map(Value::as_str).map(key).collect()))
+            alternatives
+                .find_map(decides)
+                .map(|(of, stands)| (stands == first, of.iter().filter_map(Value::as_str).flat_map(keys).collect()))
         })
     })
 }
 
-/// The key that a predicate looks at.
-fn key(predicate: &str) -> &str {
+/// The keys that a predicate looks at.
+fn keys(predicate: &str) -> impl Iterator<Item = &str> {
     let key = predicate.split_once("[i]=").map_or(predicate, |(key, _)| key);
-    ["i>=", "i<=", "(i+1)%", "i%", "i!"].iter().find_map(|form| key.strip_prefix(form)).unwrap_or(key)
+    ["i>=", "i<=", "(i+1)%", "i%", "i!", "i@"].iter().find_map(|form| key.strip_prefix(form)).unwrap_or(key).split('=')
 }
 
-/// `i>=KEY`, `i<=KEY` (-1 is no bound), `i%KEY` and `(i+1)%KEY` (divisible), `i!KEY` (not in the list), `KEY[i]=WORD`.
+/// `i>=KEY`, `i<=KEY` (-1 is no bound), `i%KEY` and `(i+1)%KEY` (divisible), `i%KEY=REST`, `i!KEY` (not in the list, if there is one), `i@KEY` (in the list), `KEY[i]=WORD|WORD`.
 fn holds<'v>(predicate: &str, layer: u64, value: impl Fn(&str) -> Option<&'v Value>) -> Option<bool> {
     if let Some((key, word)) = predicate.split_once("[i]=") {
-        return Some(value(key)?.get(usize::try_from(layer).ok()?)?.as_str()? == word);
+        let found = value(key)?.get(usize::try_from(layer).ok()?)?.as_str()?;
+        return Some(word.split('|').any(|word| word == found));
     }
     if let Some(key) = predicate.strip_prefix("i!") {
         let Some(listed) = value(key) else { return Some(true) };
         return Some(!listed.as_array()?.iter().any(|n| n.as_u64() == Some(layer)));
+    }
+    if let Some(key) = predicate.strip_prefix("i@") {
+        return Some(value(key)?.as_array()?.iter().any(|n| n.as_u64() == Some(layer)));
     }
     let number = |key: &str| value(key)?.as_i64();
     let layer = i64::try_from(layer).ok()?;
@@ -49,8 +55,9 @@ fn holds<'v>(predicate: &str, layer: u64, value: impl Fn(&str) -> Option<&'v Val
         Some(key) => (layer + 1, key),
         None => (layer, predicate.strip_prefix("i%")?),
     };
+    let (key, rest) = key.split_once('=').map_or((key, None), |(key, rest)| (key, Some(rest)));
     let every = number(key).filter(|n| *n > 0)?;
-    Some(at % every == 0)
+    Some(at % every == rest.map_or(Some(0), number)?)
 }
 
 #[cfg(test)]
@@ -79,6 +86,18 @@ mod tests {
         }
         let one = |rule: &str, layer| first_stands([Some(&vec![json!([rule])]), None], layer, |_| Some(&rules["step"])).is_some();
         assert_eq!((one("i*2", 0), one("i%step", 4)), (false, false));
+        let jamba = json!({ "period": 3, "offset": 1, "types": ["mamba", "conv"] });
+        let (rest, meant) = (vec![json!(["i%period=offset"])], vec![json!(["types[i]=linear|mamba"])]);
+        let of_rest = |layer| first_stands([Some(&rest), None], layer, |key| jamba.get(key));
+        assert_eq!([0, 1, 4, 5].map(|layer| of_rest(layer).map(|(stands, _)| stands)), [false, true, true, false].map(Some));
+        assert_eq!(of_rest(0).map(|(_, keys)| keys), Some(vec!["period", "offset"]));
+        let words = |layer| first_stands([Some(&meant), None], layer, |key| jamba.get(key));
+        assert_eq!([words(0), words(1), words(2)], [Some((true, vec!["types"])), Some((false, vec!["types"])), None]);
+        let listed = |layer| first_stands([Some(&vec![json!(["i@dense"])]), None], layer, |_| Some(&rules["dense"])).is_some();
+        assert!(!listed(0), "no list decides nothing");
+        let (dense, within) = (json!([0, 2]), vec![json!(["i@dense"])]);
+        let of_list = |layer| first_stands([Some(&within), None], layer, |_| Some(&dense)).map(|(stands, _)| stands);
+        assert_eq!([0, 1, 2].map(of_list), [Some(true), Some(false), Some(true)]);
         let two = json!(2);
         assert_eq!(first_stands([None, Some(&vec![json!(["i%step"])])], 4, |_| Some(&two)), Some((false, vec!["step"])));
         let numbers = json!({ "first": 1, "last": -1, "step": 2 });

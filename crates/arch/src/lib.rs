@@ -18,7 +18,7 @@ mod size;
 mod tree;
 
 pub use assemble::{
-    Assembled, Made, Misfit, Missing, Options, Reason, Unused, Use, assemble, attribute, knows, model_types, version, without,
+    Assembled, Made, Misfit, Missing, Options, Reason, Same, Unused, Use, assemble, attribute, knows, model_types, version, without,
 };
 pub use hub::hub_tensors;
 pub use own::{Architecture, Assemble, Flaw, Rename, Step};

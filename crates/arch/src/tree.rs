@@ -90,8 +90,11 @@ pub struct Found {
     pub beyond: Option<(String, u64, u64)>,
 }
 
-/// Variants that elements have, by their path.
+/// Variants that elements have, by their path; [`NONE`] where there is no element.
 pub type Choices = BTreeMap<String, usize>;
+
+/// What [`Choices`] have where config.json says that a layer lacks a part.
+pub const NONE: usize = usize::MAX;
 
 /// A model's tree.
 #[derive(Debug)]
@@ -310,7 +313,7 @@ impl<'c> Tree<'c> {
             } else if child.name != segment {
                 continue;
             }
-            let chosen = if child.variants.len() > 1 { choices.get(&name[..end]).copied() } else { None };
+            let chosen = if child.variants.len() > 1 || !child.always { choices.get(&name[..end]).copied() } else { None };
             for (i, &next) in places.iter().enumerate() {
                 if chosen.is_some_and(|c| c != i) {
                     continue;
@@ -424,6 +427,36 @@ impl<'c> Tree<'c> {
 
     fn by_rule(&self, scope: usize, places: &[Place], path: &str) -> Option<(usize, String)> {
         let [one, other] = places.iter().map(|&place| self.class(place)).collect::<Vec<_>>()[..] else { return None };
+        let (first, keys) = self.first_stands(scope, one, other, path)?;
+        Some((usize::from(!first), keys))
+    }
+
+    /// The part of a layer that a name is in, where config.json decides whether the layer has it: whether it has, and by which keys.
+    pub fn part<'n>(&self, name: &'n str) -> Option<(&'n str, bool, String)> {
+        self.part_in(self.root, name, 0)
+    }
+
+    fn part_in<'n>(&self, at: Place, name: &'n str, start: usize) -> Option<(&'n str, bool, String)> {
+        let (segment, _) = name[start..].split_once('.')?;
+        let end = start + segment.len();
+        let number = segment.bytes().all(|b| b.is_ascii_digit());
+        self.children(at).filter(|(c, _)| c.name == segment || c.name == "*" && number).find_map(|(child, places)| {
+            let decided = if child.always { None } else { self.has_part(at, child, &name[..end]) };
+            match decided {
+                Some((has, keys)) => Some((&name[..end], has, keys)),
+                None => places.iter().find_map(|&next| self.part_in(next, name, end + 1)),
+            }
+        })
+    }
+
+    /// Whether a layer has a part that not all layers of its class have, where config.json decides it, and by which keys.
+    fn has_part(&self, at: Place, child: &Child, path: &str) -> Option<(bool, String)> {
+        let part = format!("{}.{}", self.class(at), child.name);
+        self.first_stands(at.scope, &format!("+{part}"), &format!("-{part}"), path)
+    }
+
+    /// Whether the first of two kinds of what is at a path in a list stands there, and the keys of config.json that say so.
+    fn first_stands(&self, scope: usize, one: &str, other: &str, path: &str) -> Option<(bool, String)> {
         let layer = path.rsplit('.').find_map(|part| part.parse().ok())?;
         let given =
             |key: &str| self.names(scope, key).into_iter().find_map(|name| self.scopes[scope].config.get(name)).filter(|v| !v.is_null());
@@ -431,7 +464,7 @@ impl<'c> Tree<'c> {
         let of = |first: &str, second: &str| rules[format!("{first}/{second}")].as_array();
         let (first, keys) = kinds::first_stands([of(one, other), of(other, one)], layer, given)?;
         let named = |key| self.names(scope, key).into_iter().find(|name| self.scopes[scope].config.get(name).is_some());
-        Some((usize::from(!first), keys.into_iter().filter_map(named).collect::<Vec<_>>().join(", ")))
+        Some((first, keys.into_iter().filter_map(named).collect::<Vec<_>>().join(", ")))
     }
 
     /// A key's number in a scope's config, by any of its names, and what it was called. A key that config.json does not have has the class's default,
@@ -535,7 +568,12 @@ impl<'c> Tree<'c> {
             let sizes = entry.shape.as_ref().map(|s| s.iter().map(|size| self.size(at.scope, size).map(|(n, _)| n)).collect());
             out.push((join(&entry.name), entry.kind, sizes.flatten()));
         }
-        for (child, places) in self.children(at).filter(|(c, _)| c.always) {
+        let in_list = path.rsplit('.').next().is_some_and(|last| last.bytes().all(|b| b.is_ascii_digit()));
+        for (child, places) in self.children(at) {
+            let has = || in_list && self.has_part(at, child, &join(&child.name)).is_some_and(|(has, _)| has);
+            if !child.always && !has() {
+                continue;
+            }
             let names: Vec<String> = if child.name == "*" {
                 let length = self.size(at.scope, &child.length).map_or(0, |(n, _)| n);
                 (0..length).map_while(|i| (i < most as u64).then(|| i.to_string())).collect()

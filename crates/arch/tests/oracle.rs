@@ -21,7 +21,11 @@ fn sources(case: &Value) -> Vec<TensorMeta> {
 
 fn made(case: &Value, config: &Value) -> Assembled {
     let class = if case["use"] == "cls" { Use::Cls } else { Use::Llm };
-    assemble(&sources(case), config, &Options { class, exclude: &Globs::default(), tied_in_each_group: true, transformers: 5, own: None })
+    assemble(
+        &sources(case),
+        config,
+        &Options { class, exclude: &Globs::default(), tied_in_each_group: true, same: None, transformers: 5, own: None },
+    )
 }
 
 /// Every element of a parameter, as (source, element).
@@ -129,7 +133,19 @@ fn layers_are_of_the_kind_that_config_json_says() {
     let first = |n: u64| json!({ "first_k_dense_replace": n });
     let sparse = |step: u64, dense: &[u64]| json!({ "decoder_sparse_step": step, "mlp_only_layers": dense });
     let part = |keys: Value| json!({ "text_config": keys });
+    let types = |first: &str, second: &str| json!({ "layer_types": [first, second] });
+    let (linear, full) = ("linear_attention", "full_attention");
     let rows = [
+        ("lfm2", types("conv", "conv"), 3),
+        ("lfm2", types(full, full), 6),
+        ("lfm2", types("conv", full), 0),
+        ("qwen3_next", types(linear, linear), 7),
+        ("qwen3_next", types("mamba", "mamba"), 7), // as older files call it
+        ("qwen3_next", types(full, full), 6),
+        ("qwen3_5_text", types(linear, linear), 9),
+        ("qwen3_5_text", types(full, full), 6),
+        ("llama4_text", json!({ "moe_layers": [0] }), 9),
+        ("llama4_text", json!({ "moe_layers": [1] }), 0),
         ("deepseek_v3-mtp", first(0), 7),
         ("deepseek_v3-mtp", first(1), 0),
         ("deepseek_v3-mtp", first(2), 3),
@@ -210,7 +226,7 @@ fn what_the_class_drops_is_known_by_its_reason() {
     let beyond = |r: &Reason| matches!(r, Reason::Beyond(list, 2, 2) if list == "model.layers");
     assert!(found.unused.iter().any(|u| beyond(&u.reason)), "{:?}", found.unused);
     let globs = Globs::new(["model.layers.2.*"]).unwrap();
-    let options = Options { class: Use::Llm, exclude: &globs, tied_in_each_group: false, transformers: 5, own: None };
+    let options = Options { class: Use::Llm, exclude: &globs, tied_in_each_group: false, same: None, transformers: 5, own: None };
     let found = assemble(&sources(&case), &case["config"], &options);
     assert!(found.unused.iter().all(|u| u.reason == Reason::Excluded), "{:?}", found.unused);
 }

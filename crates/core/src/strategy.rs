@@ -32,6 +32,12 @@ pub trait ShardStrategy: Debug + Send + Sync {
         false
     }
 
+    /// Whether the engine has whole weights when it ties them: of names that config.json ties, a checkpoint that has both with other values then keeps
+    /// both. Where it has partitions it cannot tell, and ties them.
+    fn compares_tied(&self) -> bool {
+        true
+    }
+
     /// The plan for this model on this mesh.
     ///
     /// # Errors

@@ -2,10 +2,10 @@
 
 mod describe;
 
-use std::collections::BTreeMap;
+use std::{cell::RefCell, collections::BTreeMap, os::unix::fs::FileExt as _};
 
 use serde_json::Value;
-use shardwright_arch::{Architecture, Assembled, Options, Reason, Use};
+use shardwright_arch::{Architecture, Assembled, Options, Reason, Same, Use};
 use shardwright_config::{Resolved, TransformersVersion};
 use shardwright_core::{
     Assembly, DType, Globs, Model, ModelFacts, ModelMeta, Modules, Name, TensorKind, TensorMeta,
@@ -14,8 +14,9 @@ use shardwright_core::{
 };
 
 use crate::{
-    checkpoint::{Checkpoint, ModelRecord},
+    checkpoint::{Checkpoint, Location, ModelRecord},
     error::{EngineError, ErrorKind, Result},
+    file::open_regular,
 };
 
 pub use describe::{AsModel, Counts, FromTensor, MissingTensor, ModelTensor, UnusedTensor};
@@ -27,8 +28,10 @@ pub struct ModelOptions<'a> {
     pub class: &'a str,
     /// Checkpoint tensors that are left out.
     pub exclude: &'a Globs,
-    /// A tied weight is a parameter of each unit that has it.
+    /// A tied weight is a parameter of each parameter group that has it.
     pub tied_in_each_group: bool,
+    /// Of names that config.json ties and the checkpoint has each, those with other values stay apart, as `from_pretrained` leaves them.
+    pub tied_if_equal: bool,
     /// The version of transformers that builds the model; `None` for the newest that is known.
     pub transformers: Option<TransformersVersion>,
     /// An architecture of the user's own, which comes before the built-in data.
@@ -39,15 +42,18 @@ impl<'a> ModelOptions<'a> {
     /// For a class, everything else as by default.
     pub fn new(class: &'a str) -> Self {
         const NONE: &Globs = &Globs::none();
-        Self { class, exclude: NONE, tied_in_each_group: false, transformers: None, architecture: None }
+        Self { class, exclude: NONE, tied_in_each_group: false, tied_if_equal: false, transformers: None, architecture: None }
     }
 
     /// What a config decides.
     pub fn of(resolved: &'a Resolved, architecture: Option<&'a Architecture>) -> Self {
+        // On meta the model is tied before anything is loaded.
+        let on_meta = resolved.document.get("/training/init_config/name").is_some_and(|name| name == "init_on_meta");
         Self {
             class: resolved.document.get("/training/model_class").and_then(Value::as_str).unwrap_or("llm"),
             exclude: &resolved.exclude,
             tied_in_each_group: resolved.strategy.ties_per_group(),
+            tied_if_equal: resolved.strategy.compares_tied() && !on_meta,
             transformers: resolved.transformers,
             architecture,
         }
@@ -130,6 +136,7 @@ impl ModelOptions<'_> {
             class: self.class.to_owned(),
             exclude: self.exclude.patterns().to_vec(),
             tied_in_each_group: self.tied_in_each_group,
+            tied_if_equal: self.tied_if_equal,
             transformers: self.transformers.map(|version| version.to_string()),
             architecture: self.architecture.cloned(),
             source: source.to_owned(),
@@ -174,14 +181,22 @@ impl Checkpoint {
             "other" => Use::Other,
             _ => Use::Llm,
         };
+        let failed = RefCell::new(None);
+        let same = |a: u32, b: u32| self.same_bytes(a, b).unwrap_or_else(|e| failed.replace(Some(e)).is_none());
+        // transformers 4 ties whatever there is; parts of an engine's own checkpoint are of tied weights.
+        let compares = options.tied_if_equal && options.major() >= 5 && self.is_safetensors();
         let wanted = Options {
             class,
             exclude: options.exclude,
             tied_in_each_group: options.tied_in_each_group,
+            same: compares.then_some(Same(&same)),
             transformers: options.major(),
             own: options.architecture,
         };
         let assembled = shardwright_arch::assemble(sources, &config, &wanted);
+        if let Some(error) = failed.take() {
+            return Err(error);
+        }
         let mut warnings = Vec::new();
         self.wrapped(&assembled, &mut warnings)?;
         if let Some(first) = assembled.misfits.first() {
@@ -198,10 +213,16 @@ impl Checkpoint {
             ));
         }
         if assembled.class.is_none() {
-            warnings.extend(unknown(&config, &source));
+            warnings.extend(unknown(&config, &source, options.major()));
         }
         warnings.extend(left_over(&assembled, sources));
         warnings.extend(missing(&assembled));
+        warnings.extend(assembled.untied.iter().map(|(name, other)| {
+            format!(
+                "config.json ties '{name}' to '{other}', but the checkpoint has both, with other values: they stay apart, as transformers {has} leaves them. \
+                 Set tie_word_embeddings: false in config.json to say so"
+            )
+        }));
         let (class, known) = (assembled.class.clone(), assembled.class.is_some());
         if let Some(other) = assembled.version.as_ref().filter(|version| **version != has && options.architecture.is_none()) {
             source = format!("transformers {other}, which converts nothing of it, so that {has} builds it alike");
@@ -231,11 +252,42 @@ impl Checkpoint {
             class: &record.class,
             exclude: &exclude,
             tied_in_each_group: record.tied_in_each_group,
+            tied_if_equal: record.tied_if_equal,
             transformers: record.transformers.as_deref().and_then(TransformersVersion::parse),
             architecture: record.architecture.as_ref(),
         };
         let found = self.find_model(&options)?;
         self.with_model(found)
+    }
+
+    /// Whether two of the checkpoint's tensors have the same bytes; up to the first difference is read.
+    fn same_bytes(&self, a: u32, b: u32) -> Result<bool> {
+        const BLOCK: u64 = 1 << 20;
+        let (a, b) = (a as usize, b as usize);
+        let (one, other) = (&self.sources()[a], &self.sources()[b]);
+        let (first, second) = (self.location(a), self.location(b));
+        if (one.dtype, &one.shape, first.bytes) != (other.dtype, &other.shape, second.bytes) {
+            return Ok(false);
+        }
+        let open = |at: Location| {
+            let path = &self.files()[at.file].path;
+            open_regular(path).map(|(file, _)| (file, path))
+        };
+        let ((left, left_path), (right, right_path)) = (open(first)?, open(second)?);
+        let mut blocks = [Vec::new(), Vec::new()];
+        for at in (0..first.bytes).step_by(1 << 20) {
+            let size = usize::try_from(BLOCK.min(first.bytes - at)).unwrap_or(0);
+            for (block, (file, path, offset)) in
+                blocks.iter_mut().zip([(&left, left_path, first.offset), (&right, right_path, second.offset)])
+            {
+                block.resize(size, 0);
+                file.read_exact_at(block, offset + at).map_err(|e| EngineError::io("cannot read the file", path, e).offset(offset + at))?;
+            }
+            if blocks[0] != blocks[1] {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Codes are not weights.
@@ -320,10 +372,16 @@ fn reason(reason: &Reason) -> String {
     }
 }
 
-fn unknown(config: &Value, source: &str) -> Option<String> {
+fn unknown(config: &Value, source: &str, major: u32) -> Option<String> {
     let model_type = config["model_type"].as_str()?;
     let remote = if config.get("auto_map").is_some() { ", and its code comes with the checkpoint" } else { "" };
-    let why = shardwright_arch::without(model_type).map_or(String::new(), |why| format!(" ({why})"));
+    let why = match shardwright_arch::without(major, model_type) {
+        Some(why) => format!(" ({why})"),
+        None if major < NEWEST && shardwright_arch::knows(model_type) => {
+            format!(" (transformers {} is the version with it that is known)", shardwright_arch::version(NEWEST))
+        }
+        None => String::new(),
+    };
     Some(format!(
         "model type '{model_type}' is not one that {source} builds{why}{remote}: the checkpoint's tensors are taken for the model's parameters, \
          under their own names. Where that is wrong, shardwright.architecture describes the model: see docs/architectures.md"

@@ -40,6 +40,10 @@ impl ShardStrategy for Zero3 {
         NAME
     }
 
+    fn compares_tied(&self) -> bool {
+        false
+    }
+
     fn plan(&self, input: &PlanInput<'_>) -> Result<ShardPlan, PlanError> {
         let axis = self.group(input.mesh.world_size())?;
         let mut plan = input.plan_tensors(NAME, |tensor| place(tensor, axis))?;

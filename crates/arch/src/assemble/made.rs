@@ -27,10 +27,22 @@ pub struct Options<'a> {
     pub exclude: &'a Globs,
     /// A tied weight is a parameter of every parameter group that has it, as under FSDP2.
     pub tied_in_each_group: bool,
+    /// Where names that config.json ties are stored each: whether the tensors are the same, as transformers 5 compares them. Without it they are tied.
+    pub same: Option<Same<'a>>,
     /// The first part of transformers' version: before 5, experts are not stacked and most names stay.
     pub transformers: u32,
     /// An architecture of the user's own, which comes before the built-in data.
     pub own: Option<&'a Architecture>,
+}
+
+/// Whether two tensors of the checkpoint, by index, have the same bytes.
+#[derive(Clone, Copy)]
+pub struct Same<'a>(pub &'a dyn Fn(u32, u32) -> bool);
+
+impl std::fmt::Debug for Same<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Same")
+    }
 }
 
 /// One parameter or buffer of the model.
@@ -155,6 +167,8 @@ pub struct Assembled {
     pub missing: Vec<Missing>,
     /// Other names of a parameter, with its own.
     pub aliases: Vec<(String, String)>,
+    /// Names that config.json ties to another, and are not: the checkpoint has both, with other values.
+    pub untied: Vec<(String, String)>,
     /// What does not fit; the engine fails on the first.
     pub misfits: Vec<Misfit>,
     /// `getattr(config, "tie_word_embeddings", True)`.

@@ -36,6 +36,13 @@ impl Assembler<'_, '_> {
             names.sort_by_cached_key(|n| (self.options.own.is_some_and(|own| own.tied.contains_key(n)), self.tree.order(n)));
             let Some(filled) = names.iter().find(|n| made.contains_key(*n)).cloned() else { continue };
             let Some(of) = made.get(&filled).cloned() else { continue };
+            names.retain(|name| {
+                let differs = *name != filled && made.get(name).is_some_and(|other| self.differ(&of, other));
+                if differs {
+                    self.out.untied.push((name.clone(), filled.clone()));
+                }
+                !differs
+            });
             for name in &names {
                 let stored = made.remove(name);
                 if let Some(Made { assembly: Assembly::Whole(source), .. }) = stored
@@ -49,6 +56,14 @@ impl Assembler<'_, '_> {
             made.insert(names[0].clone(), Made { name: names[0].clone(), ..of });
         }
         self.out.aliases.sort();
+    }
+
+    /// Whether two names that config.json ties are stored with different values.
+    fn differ(&self, one: &Made, other: &Made) -> bool {
+        match (self.options.same, &one.assembly, &other.assembly) {
+            (Some(same), Assembly::Whole(a), Assembly::Whole(b)) if a != b => !same.0(*a, *b),
+            _ => false,
+        }
     }
 
     /// Pairs of names under a sub-model that an entry of `_tied_weights_keys` ties: names, or patterns and modules.

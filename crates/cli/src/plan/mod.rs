@@ -93,7 +93,7 @@ struct Case<'a> {
     /// `config.json`; null where there is none.
     model_config: Json,
     /// The model as its class has it, by whether a tied weight is a parameter of each parameter group.
-    models: RefCell<BTreeMap<bool, ModelMeta>>,
+    models: RefCell<BTreeMap<(bool, bool), ModelMeta>>,
 }
 
 /// A plan with what its memory depends on.
@@ -160,8 +160,8 @@ impl Case<'_> {
 
     /// The model as its class has it.
     fn model(&self, resolved: &Resolved, speak: bool) -> Result<ModelMeta, Failure> {
-        let tied_in_each_group = resolved.strategy.ties_per_group();
-        if let Some(known) = self.models.borrow().get(&tied_in_each_group) {
+        let tied = (resolved.strategy.ties_per_group(), resolved.strategy.compares_tied());
+        if let Some(known) = self.models.borrow().get(&tied) {
             return Ok(known.clone());
         }
         let own = resolved.architecture.as_ref().and_then(|text| parse_architecture(text).ok());
@@ -169,7 +169,7 @@ impl Case<'_> {
         if speak {
             self.checkpoint.warnings().iter().chain(&found.warnings).for_each(|w| print_note(&format!("warning: {}", shown(w))));
         }
-        self.models.borrow_mut().insert(tied_in_each_group, found.model.meta.clone());
+        self.models.borrow_mut().insert(tied, found.model.meta.clone());
         Ok(found.model.meta)
     }
 

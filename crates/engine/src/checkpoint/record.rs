@@ -15,6 +15,9 @@ pub struct ModelRecord {
     /// A tied weight is a parameter of each parameter group that has it.
     #[serde(default, rename = "tied_in_each_unit", alias = "tied_in_each_group")]
     pub tied_in_each_group: bool,
+    /// Names that config.json ties stay apart where the checkpoint has both, with other values.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tied_if_equal: bool,
     /// The version of transformers that was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transformers: Option<String>,

@@ -101,6 +101,7 @@ impl Contents {
             class: shardwright_arch::Use::Llm,
             exclude: &none,
             tied_in_each_group: false,
+            same: None,
             transformers: 5,
             own: None,
         };
