@@ -133,7 +133,7 @@ def configs(cls, config, deep):
             tries = [not value]
         elif isinstance(value, int) and value >= 1 and "token" not in key:
             tries = [2 * value]
-            if deep and ("rank" in key or "expert" in key or "dense" in key or "interval" in key or "step" in key):
+            if deep and re.search("rank|expert|dense|interval|step|shared|per_layer|nextn|mtp", key):
                 tries += [None] if "rank" in key else [0, 1]
         elif isinstance(value, int) and value <= 0 and deep:
             tries = [8 if value else 1]
@@ -377,6 +377,8 @@ def tree(module, owner, references, path="", base=None):
 def variant(module, owner, references, path, base=None):
     if isinstance(module, PreTrainedModel) and module.config is owner and type(module).__name__ == base:
         return f"@:{base}", None
+    if type(module).__module__.split(".")[0] == "timm":
+        return "@:?", None  # a model of another library: every name fits
     if isinstance(module, PreTrainedModel) and module.config is not owner:
         config = module.config
         where = next((k for k in getattr(owner, "sub_configs", None) or {} if getattr(owner, k, None) is config), None)
@@ -419,6 +421,24 @@ def entries(node, into, path=()):
 # ---- a class -----------------------------------------------------------------------------------------------------------------------
 
 
+GEMMA4 = [
+    {"enable_moe_block": True, "num_experts": 8, "top_k_experts": 2, "moe_intermediate_size": 704},
+    {"use_double_wide_mlp": True, "num_kv_shared_layers": 1},
+]
+TOGETHER = {"gemma4_text": GEMMA4, "gemma4_unified_text": GEMMA4}
+"""Keys that change a class only together."""
+
+
+def together(config):
+    """Configs with such keys."""
+    cross = {"is_decoder": True, "add_cross_attention": True}
+    for keys in [*TOGETHER.get(config.model_type, []), *([cross] if cross.keys() <= plain(config).keys() else [])]:
+        other = copy.deepcopy(config)
+        for key, value in keys.items():
+            setattr(other, key, value)
+        yield ", ".join(keys), None, keys, other
+
+
 def describe(cls, config, deep, within=None):
     """(what the class says of itself, its tree, references to other models' classes)."""
     references = set()
@@ -434,24 +454,27 @@ def describe(cls, config, deep, within=None):
     depends = {place: {} for place in base}
     defaults = {}
     others = []
-    for key, old, new, other in configs(cls, config, deep):
+    for key, old, new, other in [*configs(cls, config, deep), *(together(config) if deep else ())]:
         doubled = isinstance(old, int) and not isinstance(old, bool) and isinstance(new, int) and new == 2 * old
-        if not deep and not (doubled and key in HEADS):
+        if not deep and not (doubled and key in HEADS or isinstance(old, bool)):
             continue
         try:
             m = build(cls, other)
             t = tree(m, m.config, references, base=within)
         except Exception:
             continue
-        there = sizes(t, {})
+        there, its = sizes(t, {}), entries(t, {})
         for place, (n, _, _) in base.items():
+            if place not in there and not doubled and place[:-1] in its and place[-1] != "len":
+                depends[place].setdefault(key, (0, 0))  # elements of a list differ in it
             if place in there and there[place][0] != n:
                 # what a flag changes has no formula
                 if doubled:
                     depends[place][key] = (old, there[place][0] - n)
                 elif isinstance(old, bool) or not isinstance(old, int):
                     depends[place].setdefault(key, (0, 0))
-                defaults[key] = old
+                if key in vars(config):
+                    defaults[key] = old
         others.append((other, t))
     solved = {place: solve(n, depends[place]) for place, (n, _, _) in base.items()}
     if deep:
@@ -472,13 +495,17 @@ def describe(cls, config, deep, within=None):
         if deep and new:
             # what only such a config has, by what its own keys change
             known.update(more)
-            for place, formula in solve_in(cls, other, new, within).items():
+            solved, trees = solve_in(cls, other, new, references, within)
+            for place, formula in solved.items():
                 _, holder, d = there[place]
                 if formula is not None and d is None:
                     holder[2] = formula
                 elif formula is not None:
                     holder[2] = holder[2] or [None] * more[place[:-1]]
                     holder[2][d] = formula
+            for more in trees:
+                formulas(more)
+                t.merge(more)
         node.merge(t)
     # a key that only a flag depends on is not told: what is optional is what the checkpoint has
     absent = []
@@ -508,16 +535,20 @@ def describe(cls, config, deep, within=None):
     return {k: v for k, v in says.items() if v not in (None, [], "")}, node, references, (defaults, derived)
 
 
-def solve_in(cls, config, places, within):
-    """{place: formula} of those sizes of a model under a config, which differs from the default in one key."""
-    depends = {place: {} for place in places}
+def solve_in(cls, config, places, references, within):
+    """({place: formula}, trees) of those sizes of a model under a config, which differs from the default in one key, and what it has with a second one
+    that is no size."""
+    depends, trees = {place: {} for place in places}, []
     for key, old, new, other in configs(cls, config, True):
         doubled = isinstance(old, int) and not isinstance(old, bool) and isinstance(new, int) and new == 2 * old
         try:
             m = build(cls, other)
-            there = sizes(tree(m, m.config, set(), base=within), {})
+            t = tree(m, m.config, references, base=within)
         except Exception:
             continue
+        there = sizes(t, {})
+        if isinstance(old, bool):
+            trees.append(t)
         for place, n in places.items():
             if place in there and there[place][0] != n:
                 if doubled:
@@ -526,7 +557,7 @@ def solve_in(cls, config, places, within):
                     depends[place].setdefault(key, (0, 0))
     solved = {place: solve(n, depends[place]) for place, n in places.items()}
     confirm(cls, config, solved, within)
-    return {place: None if place[-1] != "len" and isinstance(f, str) and misleads(f) else f for place, f in solved.items()}
+    return {place: None if place[-1] != "len" and isinstance(f, str) and misleads(f) else f for place, f in solved.items()}, trees
 
 
 WIDTHS = ("hidden_size", "d_model", "n_embd", "dim", "embed_dim")

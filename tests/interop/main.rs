@@ -23,6 +23,7 @@ tests! {
     torchrun_saves_a_rank_a_process,
     torch_fills_the_classes_of_twelve_architectures,
     the_architecture_data_is_what_transformers_says,
+    the_architecture_data_holds_under_other_configs,
     torch_reads_the_real_model,
 }
 
@@ -70,6 +71,21 @@ fn the_architecture_data_is_what_transformers_says() {
     } else {
         assert!(output.status.success() || reported.contains("changed: "), "{reported}");
     }
+}
+
+/// Classes under configs that differ from the default in some keys, as transformers builds them, have the parameters that the data says.
+fn the_architecture_data_holds_under_other_configs() {
+    needs_transformers();
+    let mut python = Command::new(python_name());
+    python.env("OMP_NUM_THREADS", "1").arg(root().join("scripts/check-architectures.py")).arg(env!("CARGO_BIN_EXE_shardwright"));
+    let types = "llama,qwen3_moe,lfm2,qwen3_next,bamba,jamba,t5,gemma3,deepseek_v3,gemma4_text";
+    let output = python.args(["--types", types, "--configs", "3", "--jobs", "1"]).output().expect("python starts");
+    let reported = String::from_utf8_lossy(&output.stdout);
+    println!("{reported}");
+    assert!(
+        output.status.success() && reported.lines().last().is_some_and(|l| l.ends_with(" same") && !l.contains("differs")),
+        "{reported}"
+    );
 }
 
 /// Experts that are stacked, vision-language models that are renamed, tied weights under each of their names: `model.state_dict()` of the class

@@ -288,7 +288,9 @@ impl<'c> Tree<'c> {
         let module = &self.modules[at.module];
         let rest = &name[start..];
         if module.open {
-            let kind = Kind::Parameter;
+            // Nothing tells but the name.
+            let of_a_norm = ["running_mean", "running_var", "num_batches_tracked"];
+            let kind = if of_a_norm.iter().any(|n| rest.ends_with(n)) && !self.is_open() { Kind::Buffer } else { Kind::Parameter };
             return Some(Found { kind, fp32: false, shape: None, modules: modules.clone(), beyond });
         }
         if let Some(entry) = module.entries.iter().find(|e| e.name == rest) {
@@ -472,6 +474,11 @@ impl<'c> Tree<'c> {
     fn number(&self, scope: usize, key: &str, depth: u32) -> Option<(u64, String)> {
         let Scope { config, line, model_type } = &self.scopes[scope];
         let names = self.names(scope, key);
+        // Layers that have a number of their own.
+        let mut layers = config["per_layer_config"].as_object().into_iter().flat_map(serde_json::Map::values);
+        if layers.any(|own| names.iter().any(|name| own.get(name).is_some())) {
+            return None;
+        }
         let found = names.iter().find_map(|name| config.get(name));
         if let Some(found) = found.filter(|found| !found.is_null()) {
             return Some((found.as_u64()?, key.to_owned()));

@@ -1,0 +1,175 @@
+#!/usr/bin/env python3
+"""Compares the architecture data with the installed transformers: classes are built under random configs, as transformers reads them from config.json.
+
+    python scripts/check-architectures.py BINARY [--types llama,qwen3] [--configs 4] [--seed 1] [--flags] [--jobs 2]
+
+Each model type's class is built small on the meta device, from its default config with some keys changed, and its parameters are written under the
+names that transformers saves, as headers without data. `BINARY inspect --as-model` has to take every tensor and to miss none. A config that transformers
+itself does not take is drawn anew. Prints what differs, and ends with 1 where a checkpoint was refused. Needs what make-architectures.py needs, which
+it imports; under transformers 4 the data of 4 is checked.
+
+--flags changes what switches parts on and off: booleans, zeros and keys that are null. Otherwise numbers, words and lists are changed as well.
+"""
+
+import argparse
+import contextlib
+import copy
+import importlib.util
+import json
+import multiprocessing
+import random
+import struct
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+spec = importlib.util.spec_from_file_location("make_architectures", HERE / "make-architectures.py")
+make = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(make)
+torch, transformers = make.torch, make.transformers
+
+DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64", "int64": "I64", "int32": "I32", "uint8": "U8", "bool": "BOOL"}
+MOST = 4e10  # elements of a model
+
+
+def saved(model):
+    """The tensors that save_pretrained would write, by their names in the file."""
+    state = model.state_dict()
+    ties = [getattr(of, "tie_word_embeddings", False) for of in make.with_parts(model.config)]
+    for name in list(getattr(model, "all_tied_weights_keys", None) or getattr(model, "_tied_weights_keys", None) or ()) if any(ties) else ():
+        state.pop(name, None)
+    if make.MAJOR >= 5:
+        from transformers.core_model_loading import revert_weight_conversion
+
+        with contextlib.suppress(Exception):
+            state = revert_weight_conversion(model, state)
+    return state
+
+
+def write(folder, state):
+    """A safetensors file of these tensors, whose data is a hole."""
+    head, at = {}, 0
+    for name, tensor in state.items():
+        kind = DTYPES.get(str(tensor.dtype).removeprefix("torch."))
+        if kind:
+            size = tensor.numel() * tensor.element_size()
+            head[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [at, at + size]}
+            at += size
+    text = json.dumps(head).encode()
+    text += b" " * (-len(text) % 8)
+    with (Path(folder) / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + at)
+
+
+def switches(value):
+    return value is None or isinstance(value, bool) or type(value) is int and value <= 0
+
+
+def other(rng, value):
+    """Another value for a key; the same where there is none."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return rng.choice([2 * value, 3 * value, value + 1, value // 2]) if value > 0 else rng.choice([1, 2, 8])
+    if value is None:
+        return rng.choice([True, 4, 8, [0], [0, 2]])
+    if isinstance(value, str):
+        return rng.choice(make.WORDS)
+    if isinstance(value, float) and value >= 1:
+        return 2 * value
+    if isinstance(value, (list, tuple)) and value and all(type(v) is int for v in value):
+        return rng.choice([[2 * v for v in value], [v + 1 for v in value], list(reversed(value))])
+    if isinstance(value, (list, tuple)) and value and all(isinstance(v, str) for v in value):
+        at = rng.randrange(len(value))
+        return [*value[:at], rng.choice([*value, *make.KINDS]), *value[at + 1 :]]
+    return value
+
+
+def changed(rng, config, flags):
+    """(config, [(key, value)]) with some keys changed, of sub-configs too."""
+    config, said = copy.deepcopy(config), []
+    keys = [
+        (of, key, value)
+        for of in make.with_parts(config)
+        for key, value in make.plain(of).items()
+        if not isinstance(value, make.PreTrainedConfig) and key != "tie_word_embeddings" and not key.endswith(("token_id", "token_index"))
+    ]
+    rng.shuffle(keys)
+    often = rng.choice([0.1, 0.25, 0.45])
+    keys = [k for k in keys if switches(k[2]) and rng.random() < often] if flags else keys[: rng.randint(1, 5)]
+    for of, key, value in keys:
+        new = other(rng, value)
+        if new != value:
+            with contextlib.suppress(Exception):
+                setattr(of, key, new)
+                said.append((key, new))
+    return config, said
+
+
+def one_type(task):
+    model_type, args = task
+    torch.set_num_threads(1)
+    rng = random.Random(f"{args.seed} {model_type}")
+    base = make.autos.MODEL_MAPPING_NAMES.get(model_type)
+    base = base[0] if isinstance(base, (list, tuple)) and base else base
+    name = make.use(make.classes_of(model_type))["llm"] or base
+    cls = getattr(transformers, name or "", None)
+    out = []
+    if cls is None:
+        return out
+    try:
+        small = make.evened(make.shrunk(make.default_config(model_type), make.LAYERS))
+    except Exception:
+        return out
+    version = ["--transformers", ".".join(transformers.__version__.split(".")[:2])]
+    for _ in range(6 * args.configs):
+        if len(out) == args.configs:
+            break
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                config, said = changed(rng, small, args.flags)
+                config.architectures = [name]
+                config.save_pretrained(folder)
+                model = make.build(cls, type(config).from_pretrained(folder))
+                state = saved(model)
+                if sum(t.numel() for t in state.values()) > MOST:
+                    continue
+            except Exception:
+                continue
+            write(folder, state)
+            run = subprocess.run([args.binary, "inspect", folder, "--as-model", "--format", "json", *version], capture_output=True, text=True)
+            if run.returncode:
+                out.append((model_type, "refused", said, run.stderr.strip().replace(folder, "")))
+                continue
+            counts = json.loads(run.stdout)["counts"]
+            fine = not counts["missing"] and not counts["unused"]
+            out.append((model_type, "same" if fine else "differs", said, run.stderr.strip()))
+    return out
+
+
+def main():
+    args = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    args.add_argument("binary")
+    args.add_argument("--types", help="these model types; by default all")
+    args.add_argument("--configs", type=int, default=4, help="for each model type")
+    args.add_argument("--seed", type=int, default=1)
+    args.add_argument("--flags", action="store_true")
+    args.add_argument("--jobs", type=int, default=2)
+    args = args.parse_args()
+    types = args.types.split(",") if args.types else list(make.CONFIG_MAPPING_NAMES)
+    found = {}
+    with multiprocessing.get_context("fork").Pool(args.jobs, maxtasksperchild=10) as pool:
+        for rows in pool.imap_unordered(one_type, [(t, args) for t in types]):
+            for model_type, kind, said, text in rows:
+                found[kind] = found.get(kind, 0) + 1
+                if kind != "same":
+                    print(f"{kind}: {model_type} {said}: {text[:300]}", flush=True)
+    print(", ".join(f"{n} {kind}" for kind, n in sorted(found.items())) or "nothing was built")
+    sys.exit("refused" in found)
+
+
+if __name__ == "__main__":
+    main()
