@@ -487,7 +487,7 @@ def describe(cls, config, deep, within=None):
             holder[2] = formula
         else:
             holder[2][d] = formula
-    known = entries(node, {})
+    known, of_two = entries(node, {}), []
     for other, t in others:
         there, more = sizes(t, {}), {place: dims for place, dims in entries(t, {}).items() if place not in known}
         formulas(t)
@@ -503,9 +503,10 @@ def describe(cls, config, deep, within=None):
                 elif formula is not None:
                     holder[2] = holder[2] or [None] * more[place[:-1]]
                     holder[2][d] = formula
-            for more in trees:
-                formulas(more)
-                t.merge(more)
+            of_two += trees
+        node.merge(t)
+    for t in of_two:
+        formulas(t)
         node.merge(t)
     # a key that only a flag depends on is not told: what is optional is what the checkpoint has
     absent = []
