@@ -16,7 +16,7 @@ pub const CODES: &[Code] = &[
     Code::error("config-value", "a value of the right type is not one that its key takes"),
     Code::error("json-bom", "a byte order mark, which Python's JSON reader refuses"),
     Code::error("json-comment", "a comment, which DeepSpeed's hjson reader takes and Hugging Face's strict one does not"),
-    Code::warning("json-constant", "NaN or Infinity, which are no JSON and which Python's reader takes"),
+    Code::warning("json-constant", "NaN, Infinity or half of a character, which are not JSON and which Python's reader takes"),
     Code::warning("json-duplicate-key", "a key occurs twice in one object: the later one counts for accelerate and LLaMA-Factory, and DeepSpeed's own reader refuses the file"),
     Code::error("json-hjson", "hjson beyond comments, such as a string without quotes or a comma after the last member; no other reader of such files takes it"),
     Code::error("json-syntax", "the text is not valid JSON"),

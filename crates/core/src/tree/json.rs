@@ -268,7 +268,19 @@ impl<'a> Reader<'a> {
             return Err(self.unclosed("string", start));
         }
         self.at = end + 1;
-        serde_json::from_str(&self.text[start..=end]).map_err(|_| {
+        let written = &self.text[start..=end];
+        let read = serde_json::from_str(written).or_else(|error| match without_surrogates(written) {
+            Some(text) => {
+                let message = "half of a character (a lone surrogate) in a string: Python's reader takes it, stricter ones refuse it";
+                if self.odd.len() < MOST_FINDINGS {
+                    let at = self.places.at(start..self.at);
+                    self.odd.push(Diagnostic::warning("json-constant", message).at(at).help("leave it out"));
+                }
+                serde_json::from_str(&text)
+            }
+            None => Err(error),
+        });
+        read.map_err(|_| {
             let message = "this string has a raw control character or an escape that JSON does not know";
             Diagnostic::error("json-syntax", message).at(self.places.at(start..end + 1))
         })
@@ -291,4 +303,27 @@ impl<'a> Reader<'a> {
             Diagnostic::error("json-syntax", format!("'{}' is not a number that fits", short(text))).at(self.places.at(start..self.at))
         })
     }
+}
+
+/// A JSON string with U+FFFD for each `\uD800` to `\uDFFF` that has no other half; `None` where there is none.
+fn without_surrogates(text: &str) -> Option<String> {
+    let unit = |at: usize| {
+        let digits = text.get(at..at + 6)?.strip_prefix("\\u")?;
+        u16::from_str_radix(digits, 16).ok().filter(|_| digits.bytes().all(|b| b.is_ascii_hexdigit()))
+    };
+    let (mut out, mut rest, mut at) = (String::new(), 0, 0);
+    while let Some(next) = text[at..].find('\\') {
+        at += next;
+        at += match (unit(at), unit(at + 6)) {
+            (Some(0xd800..=0xdbff), Some(0xdc00..=0xdfff)) => 12,
+            (Some(0xd800..=0xdfff), _) => {
+                out.push_str(&text[rest..at]);
+                out.push_str("\\ufffd");
+                rest = at + 6;
+                6
+            }
+            _ => 1 + text[at + 1..].chars().next().map_or(0, char::len_utf8),
+        };
+    }
+    (rest > 0).then(|| out + &text[rest..])
 }

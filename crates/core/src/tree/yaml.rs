@@ -63,7 +63,7 @@ fn read(source: &Source, findings: &mut Vec<Diagnostic>, later_counts: bool) -> 
         return Err(Diagnostic::error("yaml-syntax", message).at(source.at(at..at + c.len_utf8())).help("leave it out"));
     }
     let skip = if source.text.starts_with('\u{feff}') { '\u{feff}'.len_utf8() } else { 0 };
-    let mut text = Cow::Borrowed(&source.text[skip..]);
+    let mut text = line_breaks(&source.text[skip..]);
     syntax::directives(source, &text, skip)?;
     let before = findings.len();
     let mut tabs_left = MOST_TABS;
@@ -97,6 +97,18 @@ fn read(source: &Source, findings: &mut Vec<Diagnostic>, later_counts: bool) -> 
             }
         }
     }
+}
+
+/// The text with YAML 1.1's further line breaks as line feeds. Every byte keeps its place.
+fn line_breaks(text: &str) -> Cow<'_, str> {
+    const BREAKS: [(char, &str); 3] = [('\u{85}', " \n"), ('\u{2028}', "  \n"), ('\u{2029}', "  \n")];
+    let mut text = Cow::Borrowed(text);
+    for (c, feed) in BREAKS {
+        if !text.is_ascii() && text.contains(c) {
+            text = Cow::Owned(text.replace(c, feed));
+        }
+    }
+    text
 }
 
 /// Tabs after colons that are read as spaces, each at the cost of reading the text once more.
@@ -279,7 +291,7 @@ impl<'a> Reader<'a> {
             };
             let at = self.at(key_span);
             let is_merge = matches!(&event, Event::Scalar(text, ScalarStyle::Plain, _, None) if text == "<<");
-            let key_node = self.node((event, key_span), depth + 1)?;
+            let key_node = if is_merge { Node::new(Value::Null, at.clone()) } else { self.node((event, key_span), depth + 1)? };
             let next = self.next()?;
             let value = self.node(next, depth + 1)?;
             if is_merge {
@@ -328,6 +340,11 @@ impl<'a> Reader<'a> {
         let at = self.at(span);
         let is_plain = style == ScalarStyle::Plain;
         let node = match tag {
+            // PyYAML's `!!merge` and `!!value`, which nothing makes a value of. A merge key does not come here.
+            None if is_plain && matches!(text, "<<" | "=") => {
+                let message = format!("PyYAML does not read '{text}' as a string, and fails");
+                return Err(Diagnostic::error("yaml-syntax", message).at(at).help("put it in quotes"));
+            }
             None if is_plain => return Ok(self.plain(text, at)),
             None => Node::text(text, at),
             Some(tag) if is_bare(tag) => Node::text(text, at),
