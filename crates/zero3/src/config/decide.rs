@@ -33,7 +33,6 @@ pub(super) enum ConfigIs {
 pub(super) fn build(root: &Node, file: ConfigIs, cx: &mut BuildContext<'_>) -> Result<Built, Diagnostic> {
     let mut document = Document::default();
     sections::top_level(root, cx);
-    sections::layouts_of_others(root, file, cx);
     if file == ConfigIs::File && cx.training.dialect == Dialect::LlamaFactory {
         sections::no_optimizer(root, cx);
     }
@@ -68,6 +67,7 @@ pub(super) fn build(root: &Node, file: ConfigIs, cx: &mut BuildContext<'_>) -> R
     let case = precision::precision(root, &mut document, cx);
     passed::passed(root, &mut document, cx);
     let stage = number(&document, "stage").unwrap_or(0);
+    sections::layouts_of_others(root, stage, file, cx);
     if document.get("/deepspeed/zero_optimization/overlap_comm") == Some(&Json::Null) {
         let origin = Origin::rule("true exactly under stage 3", ["/deepspeed/zero_optimization/stage"]);
         document.set(&["deepspeed", "zero_optimization", "overlap_comm"], stage == 3, origin);

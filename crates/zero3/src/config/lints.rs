@@ -13,6 +13,9 @@ use super::{
     read,
 };
 
+/// Elements of a buffer that takes 4 TiB, which is more than any device and nearly any host has.
+const MOST_BUCKET: i64 = 1 << 41;
+
 pub(super) fn check(zero: &Node, stage: i64, document: &Document, cx: &mut BuildContext<'_>) {
     let mut found = Vec::new();
     let get = |path: &str| document.get(&format!("/deepspeed/zero_optimization/{path}"));
@@ -56,6 +59,14 @@ pub(super) fn check(zero: &Node, stage: i64, document: &Document, cx: &mut Build
     if get("compute_grad_norm") == Some(&Json::Bool(false)) && !(1..=2).contains(&stage) {
         let at = zero.get("compute_grad_norm").map(|n| n.at.clone());
         found.push(Diagnostic::error("deepspeed-grad-norm", "compute_grad_norm false needs stage 1 or 2").at(at));
+    }
+    // Gradients are gathered in a buffer of that many elements of 2 bytes or more.
+    let bucket = get("reduce_bucket_size").and_then(Json::as_i64).filter(|n| (1..=3).contains(&stage) && *n > MOST_BUCKET);
+    if let (Some(elements), true) = (bucket, get("contiguous_gradients") != Some(&Json::Bool(false))) {
+        let at = zero.get("reduce_bucket_size").map(|n| n.at.clone());
+        let message = format!("reduce_bucket_size: DeepSpeed allocates a buffer of that many elements, and no device holds {elements}");
+        let help = "DeepSpeed's default is 500000000, which is 1 GB in bfloat16";
+        found.push(Diagnostic::error("deepspeed-bucket", message).at(at).help(help));
     }
     if stage == 3 {
         persistence(zero, &get, cx, &mut found);

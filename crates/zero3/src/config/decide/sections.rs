@@ -137,11 +137,11 @@ pub(super) fn needs_of_the_stage(root: &Node, stage: i64, document: &Document, c
 }
 
 /// Sections by which DeepSpeed lays tensors out in a way that is not known here.
-pub(super) fn layouts_of_others(root: &Node, file: ConfigIs, cx: &mut BuildContext<'_>) {
+pub(super) fn layouts_of_others(root: &Node, stage: i64, file: ConfigIs, cx: &mut BuildContext<'_>) {
     let ranks = |path: &[&str]| root.find(path).filter(|n| read::integer(n).is_some_and(|ranks| ranks > 1));
     if let Some(node) = ranks(&["tensor_parallel", "autotp_size"]) {
         let message = format!(
-            "tensor_parallel.autotp_size is {}: DeepSpeed cuts linear layers over that many ranks; only data-parallel sharding is laid out",
+            "tensor_parallel.autotp_size is {}: DeepSpeed cuts linear layers over that many ranks, which runs, but shardwright does not lay it out",
             node.describe()
         );
         let help = "leave the section tensor_parallel out, or set autotp_size to 1";
@@ -159,8 +159,14 @@ pub(super) fn layouts_of_others(root: &Node, file: ConfigIs, cx: &mut BuildConte
         cx.diagnostics.push(Diagnostic::error("deepspeed-type", message).at(node.at.clone()));
     }
     if let Some(node) = root.find(&["expert_parallel", "enabled"]).filter(|n| read::boolean(n) == Some(true)) {
-        let message = "expert_parallel: DeepSpeed deals experts out over ranks; only data-parallel sharding is laid out";
+        let message = "expert_parallel: DeepSpeed deals experts out over ranks, which runs, but shardwright does not lay it out";
         cx.diagnostics.push(Diagnostic::error("deepspeed-expert-parallel", message).at(node.at.clone()).help("set enabled to false"));
+    }
+    if let Some(node) = root.find(&["zero_optimization", "zenflow"]).filter(|n| !n.is_null() && stage == 3) {
+        let message = "zenflow under stage 3: DeepSpeed cuts every matrix transposed, which shardwright does not lay out; where the model is made \
+                       in pieces (zero.Init), as LLaMA-Factory and transformers make it, the first forward pass fails";
+        let error = Diagnostic::error("deepspeed-zenflow", message).at(node.at.clone());
+        cx.diagnostics.push(error.help("leave zenflow out, or use stage 2 with it"));
     }
 }
 
