@@ -84,9 +84,12 @@ pub fn gather(
     note: &dyn Fn(Note<'_>),
 ) -> Result<Input, Refused> {
     let setup = setup::resolve(config, overrides, &world, registry)?;
-    let outcome = setup.outcome;
+    let mut outcome = setup.outcome;
     let Some(resolved) = outcome.resolved else { return Err(Refused::Findings(outcome.diagnostics, outcome.sources)) };
-    note(Note::Findings(&outcome.diagnostics, &outcome.sources));
+    // Advice on a training is of no use beside what keeps it from starting, which the checkpoint may show.
+    let is_advice = |d: &Diagnostic| shardwright_config::ADVICE.contains(&d.code);
+    let (advice, findings): (Vec<_>, Vec<_>) = std::mem::take(&mut outcome.diagnostics).into_iter().partition(is_advice);
+    note(Note::Findings(&findings, &outcome.sources));
     let checkpoint = setup.model?.checkpoint()?;
     for warning in checkpoint.warnings() {
         note(Note::Warning(&shown(warning)));
@@ -102,6 +105,7 @@ pub fn gather(
     if !undecided.is_empty() {
         return Err(Refused::Findings(undecided, outcome.sources));
     }
+    note(Note::Findings(&advice, &outcome.sources));
     let io = io_options(io, &resolved.io, &world);
     Ok(Input { resolved, sources: outcome.sources, checkpoint, world, io })
 }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use serde_json::Value as Json;
-use shardwright_config::{Resolved, output::origin_in_short};
+use shardwright_config::{ADVICE, Resolved, output::origin_in_short};
 use shardwright_core::{ModelMeta, PlanInput, ShardPlan, TensorKind, Trainable, plan_checked, registry::Registry, text::shown};
 use shardwright_engine::{
     Checkpoint, World, WorldFlags,
@@ -108,7 +108,8 @@ fn one(args: &PlanArgs, config: &Path, overrides: &[String], registry: &Registry
     let setup = setup::resolve(config, overrides, &world, registry)?;
     let Setup { outcome, model, .. } = setup;
     let Some(resolved) = &outcome.resolved else { return Err(render::failure(&outcome.diagnostics, &outcome.sources)) };
-    render::warn(&outcome.diagnostics, &outcome.sources);
+    let (advice, findings): (Vec<_>, Vec<_>) = outcome.diagnostics.iter().cloned().partition(|d| ADVICE.contains(&d.code));
+    render::warn(&findings, &outcome.sources);
     let undecided = resolved.undecided();
     if !undecided.is_empty() {
         return Err(render::failure(&undecided, &outcome.sources));
@@ -117,6 +118,7 @@ fn one(args: &PlanArgs, config: &Path, overrides: &[String], registry: &Registry
     let model_config = checkpoint.config_text().and_then(|text| serde_json::from_str(text).ok()).unwrap_or(Json::Null);
     let case = Case { args, config, overrides, registry, checkpoint, model_config, models: RefCell::default() };
     let planned = case.plan(resolved, true)?;
+    render::warn(&advice, &outcome.sources);
     let budget = Budget { device: args.device_memory.map(|s| s.0), host: args.host_memory.map(|s| s.0) };
     let mut first = case.predict(&planned, &budget);
     first.advice = advise(&planned.plan, &planned.architecture, &planned.settings, &first, &budget);
