@@ -175,7 +175,7 @@ const BEYOND: &[&str] = &[
     "hjson_no_comma", "hjson_no_quotes_key", "hjson_three_quotes", "hjson_trailing_comma", "hjson_unquoted", "io_two_ways",
     "io_two_ways_command_line", "json_string_broken", "json_string_comment", "json_string_unknown", "loading_batch", "mesh", "overrides", "recursive_alias",
     "tag", "wrong_place_deepspeed", "train_dataset_null", "lora_no_targets", "freeze_no_modules", "meta_without_fsdp2", "llamafactory_mixed",
-    "deepspeed_on_meta", "zenflow", "lora_two_adapters", "deepspeed_made", "kernels", "accelerate_sequence", "unprintable",
+    "deepspeed_on_meta", "zenflow", "lora_two_adapters", "deepspeed_made", "kernels", "accelerate_sequence", "unprintable", "zenflow_stage3", "dataset_description", "dataset_paths",
 ];
 
 #[test]

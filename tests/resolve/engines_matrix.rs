@@ -4,7 +4,8 @@
 
 use serde_json::Value as Json;
 
-use shardwright_core::diagnostic::Severity;
+use shardwright_config::{AtPath, Look};
+use shardwright_core::diagnostic::{Severity, Source};
 
 use crate::{Case, examples::differences, modules::qwen3};
 
@@ -98,8 +99,51 @@ const KNOWN_STARTED: &[(&str, Matches)] = &[
     ("how deep Python reads depends on what calls it; beyond 72 levels of YAML and 120 of JSON nothing is read here", |yaml, text, _| {
         ["[", "{a: "].iter().any(|open| yaml.contains(&open.repeat(73))) || text.contains(&"[".repeat(121))
     }),
+    ("the recording machine has no hub to look on, and what is in data is not read here", |yaml, _, _| {
+        ["owner/name'", "name'", "owner/name/dataset_info.yaml'", "tiny/tokenizer'", "tiny'", "tiny/config.json'"]
+            .iter()
+            .any(|path| yaml.contains(&format!("train_dataset: '{path}")))
+            || yaml.contains("adapter_name_or_path: 'owner/nope'")
+    }),
+    ("nothing checks these: a batch with a part of a sample in it, and a size beyond 64 bits", |_, text, _| {
+        let parts = ["train_micro_batch_size_per_gpu", "gradient_accumulation_steps"];
+        parts.iter().any(|key| [": 1.5", ": 0.5"].iter().any(|size| text.contains(&format!("\"{key}\"{size}"))))
+            || text.contains(&10_i128.pow(30).to_string())
+    }),
+    ("liger and the fused kernels want a card", |yaml, _, _| yaml.contains("name: liger_kernel, include_kernels")),
     ("the classes are for other trainers than the one that recorded", |yaml, _, _| yaml.contains("model_class")),
 ];
+
+/// The folder that the started configs were recorded in.
+struct Recorded;
+
+impl Look for Recorded {
+    fn at(&self, path: &str) -> AtPath {
+        match path.trim_start_matches("./") {
+            "tiny" | "tied" => AtPath::Directory,
+            "data.yaml" | "data.json" | "a.yaml" => AtPath::File,
+            _ if ["tiny/", "tied/"].iter().any(|folder| path.strip_prefix(folder).is_some_and(|name| MODEL.contains(&name))) => {
+                AtPath::File
+            }
+            _ => AtPath::Missing,
+        }
+    }
+
+    fn names(&self, _: &str) -> Vec<String> {
+        MODEL.map(str::to_owned).to_vec()
+    }
+
+    fn is_beside_config(&self, path: &str) -> bool {
+        self.at(path) != AtPath::Missing
+    }
+
+    fn read(&self, path: &str) -> Result<Source, String> {
+        let text = if path == "data.yaml" { "d: {path: data.json, source: local}" } else { "model: tiny" };
+        Ok(Source::new(path, text))
+    }
+}
+
+const MODEL: [&str; 4] = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];
 
 #[test]
 fn configs_start_where_llamafactorys_own_trainer_starts_with_them() {
@@ -113,8 +157,9 @@ fn configs_start_where_llamafactorys_own_trainer_starts_with_them() {
         case.env.insert("DS_ACCELERATOR".into(), "cpu".into());
         let outcome = case.outcome();
         let misfits = outcome.resolved.as_ref().map(|r| r.misfits(&qwen3(yaml.contains("model: tied")))).unwrap_or_default();
-        let is_refused = outcome.has_errors() || misfits.iter().any(|d| d.severity == Severity::Error);
-        let codes: Vec<&str> = outcome.diagnostics.iter().chain(&misfits).map(|d| d.code).collect();
+        let paths = outcome.resolved.as_ref().map(|r| r.start_findings(&Recorded).0).unwrap_or_default();
+        let is_refused = outcome.has_errors() || misfits.iter().any(|d| d.severity == Severity::Error) || !paths.is_empty();
+        let codes: Vec<&str> = outcome.diagnostics.iter().chain(&misfits).chain(&paths).map(|d| d.code).collect();
         let differs = is_refused != row["answer"]["error"].is_string();
         match KNOWN_STARTED.iter().position(|(_, matches)| matches(yaml, text, &Json::Null)) {
             Some(at) => used[at] |= differs,

@@ -76,11 +76,29 @@ kernel_config: {name: auto, include_kernels: ''}; kernel_config: {name: auto, in
 kernel_config: {name: 'auto,liger_kernel'}; kernel_config: {name: liger_kernel, include_kernels: [rope]}; cp_size: 1; mp_shard_size: 1; pref_beta: 0.1
 custom_chat_template: null; dist_timeout: 600; template: qwen3; template: llama3; max_steps: 1\\nmodel_class: cls; model_class: other"""
 
+BATCHES = """0.5; 1.5; 2.0; 1.0; '1'; '2'; true; false; null; -1; 0; [1]; 0x1; 01"""
+
+# Line breaks, tags, and documents that YAML's readers take in several ways.
+YAMLS = """eval_dataset: a\\u2028b; # \\u2028 comment; eval_dataset: a\\u0085b; eval_dataset: 'a\\u2029 b'; \\u2028seed: 3; eval_dataset: "\\\\ud800"; eval_dataset: "\\\\u2028"
+eval_dataset: =; eval_dataset: <<; eval_dataset: '='; seed: !!binary aGVsbG8=; bf16: !!binary aGVsbG8=; eval_dataset: !foo 3; seed: !!int '3'; seed: !!str 3
+seed: !!int 3.5; seed: 3\\nseed: 4; peft_config: {name: lora, r: 8, r: 4}; seed: &s 3\\nlogging_steps: *s; seed: *nope; seed: &a 3\\nlogging_steps: &a 1
+<<: {seed: 7}; <<: 3; peft_config: {<<: {name: lora, r: 4}, r: 8}; peft_config: {<<: [{name: lora}, {r: 4}]}; peft_config: &a {name: lora, target_modules: *a}
+3: 4; true: 4; null: 4; ? [seed] : 3; seed:3; \\tseed: 3; seed:\\t3; seed: ${logging_steps}\\nlogging_steps: 1; seed: ${x}; seed: ???; %YAML 1.1"""
+EMPTY = ["", "\n", "# nothing\n", "---\n", "---\n---\n", "null\n", "[]\n", "{}\n", "a\n", "3\n", "model: tiny\n---\nmodel: tied\n"]
+
 DIST = """{name: fsdp2, foo: 1}; {name: fsdp2, reshard_after_forward: 1}; {name: fsdp2, reshard_after_forward: 'true'}; {name: fsdp2, reshard_after_forward: 0}
 {name: fsdp2, reshard_after_forward: 1.0}; {name: fsdp2, mp_replicate_size: '1', mp_shard_size: '1'}; {name: fsdp2, mp_shard_size: 1.0}
 {name: fsdp2, mp_shard_size: 0}; {name: fsdp2, mp_replicate_size: 2, mp_shard_size: 4}; {name: fsdp2, mp_shard_size: null, dp_size: null}; {name: fsdp2, cp_size: null}
 {name: fsdp2, timeout: '60'}; {name: fsdp2, timeout: 1.5}; {name: fsdp2, timeout: 0}; {name: fsdp2, cp_mode: ring}; {name: fsdp2, reshard_after_forward: 'no'}
 {name: fsdp2, offload_params: null}; {name: fsdp2, dcp_path: ''}; {name: fsdp2, pin_memory: 'false'}"""
+
+
+# Of datasets, adapters and checkpoints to go on from.
+DATASETS = """nope.yaml; data/nope.yaml; a/b/c/nope.yaml; /nowhere/x.yaml; ./nope.yaml; ../nope.yaml; ~/x.yaml; nope.json; data/nope.json; /nowhere/x.json
+./x.json; a/b/c.json; ~/x.json; owner/name; name; /nowhere; data.json; ./data.json; tiny; tiny/config.json; tiny/model.safetensors; a.yaml; data.yml
+owner/name/dataset_info.yaml; hf://datasets/owner/name/x.json; tiny/tokenizer"""
+ADAPTERS = "nope; owner/nope; /nowhere/a; ./nope; a/b/c; tiny; data.json; ~/x"
+CHECKPOINTS = "nope; out; /nowhere; tiny; data.json; ~/x; auto"
 
 
 def words(text):
@@ -97,6 +115,13 @@ def cases():
     yield DEEPSPEED, file()
     yield FSDP2.replace("data.yaml", "null"), None
     yield FSDP2.replace("data.yaml", "''"), None
+    yield FSDP2.replace("train_dataset: data.yaml\n", ""), None
+    for path in words(DATASETS):
+        yield FSDP2.replace("data.yaml", f"'{path}'"), None
+    for path in words(ADAPTERS):
+        yield FSDP2 + f"peft_config: {{name: lora, adapter_name_or_path: '{path}'}}\n", None
+    for path in words(CHECKPOINTS):
+        yield FSDP2 + f"resume_from_checkpoint: '{path}'\n", None
     for peft in words(LORA) + words(FREEZE):
         yield FSDP2 + f"peft_config: {peft}\n", None
     for peft in words(LORA):
@@ -111,6 +136,24 @@ def cases():
             yield DEEPSPEED + f"init_config: {{name: {init}}}\n", file({"stage": stage})
     for keys in words(KEYS):
         yield FSDP2 + keys.replace("\\n", "\n") + "\n", None
+    for size in words(BATCHES):
+        yield FSDP2.replace("micro_batch_size: 1", f"micro_batch_size: {size}"), None
+        yield FSDP2 + f"global_batch_size: {size}\n", None
+    for key in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size"):
+        for size in (1.0, 1.5, 0.5, "1", True, -1, 0, None, 2, [1]):
+            yield DEEPSPEED, file(**{key: size})
+    for lines in words(YAMLS):
+        yield FSDP2 + lines.encode().decode("unicode_escape") + "\n", None
+    for text in EMPTY:
+        yield text, None
+    for text in ('"foo": "\\ud800"', '"\\udfff": 1', '"foo": "\\ud83d\\ude00"', '"foo": "\t"', '"foo": "\u2028"'):
+        yield DEEPSPEED, with_text(text)
+    for key in ("reduce_bucket_size", "allgather_bucket_size", "stage3_max_live_parameters", "sub_group_size"):
+        for size in (1e30, 10**18, 10**30):
+            yield DEEPSPEED, file({key: size})
+    for kernels in ("rope", "''", "null", "[rope]", "3", "0", "{a: b}"):
+        yield FSDP2 + f"kernel_config: {{name: auto, include_kernels: {kernels}}}\n", None
+        yield FSDP2 + f"kernel_config: {{name: liger_kernel, include_kernels: {kernels}}}\n", None
     for dist in words(DIST):
         yield BASE + f"dist_config: {dist}\n", None
     yield BASE + "dist_config: {name: deepspeed, config_file: ds.json, foo: 1}\n", file()
@@ -137,6 +180,9 @@ def cases():
             yield DEEPSPEED, file({"stage": stage, **on_host, "zenflow": {"topk_ratio": 0.1}})
         for strategy in ("step", "epoch", "layer"):
             yield DEEPSPEED, file({"stage": stage, **on_host, "zenflow": {"select_strategy": strategy}})
+    for zenflow in ({}, {"topk_ratio": 0.1}, {"topk_ratio": 0.1, "select_strategy": "step", "select_interval": 1, "update_interval": 1}):
+        for offload in ({}, on_host):
+            yield DEEPSPEED, file({"stage": 3, **offload, "zenflow": zenflow})
     for size in ("1", 1, 0, 1.0, None):
         yield DEEPSPEED, file(tensor_parallel={"autotp_size": size})
     for section in (True, "x", None, [], {}):

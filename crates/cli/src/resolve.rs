@@ -42,6 +42,7 @@ pub fn run(args: &ResolveArgs, plugins: Plugins) -> Result<Exit, Failure> {
         let exit = match setup::resolve(config, &overrides, &world, &registry) {
             Ok(mut setup) => {
                 setup.describe_model();
+                setup.check_start(config, is_quiet(args));
                 one(args, config, configs.len() > 1, &setup, &mut documents)?
             }
             // One that cannot be read does not hide what the others say.

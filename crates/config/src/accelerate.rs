@@ -112,7 +112,7 @@ pub(super) fn translate(root: &Node, diagnostics: &mut Vec<Diagnostic>) -> Node 
             diagnostics.push(Diagnostic::warning("yaml-bool-word", message).at(kind.value.at.clone()).help("put it in quotes"));
         }
         Some("MEGATRON_LM") => {
-            let message = "distributed_type: Megatron-LM cuts layers in a way of its own, which is not laid out here";
+            let message = "distributed_type: Megatron-LM runs, but shardwright does not lay it out: it cuts layers in a way of its own";
             diagnostics.push(Diagnostic::error("config-value", message).at(kind.value.at.clone()).help("FSDP or DEEPSPEED"));
         }
         _ => {
@@ -248,7 +248,11 @@ fn fsdp(root: &Node, at: &Location, flat: &mut Node, diagnostics: &mut Vec<Diagn
     flat.set("dist_config", at.clone(), dist);
     if !is_two {
         let found = version.map_or("nothing, which means 1".to_owned(), Node::describe);
-        let message = format!("fsdp_version: expected 2, found {found}; the layout of FSDP version 1 is not supported");
+        let why = match version.and_then(launch::integer).unwrap_or(1) {
+            1 => "version 1 runs, but shardwright does not lay it out",
+            _ => "accelerate takes 1 and 2",
+        };
+        let message = format!("fsdp_version: expected 2, found {found}; {why}");
         let place = version.map_or_else(|| config.at.clone(), |v| v.at.clone());
         let mut help = "set fsdp_version: 2; accelerate to-fsdp2 converts a config".to_owned();
         let old: Vec<String> =
@@ -530,7 +534,7 @@ fn parallelism(root: &Node, flat: &mut Node, diagnostics: &mut Vec<Diagnostic>) 
         refuse(message, &node.at);
     }
     if tp.0 > 1 {
-        refuse(format!("{PREFIX}tp_size: expected 1, found {}; only data-parallel sharding is laid out", tp.0), &tp.1);
+        refuse(format!("{PREFIX}tp_size is {}: tensor parallelism runs, but shardwright does not lay it out", tp.0), &tp.1);
     } else if cp.0 > 1 && sp.0 > 1 {
         refuse(format!("{PREFIX}cp_size is {} and {PREFIX}sp_size {}; accelerate takes one of the two", cp.0, sp.0), &cp.1);
     } else if cp.0 > 1 && replicate.0 > 1 && shard.0 == 1 {

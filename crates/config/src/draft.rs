@@ -236,7 +236,7 @@ fn of_other_engines(name: &str, unknown: Diagnostic) -> Diagnostic {
     if name != "fsdpturbo" {
         return unknown;
     }
-    let message = "LLaMA-Factory's fsdpturbo is not laid out here: it cuts experts over a mesh of their own before fsdp2 shards the rest";
+    let message = "fsdpturbo, which later versions of LLaMA-Factory run, is not laid out by shardwright: it cuts experts over a mesh of their own before fsdp2 shards the rest";
     let help = "without expert parallelism the same model is fsdp2: dist_config: {name: fsdp2}, without ep_size and ep_dispatcher";
     Diagnostic::error(unknown.code, message).help(help)
 }

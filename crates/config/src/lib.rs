@@ -23,10 +23,12 @@ mod resolved;
 pub mod schema;
 mod sections;
 mod settings;
+mod starts;
 mod v0;
 
 pub use self::{
     draft::{Draft, Input},
-    resolve::{Outcome, Resolved, Supplied},
+    resolve::{ADVICE, Outcome, Resolved, Supplied},
     settings::{ByteSize, DeepSpeedVersion, Engines, IoSettings, Place, Settings, TransformersVersion},
+    starts::{AtPath, Look},
 };

@@ -1,6 +1,8 @@
 //! What LLaMA-Factory 0.9.5 spells otherwise than the versions after it: the sizes of the mesh stand in `dist_config` there, and the chat template
 //! has a name. Both are taken, with a warning that says which version reads them.
 
+use std::collections::BTreeMap;
+
 use shardwright_core::{
     diagnostic::{Diagnostic, Location, Source},
     suggest::nearest,
@@ -127,6 +129,20 @@ pub(super) fn optimizer(section: &Section, release: Option<Location>) -> Diagnos
     }
     .at(section.name_at.clone())
     .help("leave optim_config out for AdamW with learning_rate")
+}
+
+/// Says of unknown keys what the versions make of them: 0.9.5 passes over those of these sections, misspelled ones too, and later versions refuse
+/// them. They are errors here.
+pub(super) fn passed_over(sections: &BTreeMap<&'static str, Section>, diagnostics: &mut [Diagnostic]) {
+    let known = |key: &str, names: [&str; 2]| sections.get(key).filter(|section| names.contains(&&*section.name));
+    let sections: Vec<&Section> =
+        [known("dist_config", ["fsdp2", "deepspeed"]), known("peft_config", ["lora", "freeze"])].into_iter().flatten().collect();
+    for error in diagnostics.iter_mut().filter(|d| d.code == "config-unknown-key") {
+        let Some(at) = &error.at else { continue };
+        if sections.iter().any(|section| section.body.entries().iter().any(|e| e.at == *at)) {
+            error.message = format!("{}: later versions of LLaMA-Factory refuse it, 0.9.5 passes over it", error.message).into();
+        }
+    }
 }
 
 /// Moves keys to where later versions have them. A key that the file has in both places stays, and is an unknown key of its section.

@@ -21,8 +21,9 @@ use crate::{
     draft::Draft,
     elsewhere,
     keys::{EXTRA, KEYS, Values},
-    resolved,
+    released, resolved,
     settings::{IoSettings, TransformersVersion},
+    starts::{Look, Opens},
 };
 
 /// What the shell found for a draft.
@@ -81,9 +82,18 @@ pub struct Resolved {
     pub unresolved: Vec<Unresolved>,
     /// Every value with where it is from.
     pub document: Document,
+    /// What a training with this config opens.
+    opens: Option<Opens>,
 }
 
 impl Resolved {
+    /// What keeps LLaMA-Factory from starting to train with this config: no dataset, or paths where nothing lies that it could open. With the
+    /// texts that places point into.
+    #[doc(hidden)]
+    pub fn start_findings(&self, look: &dyn Look) -> (Vec<Diagnostic>, Vec<Source>) {
+        self.opens.as_ref().map(|opens| opens.findings(look)).unwrap_or_default()
+    }
+
     /// What a load cannot do without and nothing at hand decides.
     pub fn undecided(&self) -> Vec<Diagnostic> {
         let error = |open: &Unresolved| {
@@ -95,7 +105,8 @@ impl Resolved {
 }
 
 /// Warnings that are of no use where there are errors.
-const ADVICE: [&str; 2] = [checks::INIT_HOLDS_MODEL, "deepspeed-not-saved"];
+#[doc(hidden)]
+pub const ADVICE: [&str; 2] = [checks::INIT_HOLDS_MODEL, "deepspeed-not-saved"];
 
 impl Outcome {
     /// Adds findings in their places. Where there is an error, nothing is decided.
@@ -142,6 +153,9 @@ impl Draft {
         let strategy = self.sections.get("dist_config").map(|s| s.name.as_str());
         let files = supplied.files.values().filter_map(|f| f.as_ref().ok().map(|source| &*source.name)).collect();
         elsewhere::Scope { dialect: self.dialect, strategy, registry, files }.tell(&mut diagnostics);
+        if self.dialect == Dialect::LlamaFactory {
+            released::passed_over(&self.sections, &mut diagnostics);
+        }
         if self.dialect == Dialect::Accelerate {
             let stage = resolved.as_ref().and_then(|r| r.document.get("/deepspeed/zero_optimization/stage")?.as_i64());
             if stage.is_some_and(|stage| stage != 3) {
@@ -205,6 +219,7 @@ impl Resolver<'_> {
             device: settings.device,
             unresolved: std::mem::take(&mut self.unresolved),
             document: std::mem::take(&mut self.document),
+            opens: Opens::of(draft),
         })
     }
 }

@@ -7,8 +7,12 @@ use std::{
 };
 
 use shardwright_arch::Architecture;
-use shardwright_config::{Draft, Input, Outcome, Supplied};
-use shardwright_core::{diagnostic::Source, registry::Registry, suggest::nearest};
+use shardwright_config::{AtPath, Draft, Input, Look, Outcome, Supplied};
+use shardwright_core::{
+    diagnostic::{Severity, Source},
+    registry::Registry,
+    suggest::nearest,
+};
 
 use crate::{
     architecture::parse_architecture,
@@ -79,6 +83,49 @@ pub fn resolve_source(config: Source, path: &Path, overrides: &[String], world: 
         }
     };
     Ok(Setup { outcome, model, architecture })
+}
+
+impl Setup {
+    /// Adds what keeps LLaMA-Factory from starting to train beside the config itself: no dataset, or paths where nothing lies that it can open.
+    /// Where values are not shown, `errors_only`: a path may be one of another machine.
+    pub fn check_start(&mut self, config: &Path, errors_only: bool) {
+        let Some(resolved) = &self.outcome.resolved else { return };
+        let beside = config.parent().unwrap_or(Path::new("")).to_owned();
+        let (mut found, sources) = resolved.start_findings(&Disk { beside });
+        if errors_only {
+            found.retain(|d| d.severity == Severity::Error);
+        }
+        self.outcome.sources.extend(sources);
+        self.outcome.add(found);
+    }
+}
+
+/// The file system, for a config in a directory.
+struct Disk {
+    beside: PathBuf,
+}
+
+impl Look for Disk {
+    fn at(&self, path: &str) -> AtPath {
+        match std::fs::metadata(path) {
+            Err(_) => AtPath::Missing,
+            Ok(meta) if meta.is_dir() => AtPath::Directory,
+            Ok(_) => AtPath::File,
+        }
+    }
+
+    fn names(&self, directory: &str) -> Vec<String> {
+        let entries = std::fs::read_dir(directory).into_iter().flatten().take(MOST_NEIGHBOURS);
+        entries.filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned())).collect()
+    }
+
+    fn is_beside_config(&self, path: &str) -> bool {
+        self.beside.join(path).exists()
+    }
+
+    fn read(&self, path: &str) -> Result<Source, String> {
+        read_text(Path::new(path)).map(|text| Source::new(path, text))
+    }
 }
 
 /// Where relative names are sought: the config's directory, then the working directory.
