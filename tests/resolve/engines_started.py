@@ -49,6 +49,8 @@ LORA = """{name: lora}; {name: lora, target_modules: []}; {name: lora, target_mo
 {name: lora, target_modules: ['.*q_proj']}; {name: lora, target_modules: [q_proj.weight]}; {name: lora, target_modules: ''}; {name: lora, modules_to_save: [lm_head]}
 {name: lora, modules_to_save: [embed_tokens]}; {name: lora, modules_to_save: [norm]}; {name: lora, modules_to_save: [nope]}; {name: lora, modules_to_save: lm_head}
 {name: lora, modules_to_save: []}; {name: lora, modules_to_save: [layers]}; {name: lora, modules_to_save: ''}; {name: lora, modules_to_save: [head]}
+{name: lora, modules_to_save: auto}; {name: lora, modules_to_save: [t]}; {name: lora, modules_to_save: [dropout]}; {name: lora, modules_to_save: [default]}
+{name: lora, modules_to_save: [x]}; {name: lora, modules_to_save: [o]}; {name: lora, modules_to_save: [A]}; {name: lora, modules_to_save: [r]}
 {name: lora, foo: 1}; {name: lora, loraplus_lr_ratio: 16}; {name: lora, target_modules: [embed_tokens, q_proj]}; {name: lora, r: 0}; {name: lora, r: '8'}
 {name: lora, r: 8.0}; {name: lora, lora_alpha: abc}; {name: lora, lora_alpha: -1}; {name: lora, lora_dropout: 2.0}; {name: lora, use_dora: true}
 {name: lora, target_modules: all}; {name: lora, target_modules: [all]}

@@ -17,6 +17,10 @@ use crate::Resolved;
 
 const CODE: &str = "peft-modules";
 
+/// What peft puts into each module that gets an adapter, which its search for modules to copy finds too.
+const ADAPTERS: [&str; 7] =
+    ["lora_dropout", "lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", "lora_dropout.default"];
+
 impl Resolved {
     /// What keeps a training of that model from starting, and what is odd about it. Empty where the model's class is not known, for its modules
     /// are not either.
@@ -86,6 +90,16 @@ impl Resolved {
             let message =
                 format!("peft_config.modules_to_save: no module of the model ends with '{}', and peft passes over it", shown(name));
             found.push(tree.advised(Diagnostic::warning("peft-module-ignored", message).at(saved_at.clone()), name));
+        }
+        let of_adapters = saved.iter().find_map(|name| Some((name, ADAPTERS.iter().find(|module| module.ends_with(name))?)));
+        if let Some((name, module)) = of_adapters {
+            let letters = if is_word { "" } else { ", which takes a string letter by letter" };
+            let message = format!(
+                "peft_config.modules_to_save{letters}: '{}' is also the end of the adapters' own {module}, which peft cannot copy: it fails",
+                shown(name)
+            );
+            found.push(Diagnostic::error(CODE, message).at(saved_at.clone()).help("write a list of the model's own modules"));
+            return found;
         }
         let copied = |module: &str| ancestors(module).any(|path| saved.iter().any(|name| path.ends_with(name)));
         let letters = if is_word { "" } else { ", which takes a string letter by letter" };
