@@ -2,6 +2,7 @@
 """Compares the architecture data with the installed transformers: classes are built under random configs, as transformers reads them from config.json.
 
     python scripts/check-architectures.py BINARY [--types llama,qwen3] [--configs 4] [--seed 1] [--flags] [--jobs 2]
+    python scripts/check-architectures.py --record crates/arch/tests/whole.jsonl      writes the cases of WHOLE anew
 
 Each model type's class is built small on the meta device, from its default config with some keys changed, and its parameters are written under the
 names that transformers saves, as headers without data. `BINARY inspect --as-model` has to take every tensor and to miss none. A config that transformers
@@ -150,15 +151,53 @@ def one_type(task):
     return out
 
 
+TINY = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2}
+GEMMA4 = {**TINY, "num_hidden_layers": 18, "head_dim": 8, "vocab_size_per_layer_input": 96, "hidden_size_per_layer_input": 8}
+WHOLE = [
+    ("bamba", {**TINY, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1, "attn_layer_indices": [1, 4]}),
+    ("bert", {"vocab_size": 96, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "num_hidden_layers": 2, "is_decoder": True, "add_cross_attention": True}),
+    ("gemma4_text", {**GEMMA4, "num_kv_shared_layers": 6, "use_double_wide_mlp": True}),
+    ("gemma4_text", {**GEMMA4, "enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 16}),
+    ("gemma4_text", {**GEMMA4, "hidden_size_per_layer_input": 0, "attention_k_eq_v": True, "num_global_key_value_heads": 1}),
+    ("jamba", {**TINY, "num_experts": 4, "attn_layer_period": 3, "attn_layer_offset": 1}),
+    ("modernbert-decoder", {**TINY, "decoder_bias": False, "pad_token_id": 0}),
+    ("t5", {"vocab_size": 96, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "feed_forward_proj": "gated-gelu"}),
+    ("timm_wrapper", {"architecture": "resnet18"}),
+]
+"""Configs that one changed key does not reach, and others that were once taken for another model."""
+
+
+def record(path):
+    with open(path, "w") as file:
+        for model_type, keys in WHOLE:
+            with tempfile.TemporaryDirectory() as folder:
+                config = make.CONFIG_MAPPING[model_type](**copy.deepcopy(keys))
+                base = make.autos.MODEL_MAPPING_NAMES[model_type]
+                name = make.use(make.classes_of(model_type))["llm"] or (base if isinstance(base, str) else base[0])
+                config.architectures = [name]
+                config.save_pretrained(folder)
+                said = json.loads((Path(folder) / "config.json").read_text())
+            if model_type == "t5":
+                said["tie_word_embeddings"] = False  # as files on the hub say, and the class does not heed
+            state = saved(make.build(getattr(transformers, name), config))
+            tensors = {n: list(t.shape) for n, t in state.items()}
+            file.write(json.dumps({"type": model_type, "config": said, "tensors": tensors}, separators=(",", ":")) + "\n")
+
+
 def main():
     args = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    args.add_argument("binary")
+    args.add_argument("binary", nargs="?")
+    args.add_argument("--record", type=Path)
     args.add_argument("--types", help="these model types; by default all")
     args.add_argument("--configs", type=int, default=4, help="for each model type")
     args.add_argument("--seed", type=int, default=1)
     args.add_argument("--flags", action="store_true")
     args.add_argument("--jobs", type=int, default=2)
     args = args.parse_args()
+    if args.record:
+        return record(args.record)
+    if not args.binary:
+        sys.exit("which BINARY? target/debug/shardwright")
     types = args.types.split(",") if args.types else list(make.CONFIG_MAPPING_NAMES)
     found = {}
     with multiprocessing.get_context("fork").Pool(args.jobs, maxtasksperchild=10) as pool:

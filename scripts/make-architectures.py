@@ -126,7 +126,7 @@ def unlisted(cls, config):
 def configs(cls, config, deep):
     """(key, its value before, after, config): configs that differ in one key, those first that a size may depend on."""
     for key, value in {**plain(config), **(unlisted(cls, config) if deep else {})}.items():
-        if isinstance(value, PreTrainedConfig) or key.endswith(("token_id", "token_index")) or key.startswith("output_"):
+        if isinstance(value, PreTrainedConfig) or key.endswith(("token_id", "token_index")) or key.startswith("output_") and isinstance(value, bool):
             continue
         tries = []
         if isinstance(value, bool):
@@ -377,7 +377,7 @@ def tree(module, owner, references, path="", base=None):
 def variant(module, owner, references, path, base=None):
     if isinstance(module, PreTrainedModel) and module.config is owner and type(module).__name__ == base:
         return f"@:{base}", None
-    if type(module).__module__.split(".")[0] == "timm":
+    if type(module).__module__.split(".")[0] == "timm" and path.endswith("timm_model"):
         return "@:?", None  # a model of another library: every name fits
     if isinstance(module, PreTrainedModel) and module.config is not owner:
         config = module.config
@@ -454,9 +454,9 @@ def describe(cls, config, deep, within=None):
     depends = {place: {} for place in base}
     defaults = {}
     others = []
-    for key, old, new, other in [*configs(cls, config, deep), *(together(config) if deep else ())]:
+    for key, old, new, other in [*configs(cls, config, True), *(together(config) if deep else ())]:
         doubled = isinstance(old, int) and not isinstance(old, bool) and isinstance(new, int) and new == 2 * old
-        if not deep and not (doubled and key in HEADS or isinstance(old, bool)):
+        if not deep and not (doubled and key in HEADS or isinstance(old, bool) or old is None and "vocab" in key):
             continue
         try:
             m = build(cls, other)

@@ -329,3 +329,27 @@ fn a_key_that_the_config_lacks_has_the_classs_default() {
     assert_eq!(misfits(&qwen3, &null), Vec::<String>::new());
     assert!(made(&qwen3, &without(&qwen3, "", "num_hidden_layers")).missing.iter().any(|m| m.name.contains("layers.20.")));
 }
+
+/// Classes as transformers 5.24 builds them under configs that a change of one key does not reach: every tensor is a parameter, none is missing, and
+/// the sizes are config.json's.
+#[test]
+fn models_of_unusual_configs_are_whole() {
+    let mut tried = 0;
+    for line in include_str!("whole.jsonl").lines() {
+        let case: Value = serde_json::from_str(line).unwrap();
+        let of = |(name, shape): (&String, &Value)| {
+            let shape: Vec<u64> = shape.as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect();
+            TensorMeta::new(name.as_str(), DType::F32, shape)
+        };
+        let mut sources: Vec<TensorMeta> = case["tensors"].as_object().unwrap().iter().map(of).collect();
+        sources.sort_by(|a, b| a.name.cmp(&b.name));
+        let class = Use::Llm;
+        let options = Options { class, exclude: &Globs::default(), tied_in_each_group: true, same: None, transformers: 5, own: None };
+        let found = assemble(&sources, &case["config"], &options);
+        let missing: Vec<&str> = found.missing.iter().map(|m| m.name.as_str()).collect();
+        let unused: Vec<&str> = found.unused.iter().map(|u| sources[u.source as usize].name.as_str()).collect();
+        assert_eq!((found.misfits.first(), &missing[..], &unused[..]), (None, &[][..], &[][..]), "{}", case["type"]);
+        tried += 1;
+    }
+    assert!(tried >= 9, "{tried}");
+}
