@@ -66,7 +66,7 @@ FREEZE = """{name: freeze}; {name: freeze, freeze_trainable_modules: [nope]}; {n
 KEYS = """dtype: bfloat16; optim_config: {name: muon}; kernel_config: {name: auto, foo: 1}; init_config: {name: init_on_rank0, foo: 1}; save_total_limit: '3'
 save_total_limit: '3'\\nsave_steps: 1; save_total_limit: 'abc'\\nsave_steps: 1; save_total_limit: 3.0\\nsave_steps: 1; save_total_limit: 0\\nsave_steps: 1
 save_total_limit: 1.5\\nsave_steps: 1; save_total_limit: -1\\nsave_steps: 1; save_total_limit: '3'\\nsave_epochs: 1; save_total_limit: [3]
-save_epochs: '1'; save_epochs: '0.5'; save_epochs: 'abc'; save_epochs: 0; save_steps: '1'
+save_epochs: '1'; save_epochs: '0.5'; save_epochs: 'abc'; save_epochs: 0; save_steps: '1'; save_steps: {}; save_steps: ''; save_steps: []; save_epochs: {}; max_steps: ''
 eval_dataset: !!binary aGVsbG8=; eval_dataset: !!omap [a: 1]; eval_dataset: !!pairs [a: 1, a: 2]; eval_dataset: !!set {a, b}; eval_dataset: !!timestamp 2001-12-14
 flash_attn: flash_attention_3; flash_attn: eager; learning_rate: '1e-4'; learning_rate: -1.0; seed: -1; seed: '42'; seed: 42.0; max_grad_norm: 0
 max_grad_norm: null; logging_steps: 0; resume_from_checkpoint: auto; init_config: {name: init_on_meta}; init_config: {name: init_on_rank0}

@@ -84,7 +84,7 @@ impl Draft {
         if let Some(key) = deepspeeds_own(&root) {
             let message = format!("expected a training's YAML, found a DeepSpeed config, of which '{}' is a key", key.key);
             let help = "name this file in the YAML: dist_config: {name: deepspeed, config_file: THIS FILE}";
-            diagnostics.push(Diagnostic::error("config-is-deepspeeds", message).at(key.at.clone()).help(help));
+            diagnostics.push(Diagnostic::error("config-of-deepspeed", message).at(key.at.clone()).help(help));
             root = Node::map(Vec::new(), root.at);
         }
         if let Some(older) = v0::recognised(&root) {

@@ -26,7 +26,9 @@ pub(super) fn value(key: &str, node: &Node, root: &Node, path: &str) -> Option<J
         // Read where samples are made, and not by a training.
         "eval_dataset" | "sample_backend" | "max_new_tokens" => true,
         "num_train_epochs" => number.is_some() || counts_steps(),
-        "max_steps" | "save_steps" | "save_epochs" => number.is_some(),
+        "max_steps" | "save_epochs" => number.is_some(),
+        // Asked for its truth before its size.
+        "save_steps" => number.is_some() || !node.is_truthy(),
         "max_grad_norm" => number.is_some() || node.as_str().is_some_and(|text| text.trim().parse::<f64>().is_ok()),
         "learning_rate" => number.is_some_and(|n| n >= 0.0),
         "cutoff_len" => number.is_some_and(|n| n != 0.0) && node.as_bool().is_none(),
