@@ -147,7 +147,8 @@ def one_type(task):
                 continue
             counts = json.loads(run.stdout)["counts"]
             fine = not counts["missing"] and not counts["unused"]
-            out.append((model_type, "same" if fine else "differs", said, run.stderr.strip()))
+            text = f"{counts['missing']} missing, {counts['unused']} unused"
+            out.append((model_type, "same" if fine else "differs", said, text))
     return out
 
 

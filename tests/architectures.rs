@@ -293,7 +293,7 @@ fn a_layer_of_another_kind_is_reported_with_the_key_that_decides() {
         format!(
             "'model.layers.1.mlp.experts.0.down_proj.weight' the first: they are not part of Qwen3MoeForCausalLM with its layers as {keys} makes them"
         ),
-        format!("no tensor fills 3 parameters of Qwen3MoeForCausalLM, 'model.layers.1.mlp.gate_proj.weight'"),
+        "no tensor fills 3 parameters of Qwen3MoeForCausalLM, 'model.layers.1.mlp.gate_proj.weight'".to_owned(),
         format!("{keys} makes 'model.layers.1.mlp' of another kind than the checkpoint's"),
     ] {
         assert!(said.contains(&expected), "{expected:?} is not in {said}");
