@@ -3,12 +3,12 @@
 
 use std::{
     collections::BTreeMap,
+    path::Path,
     sync::{Mutex, PoisonError},
 };
 
 use shardwright_formats::torch_file::Storage;
 
-use super::data::Files;
 use crate::error::{EngineError, ErrorKind, Result};
 
 /// Bytes that are read only to complete a checksum: up to these, or an eighth of what was read of the storage, such as padding.
@@ -34,6 +34,8 @@ impl Stated {
     }
 }
 
+/// Fills a buffer from a file, by its number and an offset.
+type Read<'a> = &'a dyn Fn(usize, &mut [u8], u64) -> Result<()>;
 /// Bytes, and their CRC-32.
 type Run = (u64, u32);
 
@@ -74,14 +76,14 @@ impl Seen {
     }
 
     /// The storage's CRC-32; `None` where not enough of it was read, unless `all` of it shall be.
-    fn sum(&self, stated: &Stated, files: &Files, all: bool) -> Result<Option<u32>> {
+    fn sum(&self, stated: &Stated, read: Read<'_>, all: bool) -> Result<Option<u32>> {
         let (mut at, end) = (stated.start, stated.start + stated.size);
         let runs: Vec<(u64, Run)> = match self.files.get(stated.file) {
             Some(runs) => runs.lock().unwrap_or_else(PoisonError::into_inner).range(at..end).map(|(at, run)| (*at, *run)).collect(),
             None => Vec::new(),
         };
-        let read: u64 = runs.iter().map(|(_, (len, _))| len).sum();
-        if !all && stated.size > SCALAR && (read == 0 || stated.size - read.min(stated.size) > MOST_GAPS.max(read / 8)) {
+        let known: u64 = runs.iter().map(|(_, (len, _))| len).sum();
+        if !all && stated.size > SCALAR && (known == 0 || stated.size - known.min(stated.size) > MOST_GAPS.max(known / 8)) {
             return Ok(None);
         }
         let (mut sum, mut buffer) = ((0, 0), Vec::new());
@@ -89,7 +91,7 @@ impl Seen {
             while at < next {
                 let len = (next - at).min(BLOCK);
                 buffer.resize(usize::try_from(len).unwrap_or(0), 0);
-                files.read_unseen(stated.file, &mut buffer, at)?;
+                read(stated.file, &mut buffer, at)?;
                 sum = joined(sum, (len, crc32fast::hash(&buffer)));
                 at += len;
             }
@@ -103,12 +105,12 @@ impl Seen {
     ///
     /// # Errors
     /// [`ErrorKind::Checkpoint`] where one differs.
-    pub(super) fn check(&self, stated: &[Stated], files: &Files, all: bool) -> Result<()> {
+    pub(super) fn check<'p>(&self, stated: &[Stated], read: Read<'_>, path: impl Fn(usize) -> &'p Path, all: bool) -> Result<()> {
         for storage in stated {
-            let found = self.sum(storage, files, all)?;
+            let found = self.sum(storage, read, all)?;
             if let Some(found) = found.filter(|found| *found != storage.crc) {
                 let error = EngineError::new(ErrorKind::Checkpoint, "a storage of the file is damaged: its CRC-32 differs");
-                let error = error.file(files.path(storage.file)).offset(storage.start);
+                let error = error.file(path(storage.file)).offset(storage.start);
                 return Err(error.expected(format_args!("{:08x}", storage.crc)).found(format_args!("{found:08x}")));
             }
         }

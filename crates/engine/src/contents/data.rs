@@ -67,7 +67,8 @@ impl Files {
         let mut stated = self.stated.clone();
         stated.sort_unstable();
         stated.dedup();
-        self.seen.get().map_or(Ok(()), |seen| seen.check(&stated, self, all))
+        let read = |file: usize, buffer: &mut [u8], at: u64| self.read_unseen(file, buffer, at);
+        self.seen.get().map_or(Ok(()), |seen| seen.check(&stated, &read, |file| self.path(file), all))
     }
 
     /// Checks that no file was changed or replaced since it was added.
@@ -88,7 +89,7 @@ impl Files {
     }
 
     /// As [`Files::read`], without hashing.
-    pub(super) fn read_unseen(&self, file: usize, buffer: &mut [u8], offset: u64) -> Result<()> {
+    fn read_unseen(&self, file: usize, buffer: &mut [u8], offset: u64) -> Result<()> {
         let (path, slot, _) = &self.files[file];
         let cannot = |e: io::Error| match e.kind() {
             io::ErrorKind::UnexpectedEof => EngineError::new(ErrorKind::Checkpoint, "the file is cut off").file(path).offset(offset),
