@@ -76,6 +76,8 @@ cmp "$wheels/python-reference.md" ../../docs/python-reference.md ||
 
 # ---- checkpoints that the real engines save, converted, and loaded by the real engines again
 if [ $# -eq 0 ]; then
+    echo "== python: torch and transformers read what the command writes"
+    SHARDWRIGHT_PYTHON=$home/current/bin/python cargo test --quiet --manifest-path ../../Cargo.toml --test interop --locked
     echo "== python: conversions between the real engines"
     cargo build --quiet --manifest-path ../../Cargo.toml --workspace --bin shardwright --locked
     # Some 390 cases, in 5 to 8 minutes; --quick takes a part of them, in 2.

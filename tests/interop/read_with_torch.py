@@ -92,7 +92,9 @@ def check(shards, model):
     tensors = {t["name"] for t in plan}
     assert set(state) == tensors | set(aliases), f"model and shards differ in {sorted(set(state) ^ (tensors | set(aliases)))}"
     source = originals(model)
-    assert set(source) == tensors, "tensors were left out"
+    # The class makes its position_ids anew.
+    left_out = {name for name in set(source) - tensors if not name.endswith("position_ids")}
+    assert tensors <= set(source) and not left_out, f"tensors were left out: {sorted(left_out)}"
     source.update({alias: source[name] for alias, name in aliases.items()})
     plan = [*plan, *({**next(t for t in plan if t["name"] == name), "name": alias} for alias, name in aliases.items())]
     for name, value in sorted(state.items()):
