@@ -59,8 +59,9 @@ impl Saver<'_> {
         let identity = self.identity()?;
         let side_by_side = parallel::threads(ranks.len());
         let io = IoOptions { threads: Some((threads / side_by_side).max(1)), ..io.clone() };
+        let (spare, read) = (Mutex::new(Vec::new()), AtomicU64::new(0));
         let supply =
-            supply::Streamed { plan: self.plan, checkpoint: self.checkpoint, io, cancel: &self.cancel, window, read: AtomicU64::new(0) };
+            supply::Streamed { plan: self.plan, checkpoint: self.checkpoint, io, cancel: &self.cancel, window, spare: &spare, read };
         let made = Mutex::new(Vec::new());
         let saved = self.stage_and_commit(identity, ranks, |stage, at| {
             let rank = ranks[at];

@@ -5,6 +5,7 @@
 
 use std::{
     sync::{
+        Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
         mpsc::{Receiver, SyncSender, sync_channel},
     },
@@ -54,6 +55,8 @@ pub(super) struct Streamed<'a> {
     pub(super) cancel: &'a CancelToken,
     /// Bytes of a window.
     pub(super) window: usize,
+    /// Memory of windows that ranks before have done with: an allocator that gives each thread its own would keep it for all of them.
+    pub(super) spare: &'a Mutex<Vec<Vec<u8>>>,
     /// Bytes read from the checkpoint so far.
     pub(super) read: AtomicU64,
 }
@@ -82,7 +85,7 @@ impl Supply for Streamed<'_> {
             let read_ahead = move || self.read_ahead(windows, &filled, &to_fill);
             let reader = thread::Builder::new().name("save-read".into()).spawn_scoped(scope, read_ahead);
             let result = match &reader {
-                Ok(_) => write_all(&to_write, &written, take),
+                Ok(_) => self.write_all(&to_write, &written, take),
                 Err(_) => Ok(()), // no thread to be had: read and write in turn, below
             };
             // Whoever stops first closes its ends, which stops the other.
@@ -106,18 +109,33 @@ impl Streamed<'_> {
         self.read.load(Ordering::Relaxed)
     }
 
+    /// Memory for a window that another has done with, or none yet.
+    fn memory(&self) -> Vec<u8> {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+    }
+
+    fn spare(&self, memory: impl IntoIterator<Item = Vec<u8>>) {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner).extend(memory.into_iter().filter(|m| m.capacity() > 0));
+    }
+
     fn read_ahead(&self, mut windows: Windows<'_>, filled: &SyncSender<Window>, to_fill: &Receiver<Vec<u8>>) -> Result<()> {
         let mut made = 0;
         loop {
             // Three in all: one being read, one waiting, one being written.
             let memory = if made < 3 {
                 made += 1;
-                Vec::new()
+                self.memory()
             } else {
                 let Ok(memory) = to_fill.recv() else { return Ok(()) };
                 memory
             };
-            let Some(mut window) = windows.next(memory)? else { return Ok(()) };
+            let mut window = match windows.next(memory)? {
+                Ok(window) => window,
+                Err(unused) => {
+                    self.spare(to_fill.try_iter().chain([unused]));
+                    return Ok(());
+                }
+            };
             self.fill(&mut window)?;
             if filled.send(window).is_err() {
                 return Ok(());
@@ -127,10 +145,26 @@ impl Streamed<'_> {
 
     fn in_turn(&self, entries: EntryIter<'_>, take: &mut Take<'_>) -> Result<()> {
         let mut windows = Windows::new(entries, self.window);
-        let mut memory = Vec::new();
-        while let Some(mut window) = windows.next(memory)? {
+        let mut memory = self.memory();
+        loop {
+            let mut window = match windows.next(memory)? {
+                Ok(window) => window,
+                Err(unused) => {
+                    self.spare([unused]);
+                    return Ok(());
+                }
+            };
             self.fill(&mut window)?;
             memory = window.write(take)?;
+        }
+    }
+
+    fn write_all(&self, filled: &Receiver<Window>, written: &SyncSender<Vec<u8>>, take: &mut Take<'_>) -> Result<()> {
+        while let Ok(window) = filled.recv() {
+            let memory = window.write(take)?;
+            if let Err(unwanted) = written.send(memory) {
+                self.spare([unwanted.0]); // the last window has been read
+            }
         }
         Ok(())
     }
@@ -190,14 +224,6 @@ impl Streamed<'_> {
     }
 }
 
-fn write_all(filled: &Receiver<Window>, written: &SyncSender<Vec<u8>>, take: &mut Take<'_>) -> Result<()> {
-    while let Ok(window) = filled.recv() {
-        let memory = window.write(take)?;
-        let _ = written.send(memory); // whoever has read the last window wants no more memory
-    }
-    Ok(())
-}
-
 impl Window {
     /// Hands the bytes on, and gives the memory back.
     fn write(self, take: &mut Take<'_>) -> Result<Vec<u8>> {
@@ -226,7 +252,8 @@ impl<'a> Windows<'a> {
         Self { stretches: Stretches { entries, current: None, most: window as u64 }, next: None, window }
     }
 
-    fn next(&mut self, memory: Vec<u8>) -> Result<Option<Window>> {
+    /// The next window in this memory, or the memory back where there is none.
+    fn next(&mut self, memory: Vec<u8>) -> Result<std::result::Result<Window, Vec<u8>>> {
         let (mut stretches, mut bytes) = (Vec::new(), 0);
         while let Some(stretch) = self.next.take().map_or_else(|| self.stretches.next().transpose(), |s| Ok(Some(s)))? {
             let full = bytes + stretch.bytes > self.window || stretches.len() == Self::MOST;
@@ -239,7 +266,7 @@ impl<'a> Windows<'a> {
             bytes += stretch.bytes;
             stretches.push(stretch);
         }
-        Ok((!stretches.is_empty()).then_some(Window { stretches, bytes, memory }))
+        Ok(if stretches.is_empty() { Err(memory) } else { Ok(Window { stretches, bytes, memory }) })
     }
 }
 
