@@ -537,8 +537,8 @@ def describe(cls, config, deep, within=None):
 
 
 def solve_in(cls, config, places, references, within):
-    """({place: formula}, trees) of those sizes of a model under a config, which differs from the default in one key, and what it has with a second one
-    that is no size."""
+    """({place: formula}, trees): formulas of those sizes of a model under a config that differs from the default in one key, and its trees with a flag
+    changed as well."""
     depends, trees = {place: {} for place in places}, []
     for key, old, new, other in configs(cls, config, True):
         doubled = isinstance(old, int) and not isinstance(old, bool) and isinstance(new, int) and new == 2 * old

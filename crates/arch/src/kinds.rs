@@ -29,7 +29,8 @@ fn keys(predicate: &str) -> impl Iterator<Item = &str> {
     ["i>=", "i<=", "(i+1)%", "i%", "i!", "i@"].iter().find_map(|form| key.strip_prefix(form)).unwrap_or(key).split('=')
 }
 
-/// `i>=KEY`, `i<=KEY` (-1 is no bound), `i%KEY` and `(i+1)%KEY` (divisible), `i%KEY=REST`, `i!KEY` (not in the list, if there is one), `i@KEY` (in the list), `KEY[i]=WORD|WORD`.
+/// `i>=KEY`, `i<=KEY` (-1 is no bound), `i%KEY` and `(i+1)%KEY` (divisible), `i%KEY=REST`, `i!KEY` (not in the list, if there is one), `i@KEY`
+/// (in the list), `KEY[i]=WORD|WORD`.
 fn holds<'v>(predicate: &str, layer: u64, value: impl Fn(&str) -> Option<&'v Value>) -> Option<bool> {
     if let Some((key, word)) = predicate.split_once("[i]=") {
         let found = value(key)?.get(usize::try_from(layer).ok()?)?.as_str()?;

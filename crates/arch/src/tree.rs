@@ -1,6 +1,6 @@
 //! The modules of a model's class under its config: which parameters and buffers it has, of which sizes, and in which modules.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::iter;
 use std::sync::LazyLock;
 
@@ -66,6 +66,8 @@ struct Scope<'c> {
     config: &'c Value,
     model_type: String,
     line: Value,
+    /// Keys that some layer has a value of its own for (`per_layer_config`).
+    per_layer: BTreeSet<String>,
 }
 
 /// A place in the tree: a module under a scope.
@@ -164,7 +166,9 @@ impl<'c> Tree<'c> {
 
     fn scope(&mut self, config: &'c Value, model_type: String) -> usize {
         let line = self.data.get(":", &model_type).unwrap_or_default();
-        self.scopes.push(Scope { config, model_type, line });
+        let layers = config["per_layer_config"].as_object().into_iter().flat_map(serde_json::Map::values);
+        let per_layer = layers.filter_map(Value::as_object).flat_map(|own| own.keys().cloned()).collect();
+        self.scopes.push(Scope { config, model_type, line, per_layer });
         self.scopes.len() - 1
     }
 
@@ -472,11 +476,10 @@ impl<'c> Tree<'c> {
     /// A key's number in a scope's config, by any of its names, and what it was called. A key that config.json does not have has the class's default,
     /// where the config is there and nothing else decides the key, or is made of other keys as the class makes it.
     fn number(&self, scope: usize, key: &str, depth: u32) -> Option<(u64, String)> {
-        let Scope { config, line, model_type } = &self.scopes[scope];
+        let Scope { config, line, model_type, per_layer } = &self.scopes[scope];
         let names = self.names(scope, key);
-        // Layers that have a number of their own.
-        let mut layers = config["per_layer_config"].as_object().into_iter().flat_map(serde_json::Map::values);
-        if layers.any(|own| names.iter().any(|name| own.get(name).is_some())) {
+        // Layers may have a number of their own.
+        if names.iter().any(|name| per_layer.contains(*name)) {
             return None;
         }
         let found = names.iter().find_map(|name| config.get(name));

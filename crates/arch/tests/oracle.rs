@@ -179,7 +179,7 @@ fn layers_are_of_the_kind_that_config_json_says() {
         let left = found.unused.iter().filter(no_part).map(|u| &sources[u.source as usize].name);
         let left: Vec<_> = left.filter(|name| !name.contains(further)).collect();
         assert_eq!(left.is_empty(), missing == 0, "{name} {keys}: {left:?}");
-        // Each is told with the keys that decide.
+        // Each comes with the keys that decide.
         let because: Vec<_> = names.iter().map(|name| found.other_kind(name)).collect();
         let deciding = |keys: &str| keys.split(", ").any(|key| config.get(key).or(config["text_config"].get(key)).is_some());
         assert!(because.iter().all(|of| of.is_some_and(|(_, keys)| deciding(keys))), "{name} {keys}: {because:?}");

@@ -44,7 +44,7 @@ pub trait Look {
 /// The paths that a LLaMA-Factory training opens.
 #[derive(Clone, Debug)]
 pub(super) struct Opens {
-    /// The config's beginning, where a key is told that it lacks.
+    /// The config's beginning, where a missing key is reported.
     start: Location,
     dataset: Option<Node>,
     adapters: Vec<Node>,

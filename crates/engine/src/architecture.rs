@@ -47,13 +47,12 @@ impl<'a> ModelOptions<'a> {
 
     /// What a config decides.
     pub fn of(resolved: &'a Resolved, architecture: Option<&'a Architecture>) -> Self {
-        // On meta the model is tied before anything is loaded.
-        let on_meta = resolved.document.get("/training/init_config/name").is_some_and(|name| name == "init_on_meta");
         Self {
             class: resolved.document.get("/training/model_class").and_then(Value::as_str).unwrap_or("llm"),
             exclude: &resolved.exclude,
             tied_in_each_group: resolved.strategy.ties_per_group(),
-            tied_if_equal: resolved.strategy.compares_tied() && !on_meta,
+            // On meta the model is tied before anything is loaded.
+            tied_if_equal: resolved.strategy.compares_tied() && !is_made_on_meta(resolved),
             transformers: resolved.transformers,
             architecture,
         }
@@ -82,6 +81,11 @@ impl<'a> ModelOptions<'a> {
             Some(asked) => format!("shardwright.engines.transformers is {asked}; of its major version the data of {has} is at hand"),
         }
     }
+}
+
+/// Whether LLaMA-Factory makes the model on the meta device.
+pub(crate) fn is_made_on_meta(resolved: &Resolved) -> bool {
+    resolved.document.get("/training/init_config/name").is_some_and(|name| name == "init_on_meta")
 }
 
 /// The major version of transformers that is taken by default.
@@ -378,7 +382,7 @@ fn unknown(config: &Value, source: &str, major: u32) -> Option<String> {
     let why = match shardwright_arch::without(major, model_type) {
         Some(why) => format!(" ({why})"),
         None if major < NEWEST && shardwright_arch::knows(model_type) => {
-            format!(" (transformers {} is the version with it that is known)", shardwright_arch::version(NEWEST))
+            format!(" (transformers {} has it)", shardwright_arch::version(NEWEST))
         }
         None => String::new(),
     };

@@ -15,7 +15,7 @@ use shardwright_core::{
 };
 
 use crate::{
-    architecture::parse_architecture,
+    architecture::{is_made_on_meta, parse_architecture},
     checkpoint::{HubEnv, ModelDir},
     error::{EngineError, ErrorKind, Result},
     world::World,
@@ -70,8 +70,7 @@ pub fn resolve_source(config: Source, path: &Path, overrides: &[String], world: 
     };
     let mut outcome = draft.resolve(&supplied, registry);
     if let (Ok(model), Some(resolved)) = (&mut model, &outcome.resolved) {
-        let on_meta = resolved.document.get("/training/init_config/name").is_some_and(|name| name == "init_on_meta");
-        model.index_first = on_meta;
+        model.index_first = is_made_on_meta(resolved);
     }
     let own = outcome.resolved.as_ref().and_then(|r| r.architecture.as_ref()).map(parse_architecture);
     let architecture = match own {

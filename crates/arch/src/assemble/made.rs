@@ -182,7 +182,7 @@ pub struct Assembled {
 impl Assembled {
     /// The module of another kind than the checkpoint's that a parameter is of, with the keys of config.json that decide.
     pub fn other_kind(&self, name: &str) -> Option<(&str, &str)> {
-        let of = |path: &str| name.strip_prefix(path).is_some_and(|rest| rest.starts_with('.'));
-        self.other_kinds.iter().find(|(path, _)| of(path)).map(|(path, keys)| (path.as_str(), keys.as_str()))
+        let found = name.match_indices('.').find_map(|(end, _)| self.other_kinds.get_key_value(&name[..end]));
+        found.map(|(path, keys)| (path.as_str(), keys.as_str()))
     }
 }
