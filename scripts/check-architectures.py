@@ -200,13 +200,16 @@ def main():
     if not args.binary:
         sys.exit("which BINARY? target/debug/shardwright")
     types = args.types.split(",") if args.types else list(make.CONFIG_MAPPING_NAMES)
-    found = {}
+    found, built = {}, set()
     with multiprocessing.get_context("fork").Pool(args.jobs, maxtasksperchild=10) as pool:
         for rows in pool.imap_unordered(one_type, [(t, args) for t in types]):
             for model_type, kind, said, text in rows:
                 found[kind] = found.get(kind, 0) + 1
+                built.add(model_type)
                 if kind != "same":
                     print(f"{kind}: {model_type} {said}: {text[:300]}", flush=True)
+    if none := [t for t in types if t not in built]:
+        print(f"not built under any of the configs drawn: {', '.join(none)}")
     print(", ".join(f"{n} {kind}" for kind, n in sorted(found.items())) or "nothing was built")
     sys.exit("refused" in found)
 
