@@ -86,6 +86,7 @@ fn the_architecture_data_holds_under_other_configs() {
         output.status.success() && reported.lines().last().is_some_and(|l| l.ends_with(" same") && !l.contains("differs")),
         "{reported}"
     );
+    assert!(!reported.contains("not built"), "{reported}");
 }
 
 /// Experts that are stacked, vision-language models that are renamed, tied weights under each of their names: `model.state_dict()` of the class
