@@ -2,12 +2,11 @@
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from launch import ABORTED
+from launch import made, run
 
 pytest.importorskip("transformers")
 WALK = Path(__file__).parents[3] / "docs" / "first-training-run.md"
@@ -20,14 +19,11 @@ def masked(text):
     return [re.sub(r"\d+(\.\d+)?", "#", line).strip() for line in text.splitlines() if line.strip() and not LOG.match(line)]
 
 
-def run(command, folder):
-    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    for _ in range(2):
-        done = subprocess.run(["bash", "-c", command], cwd=folder, env=env, capture_output=True, text=True, timeout=600, check=False)
-        if not (done.returncode and ABORTED in done.stderr):
-            break
-    assert done.returncode == 0, f"$ {command}\n{done.stdout}\n{done.stderr[-4000:]}"
-    return done.stdout
+def printed_by(command, folder):
+    env = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    code, out, err = made(lambda: run(["bash", "-c", command], folder, env, 600))
+    assert code == 0, f"$ {command}\n{out}\n{err[-4000:]}"
+    return out
 
 
 def test_the_first_training_run_is_as_written(tmp_path):
@@ -38,7 +34,7 @@ def test_the_first_training_run_is_as_written(tmp_path):
             continue
         for part in re.split(r"^\$ ", text, flags=re.M)[1:]:
             command, _, want = part.partition("\n")
-            printed = run(command, tmp_path)
+            printed = printed_by(command, tmp_path)
             assert masked(printed) == masked(want), f"$ {command}\n{printed}"
             seen.append(printed)
     losses = [float(x) for x in re.findall(r"loss (\d+\.\d+)", "".join(seen))]

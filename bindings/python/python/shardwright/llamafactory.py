@@ -17,6 +17,7 @@ import logging
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -201,6 +202,8 @@ def main() -> None:
         # LLaMA-Factory synchronises the accelerator; without one there is nothing to wait for, and a CUDA build raises.
         torch.accelerator.synchronize = lambda *_, **__: None  # type: ignore[assignment]
     install(**options)
+    # Gloo's threads drop their last tensors, for which they need the GIL: torch 2.15 aborts a rank whose interpreter ends meanwhile.
+    atexit.register(time.sleep, 0.5)
     from llamafactory.v1 import launcher
 
     # The one takes the command from the arguments and trains in this process; the other, of versions without it, does so under torchrun.
