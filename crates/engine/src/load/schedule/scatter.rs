@@ -1,9 +1,8 @@
 //! Elements of a tile, copied to their places in a rank's part.
 
-use shardwright_core::Loop;
+use std::array::from_fn;
 
-/// Elements of a square that is transposed in registers.
-const SQUARE: usize = 8;
+use shardwright_core::Loop;
 
 /// Bytes that are written of a row of the target before the next row's turn: a cache line.
 const CACHE_LINE: usize = 64;
@@ -56,102 +55,298 @@ unsafe fn walk<T: Copy>(from: *const T, to: *mut T, loops: &[Loop]) {
     }
 }
 
-/// Rows of the target that are columns of the source. Squares are read by lines of the source and written by lines of the target, so that no
-/// line of either side is fetched twice, whatever the strides; those are often powers of two, whose lines all fall into a few sets of a cache.
+/// Rows of the target that are columns of the source: block by block, each of whole cache lines of the target. A row's lines are written one after the
+/// other, past the caches where they are aligned, so that none is fetched before; those of the source are read from a cache.
 ///
 /// # Safety
 /// As [`walk`].
-#[expect(clippy::cast_possible_truncation, reason = "distances inside of one block and one shard, both of which are in memory")]
 unsafe fn transpose<T: Copy>(from: *const T, to: *mut T, rows: Loop, columns: Loop) {
+    // SAFETY: as the caller promises.
+    unsafe { transpose_with(Width::of_processor(), from, to, rows, columns) }
+}
+
+/// # Safety
+/// As [`walk`], on a processor that has vectors of this width.
+#[expect(clippy::cast_possible_truncation, reason = "distances inside of one block and one shard, both of which are in memory")]
+unsafe fn transpose_with<T: Copy>(vectors: Width, from: *const T, to: *mut T, rows: Loop, columns: Loop) {
     let wide = const { side_by_side(size_of::<T>()) };
-    // Rows that a square has: of four-byte elements half of them, so that each line of the target is written at once.
-    let tall = const { if size_of::<T>() == 4 && cfg!(target_arch = "x86_64") { SQUARE / 2 } else { SQUARE } };
     let (height, width) = (rows.size as usize, columns.size as usize);
     let (source, target) = (columns.source_stride as usize, rows.target_stride as usize);
+    let aligned = to.addr().is_multiple_of(CACHE_LINE) && (target * size_of::<T>()).is_multiple_of(CACHE_LINE);
+    let Blocks { tall, transpose, end } = Blocks::of::<T>(vectors, aligned);
     let (even_height, even_width) = (height / tall * tall, width / wide * wide);
-    // SAFETY: row `r` and column `c` stay below the loops' sizes in all of it, so that the caller's promise covers every element.
+    // SAFETY: row `r` and column `c` stay below the loops' sizes in all of it, so that the caller's promise covers every element; blocks are for
+    // elements of this size and this processor.
     unsafe {
-        let element = |r: usize, c: usize| to.add(r * target + c).write_unaligned(from.add(r + c * source).read_unaligned());
-        for c in (0..even_width).step_by(wide) {
-            for r in (0..even_height).step_by(tall) {
-                for c in (c..c + wide).step_by(tall) {
-                    square(from.add(r + c * source), source, to.add(r * target + c), target);
-                }
+        for r in (0..even_height).step_by(tall) {
+            for c in (0..even_width).step_by(wide) {
+                transpose(from.add(r + c * source).cast(), source * size_of::<T>(), to.add(r * target + c).cast(), target * size_of::<T>());
             }
         }
+        end();
         for r in 0..height {
             let done = if r < even_height { even_width } else { 0 };
             for c in done..width {
-                element(r, c);
+                to.add(r * target + c).write_unaligned(from.add(r + c * source).read_unaligned());
             }
         }
     }
 }
 
-/// One square, through registers.
-///
-/// # Safety
-/// `SQUARE` elements may be read at each of `SQUARE` places that are `source` elements apart, and written likewise; of four-byte elements on x86-64
-/// half as many at half as many.
-#[inline(always)]
-unsafe fn square<T: Copy>(from: *const T, source: usize, to: *mut T, target: usize) {
-    // SAFETY: as the caller promises; arrays are read and written without an alignment.
-    unsafe {
+/// Vectors that a processor has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Width {
+    /// What every processor of its kind has.
+    Base,
+    /// AVX-512.
+    Line,
+}
+
+impl Width {
+    fn of_processor() -> Self {
         #[cfg(target_arch = "x86_64")]
-        match size_of::<T>() {
-            2 => return sse2::square_of_2(from.cast(), source, to.cast(), target),
-            4 => return sse2::square_of_4(from.cast(), source, to.cast(), target),
-            _ => {}
+        if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
+            return Self::Line;
         }
-        let lines: [[T; SQUARE]; SQUARE] = std::array::from_fn(|i| from.add(i * source).cast::<[T; SQUARE]>().read_unaligned());
-        #[expect(clippy::needless_range_loop, reason = "a column of all lines, not one of them")]
-        for j in 0..SQUARE {
-            let line: [T; SQUARE] = std::array::from_fn(|i| lines[i][j]);
-            to.add(j * target).cast::<[T; SQUARE]>().write_unaligned(line);
+        Self::Base
+    }
+}
+
+type Transpose = unsafe fn(*const u8, usize, *mut u8, usize);
+
+/// How blocks of a matrix are transposed.
+#[derive(Clone, Copy)]
+struct Blocks {
+    /// Rows of the target in a block; each has a cache line of it.
+    tall: usize,
+    /// # Safety
+    /// From the first address, `tall` elements may be read at each of as many places as a cache line has elements, which are the first number of bytes
+    /// apart; to the second, a cache line may be written at each of `tall` places, which are the second number of bytes apart.
+    transpose: Transpose,
+    /// Called behind the last block: makes what was written past the caches visible to other threads.
+    end: fn(),
+}
+
+impl Blocks {
+    /// For elements of type `T` by vectors of this width; `aligned` says that all lines of the target are cache lines.
+    fn of<T: Copy>(vectors: Width, aligned: bool) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let end: fn() = if aligned { x86::fence } else { || {} };
+            let found: Option<(usize, Transpose)> = match (size_of::<T>(), vectors, aligned) {
+                (2, Width::Line, true) => Some((32, x86::wide_of_2::<true>)),
+                (2, Width::Line, false) => Some((32, x86::wide_of_2::<false>)),
+                (4, Width::Line, true) => Some((16, x86::wide_of_4::<true>)),
+                (4, Width::Line, false) => Some((16, x86::wide_of_4::<false>)),
+                (2, Width::Base, true) => Some((8, x86::of_2::<true>)),
+                (2, Width::Base, false) => Some((8, x86::of_2::<false>)),
+                (4, Width::Base, true) => Some((4, x86::of_4::<true>)),
+                (4, Width::Base, false) => Some((4, x86::of_4::<false>)),
+                _ => None,
+            };
+            if let Some((tall, transpose)) = found {
+                return Self { tall, transpose, end };
+            }
+        }
+        Self { tall: SQUARE, transpose: squares::<T>, end: || {} }
+    }
+}
+
+/// Elements of a square that the compiler keeps in registers.
+const SQUARE: usize = 8;
+
+/// # Safety
+/// As [`Blocks::transpose`].
+unsafe fn squares<T: Copy>(from: *const u8, source: usize, to: *mut u8, target: usize) {
+    for c in (0..side_by_side(size_of::<T>())).step_by(SQUARE) {
+        // SAFETY: as the caller promises; arrays are read and written without an alignment.
+        unsafe {
+            let lines: [[T; SQUARE]; SQUARE] = from_fn(|i| from.add((c + i) * source).cast::<[T; SQUARE]>().read_unaligned());
+            #[expect(clippy::needless_range_loop, reason = "a column of all lines, not one of them")]
+            for j in 0..SQUARE {
+                let line: [T; SQUARE] = from_fn(|i| lines[i][j]);
+                to.add(j * target + c * size_of::<T>()).cast::<[T; SQUARE]>().write_unaligned(line);
+            }
         }
     }
 }
 
-/// What the compiler does not find by itself; every x86-64 has these instructions.
+/// What the compiler does not find by itself. `STREAMED` writes past the caches, for which lines of the target have to be cache lines.
+///
+/// All interleave the lines of the first half with those of the second, as often as it takes: each time one bit of a line's number changes places with
+/// one of a column's.
 #[cfg(target_arch = "x86_64")]
-mod sse2 {
-    use std::{arch::x86_64::*, array::from_fn};
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::{CACHE_LINE, from_fn};
+
+    /// Orders writes past the caches before what follows.
+    pub(super) fn fence() {
+        // SAFETY: every x86-64 has it.
+        unsafe { _mm_sfence() };
+    }
 
     /// # Safety
-    /// As [`super::square`], of elements of 2 bytes.
-    #[inline(always)]
-    pub(super) unsafe fn square_of_2(from: *const u16, source: usize, to: *mut u16, target: usize) {
-        // SAFETY: as the caller promises; loads and stores need no alignment.
-        unsafe {
-            let mut lines: [__m128i; 8] = from_fn(|i| _mm_loadu_si128(from.add(i * source).cast()));
-            // Three times, lines 0 to 3 are interleaved with 4 to 7: each time one bit of a line's number changes places with one of a column's.
-            for _ in 0..3 {
-                lines = from_fn(|i| match i % 2 {
-                    0 => _mm_unpacklo_epi16(lines[i / 2], lines[i / 2 + 4]),
-                    _ => _mm_unpackhi_epi16(lines[i / 2], lines[i / 2 + 4]),
-                });
-            }
-            for (j, line) in lines.into_iter().enumerate() {
-                _mm_storeu_si128(to.add(j * target).cast(), line);
+    /// As [`super::Blocks::transpose`], for 8 rows of elements of 2 bytes.
+    pub(super) unsafe fn of_2<const STREAMED: bool>(from: *const u8, source: usize, to: *mut u8, target: usize) {
+        for square in 0..4 {
+            // SAFETY: as the caller promises; loads need no alignment.
+            unsafe {
+                let mut lines: [__m128i; 8] = from_fn(|i| _mm_loadu_si128(from.add((square * 8 + i) * source).cast()));
+                for _ in 0..3 {
+                    lines = from_fn(|i| match i % 2 {
+                        0 => _mm_unpacklo_epi16(lines[i / 2], lines[i / 2 + 4]),
+                        _ => _mm_unpackhi_epi16(lines[i / 2], lines[i / 2 + 4]),
+                    });
+                }
+                for (j, line) in lines.into_iter().enumerate() {
+                    quarter::<STREAMED>(to.add(j * target + square * 16), line);
+                }
             }
         }
     }
 
     /// # Safety
-    /// As [`super::square`], of 4 by 4 elements of 4 bytes.
+    /// As [`super::Blocks::transpose`], for 4 rows of elements of 4 bytes.
+    pub(super) unsafe fn of_4<const STREAMED: bool>(from: *const u8, source: usize, to: *mut u8, target: usize) {
+        for square in 0..4 {
+            // SAFETY: as the caller promises; loads need no alignment.
+            unsafe {
+                let mut lines: [__m128i; 4] = from_fn(|i| _mm_loadu_si128(from.add((square * 4 + i) * source).cast()));
+                for _ in 0..2 {
+                    lines = from_fn(|i| match i % 2 {
+                        0 => _mm_unpacklo_epi32(lines[i / 2], lines[i / 2 + 2]),
+                        _ => _mm_unpackhi_epi32(lines[i / 2], lines[i / 2 + 2]),
+                    });
+                }
+                for (j, line) in lines.into_iter().enumerate() {
+                    quarter::<STREAMED>(to.add(j * target + square * 16), line);
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// 16 bytes may be written there, which are aligned if they are streamed.
     #[inline(always)]
-    pub(super) unsafe fn square_of_4(from: *const u32, source: usize, to: *mut u32, target: usize) {
-        // SAFETY: as the caller promises; loads and stores need no alignment.
+    unsafe fn quarter<const STREAMED: bool>(to: *mut u8, bytes: __m128i) {
+        // SAFETY: as the caller promises.
+        unsafe { if STREAMED { _mm_stream_si128(to.cast(), bytes) } else { _mm_storeu_si128(to.cast(), bytes) } }
+    }
+
+    /// # Safety
+    /// As [`super::Blocks::transpose`], for 32 rows of elements of 2 bytes.
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub(super) unsafe fn wide_of_2<const STREAMED: bool>(from: *const u8, source: usize, to: *mut u8, target: usize) {
+        const HALVES: [[u16; 32]; 2] = {
+            let mut halves = [[0; 32]; 2];
+            let (mut i, mut from) = (0, 0);
+            while i < 64 {
+                (halves[i / 32][i % 32], halves[i / 32][i % 32 + 1]) = (from, from + 32);
+                (i, from) = (i + 2, from + 1);
+            }
+            halves
+        };
+        // SAFETY: as the caller promises; loads need no alignment.
         unsafe {
-            let mut lines: [__m128i; 4] = from_fn(|i| _mm_loadu_si128(from.add(i * source).cast()));
-            for _ in 0..2 {
-                lines = from_fn(|i| match i % 2 {
-                    0 => _mm_unpacklo_epi32(lines[i / 2], lines[i / 2 + 2]),
-                    _ => _mm_unpackhi_epi32(lines[i / 2], lines[i / 2 + 2]),
-                });
+            let (low, high) = (_mm512_loadu_si512(HALVES[0].as_ptr().cast()), _mm512_loadu_si512(HALVES[1].as_ptr().cast()));
+            let mut lines = [_mm512_setzero_si512(); 32];
+            for (i, line) in lines.iter_mut().enumerate() {
+                *line = _mm512_loadu_si512(from.add(i * source).cast());
+            }
+            for _ in 0..5 {
+                let old = lines;
+                for i in 0..16 {
+                    lines[2 * i] = _mm512_permutex2var_epi16(old[i], low, old[i + 16]);
+                    lines[2 * i + 1] = _mm512_permutex2var_epi16(old[i], high, old[i + 16]);
+                }
             }
             for (j, line) in lines.into_iter().enumerate() {
-                _mm_storeu_si128(to.add(j * target).cast(), line);
+                whole::<STREAMED>(to.add(j * target), line);
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`super::Blocks::transpose`], for 16 rows of elements of 4 bytes.
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub(super) unsafe fn wide_of_4<const STREAMED: bool>(from: *const u8, source: usize, to: *mut u8, target: usize) {
+        const HALVES: [[u32; 16]; 2] = {
+            let mut halves = [[0; 16]; 2];
+            let (mut i, mut from) = (0, 0);
+            while i < 32 {
+                (halves[i / 16][i % 16], halves[i / 16][i % 16 + 1]) = (from, from + 16);
+                (i, from) = (i + 2, from + 1);
+            }
+            halves
+        };
+        // SAFETY: as the caller promises; loads need no alignment.
+        unsafe {
+            let (low, high) = (_mm512_loadu_si512(HALVES[0].as_ptr().cast()), _mm512_loadu_si512(HALVES[1].as_ptr().cast()));
+            let mut lines = [_mm512_setzero_si512(); 16];
+            for (i, line) in lines.iter_mut().enumerate() {
+                *line = _mm512_loadu_si512(from.add(i * source).cast());
+            }
+            for _ in 0..4 {
+                let old = lines;
+                for i in 0..8 {
+                    lines[2 * i] = _mm512_permutex2var_epi32(old[i], low, old[i + 8]);
+                    lines[2 * i + 1] = _mm512_permutex2var_epi32(old[i], high, old[i + 8]);
+                }
+            }
+            for (j, line) in lines.into_iter().enumerate() {
+                whole::<STREAMED>(to.add(j * target), line);
+            }
+        }
+    }
+
+    /// # Safety
+    /// A cache line's bytes may be written there, which are a cache line if they are streamed.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn whole<const STREAMED: bool>(to: *mut u8, line: __m512i) {
+        const { assert!(size_of::<__m512i>() == CACHE_LINE) };
+        // SAFETY: as the caller promises.
+        unsafe { if STREAMED { _mm512_stream_si512(to.cast(), line) } else { _mm512_storeu_si512(to.cast(), line) } }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Transposes `height` by `width` elements of the bytes of `T`, into rows that start so many bytes behind a cache line and are `stride` elements apart.
+    fn check<T: Copy>(vectors: Width, (height, width): (usize, usize), behind: usize, stride: usize) {
+        let size = size_of::<T>();
+        let source = height + 3;
+        let from: Vec<u8> = (0..source * width * size).map(|i| ((i * 31 + i / 251) % 256).to_le_bytes()[0]).collect();
+        let mut memory = vec![0xA5_u8; height * stride * size + 2 * CACHE_LINE + behind];
+        let first = memory.as_ptr().align_offset(CACHE_LINE) + behind;
+        let mut want = memory.clone();
+        for (r, c) in (0..height).flat_map(|r| (0..width).map(move |c| (r, c))) {
+            want[first + (r * stride + c) * size..][..size].copy_from_slice(&from[(r + c * source) * size..][..size]);
+        }
+        let rows = Loop { size: height as u64, source_stride: 1, target_stride: stride as u64 };
+        let columns = Loop { size: width as u64, source_stride: source as u64, target_stride: 1 };
+        // SAFETY: both memories hold what the loops reach, and the processor was asked for its vectors.
+        unsafe { transpose_with(vectors, from.as_ptr().cast::<T>(), memory.as_mut_ptr().add(first).cast::<T>(), rows, columns) };
+        assert!(memory == want, "{height} x {width} elements of {size} bytes, {behind} bytes behind a line, {stride} apart, {vectors:?}");
+    }
+
+    #[test]
+    fn matrices_are_transposed_by_all_vectors_wherever_they_lie() {
+        let widths = [Width::Base, Width::of_processor()];
+        for vectors in &widths[..1 + usize::from(widths[1] != widths[0])] {
+            for shape in [(1_usize, 1_usize), (7, 70), (8, 64), (33, 65), (64, 32), (67, 131)] {
+                // Rows of whole lines that start one, rows that do not, and rows that are not of whole lines.
+                for (behind, padding) in [(0, 0), (1, 0), (8, 0), (0, 5)] {
+                    let stride = |size: usize| shape.1.next_multiple_of(CACHE_LINE / size) + padding;
+                    check::<u8>(*vectors, shape, behind, stride(1));
+                    check::<u16>(*vectors, shape, behind, stride(2));
+                    check::<u32>(*vectors, shape, behind, stride(4));
+                    check::<u64>(*vectors, shape, behind, stride(8));
+                }
             }
         }
     }

@@ -116,7 +116,7 @@ fn even_lines(lines: u64) -> u64 {
 }
 
 /// Converted elements of a tile that are scattered while they are in a core's cache.
-const STRIP: u64 = 32 << 10;
+const STRIP: u64 = 128 << 10;
 
 /// Cuts what a tile of `elements` has for each rank into strips of whole lines, which are converted and scattered one after the other: the elements of
 /// the tile that a strip takes, and its parts. A tile that does not consist of lines is one strip.
