@@ -342,7 +342,8 @@ fn soak(job: &Value) -> Value {
             _ => assert_eq!(loader(&checkpoint).load().unwrap().ranks.len(), 4),
         }
     };
-    (0..60).for_each(once);
+    // Until the allocator has all of its arenas, one for each of the threads that run at once, and glibc its stacks.
+    (0..1000).for_each(once);
     failed.set(0);
     let maps = || std::fs::read_to_string("/proc/self/maps").unwrap().lines().count();
     let maps_before = maps();

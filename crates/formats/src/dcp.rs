@@ -249,46 +249,67 @@ impl Memo {
     }
 }
 
-/// The pickle of `.metadata` for that content; a name without a path stands at the top.
-pub fn write(metadata: &Metadata) -> Vec<u8> {
-    // Names come after what is shared, of which there is little.
-    const FIRST_NAME: u32 = 1 << 20;
-    let mut memo = Memo::default();
-    let (mut state, mut planner, mut storage) = (Dict::default(), Dict::default(), Dict::default());
-    let mut number = FIRST_NAME..;
-    let mut name_and_path = |name: &str, state: &mut Dict, value: &Value| {
-        let number = number.next().unwrap_or(u32::MAX);
-        state.push(&Value::str(name).kept(number), value);
-        let path = metadata.paths.get(name).map_or_else(|| vec![Value::memo(number)], |path| path.iter().map(Value::plain).collect());
-        planner.push(&Value::memo(number), &Value::tuple(path));
-        number
-    };
-    for Tensor { name, dtype, shape, chunks } in &metadata.tensors {
+/// Makes the pickle of `.metadata`, an item at a time; it holds no more of them than their opcodes.
+#[derive(Default)]
+pub struct Writer {
+    memo: Memo,
+    state: Dict,
+    planner: Dict,
+    storage: Dict,
+    names: u32,
+}
+
+impl Writer {
+    /// A tensor and its chunks.
+    pub fn tensor(&mut self, name: &str, path: &[Plain], dtype: DType, shape: &[u64], chunks: &[Chunk]) {
+        let memo = &mut self.memo;
         let list = Value::list(chunks.iter().map(|chunk| memo.chunk(chunk)).collect::<Vec<_>>());
-        let fields = [("properties", memo.properties(*dtype)), ("size", memo.shape(shape)), ("chunks", list)];
+        let fields = [("properties", memo.properties(dtype)), ("size", memo.shape(shape)), ("chunks", list)];
         let fields = memo.fields(fields);
-        let fqn = name_and_path(name, &mut state, &memo.class("TensorStorageMetadata").object(Some(&fields)));
+        let value = memo.class("TensorStorageMetadata").object(Some(&fields));
+        let fqn = self.name_and_path(name, path, &value);
+        let memo = &mut self.memo;
         for (index, chunk) in (0u64..).zip(chunks) {
             let fields = [("fqn", Value::memo(fqn)), ("offset", memo.shape(&chunk.offsets)), ("index", Value::size(index))];
             let fields = memo.fields(fields);
-            storage.push(&memo.class("MetadataIndex").object(Some(&fields)), &memo.info(&chunk.place));
+            self.storage.push(&memo.class("MetadataIndex").object(Some(&fields)), &memo.info(&chunk.place));
         }
     }
-    for (name, place) in &metadata.values {
-        let fqn = name_and_path(name, &mut state, &memo.class("BytesStorageMetadata").object(None));
-        let fields = memo.fields([("fqn", Value::memo(fqn))]);
-        storage.push(&memo.class("MetadataIndex").object(Some(&fields)), &memo.info(place));
+
+    /// A value that is no tensor.
+    pub fn value(&mut self, name: &str, path: &[Plain], place: &Place) {
+        let value = self.memo.class("BytesStorageMetadata").object(None);
+        let fqn = self.name_and_path(name, path, &value);
+        let fields = self.memo.fields([("fqn", Value::memo(fqn))]);
+        self.storage.push(&self.memo.class("MetadataIndex").object(Some(&fields)), &self.memo.info(place));
     }
-    let fields = [
-        ("state_dict_metadata", state.finish()),
-        ("planner_data", planner.finish()),
-        ("storage_data", storage.finish()),
-        ("storage_meta", Value::none()),
-        ("version", Value::str("1.0.0")),
-    ];
-    let fields = fields.map(|(key, value)| (memo.str(key), value));
-    let class = memo.class("Metadata");
-    Value::pickled_object(class, fields, memo.values)
+
+    fn name_and_path(&mut self, name: &str, path: &[Plain], value: &Value) -> u32 {
+        // Names come after what is shared, of which there is little.
+        const FIRST_NAME: u32 = 1 << 20;
+        let number = FIRST_NAME.saturating_add(self.names);
+        self.names += 1;
+        self.state.push(&Value::str(name).kept(number), value);
+        let is_name = matches!(path, [Plain::Str(key)] if key == name);
+        let path = if is_name { vec![Value::memo(number)] } else { path.iter().map(Value::plain).collect() };
+        self.planner.push(&Value::memo(number), &Value::tuple(path));
+        number
+    }
+
+    /// The pickle.
+    pub fn finish(self) -> Vec<u8> {
+        let Self { mut memo, state, planner, storage, .. } = self;
+        let fields = [
+            ("state_dict_metadata", state.finish()),
+            ("planner_data", planner.finish()),
+            ("storage_data", storage.finish()),
+            ("storage_meta", Value::none()),
+            ("version", Value::str("1.0.0")),
+        ];
+        let fields = fields.map(|(key, value)| (memo.str(key), value));
+        let class = memo.class("Metadata");
+        Value::pickled_object(class, fields, memo.values)
+    }
 }
 
 #[cfg(test)]
@@ -302,6 +323,15 @@ mod tests {
         let paths = [("a", vec!["a"]), ("lr", vec!["groups", "lr"])];
         let paths = paths.map(|(name, path)| (name.to_owned(), path.into_iter().map(|key| Plain::Str(key.into())).collect()));
         Metadata { tensors: vec![tensor], values: vec![("lr".into(), place(200))], paths: paths.into() }
+    }
+
+    fn write(metadata: &Metadata) -> Vec<u8> {
+        let mut writer = Writer::default();
+        for Tensor { name, dtype, shape, chunks } in &metadata.tensors {
+            writer.tensor(name, &metadata.paths[name], *dtype, shape, chunks);
+        }
+        metadata.values.iter().for_each(|(name, place)| writer.value(name, &metadata.paths[name], place));
+        writer.finish()
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::{
     options::{ConvertOptions, Target},
     stage::{Stage, check_free},
     target, trainer,
-    write::{self, OutFile},
+    write::{self, Planning},
 };
 use crate::{
     contents::Contents,
@@ -26,7 +26,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Conversion<'a> {
     contents: &'a Contents,
-    files: Vec<OutFile<'a>>,
+    files: Vec<Planning<'a>>,
     copied: Vec<Beside>,
     lost: Vec<String>,
 }
@@ -112,7 +112,7 @@ impl<'a> Conversion<'a> {
 
     /// Bytes of tensors to be read: what progress counts up to.
     pub fn source_bytes(&self) -> u64 {
-        self.files.iter().map(OutFile::source_bytes).fold(0, u64::saturating_add)
+        self.files.iter().map(|f| f.source_bytes).fold(0, u64::saturating_add)
     }
 
     /// Writes the target. It appears whole, under its name, once all of it is on the disk; until then its files are in a hidden directory
@@ -128,21 +128,21 @@ impl<'a> Conversion<'a> {
         let name = target.file_name().ok_or_else(|| EngineError::new(ErrorKind::Config, "not a name for a directory").file(target))?;
         fs::create_dir_all(parent).map_err(|e| EngineError::io("cannot make the directory", parent, e))?;
         let mut stage = Stage::create(parent, name, self.identity()?, |name| self.files.iter().find(|f| f.name == name).map(|f| f.size))?;
-        let kept = |stage: &Stage, of: &dyn Fn(&OutFile<'_>) -> u64| -> u64 {
+        let kept = |stage: &Stage, of: &dyn Fn(&Planning<'_>) -> u64| -> u64 {
             self.files.iter().filter(|f| stage.has(&f.name)).map(of).fold(0, u64::saturating_add)
         };
-        let (resumed, resumed_source) = (kept(&stage, &|f| f.size), kept(&stage, &|f| f.source_bytes()));
+        let (resumed, resumed_source) = (kept(&stage, &|f| f.size), kept(&stage, &|f| f.source_bytes));
         let copied = self.copied.iter().map(Beside::bytes).fold(0, u64::saturating_add);
         file::check_space(parent, (self.bytes() - resumed).saturating_add(copied), "the converted checkpoint")?;
         let source_bytes = self.source_bytes() - resumed_source;
+        let (files, bytes) = (self.files.len() + self.copied.len(), self.bytes() + copied);
         self.contents.files.watch_sums();
-        write::write(&mut stage, &mut self.files, &self.contents.files, watch, cancel)?;
+        write::write(&mut stage, std::mem::take(&mut self.files), &self.contents.files, watch, cancel)?;
         // Of what an earlier process has read it noted no checksums.
         self.contents.files.check_sums(resumed > 0)?;
         self.copied.iter().try_for_each(|file| file.copy(&stage.path, cancel))?;
         self.contents.files.check_unchanged()?;
         self.copied.iter().try_for_each(Beside::check_unchanged)?;
-        let (files, bytes) = (self.files.len() + self.copied.len(), self.bytes() + copied);
         stage.commit(target, parent)?;
         Ok(Converted { files: files as u64, bytes, source_bytes, resumed })
     }
@@ -154,7 +154,7 @@ impl<'a> Conversion<'a> {
         let mut out = io::BufWriter::new(&mut hasher);
         let reported = |e| EngineError::io("cannot compare", &self.contents.path, e);
         for file in &self.files {
-            write!(out, "{file:?}").map_err(reported)?;
+            write!(out, "{} {}", file.name, file.digest()?).map_err(reported)?;
         }
         for path in self.contents.files() {
             let meta = fs::metadata(path).map_err(|e| EngineError::io("cannot look at the file", path, e))?;

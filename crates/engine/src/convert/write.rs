@@ -1,12 +1,14 @@
 //! Output files as plans, and the loop that writes them: block by block, read, cast, checksum, write, on a few threads with fixed buffers.
 
 use std::{
+    collections::HashMap,
     fs::{self, File},
+    io::{self, Write as _},
     ops::Range,
     os::{fd::AsRawFd, unix::fs::FileExt},
     path::Path,
     sync::{
-        Mutex,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
@@ -17,19 +19,25 @@ use shardwright_formats::{torch_file, zip};
 use super::stage::Stage;
 use crate::{
     contents::data::{Data, Files},
+    digest::{Hasher, Sha256},
     error::{EngineError, ErrorKind, Result},
     load::CancelToken,
 };
 
 /// Bytes of a block, on either side of a cast.
 const BLOCK: u64 = 1 << 20;
+/// Bytes of a payload that is written with what stands around it, at most.
+const SMALL: u64 = 64 << 10;
 /// Bytes whose way to the disk starts at once.
 const LEAST_WRITEBACK: u64 = 64 << 10;
-/// Bytes of one thread's piece of work.
+/// Bytes of one thread's piece of work, and pieces that are planned at a time.
 const TASK: u64 = 16 << 20;
-/// Files that are open for writing at the same time, and their bytes, at most, unless one is larger: what a killed conversion loses.
+const TASKS: usize = 1 << 14;
+/// Files that are open for writing at the same time, their bytes and their payloads, at most, unless one has more: what a killed conversion loses, and
+/// what is held of their plans.
 const OPEN: usize = 64;
 const BATCH: u64 = 1 << 30;
+const PAYLOADS: usize = 1 << 15;
 const THREADS: usize = 2;
 
 /// A run of a payload.
@@ -80,33 +88,126 @@ struct Zip {
     crcs: Vec<u32>,
 }
 
-/// A file of `torch.save` that holds one tensor. Checkpoints have hundreds of thousands: what stands around the tensor is made when it is written.
+/// A file of `torch.save` that holds one tensor. Checkpoints have hundreds of thousands, of a few shapes: what stands around the tensor is made when it
+/// is written.
 #[derive(Clone, Debug)]
 struct Single {
     base: u64,
-    dtype: DType,
-    shape: Box<[u64]>,
+    form: Arc<Form>,
     crc: u32,
 }
 
-impl Single {
-    fn plan(dtype: DType, shape: &[u64]) -> Result<torch_file::Planned> {
-        let mut writer = torch_file::Writer::default();
-        let (_, value) = writer.tensor(dtype, shape).ok_or_else(overflow)?;
-        writer.finish(&value).ok_or_else(overflow)
-    }
+/// What files of one tensor share: its dtype and shape, and what follows from them.
+struct Form {
+    dtype: DType,
+    shape: Vec<u64>,
+    planned: torch_file::Planned,
+}
 
-    /// What stands before the tensor and behind it, each with its offset.
-    fn around(&self) -> Result<[(u64, Vec<u8>); 2]> {
-        let torch_file::Planned { pickle, layout } = Self::plan(self.dtype, &self.shape)?;
-        let crcs = [crc32fast::hash(&pickle), self.crc, crc32fast::hash(torch_file::VERSION)];
-        let before = [layout.local_header(0, crcs[0]), pickle, layout.local_header(1, crcs[1])].concat();
-        let behind = [&layout.local_header(2, crcs[2])[..], torch_file::VERSION, &layout.directory(&crcs)].concat();
-        Ok([(self.base, before), (self.base + layout.header(2), behind)])
+impl std::fmt::Debug for Form {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {:?}", self.dtype, self.shape)
     }
 }
 
-/// A file to be written.
+/// The forms that were asked for.
+#[derive(Clone, Default)]
+pub(super) struct Forms(HashMap<(DType, Vec<u64>), Arc<Form>>);
+
+impl std::fmt::Debug for Forms {
+    /// The files that have them name them, and this map has no order.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Forms")
+    }
+}
+
+impl Forms {
+    fn get(&mut self, dtype: DType, shape: &[u64]) -> Result<Arc<Form>> {
+        let key = (dtype, shape.to_vec());
+        if let Some(form) = self.0.get(&key) {
+            return Ok(Arc::clone(form));
+        }
+        let mut writer = torch_file::Writer::default();
+        let (_, value) = writer.tensor(dtype, shape).ok_or_else(overflow)?;
+        let form = Arc::new(Form { dtype, shape: shape.to_vec(), planned: writer.finish(&value).ok_or_else(overflow)? });
+        self.0.insert(key, Arc::clone(&form));
+        Ok(form)
+    }
+
+    /// What a file of `torch.save` takes that is one tensor.
+    pub(super) fn size(&mut self, dtype: DType, shape: &[u64]) -> Result<u64> {
+        Ok(self.get(dtype, shape)?.planned.layout.size())
+    }
+}
+
+impl Single {
+    /// What stands before the tensor, which has that checksum, and behind it, each with its offset.
+    fn around(&self, crc: u32) -> [(u64, Vec<u8>); 2] {
+        let torch_file::Planned { pickle, layout } = &self.form.planned;
+        let crcs = [crc32fast::hash(pickle), crc, crc32fast::hash(torch_file::VERSION)];
+        let before = [&layout.local_header(0, crcs[0])[..], pickle, &layout.local_header(1, crcs[1])].concat();
+        let behind = [&layout.local_header(2, crcs[2])[..], torch_file::VERSION, &layout.directory(&crcs)].concat();
+        [(self.base, before), (self.base + layout.header(2), behind)]
+    }
+}
+
+/// A file that will be written, and how it comes to its content.
+pub(super) struct Planning<'a> {
+    /// Relative to the target.
+    pub(super) name: String,
+    pub(super) size: u64,
+    /// Bytes that are read from the source for it.
+    pub(super) source_bytes: u64,
+    payloads: usize,
+    content: Content<'a>,
+}
+
+type Plan<'a> = Box<dyn Fn() -> Result<OutFile<'a>> + Send + Sync + 'a>;
+
+enum Content<'a> {
+    Planned(OutFile<'a>),
+    /// Planned anew when it is written, for the plans of all files together may be larger than what they are of; with the digest of the plan.
+    Later(Plan<'a>, Sha256),
+}
+
+impl<'a> From<OutFile<'a>> for Planning<'a> {
+    fn from(file: OutFile<'a>) -> Self {
+        let (name, size, source_bytes, payloads) = (file.name.clone(), file.size, file.source_bytes(), file.payloads.len());
+        Self { name, size, source_bytes, payloads, content: Content::Planned(file) }
+    }
+}
+
+impl std::fmt::Debug for Planning<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Planning").field("name", &self.name).field("size", &self.size).finish_non_exhaustive()
+    }
+}
+
+impl<'a> Planning<'a> {
+    /// A file of which nothing is kept but what it amounts to. The plan must be the same each time.
+    pub(super) fn later(plan: impl Fn() -> Result<OutFile<'a>> + Send + Sync + 'a) -> Result<Self> {
+        let file = plan()?;
+        let (source_bytes, payloads, digest) = (file.source_bytes(), file.payloads.len(), file.digest()?);
+        Ok(Self { name: file.name, size: file.size, source_bytes, payloads, content: Content::Later(Box::new(plan), digest) })
+    }
+
+    /// Of the plan, to the last byte's place.
+    pub(super) fn digest(&self) -> Result<Sha256> {
+        match &self.content {
+            Content::Planned(file) => file.digest(),
+            Content::Later(_, digest) => Ok(*digest),
+        }
+    }
+
+    fn planned(self) -> Result<OutFile<'a>> {
+        match self.content {
+            Content::Planned(file) => Ok(file),
+            Content::Later(plan, _) => plan(),
+        }
+    }
+}
+
+/// A file's content.
 #[derive(Clone, Debug)]
 pub(super) struct OutFile<'a> {
     /// Relative to the target.
@@ -116,6 +217,7 @@ pub(super) struct OutFile<'a> {
     payloads: Vec<Payload<'a>>,
     zips: Vec<Zip>,
     singles: Vec<Single>,
+    forms: Forms,
 }
 
 fn overflow() -> EngineError {
@@ -124,7 +226,15 @@ fn overflow() -> EngineError {
 
 impl<'a> OutFile<'a> {
     pub(super) fn new(name: impl Into<String>) -> Self {
-        Self { name: name.into(), size: 0, literals: Vec::new(), payloads: Vec::new(), zips: Vec::new(), singles: Vec::new() }
+        Self {
+            name: name.into(),
+            size: 0,
+            literals: Vec::new(),
+            payloads: Vec::new(),
+            zips: Vec::new(),
+            singles: Vec::new(),
+            forms: Forms::default(),
+        }
     }
 
     /// A file of these bytes.
@@ -194,16 +304,27 @@ impl<'a> OutFile<'a> {
     /// A file of `torch.save` that is one tensor, at the end; its size.
     pub(super) fn tensor(&mut self, dtype: DType, shape: &[u64], parts: Vec<Part<'a>>) -> Result<u64> {
         let (base, number) = (self.size, self.singles.len());
-        let layout = Single::plan(dtype, shape)?.layout;
+        let form = self.forms.get(dtype, shape)?;
+        let layout = &form.planned.layout;
         let at = base.checked_add(layout.payload(1)).ok_or_else(overflow)?;
+        let size = layout.size();
         self.payload(at, dtype, parts, Some(Sum::Single(number)))?;
-        self.singles.push(Single { base, dtype, shape: shape.into(), crc: 0 });
-        self.size = base.checked_add(layout.size()).ok_or_else(overflow)?;
-        Ok(layout.size())
+        self.singles.push(Single { base, form, crc: 0 });
+        self.size = base.checked_add(size).ok_or_else(overflow)?;
+        Ok(size)
+    }
+
+    fn digest(&self) -> Result<Sha256> {
+        let mut hasher = Hasher::default();
+        let mut out = io::BufWriter::new(&mut hasher);
+        let written = write!(out, "{self:?}").and_then(|()| out.flush());
+        drop(out);
+        written.map_err(|e| EngineError::io("cannot compare the plan of", &self.name, e))?;
+        Ok(hasher.finish())
     }
 
     /// Bytes that are read from the source for it.
-    pub(super) fn source_bytes(&self) -> u64 {
+    fn source_bytes(&self) -> u64 {
         let parts = self.payloads.iter().flat_map(|p| &p.parts);
         let bytes = parts.map(|(_, part)| match part {
             Part::Elements(data, range) => data.dtype.bytes(range.end - range.start).unwrap_or(0),
@@ -242,6 +363,20 @@ impl<'a> Torch<'a> {
     }
 }
 
+impl Payload<'_> {
+    fn bytes(&self) -> u64 {
+        self.dtype.bytes(self.len).unwrap_or(u64::MAX)
+    }
+
+    /// The file of `torch.save` that is written with it, at once: where the payload is small, that saves two writes of three.
+    fn at_once(&self) -> Option<usize> {
+        match self.sum {
+            Some(Sum::Single(single)) if (1..=SMALL).contains(&self.bytes()) => Some(single),
+            _ => None,
+        }
+    }
+}
+
 /// A piece of a payload.
 struct Task {
     file: usize,
@@ -253,22 +388,21 @@ struct Task {
 pub(super) type Watch<'a> = &'a (dyn Fn(u64) + Sync);
 
 /// Writes the files that a stage lacks, and brings them to the disk.
-pub(super) fn write(stage: &mut Stage, outputs: &mut [OutFile<'_>], files: &Files, watch: Watch<'_>, cancel: &CancelToken) -> Result<()> {
-    // Those that an earlier process has completed come first, then they are left aside.
-    outputs.sort_by_key(|output| !stage.has(&output.name));
-    let kept = outputs.partition_point(|output| stage.has(&output.name));
-    watch(outputs[..kept].iter().map(OutFile::source_bytes).fold(0, u64::saturating_add));
-    let mut rest = &mut outputs[kept..];
-    while !rest.is_empty() {
-        let mut size = 0u64;
-        let fits = rest.iter().take(OPEN).take_while(|output| {
-            size = size.saturating_add(output.size);
-            size <= BATCH
-        });
-        let (batch, others) = rest.split_at_mut(fits.count().max(1));
-        write_batch(&stage.path, batch, files, watch, cancel)?;
+pub(super) fn write(stage: &mut Stage, outputs: Vec<Planning<'_>>, files: &Files, watch: Watch<'_>, cancel: &CancelToken) -> Result<()> {
+    let (kept, rest): (Vec<_>, Vec<_>) = outputs.into_iter().partition(|output| stage.has(&output.name));
+    watch(kept.iter().map(|output| output.source_bytes).fold(0, u64::saturating_add));
+    let mut rest = rest.into_iter().peekable();
+    while rest.peek().is_some() {
+        let (mut batch, mut size, mut payloads) = (Vec::new(), 0u64, 0usize);
+        while let Some(next) = rest.next_if(|next| {
+            size = size.saturating_add(next.size);
+            payloads = payloads.saturating_add(next.payloads);
+            batch.is_empty() || batch.len() < OPEN && size <= BATCH && payloads <= PAYLOADS
+        }) {
+            batch.push(next.planned()?);
+        }
+        write_batch(&stage.path, &mut batch, files, watch, cancel)?;
         stage.keep(batch.iter().map(|output| output.name.as_str()))?;
-        rest = others;
     }
     Ok(())
 }
@@ -296,12 +430,17 @@ fn create(dir: &Path, output: &OutFile<'_>) -> Result<File> {
 
 fn write_batch(dir: &Path, outputs: &mut [OutFile<'_>], files: &Files, watch: Watch<'_>, cancel: &CancelToken) -> Result<()> {
     let open = outputs.iter().map(|output| create(dir, output)).collect::<Result<Vec<_>>>()?;
-    let mut tasks = Vec::new();
     for (file, output) in outputs.iter().enumerate() {
         for (offset, bytes) in &output.literals {
             put(dir, output, &open[file], bytes, *offset)?;
         }
-        for (payload, plan) in output.payloads.iter().enumerate() {
+    }
+    let payloads: Vec<usize> = outputs.iter().map(|output| output.payloads.len()).collect();
+    let mut rest = payloads.iter().enumerate().flat_map(|(file, &count)| (0..count).map(move |payload| (file, payload))).peekable();
+    while rest.peek().is_some() {
+        let mut tasks = Vec::new();
+        while let Some((file, payload)) = rest.next_if(|_| tasks.len() < TASKS) {
+            let plan = &outputs[file].payloads[payload];
             let step = TASK / (plan.dtype.bits() / 8).max(1);
             let mut start = 0;
             while start < plan.len {
@@ -310,9 +449,36 @@ fn write_batch(dir: &Path, outputs: &mut [OutFile<'_>], files: &Files, watch: Wa
                 start = end;
             }
         }
+        let sums = run(dir, outputs, &open, files, &tasks, watch, cancel)?;
+        combine(outputs, &tasks, sums);
     }
-    let sums = run(dir, outputs, &open, files, &tasks, watch, cancel)?;
-    // Checksums of a payload's tasks, in order, are combined to its own.
+    for (output, file) in outputs.iter().zip(&open) {
+        for Zip { base, layout, crcs } in &output.zips {
+            for (member, crc) in crcs.iter().enumerate() {
+                put(dir, output, file, &layout.local_header(member, *crc), base + layout.header(member))?;
+            }
+            put(dir, output, file, &layout.directory(crcs), base + layout.directory_offset())?;
+        }
+        for payload in output.payloads.iter().filter(|p| p.at_once().is_none()) {
+            let Some(Sum::Single(single)) = payload.sum else { continue };
+            for (offset, bytes) in output.singles[single].around(output.singles[single].crc) {
+                put(dir, output, file, &bytes, offset)?;
+            }
+        }
+        writeback(file, 0..output.size, false);
+    }
+    // Once all data are on the disk, the first sync commits what the file system notes of every file, and the others find that done.
+    for (output, file) in outputs.iter().zip(&open) {
+        writeback(file, 0..output.size, true);
+    }
+    for (output, file) in outputs.iter().zip(&open) {
+        file.sync_all().map_err(|e| EngineError::io("cannot bring the file to the disk", dir.join(&output.name), e))?;
+    }
+    Ok(())
+}
+
+/// Checksums of a payload's tasks, in order, are combined to its own.
+fn combine(outputs: &mut [OutFile<'_>], tasks: &[Task], sums: Vec<u32>) {
     let mut rest = tasks.iter().zip(sums).peekable();
     while let Some((Task { file, payload, .. }, _)) = rest.peek() {
         let (file, payload) = (*file, *payload);
@@ -328,28 +494,6 @@ fn write_batch(dir: &Path, outputs: &mut [OutFile<'_>], files: &Files, watch: Wa
             None => {}
         }
     }
-    for (output, file) in outputs.iter().zip(&open) {
-        for Zip { base, layout, crcs } in &output.zips {
-            for (member, crc) in crcs.iter().enumerate() {
-                put(dir, output, file, &layout.local_header(member, *crc), base + layout.header(member))?;
-            }
-            put(dir, output, file, &layout.directory(crcs), base + layout.directory_offset())?;
-        }
-        for single in &output.singles {
-            for (offset, bytes) in single.around()? {
-                put(dir, output, file, &bytes, offset)?;
-            }
-        }
-        writeback(file, 0..output.size, false);
-    }
-    // Once all data are on the disk, the first sync commits what the file system notes of every file, and the others find that done.
-    for (output, file) in outputs.iter().zip(&open) {
-        writeback(file, 0..output.size, true);
-    }
-    for (output, file) in outputs.iter().zip(&open) {
-        file.sync_all().map_err(|e| EngineError::io("cannot bring the file to the disk", dir.join(&output.name), e))?;
-    }
-    Ok(())
 }
 
 /// Starts to bring written bytes to the disk, and with `wait` waits until they are there. A hint: failures show in the sync that follows.
@@ -417,6 +561,7 @@ fn run(
 struct Buffers {
     source: Vec<u8>,
     target: Vec<u8>,
+    whole: Vec<u8>,
 }
 
 #[expect(clippy::too_many_arguments, reason = "one call, in one place")]
@@ -433,11 +578,12 @@ fn copy(
     let payload = &output.payloads[task.payload];
     let size = payload.dtype.bits() / 8;
     let mut hasher = crc32fast::Hasher::new();
+    if let Some(single) = payload.at_once().map(|number| &output.singles[number]) {
+        return copy_at_once(dir, output, file, files, (payload, single), buffers, watch, cancel);
+    }
     let mut at = task.range.start;
     while at < task.range.end {
-        if cancel.is_cancelled() {
-            return Err(EngineError::new(ErrorKind::Cancelled, "stopped; the unfinished target is removed"));
-        }
+        go_on(cancel)?;
         let end = (at + BLOCK / 8).min(task.range.end);
         let bytes = usize::try_from((end - at) * size).unwrap_or(0);
         buffers.target.resize(bytes, 0);
@@ -455,6 +601,43 @@ fn copy(
         at = end;
     }
     Ok(hasher.finalize())
+}
+
+/// A small payload with what stands around it.
+#[expect(clippy::too_many_arguments, reason = "one call, in one place")]
+fn copy_at_once(
+    dir: &Path,
+    output: &OutFile<'_>,
+    file: &File,
+    files: &Files,
+    (payload, single): (&Payload<'_>, &Single),
+    buffers: &mut Buffers,
+    watch: Watch<'_>,
+    cancel: &CancelToken,
+) -> Result<u32> {
+    go_on(cancel)?;
+    let size = payload.dtype.bits() / 8;
+    buffers.target.resize(usize::try_from(payload.bytes()).unwrap_or(0), 0);
+    let read = fill(files, payload, 0..payload.len, size, buffers)?;
+    let crc = crc32fast::hash(&buffers.target);
+    // What is between them is alignment, which reads as zeros.
+    let [(start, before), (behind, after)] = single.around(crc);
+    let at = |offset: u64| usize::try_from(offset - start).unwrap_or(0);
+    buffers.whole.clear();
+    for (offset, bytes) in [(start, &before), (payload.offset, &buffers.target), (behind, &after)] {
+        buffers.whole.resize(at(offset), 0);
+        buffers.whole.extend_from_slice(bytes);
+    }
+    put(dir, output, file, &buffers.whole, start)?;
+    watch(read);
+    Ok(crc)
+}
+
+fn go_on(cancel: &CancelToken) -> Result<()> {
+    match cancel.is_cancelled() {
+        true => Err(EngineError::new(ErrorKind::Cancelled, "stopped; the unfinished target is removed")),
+        false => Ok(()),
+    }
 }
 
 /// Fills the target buffer with the payload's elements of `range`; the source bytes that were read.

@@ -1,10 +1,12 @@
 //! Directories of torch's distributed checkpoints: `model/` and `optimizer/`, with the keys of `get_model_state_dict` and
 //! `get_optimizer_state_dict`, which is what LLaMA-Factory resumes from.
 
+use std::borrow::Cow;
+
 use shardwright_core::DType;
 use shardwright_formats::{
     build::Value,
-    dcp::{Chunk, Metadata, Path, Place, Tensor, write},
+    dcp::{Chunk, Path, Place, Writer},
     pickle::Plain,
     torch_file,
 };
@@ -12,71 +14,82 @@ use shardwright_formats::{
 use super::planner::{Planned, Planner, chunk};
 use crate::{
     contents::Data,
-    convert::write::{OutFile, Part},
-    error::Result,
+    convert::write::{Forms, OutFile, Part, Planning},
+    error::{EngineError, ErrorKind, Result},
 };
 
-/// One directory: a file for each rank, and the metadata.
-struct Directory<'a> {
-    name: &'static str,
-    files: Vec<OutFile<'a>>,
-    metadata: Metadata,
+/// One of the directories: a file for each rank, and the metadata.
+#[derive(Clone, Copy)]
+enum Directory {
+    Model,
+    Optimizer,
 }
 
-impl<'a> Directory<'a> {
-    fn new(name: &'static str, ranks: u64) -> Self {
-        let files = (0..ranks).map(|rank| OutFile::new(format!("{name}/__{rank}_0.distcp"))).collect();
-        Self { name, files, metadata: Metadata::default() }
-    }
-
-    fn place(&self, rank: usize, offset: u64, length: u64) -> Place {
-        Place { file: format!("__{rank}_0.distcp"), offset, length }
-    }
-
-    /// A tensor in one item for each rank that has rows of it.
-    fn tensor(&mut self, name: &str, path: Path, data: &'a Data, dtype: DType) -> Result<()> {
-        let ranks = self.files.len() as u64;
-        let mut chunks = Vec::new();
-        for rank in 0..self.files.len() {
-            let Some((offsets, sizes, parts)) = chunk(data, ranks, rank as u64) else { continue };
-            chunks.push(self.chunk(rank, dtype, offsets, sizes, parts)?);
+impl Directory {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Model => "model",
+            Self::Optimizer => "optimizer",
         }
-        let tensor = Tensor { name: name.to_owned(), dtype, shape: data.shape.clone(), chunks };
-        self.metadata.tensors.push(tensor);
-        self.metadata.paths.insert(name.to_owned(), path);
-        Ok(())
+    }
+}
+
+/// What stands under one name.
+struct Item<'a> {
+    name: Cow<'a, str>,
+    path: Path,
+    what: What<'a>,
+}
+
+enum What<'a> {
+    Tensor(&'a Data, DType),
+    /// Of a parameter: torch keeps it as a tensor.
+    Step(f32),
+    Value(&'a Plain),
+    Params(&'a [String]),
+}
+
+/// What a rank's file has of an item.
+enum Piece<'a> {
+    Tensor { dtype: DType, offsets: Vec<u64>, sizes: Vec<u64>, parts: Vec<Part<'a>> },
+    Value(Vec<u8>),
+}
+
+impl<'a> Item<'a> {
+    /// The rows that a rank has of a tensor; the first rank has the steps and values.
+    fn piece(&self, ranks: u64, rank: u64) -> Result<Option<Piece<'a>>> {
+        let value =
+            |value: &Value| torch_file::small(value).map(Piece::Value).map_err(|e| EngineError::new(ErrorKind::Checkpoint, e.to_string()));
+        Ok(match self.what {
+            What::Tensor(data, dtype) => {
+                chunk(data, ranks, rank).map(|(offsets, sizes, parts)| Piece::Tensor { dtype, offsets, sizes, parts })
+            }
+            _ if rank > 0 => None,
+            What::Step(step) => {
+                Some(Piece::Tensor { dtype: DType::F32, offsets: Vec::new(), sizes: Vec::new(), parts: vec![Part::Number(step)] })
+            }
+            What::Value(plain) => Some(value(&Value::plain(plain))?),
+            What::Params(names) => Some(value(&Value::list(names.iter().map(|name| Value::str(name))))?),
+        })
+    }
+}
+
+impl<'a> Piece<'a> {
+    fn size(&self, forms: &mut Forms) -> Result<u64> {
+        match self {
+            Self::Tensor { dtype, sizes, .. } => forms.size(*dtype, sizes),
+            Self::Value(bytes) => Ok(bytes.len() as u64),
+        }
     }
 
-    fn chunk(&mut self, rank: usize, dtype: DType, offsets: Vec<u64>, sizes: Vec<u64>, parts: Vec<Part<'a>>) -> Result<Chunk> {
-        let offset = self.files[rank].size;
-        let length = self.files[rank].tensor(dtype, &sizes, parts)?;
-        Ok(Chunk { offsets, sizes, place: self.place(rank, offset, length) })
-    }
-
-    fn step(&mut self, name: &str, path: Path, step: f64) -> Result<()> {
-        let offset = self.files[0].size;
-        #[expect(clippy::cast_possible_truncation, reason = "torch keeps steps as float32")]
-        let length = self.files[0].tensor(DType::F32, &[], vec![Part::Number(step as f32)])?;
-        let chunk = Chunk { offsets: Vec::new(), sizes: Vec::new(), place: self.place(0, offset, length) };
-        self.metadata.tensors.push(Tensor { name: name.to_owned(), dtype: DType::F32, shape: Vec::new(), chunks: vec![chunk] });
-        self.metadata.paths.insert(name.to_owned(), path);
-        Ok(())
-    }
-
-    fn value(&mut self, name: &str, path: Path, value: &Plain) -> Result<()> {
-        let bytes = torch_file::small(&Value::plain(value))
-            .map_err(|e| crate::error::EngineError::new(crate::error::ErrorKind::Checkpoint, e.to_string()))?;
-        let place = self.place(0, self.files[0].size, bytes.len() as u64);
-        self.files[0].append(bytes);
-        self.metadata.values.push((name.to_owned(), place));
-        self.metadata.paths.insert(name.to_owned(), path);
-        Ok(())
-    }
-
-    /// The data files, the metadata last.
-    fn finish(self) -> Vec<OutFile<'a>> {
-        let metadata = OutFile::literal(format!("{}/.metadata", self.name), write(&self.metadata));
-        self.files.into_iter().filter(|f| f.size > 0).chain([metadata]).collect()
+    fn add(self, file: &mut OutFile<'a>) -> Result<()> {
+        match self {
+            Self::Tensor { dtype, sizes, parts, .. } => file.tensor(dtype, &sizes, parts).map(drop),
+            Self::Value(bytes) => {
+                file.append(bytes);
+                Ok(())
+            }
+        }
     }
 }
 
@@ -84,51 +97,111 @@ fn text(key: &str) -> Plain {
     Plain::Str(key.to_owned())
 }
 
-impl<'a> Planner<'a, '_> {
+fn file_of(rank: u64) -> String {
+    format!("__{rank}_0.distcp")
+}
+
+impl<'a> Planner<'a> {
     pub(super) fn dcp(&self) -> Result<Planned<'a>> {
-        let mut model = Directory::new("model", self.ranks());
-        for tensor in &self.contents.tensors {
-            model.tensor(&tensor.name, vec![text(&tensor.name)], &tensor.data, self.dtype(tensor))?;
-        }
-        for (alias, tensor) in self.aliases() {
-            // The same bytes under another name.
-            if let Some(of) = model.metadata.tensors.iter().find(|t| t.name == tensor.name) {
-                let of = Tensor { name: alias.to_owned(), ..of.clone() };
-                model.metadata.tensors.push(of);
-                model.metadata.paths.insert(alias.to_owned(), vec![text(alias)]);
-            }
-        }
-        let mut files = model.finish();
+        let mut files = self.directory(Directory::Model)?;
         let mut lost = Vec::new();
         match &self.contents.optimizer {
             Some(_) if self.options.params_only => lost.push("the optimizer, because of --params-only".to_owned()),
-            Some(_) => files.extend(self.optimizer()?.finish()),
+            Some(_) => files.extend(self.directory(Directory::Optimizer)?),
             None => {}
         }
         self.lose_values(&mut lost, &[]);
         Ok(Planned { files, lost })
     }
 
-    fn optimizer(&self) -> Result<Directory<'a>> {
-        let mut out = Directory::new("optimizer", self.ranks());
-        let Some(optimizer) = &self.contents.optimizer else { return Ok(out) };
-        for state in &optimizer.states {
-            let name = |key: &str| (format!("state.{}.{key}", state.param), vec![text("state"), text(&state.param), text(key)]);
-            for (key, data) in &state.tensors {
-                let (name, path) = name(key);
-                out.tensor(&name, path, data, data.dtype)?;
+    /// The data files, the metadata last. Each is planned anew when it is written: there may be millions of items.
+    fn directory(&self, directory: Directory) -> Result<Vec<Planning<'a>>> {
+        let mut files = Vec::new();
+        for rank in 0..self.ranks() {
+            let planner = self.clone();
+            let file = Planning::later(move || planner.data(directory, rank))?;
+            if file.size > 0 {
+                files.push(file);
             }
-            let (name, path) = name("step");
-            out.step(&name, path, state.step)?;
+        }
+        let planner = self.clone();
+        files.push(Planning::later(move || planner.metadata(directory))?);
+        Ok(files)
+    }
+
+    /// A rank's file.
+    fn data(&self, directory: Directory, rank: u64) -> Result<OutFile<'a>> {
+        let mut file = OutFile::new(format!("{}/{}", directory.name(), file_of(rank)));
+        self.items(directory, &mut |item| item.piece(self.ranks(), rank)?.map_or(Ok(()), |piece| piece.add(&mut file)))?;
+        Ok(file)
+    }
+
+    fn metadata(&self, directory: Directory) -> Result<OutFile<'a>> {
+        let mut writer = Writer::default();
+        let mut ends = vec![0u64; usize::try_from(self.ranks()).unwrap_or(0)];
+        let aliases = match directory {
+            Directory::Model => self.aliases(),
+            Directory::Optimizer => Vec::new(),
+        };
+        let (mut tied, mut forms) = (Vec::new(), Forms::default());
+        self.items(directory, &mut |item| {
+            let mut chunks = Vec::new();
+            for (rank, end) in (0..).zip(&mut ends) {
+                let Some(piece) = item.piece(self.ranks(), rank)? else { continue };
+                let place = Place { file: file_of(rank), offset: *end, length: piece.size(&mut forms)? };
+                *end = end.saturating_add(place.length);
+                match piece {
+                    Piece::Tensor { offsets, sizes, .. } => chunks.push(Chunk { offsets, sizes, place }),
+                    Piece::Value(_) => writer.value(&item.name, &item.path, &place),
+                }
+            }
+            let (dtype, shape) = match item.what {
+                What::Tensor(data, dtype) => (dtype, data.shape.as_slice()),
+                What::Step(_) => (DType::F32, [].as_slice()),
+                What::Value(_) | What::Params(_) => return Ok(()),
+            };
+            writer.tensor(&item.name, &item.path, dtype, shape, &chunks);
+            // The same bytes under another name.
+            let names = aliases.iter().filter(|(_, of)| of.name == *item.name);
+            tied.extend(names.map(|(alias, _)| (*alias, dtype, shape.to_vec(), chunks.clone())));
+            Ok(())
+        })?;
+        tied.iter().for_each(|(alias, dtype, shape, chunks)| writer.tensor(alias, &[text(alias)], *dtype, shape, chunks));
+        Ok(OutFile::literal(format!("{}/.metadata", directory.name()), writer.finish()))
+    }
+
+    /// What a directory has, in the order of its files.
+    fn items(&self, directory: Directory, see: &mut dyn FnMut(Item<'a>) -> Result<()>) -> Result<()> {
+        match directory {
+            Directory::Model => self.contents.tensors.iter().try_for_each(|tensor| {
+                let what = What::Tensor(&tensor.data, self.dtype(tensor));
+                see(Item { name: tensor.name.as_str().into(), path: vec![text(&tensor.name)], what })
+            }),
+            Directory::Optimizer => self.contents.optimizer.as_ref().map_or(Ok(()), |optimizer| Self::states(optimizer, see)),
+        }
+    }
+
+    fn states(optimizer: &'a crate::contents::Optimizer, see: &mut dyn FnMut(Item<'a>) -> Result<()>) -> Result<()> {
+        for state in &optimizer.states {
+            let mut item = |key: &str, what| {
+                see(Item {
+                    name: format!("state.{}.{key}", state.param).into(),
+                    path: vec![text("state"), text(&state.param), text(key)],
+                    what,
+                })
+            };
+            state.tensors.iter().try_for_each(|(key, data)| item(key, What::Tensor(data, data.dtype)))?;
+            #[expect(clippy::cast_possible_truncation, reason = "torch keeps steps as float32")]
+            item("step", What::Step(state.step as f32))?;
         }
         for (number, group) in optimizer.groups.iter().enumerate() {
-            let params = Plain::List(group.params.iter().map(|p| text(p)).collect());
-            let params = ("params".to_owned(), params);
-            for (key, value) in group.values.iter().chain([&params]) {
+            let mut item = |key: &str, what| {
                 let path = vec![text("param_groups"), Plain::Int(i64::try_from(number).unwrap_or(0)), text(key)];
-                out.value(&format!("param_groups.{number}.{key}"), path, value)?;
-            }
+                see(Item { name: format!("param_groups.{number}.{key}").into(), path, what })
+            };
+            group.values.iter().try_for_each(|(key, value)| item(key, What::Value(value)))?;
+            item("params", What::Params(&group.params))?;
         }
-        Ok(out)
+        Ok(())
     }
 }

@@ -1,5 +1,7 @@
 //! DeepSpeed checkpoints of ZeRO stage 3, for any number of ranks, and universal ones.
 
+use std::{collections::BTreeMap, sync::Arc};
+
 use shardwright_core::DType;
 use shardwright_formats::{
     build::Value,
@@ -10,7 +12,7 @@ use shardwright_formats::{
 use super::planner::{Planned, Planner, all, missing_optimizer, partition};
 use crate::{
     contents::{Data, Group, Kind, Optimizer, State, Tensor},
-    convert::write::{OutFile, Part, Torch},
+    convert::write::{OutFile, Part, Planning, Torch},
     error::{EngineError, ErrorKind, Result},
 };
 
@@ -45,7 +47,7 @@ struct SubGroup<'a> {
     params: Vec<Param<'a>>,
 }
 
-impl<'a> Planner<'a, '_> {
+impl<'a> Planner<'a> {
     /// The dtype that parameters are trained in.
     fn compute(&self) -> DType {
         self.options.dtype.or(self.contents.compute).unwrap_or(DType::BF16)
@@ -65,13 +67,14 @@ impl<'a> Planner<'a, '_> {
     /// Sub-groups as DeepSpeed cuts them, by the elements of a rank's partitions.
     fn sub_groups(&self, optimizer: &'a Optimizer) -> Result<Vec<SubGroup<'a>>> {
         let ranks = self.ranks();
+        let states: BTreeMap<&str, &State> = optimizer.states.iter().rev().map(|s| (s.param.as_str(), s)).collect();
         let mut out = Vec::new();
         for (number, group) in optimizer.groups.iter().enumerate() {
             let mut params = Vec::new();
             for name in &group.params {
                 let error = |what: &str| EngineError::new(ErrorKind::Checkpoint, what).tensor(name);
                 let tensor = self.contents.tensor(name).ok_or_else(|| error("the optimizer has it and the model does not"))?;
-                let state = optimizer.states.iter().find(|s| s.param == *name).ok_or_else(|| error("the optimizer has no states of it"))?;
+                let state = states.get(name.as_str()).ok_or_else(|| error("the optimizer has no states of it"))?;
                 params.push(Param { tensor, state });
             }
             let size = |p: &Param<'_>| p.tensor.data.numel().div_ceil(ranks);
@@ -100,22 +103,28 @@ impl<'a> Planner<'a, '_> {
 
     pub(super) fn zero3(&self) -> Result<Planned<'a>> {
         let optimizer = self.optimizer_or_refuse()?;
-        let sub_groups = self.sub_groups(optimizer)?;
+        let sub_groups = Arc::new(self.sub_groups(optimizer)?);
         let tag = self.tag();
         let prefix = if self.compute() == DType::BF16 { "bf16_" } else { "" };
         let mut files = Vec::new();
         for rank in 0..self.ranks() {
-            files.push(self.model_states(&tag, rank, &sub_groups)?);
+            files.push(self.model_states_later(&tag, rank, &sub_groups)?);
             let name = format!("{tag}/{prefix}zero_pp_rank_{rank}_mp_rank_00_optim_states.pt");
-            files.push(self.optim_states(name, rank, optimizer, &sub_groups)?);
+            let (planner, sub_groups) = (self.clone(), Arc::clone(&sub_groups));
+            files.push(Planning::later(move || planner.optim_states(&name, rank, optimizer, &sub_groups))?);
         }
-        files.push(OutFile::literal("latest", tag.into_bytes()));
+        files.push(OutFile::literal("latest", tag.into_bytes()).into());
         Ok(Planned { files, lost: self.lost_states(optimizer) })
     }
 
     fn tag(&self) -> String {
         let named = self.options.tag.clone().or_else(|| self.contents.tag.clone());
         named.unwrap_or_else(|| format!("global_step{}", self.contents.step().unwrap_or(0)))
+    }
+
+    fn model_states_later(&self, tag: &str, rank: u64, sub_groups: &Arc<Vec<SubGroup<'a>>>) -> Result<Planning<'a>> {
+        let (planner, tag, sub_groups) = (self.clone(), tag.to_owned(), Arc::clone(sub_groups));
+        Planning::later(move || planner.model_states(&tag, rank, &sub_groups))
     }
 
     /// A rank's `*_model_states.pt`.
@@ -190,7 +199,7 @@ impl<'a> Planner<'a, '_> {
     }
 
     /// A rank's `*_optim_states.pt`.
-    fn optim_states(&self, name: String, rank: u64, optimizer: &Optimizer, sub_groups: &[SubGroup<'a>]) -> Result<OutFile<'a>> {
+    fn optim_states(&self, name: &str, rank: u64, optimizer: &Optimizer, sub_groups: &[SubGroup<'a>]) -> Result<OutFile<'a>> {
         let mut torch = Torch::default();
         let flat = |torch: &mut Torch<'a>, sub: &SubGroup<'a>, key: &str| -> Result<Value> {
             let (mut len, mut parts) = (0u64, Vec::new());
@@ -229,11 +238,11 @@ impl<'a> Planner<'a, '_> {
 
     pub(super) fn universal(&self) -> Result<Planned<'a>> {
         let optimizer = self.optimizer_or_refuse()?;
-        let sub_groups = self.sub_groups(optimizer)?;
+        let sub_groups = Arc::new(self.sub_groups(optimizer)?);
         let tag = format!("{}_universal", self.tag());
         let mut files = Vec::new();
         for rank in 0..self.ranks() {
-            files.push(self.model_states(&tag, rank, &sub_groups)?);
+            files.push(self.model_states_later(&tag, rank, &sub_groups)?);
         }
         for param in sub_groups.iter().flat_map(|sub| &sub.params) {
             let name = &param.tensor.name;
@@ -242,11 +251,14 @@ impl<'a> Planner<'a, '_> {
             }
             for key in ["fp32", STATES[0], STATES[1]] {
                 let data = param.data(key)?;
-                let mut torch = Torch::default();
-                let value = torch.tensor(DType::F32, &[data.numel()], vec![Part::Elements(data, 0..data.numel())])?;
-                let mut file = OutFile::new(format!("{tag}/zero/{name}/{key}.pt"));
-                file.torch(torch, &value)?;
-                files.push(file);
+                let name = format!("{tag}/zero/{name}/{key}.pt");
+                files.push(Planning::later(move || {
+                    let mut torch = Torch::default();
+                    let value = torch.tensor(DType::F32, &[data.numel()], vec![Part::Elements(data, 0..data.numel())])?;
+                    let mut file = OutFile::new(name.as_str());
+                    file.torch(torch, &value)?;
+                    Ok(file)
+                })?);
             }
         }
         let mut torch = Torch::default();
@@ -264,9 +276,9 @@ impl<'a> Planner<'a, '_> {
         ]);
         let mut file = OutFile::new(format!("{tag}/zero/optimizer_state.pt"));
         file.torch(torch, &root)?;
-        files.push(file);
-        files.push(OutFile::literal("latest", tag.clone().into_bytes()));
-        files.push(OutFile::literal("latest_universal", tag.into_bytes()));
+        files.push(file.into());
+        files.push(OutFile::literal("latest", tag.clone().into_bytes()).into());
+        files.push(OutFile::literal("latest_universal", tag.into_bytes()).into());
         let mut lost = self.lost_states(optimizer);
         let kept = self.contents.tensors.iter().filter(|t| t.kind != Kind::Trained).count();
         if kept > 0 {

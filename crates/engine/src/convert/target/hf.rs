@@ -11,7 +11,7 @@ use crate::{
     contents::{Kind, Tensor},
     convert::{
         names::{Names, OfHub},
-        write::{OutFile, Part},
+        write::{OutFile, Part, Planning},
     },
     error::{EngineError, ErrorKind, Result},
 };
@@ -31,7 +31,7 @@ impl Entry<'_> {
     }
 }
 
-impl<'a> Planner<'a, '_> {
+impl<'a> Planner<'a> {
     pub(super) fn hf(&self) -> Result<Planned<'a>> {
         let mut files: Vec<Vec<Entry<'a>>> = vec![Vec::new()];
         let mut size = 0u64;
@@ -72,7 +72,7 @@ impl<'a> Planner<'a, '_> {
                 total += entry.bytes();
                 parameters += shardwright_core::model::numel(&entry.shape).unwrap_or(0);
             }
-            out.push(file(name(number), entries, false)?);
+            out.push(file(name(number), entries, false)?.into());
         }
         if count > 1 {
             let names: Vec<String> = (0..count).map(name).collect();
@@ -82,7 +82,7 @@ impl<'a> Planner<'a, '_> {
             let written = serde_json::to_writer_pretty(&mut text, &index);
             written.map_err(|e| EngineError::new(ErrorKind::Checkpoint, format!("the index cannot be written: {e}")))?;
             text.push(b'\n');
-            out.push(OutFile::literal("model.safetensors.index.json", text));
+            out.push(OutFile::literal("model.safetensors.index.json", text).into());
         }
         let mut lost = self.lost_with_weights();
         if !self.contents.aliases.is_empty() {
@@ -93,28 +93,26 @@ impl<'a> Planner<'a, '_> {
     }
 
     pub(super) fn hf_sharded(&self) -> Result<Planned<'a>> {
-        let ranks = self.ranks();
-        let mut out = Vec::new();
-        for rank in 0..ranks {
-            let mut entries = Vec::new();
-            for (name, tensor) in self.with_aliases() {
-                let dtype = self.dtype(tensor);
-                let found = match tensor.kind {
-                    Kind::Buffer if rank > 0 => None,
-                    Kind::Buffer => Some((vec![0; tensor.data.shape.len()], tensor.data.shape.clone(), all(&tensor.data))),
-                    _ => chunk(&tensor.data, ranks, rank),
-                };
-                entries.extend(found.map(|(offsets, shape, parts)| Entry {
-                    name: name.into(),
-                    dtype,
-                    shape,
-                    parts,
-                    offsets: Some(offsets),
-                }));
-            }
-            out.push(file(format!("shard-{:05}-model-00001-of-00001.safetensors", rank + 1), entries, true)?);
+        let file = |rank| {
+            let planner = self.clone();
+            Planning::later(move || planner.shard(rank))
+        };
+        Ok(Planned { files: (0..self.ranks()).map(file).collect::<Result<_>>()?, lost: self.lost_with_weights() })
+    }
+
+    /// A rank's file.
+    fn shard(&self, rank: u64) -> Result<OutFile<'a>> {
+        let mut entries = Vec::new();
+        for (name, tensor) in self.with_aliases() {
+            let dtype = self.dtype(tensor);
+            let found = match tensor.kind {
+                Kind::Buffer if rank > 0 => None,
+                Kind::Buffer => Some((vec![0; tensor.data.shape.len()], tensor.data.shape.clone(), all(&tensor.data))),
+                _ => chunk(&tensor.data, self.ranks(), rank),
+            };
+            entries.extend(found.map(|(offsets, shape, parts)| Entry { name: name.into(), dtype, shape, parts, offsets: Some(offsets) }));
         }
-        Ok(Planned { files: out, lost: self.lost_with_weights() })
+        file(format!("shard-{:05}-model-00001-of-00001.safetensors", rank + 1), entries, true)
     }
 
     /// Tensors as files on the hub hold them.

@@ -5,13 +5,15 @@ mod deepspeed;
 mod hf;
 mod planner;
 
+use std::sync::Arc;
+
 pub(super) use self::planner::Planned;
 use self::planner::Planner;
 use super::options::{ConvertOptions, Target};
 use crate::{contents::Contents, error::Result};
 
 pub(super) fn plan<'a>(contents: &'a Contents, options: &ConvertOptions) -> Result<Planned<'a>> {
-    let planner = Planner { contents, options };
+    let planner = Planner { contents, options: Arc::new(options.clone()) };
     match options.to {
         Target::Hf => planner.hf(),
         Target::HfSharded => planner.hf_sharded(),

@@ -1,12 +1,14 @@
 //! What the plans of all targets share.
 
+use std::sync::Arc;
+
 use shardwright_core::{DType, GroupAxis, Placement};
 
 use crate::{
     contents::{Contents, Data, Kind, Tensor},
     convert::{
         options::ConvertOptions,
-        write::{OutFile, Part},
+        write::{Part, Planning},
     },
     error::{EngineError, ErrorKind, Result},
 };
@@ -14,16 +16,17 @@ use crate::{
 /// The files of a target, and what is lost on the way to it.
 #[derive(Debug, Default)]
 pub(in crate::convert) struct Planned<'a> {
-    pub(in crate::convert) files: Vec<OutFile<'a>>,
+    pub(in crate::convert) files: Vec<Planning<'a>>,
     pub(in crate::convert) lost: Vec<String>,
 }
 
-pub(super) struct Planner<'a, 'o> {
+#[derive(Clone)]
+pub(super) struct Planner<'a> {
     pub(super) contents: &'a Contents,
-    pub(super) options: &'o ConvertOptions,
+    pub(super) options: Arc<ConvertOptions>,
 }
 
-impl<'a> Planner<'a, '_> {
+impl<'a> Planner<'a> {
     /// The dtype that a tensor of the model gets: parameters may be cast, buffers stay.
     pub(super) fn dtype(&self, tensor: &Tensor) -> DType {
         match (self.options.dtype, tensor.kind) {
