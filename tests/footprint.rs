@@ -39,7 +39,7 @@ fn main() {
     }
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1); // a measurement has the machine alone
-    let tests: [(&str, fn()); 7] = [
+    let tests: [(&str, fn()); 8] = [
         ("memory_beyond_the_shards_is_bounded_whatever_the_size", memory_beyond_the_shards_is_bounded_whatever_the_size),
         ("a_rank_reads_what_it_needs_and_no_more", a_rank_reads_what_it_needs_and_no_more),
         ("a_thousand_loads_leave_nothing_behind", a_thousand_loads_leave_nothing_behind),
@@ -48,6 +48,7 @@ fn main() {
             a_save_from_the_checkpoint_needs_little_memory_whatever_the_size,
         ),
         ("a_conversion_needs_little_memory_whatever_the_size", a_conversion_needs_little_memory_whatever_the_size),
+        ("a_conversion_of_many_tensors_needs_little_memory_a_rank", a_conversion_of_many_tensors_needs_little_memory_a_rank),
         ("a_save_and_its_verification_need_little_memory_a_tensor", a_save_and_its_verification_need_little_memory_a_tensor),
         ("hundreds_of_files_need_few_descriptors_and_little_memory", hundreds_of_files_need_few_descriptors_and_little_memory),
     ];
@@ -178,6 +179,28 @@ fn a_conversion_needs_little_memory_whatever_the_size() {
     }
     if let Some(what) = left_out {
         skip(what);
+    }
+}
+
+/// 20,000 tensors, for one rank and for eight: what a conversion holds of each rank's part is an entry of the metadata, of about 110 bytes, and a batch.
+fn a_conversion_of_many_tensors_needs_little_memory_a_rank() {
+    const TENSORS: u64 = 20_000;
+    let dir = tempfile::TempDir::new().unwrap();
+    let source = dir.path().join("model");
+    let tensors: Vec<TensorMeta> =
+        (0..TENSORS).map(|i| TensorMeta::new(format!("model.layers.{i:06}.mlp.down_proj.weight"), DType::BF16, [8u64, 64])).collect();
+    write_checkpoint(&source, &tensors, u64::MAX, Content::Sparse).unwrap();
+    let peak = |to: &str, ranks: u64| {
+        let job = json!({ "source": source, "convert": dir.path().join(format!("{to}-{ranks}")), "to": to, "ranks": ranks });
+        let peak = child(&job)["peak"].as_f64().unwrap();
+        println!("{TENSORS} tensors to {to} on {ranks}: {:.1} MiB beyond the idle program", peak / MIB);
+        peak
+    };
+    for (to, most) in [("dcp", 300.0), ("hf-sharded", 100.0)] {
+        let (one, eight) = (peak(to, 1), peak(to, 8));
+        let each = (eight - one) / (7 * TENSORS) as f64;
+        assert!(eight <= 128.0 * MIB, "{to}: {:.1} MiB", eight / MIB);
+        assert!(each <= most, "{to}: {each:.0} bytes for each tensor and rank");
     }
 }
 

@@ -183,23 +183,18 @@ impl Value {
         [b"\x80\x02", &self.0[..], b"."].concat()
     }
 
-    /// The pickle of an object with a state of these fields, for which values are put into the memo first, each under its place among them. The fields
-    /// may be large: each is let go of once it is written, and none is copied twice.
-    pub fn pickled_object<const N: usize>(class: Self, fields: [(Self, Self); N], memo: impl IntoIterator<Item = Self>) -> Vec<u8> {
-        let mut out = b"\x80\x02".to_vec();
+    /// The pickle of an object with a state of these fields, for which values are put into the memo first, each under its place among them; in pieces,
+    /// for the fields may be large.
+    pub fn pickled_object<const N: usize>(class: Self, fields: [(Self, Self); N], memo: impl IntoIterator<Item = Self>) -> Vec<Vec<u8>> {
+        let mut head = b"\x80\x02".to_vec();
         for (number, value) in (0..).zip(memo) {
-            out.extend(value.kept(number).0);
-            out.push(b'0');
+            head.extend(value.kept(number).0);
+            head.push(b'0');
         }
-        out.extend(class.0);
-        out.extend(b")\x81}(");
-        out.reserve_exact(fields.iter().map(|(key, value)| key.0.len() + value.0.len()).sum::<usize>() + 3);
-        for (key, value) in fields {
-            out.extend(key.0);
-            out.extend(value.0);
-        }
-        out.extend(b"ub.");
-        out
+        head.extend(class.0);
+        head.extend(b")\x81}(");
+        let fields = fields.into_iter().flat_map(|(key, value)| [key.0, value.0]);
+        std::iter::once(head).chain(fields).chain([b"ub.".to_vec()]).collect()
     }
 
     fn then(self, next: &Self) -> Self {

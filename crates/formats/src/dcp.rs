@@ -296,8 +296,8 @@ impl Writer {
         number
     }
 
-    /// The pickle.
-    pub fn finish(self) -> Vec<u8> {
+    /// The pickle, in pieces.
+    pub fn finish(self) -> Vec<Vec<u8>> {
         let Self { mut memo, state, planner, storage, .. } = self;
         let fields = [
             ("state_dict_metadata", state.finish()),
@@ -331,7 +331,7 @@ mod tests {
             writer.tensor(name, &metadata.paths[name], *dtype, shape, chunks);
         }
         metadata.values.iter().for_each(|(name, place)| writer.value(name, &metadata.paths[name], place));
-        writer.finish()
+        writer.finish().concat()
     }
 
     #[test]

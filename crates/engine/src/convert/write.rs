@@ -111,15 +111,8 @@ impl std::fmt::Debug for Form {
 }
 
 /// The forms that were asked for.
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Forms(HashMap<(DType, Vec<u64>), Arc<Form>>);
-
-impl std::fmt::Debug for Forms {
-    /// The files that have them name them, and this map has no order.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Forms")
-    }
-}
 
 impl Forms {
     fn get(&mut self, dtype: DType, shape: &[u64]) -> Result<Arc<Form>> {
@@ -317,7 +310,15 @@ impl<'a> OutFile<'a> {
     fn digest(&self) -> Result<Sha256> {
         let mut hasher = Hasher::default();
         let mut out = io::BufWriter::new(&mut hasher);
-        let written = write!(out, "{self:?}").and_then(|()| out.flush());
+        let Self { name, size, literals, payloads, zips, singles, forms: _ } = self;
+        let written = (|| {
+            write!(out, "{name:?} {size} {payloads:?} {zips:?} {singles:?}")?;
+            for (offset, bytes) in literals {
+                write!(out, " {offset} {} ", bytes.len())?;
+                out.write_all(bytes)?;
+            }
+            out.flush()
+        })();
         drop(out);
         written.map_err(|e| EngineError::io("cannot compare the plan of", &self.name, e))?;
         Ok(hasher.finish())

@@ -167,7 +167,9 @@ impl<'a> Planner<'a> {
             Ok(())
         })?;
         tied.iter().for_each(|(alias, dtype, shape, chunks)| writer.tensor(alias, &[text(alias)], *dtype, shape, chunks));
-        Ok(OutFile::literal(format!("{}/.metadata", directory.name()), writer.finish()))
+        let mut file = OutFile::new(format!("{}/.metadata", directory.name()));
+        writer.finish().into_iter().for_each(|piece| file.append(piece));
+        Ok(file)
     }
 
     /// What a directory has, in the order of its files.
