@@ -86,8 +86,11 @@ impl Progress {
     }
 }
 
-/// Seconds that the rest takes at the speed so far.
+/// Seconds that the rest takes at the speed so far, once a half percent tells it.
 fn left(elapsed: Duration, done: u64, total: u64) -> Option<u128> {
+    if done < total / 200 {
+        return None;
+    }
     let rest = u128::from(total.checked_sub(done)?);
     (elapsed.as_millis() * rest / 1000).checked_div(u128::from(done))
 }
@@ -107,6 +110,6 @@ mod tests {
     #[test]
     fn the_time_left_is_reported_once_something_is_done() {
         let after = |done| left(Duration::from_millis(1500), done, 400);
-        assert_eq!([after(0), after(100), after(300), after(400), after(401)], [None, Some(4), Some(0), Some(0), None]);
+        assert_eq!([after(0), after(1), after(100), after(300), after(400), after(401)], [None, None, Some(4), Some(0), Some(0), None]);
     }
 }
