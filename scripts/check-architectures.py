@@ -37,16 +37,34 @@ MOST = 4e10  # elements of a model
 
 def saved(model):
     """The tensors that save_pretrained would write, by their names in the file."""
-    state = model.state_dict()
+    state, kept = model.state_dict(), set()
+    if make.MAJOR < 5:
+        groups = {}
+        for name, p in model.named_parameters(remove_duplicate=False):
+            groups.setdefault(id(p), []).append(name)
+        for first, *others in groups.values():
+            kept.update([first] if others else ())  # of a module that is in several places
+            for name in others:
+                state.pop(name, None)
     ties = [getattr(of, "tie_word_embeddings", False) for of in make.with_parts(model.config)]
     for name in list(getattr(model, "all_tied_weights_keys", None) or getattr(model, "_tied_weights_keys", None) or ()) if any(ties) else ():
-        state.pop(name, None)
+        if name not in kept:
+            state.pop(name, None)
     if make.MAJOR >= 5:
         from transformers.core_model_loading import revert_weight_conversion
 
-        with contextlib.suppress(Exception):
-            state = revert_weight_conversion(model, state)
+        state = revert_weight_conversion(model, state)
     return state
+
+
+def class_for(model_type, config):
+    """The class that is built: the language model's, else the base model; but one that takes such a config for its own. transformers itself does not
+    load what another type's class saves under it: it writes names by one type's conversions and reads them by the other's."""
+    found = make.classes_of(model_type)
+    base = make.autos.MODEL_MAPPING_NAMES.get(model_type)
+    names = [make.use(found)["llm"], base if isinstance(base, str) else base[0] if base else None, *found.values()]
+    classes = [cls for name in names if (cls := getattr(transformers, name or "", None)) is not None]
+    return next((cls for cls in classes if getattr(cls, "config_class", None) is type(config)), classes[0] if classes else None)
 
 
 def write(folder, state):
@@ -114,16 +132,13 @@ def one_type(task):
     model_type, args = task
     torch.set_num_threads(1)
     rng = random.Random(f"{args.seed} {model_type}")
-    base = make.autos.MODEL_MAPPING_NAMES.get(model_type)
-    base = base[0] if isinstance(base, (list, tuple)) and base else base
-    name = make.use(make.classes_of(model_type))["llm"] or base
-    cls = getattr(transformers, name or "", None)
     out = []
-    if cls is None:
-        return out
     try:
         small = make.evened(make.shrunk(make.default_config(model_type), make.LAYERS))
     except Exception:
+        return out
+    cls = class_for(model_type, small)
+    if cls is None:
         return out
     version = ["--transformers", ".".join(transformers.__version__.split(".")[:2])]
     for _ in range(6 * args.configs):
@@ -132,13 +147,17 @@ def one_type(task):
         with tempfile.TemporaryDirectory() as folder:
             try:
                 config, said = changed(rng, small, args.flags)
-                config.architectures = [name]
+                config.architectures = [cls.__name__]
                 config.save_pretrained(folder)
                 model = make.build(cls, type(config).from_pretrained(folder))
-                state = saved(model)
-                if sum(t.numel() for t in state.values()) > MOST:
+                if sum(t.numel() for t in model.state_dict().values()) > MOST:
                     continue
             except Exception:
+                continue
+            try:
+                state = saved(model)
+            except Exception as error:
+                out.append((model_type, "not written", said, f"{type(error).__name__}: {error}"))
                 continue
             write(folder, state)
             run = subprocess.run([args.binary, "inspect", folder, "--as-model", "--format", "json", *version], capture_output=True, text=True)
@@ -154,6 +173,10 @@ def one_type(task):
 
 TINY = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2}
 GEMMA4 = {**TINY, "num_hidden_layers": 18, "head_dim": 8, "vocab_size_per_layer_input": 96, "hidden_size_per_layer_input": 8}
+ZAMBA = {
+    **TINY, "num_key_value_heads": 4, "n_mamba_heads": 4, "mamba_d_state": 8,
+    "layers_block_type": ["hybrid", "linear_attention", "hybrid", "hybrid", "linear_attention", "hybrid"],
+}  # fmt: skip
 WHOLE = [
     ("bamba", {**TINY, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1, "attn_layer_indices": [1, 4]}),
     ("bert", {"vocab_size": 96, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "num_hidden_layers": 2, "is_decoder": True, "add_cross_attention": True}),
@@ -164,6 +187,8 @@ WHOLE = [
     ("modernbert-decoder", {**TINY, "decoder_bias": False, "pad_token_id": 0}),
     ("t5", {"vocab_size": 96, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "feed_forward_proj": "gated-gelu"}),
     ("timm_wrapper", {"architecture": "resnet18"}),
+    ("zamba", {**ZAMBA, "attention_head_dim": 16, "attention_hidden_size": 64}),
+    ("zamba2", {**ZAMBA, "num_mem_blocks": 2, "adapter_rank": 4}),
 ]
 """Configs that one changed key does not reach, and others that were once taken for another model."""
 
@@ -173,14 +198,13 @@ def record(path):
         for model_type, keys in WHOLE:
             with tempfile.TemporaryDirectory() as folder:
                 config = make.CONFIG_MAPPING[model_type](**copy.deepcopy(keys))
-                base = make.autos.MODEL_MAPPING_NAMES[model_type]
-                name = make.use(make.classes_of(model_type))["llm"] or (base if isinstance(base, str) else base[0])
-                config.architectures = [name]
+                cls = class_for(model_type, config)
+                config.architectures = [cls.__name__]
                 config.save_pretrained(folder)
                 said = json.loads((Path(folder) / "config.json").read_text())
             if model_type == "t5":
                 said["tie_word_embeddings"] = False  # as files on the hub say, and the class does not heed
-            state = saved(make.build(getattr(transformers, name), config))
+            state = saved(make.build(cls, config))
             tensors = {n: list(t.shape) for n, t in state.items()}
             file.write(json.dumps({"type": model_type, "config": said, "tensors": tensors}, separators=(",", ":")) + "\n")
 

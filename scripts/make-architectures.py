@@ -15,7 +15,7 @@ Lines, a name and JSON apart by a tab:
     :MODEL_TYPE     classes by use, the names of attributes, defaults of keys that sizes depend on, where nothing else
                     decides them, or how they derive from others, older names of these, keys that it sets in its parts,
                     the numbers of parts that config.json may lack as a whole, and of which kind each layer is
-    !CLASS          a model's class: its root module, prefix of the base model, dtypes, tied weights, names that it ignores
+    !CLASS          a model's class: its root module, prefix of the base model, dtypes, tied weights, parts that layers share, names that it ignores
     MODULE          a module: flags, parameters and buffers, children
 """
 
@@ -177,6 +177,7 @@ LACKS = {
     "dots1": {"n_routed_experts": 128, "num_experts_per_tok": 6, "n_shared_experts": 2},
     "esm": {"vocab_size": 33},
     "granite4_vision": {"deepstack_layer_map": [[0, 0], [1, 1]], "downsample_rate": "1/4"},
+    "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention", "conv"] * 8},
     "nougat": {"encoder": {"model_type": "donut-swin"}, "decoder": {"model_type": "mbart"}},
     "qwen4_exp": {"text_config": INDEXER},
     "qwen4_exp_text": INDEXER,
@@ -859,7 +860,7 @@ def fixed(config, keys):
 
     base = read({})
     out, older = {k: base[k] for k in keys if type(base.get(k)) is int and base[k] >= 1}, {}
-    for key, value in {**dict.fromkeys(older_names(cls)), **base}.items():
+    for key, value in {**dict.fromkeys(sorted(older_names(cls))), **base}.items():
         if isinstance(value, PreTrainedConfig):
             tries = [{k: new} for k, v in plain(value).items() if type(v) is int and v >= 1 for new in other_numbers(v)]
         elif isinstance(value, bool):
@@ -1000,19 +1001,22 @@ def singles(config):
             known = list(dict.fromkeys(value))
             pairs = [(a, b) for a, b in itertools.permutations(dict.fromkeys([*known, *KINDS]), 2) if a in known or b in known]
             out[key] = [some for a, b in pairs for some in ([a, b] * (DEPTH // 2), [a, a] + [b] * (DEPTH - 2))]
+            # a short one is repeated, or says how many layers there are; most classes take none
+            out[key] += [some for a, b in itertools.permutations(known, 2) for some in ([a, b], [a, b, b, b], [a, a, b])]
         elif "layer" in key and (value is None or listed and all(isinstance(n, int) for n in value)):
             out[key] = [[], [1], [0, 3, 4]]
     return out
 
 
-PREDICATE = re.compile(r"(i>=|i<=|i%|\(i\+1\)%|i!|i@|)(\w+)(?:\[i\]=([\w|]+)|=(\w+))?")
+PREDICATE = re.compile(r"(i>=|i<=|i%|\(i\+1\)%|i!|i@|)(\w+)(?:\[(i|i%)\]=(.+)|=(\w+))?")
 
 
 def holds(predicate, i, keys):
     """Whether a predicate of `kinds` is true of layer i; None where the keys do not say."""
-    form, key, words, other = PREDICATE.fullmatch(predicate).groups()
+    form, key, at, words, other = PREDICATE.fullmatch(predicate).groups()
     value = keys.get(key)
     if words is not None:
+        i = i % len(value) if at == "i%" and value else i
         return value[i] in words.split("|") if value is not None and i < len(value) else None
     if other is not None:
         rest = keys.get(other)
@@ -1026,20 +1030,71 @@ def holds(predicate, i, keys):
     return {"i>=": i >= value, "i<=": i <= value or value == -1, "i%": i % (value or 1) == 0, "(i+1)%": (i + 1) % (value or 1) == 0}[form]
 
 
+def ties(model):
+    """{other name: first name} of parameters and buffers that config.json's `tie_word_embeddings` makes one; before transformers 5, of those that are."""
+    if MAJOR >= 5:
+        for of in with_parts(model.config):
+            of.tie_word_embeddings = True
+        with contextlib.suppress(Exception):
+            return model.get_expanded_tied_weights_keys(all_submodels=True)
+        return {}
+    first, out = {}, {}
+    for name, p in model.named_parameters(remove_duplicate=False):
+        if first.setdefault(id(p), name) != name:
+            out[name] = first[id(p)]
+    return out
+
+
+IN_LIST = re.compile(r"([\w.]+?)\.(\d+)\.(\w+)\.([\w.]+)")
+
+
+def shares(model):
+    """{(list, child): ({index: index of the element that it shares the child with}, every index that has the child)}."""
+    names = [n for of in (model.named_parameters, model.named_buffers) for n, _ in of(remove_duplicate=False)]
+    of_all, has = ties(model), {}
+    for path, i, child, rest in (m.groups() for m in map(IN_LIST.fullmatch, names) if m):
+        to = IN_LIST.fullmatch(of_all.get(f"{path}.{i}.{child}.{rest}", ""))
+        same = to is not None and to.group(1, 3, 4) == (path, child, rest)
+        has.setdefault((path, child), {}).setdefault(int(i), set()).add(int(to.group(2)) if same else None)
+    some = {slot: of for slot, of in has.items() if any(sources != {None} for sources in of.values())}
+    return {slot: ({i: next(iter(s)) if len(s) == 1 else -1 for i, s in of.items() if s != {None}}, sorted(of)) for slot, of in some.items()}
+
+
+def shared(found):
+    """{"list.*.child": n}, of all that `shares` says of models with their configs: elements of the list that have the child share it with the one that
+    has it n such elements before, so that there are n different ones. n is a number, or a key of config.json."""
+    out = {}
+    for path, child in sorted({slot for _, of in found for slot in of}):
+        runs = [(config, *of[path, child]) for config, of in found if (path, child) in of]
+
+        def fits(n):
+            in_turn = lambda config, having: {i: having[k % count] for k, i in enumerate(having) if k >= count} if (count := n(config)) > 0 else None
+            return all(told == in_turn(config, having) for config, told, having in runs)
+
+        numbers = [n for n in (1, 2) if fits(lambda _: n)]
+        keys = [k for k, v in runs[0][0].items() if type(v) is int and len({config.get(k) for config, *_ in runs}) > 1 and fits(lambda config: config.get(k) or 0)]
+        if len(runs) > 1 and (numbers or keys):
+            out[f"{path}.*.{child}"] = (numbers or keys)[0]
+    return out
+
+
 def kinds(cls, config):
-    """{"one/other": [[predicate…]…]}: where one of two classes stands, it is the first at the layers of which all predicates of an alternative are true: of
+    """(`kinds`, `shared`, `lengths`) of a model. `kinds` is {"one/other": [[predicate…]…]}: where one of two classes stands, it is the first at the layers of which all predicates of an alternative are true: of
     the first one whose keys config.json has. `"+CLASS.child"` and `"-CLASS.child"` say in this way where a layer has a part, or lacks it. Of more keys
     than are looked at together nothing is said."""
-    depth = next((k for k in DEPTHS if isinstance(vars(config).get(k), int)), None)
+    depth = next((k for k in DEPTHS if isinstance(vars(config).get(k, getattr(type(config), k, None)), (int, property))), None)
     if depth is None:
-        return {}
-    seen = []
+        return {}, {}, {}
+    seen, sharing = [], []
 
     def run(keys):
         keys = {depth: DEPTH, **keys}
         try:
-            made = CONFIG_MAPPING[config.model_type](**{**LACKS.get(config.model_type, {}), **copy.deepcopy(keys)})
-            seen.append((keys, slots(build(cls, made))))
+            lacks = {k: v[:DEPTH] if isinstance(v, list) else v for k, v in LACKS.get(config.model_type, {}).items()}
+            made = CONFIG_MAPPING[config.model_type](**copy.deepcopy({**lacks, **keys}))
+            model = build(cls, made)
+            seen.append((keys, slots(model)))
+            sharing.append((plain(made), shares(model)))
         except Exception:
             return None
         return seen[-1][1]
@@ -1056,7 +1111,42 @@ def kinds(cls, config):
                 run({**keys, flag: not value})
         runs = [(keys, parts_of_layers(found, seen)) for keys, found in seen]
         parts = {pair: of for pair, of in parts.items() if all(agrees(pair, of, keys, found) for keys, found in runs)}
-    return {**rules, **parts}
+    sharers = sorted((-max(len(having) for _, having in of.values()), i) for i, (_, of) in enumerate(sharing) if of)
+    for keys in [seen[i][0] for _, i in sharers[:4]]:
+        # a number may say how many different ones there are
+        for key, value in itertools.product([k for k, values in singles(config).items() if type(values[0]) is int], (2, 3)):
+            run({**keys, key: value})
+    return {**rules, **parts}, shared(sharing), lengths(seen)
+
+
+def lengths(seen):
+    """{list: key} of lists of modules that are as long as a list of config.json, whatever else it says."""
+    out = {}
+    for path in sorted({path for _, found in seen for path, name in found if not name}):
+        told = {}
+        for keys, found in seen:
+            for key, value in keys.items():
+                if isinstance(value, list) and value and isinstance(value[0], str) and (path, "") in found:
+                    told.setdefault(key, []).append((len(value), len(found[path, ""])))
+        of = [key for key, pairs in told.items() if len(set(pairs)) > 1 and all(a == b for a, b in pairs)]
+        if of:
+            out[path] = of[0]
+    return out
+
+
+def lettered(config, keys):
+    """{older name: (key, {letter: word})} of names for a list of words that have a letter for each."""
+    out, cls = {}, type(config)
+    for name in sorted(older_names(cls)):
+        letters = getattr(config, name, None)
+        if not isinstance(letters, str) or not letters:
+            continue
+        letters = "".join(dict.fromkeys(letters))
+        for key in keys:
+            words = [plain(cls.from_dict({name: some})).get(key) for some in (letters, letters[::-1])]
+            if all(isinstance(w, list) and len(w) == len(letters) for w in words) and words[0] == words[1][::-1] and len(set(words[0])) == len(letters):
+                out[name] = (key, dict(zip(letters, words[0])))
+    return out
 
 
 def agrees(pair, alternatives, keys, found):
@@ -1108,11 +1198,14 @@ def rules_of(one_key, seen, run, view):
         keys = {k: v for k, v in zip(effective, some) if v is not None}
         if len(keys) > 1:
             run(keys)
-    pool = []
+    seen = [(keys, view(found)) for keys, found in seen]
+    pool, places = [], {}
     for key, values in effective.items():
         words = sorted({w for v in values if isinstance(v, list) for w in v if isinstance(w, str)})
         if words:
-            pool.append([f"{key}[i]={word}" for word in words])
+            repeated = any(i >= len(keys[key]) for keys, found in seen if key in keys for layers in found.values() for i in layers)
+            places[key] = "i%" if repeated else "i"
+            pool.append([f"{key}[{places[key]}]={word}" for word in words])
         elif isinstance(values[0], list):
             pool.append([f"i!{key}", f"i@{key}"])
         else:
@@ -1120,22 +1213,33 @@ def rules_of(one_key, seen, run, view):
     tries = [list(p) for n in (1, 2, 3) for of in itertools.combinations(pool, n) for p in itertools.product(*of)]
     tries += [[f"i%{a}={b}"] for a, b in itertools.permutations([k for k, v in effective.items() if not isinstance(v[0], list)], 2)]
     tries.sort(key=lambda t: (not any("=" in p[3:] and "[" in p for p in t), len(t)))  # words decide where there are any
-    out, seen = {}, [(keys, view(found)) for keys, found in seen]
+    out = {}
     for slot in sorted({slot for _, found in seen for slot in found}):
         runs = [(keys, found[slot]) for keys, found in seen if slot in found]
         classes = sorted({c for _, found in runs for c in found.values()})
-        if len(classes) != 2:
+        if len(classes) < 2:
             continue
         rules = {}
-        for key in effective:  # several words of one meaning
-            told = {(keys[key][i], c) for keys, found in runs if isinstance(keys.get(key), list) for i, c in found.items() if i < len(keys[key])}
-            words = sorted(([w for w, c in told if c == name], name) for name in classes) if all(isinstance(w, str) for w, _ in told) else []
-            if words and len(told) == len(dict(told)) and all(of for of, _ in words) and max(len(of) for of, _ in words) > 1 < min(len(of) for of, _ in words):
-                of, name = min(words, key=lambda w: (len(w[0]), w[0]))
-                rules.setdefault("/".join(sorted(classes, key=lambda c: c != name)), []).append([f"{key}[i]={'|'.join(sorted(of))}"])
+        for key, at in places.items():  # several words of one meaning, or several kinds
+            told = {
+                (keys[key][i % len(keys[key]) if at == "i%" else i], c)
+                for keys, found in runs if isinstance(keys.get(key), list) for i, c in found.items() if at == "i%" or i < len(keys[key])
+            }  # fmt: skip
+            words = {name: sorted(w for w, c in told if c == name) for name in classes}
+            if len(told) != len(dict(told)) or not all(words.values()):
+                continue
+            rule = lambda name: [[f"{key}[{at}]={'|'.join(words[name])}"]]
+            if len(classes) > 2:
+                rules = rules or {f"{name}/": rule(name) for name in classes}
+            elif min(map(len, words.values())) > 1:
+                name = min(classes, key=lambda name: (len(words[name]), name))
+                rules.setdefault("/".join(sorted(classes, key=lambda c: c != name)), []).extend(rule(name))
+        if len(classes) > 2:
+            out.setdefault(tuple(classes), []).append(rules)
+            continue
         decided = set()  # keys that alternatives before have, whose runs say nothing of later ones
         for predicates in tries:
-            keys_of_it = {k for p in predicates for k in PREDICATE.fullmatch(p).group(2, 4) if k}
+            keys_of_it = {k for p in predicates for k in PREDICATE.fullmatch(p).group(2, 5) if k}
             answers = [([all_of([holds(p, i, keys) for p in predicates]) for i in found], list(found.values()), keys) for keys, found in runs]
             answers = [(answer, found) for answer, found, keys in answers if None not in answer and not decided & keys.keys()]
             if len({tuple(answer) for answer, _ in answers}) < 3:
@@ -1145,8 +1249,6 @@ def rules_of(one_key, seen, run, view):
                     rules.setdefault("/".join(sorted(classes, key=lambda c: c != name)), []).append(predicates)
                     decided |= keys_of_it
                     break
-            if decided and not any("[" in p for p in predicates):
-                break
         out.setdefault(tuple(classes), []).append(rules)
     # of two classes that stand in for each other in several places, by one rule in all of them
     return {pair: rule for found in out.values() if all(f == found[0] for f in found) for pair, rule in found[0].items()}
@@ -1157,10 +1259,10 @@ def all_of(answers):
 
 
 def kinds_of(config, base):
-    """`kinds` of the base model of a type."""
+    """`kinds`, `shared` and `lengths` of the base model of a type."""
     cls = getattr(transformers, base or "", None)
     known = isinstance(cls, type) and issubclass(cls, PreTrainedModel) and cls.config_class is type(config)
-    return kinds(cls, config) if known else {}
+    return kinds(cls, config) if known else ({}, {}, {})
 
 
 def one_type(model_type):
@@ -1234,15 +1336,41 @@ def one_type(model_type):
             if line["derived"].setdefault(key, formula) != formula:
                 line["derived"][key] = None
         out.append((name, says, node, references, defaults))
+    told, shared_of, as_long = kinds_of(config, base)
+    letters = lettered(config, [key for key in plain(config) if f"{key}[i" in json.dumps(told)])
+    for node in [node for name, _, node, *_ in out if name == base]:
+        for path, key in as_long.items():
+            with contextlib.suppress(KeyError):
+                of_length(node, path.split("."))[2] = f"#{key}"
+    for says in [says for name, says, *_ in out if name == base and shared_of]:
+        says["shared"] = shared_of
+        lists = tuple(to.split("*")[0] for to in shared_of)
+        says["tied"] = {k: v for k, v in says.get("tied", {}).items() if not v.removeprefix("^").startswith(lists)}
+        line["defaults"].update({n: getattr(config, n) for n in shared_of.values() if isinstance(n, str)})
     keys = line["defaults"]
     line["derived"] = {**{k: f for k, f in line["derived"].items() if f}, **derived_keys(config, keys)}
     keys = {**keys, **{k: 0 for formula in line["derived"].values() for k in sorted(keys_of(formula))}}
     line["defaults"], line["older"] = fixed(config, [k for k in keys if k not in line["derived"]])
+    line["older"].update({name: key for name, (key, _) in letters.items()})
     line["sets"] = decided(config)
     line["parts"] = whole_parts(config)
-    line["kinds"] = kinds_of(config, base)
+    line["kinds"] = {pair: [[with_letters(p, letters) for p in all_of] for all_of in of] for pair, of in told.items()}
     line = {k: v for k, v in line.items() if v not in (None, {}, [])}
     return model_type, line, [(n, s, pack(t)) for n, s, t, _, _ in out], failed
+
+
+def with_letters(predicate, letters):
+    """A predicate of a list's words that is one of their letters as well."""
+    key, form, words = predicate.partition("[")[0], predicate.partition("]=")[0], predicate.partition("]=")[2]
+    more = [letter for of, table in letters.values() if of == key and words for letter, word in table.items() if word in words.split("|")]
+    return f"{form}]={'|'.join([*words.split('|'), *more])}" if more else predicate
+
+
+def of_length(node, path):
+    """The entry of a list's elements in a tree."""
+    for name in path:
+        node = next(iter(node.children[name][0].values()))
+    return node.children["*"]
 
 
 def pack(node):

@@ -13,7 +13,7 @@ use crate::{
     contract::Assembly,
     data::Data,
     lazy::Lazy,
-    names::{Naming, Target},
+    names::{Naming, Target, templates},
     ops::{Around, Asks, Named},
     own::Architecture,
     regex::Regex,
@@ -118,6 +118,9 @@ fn as_they_are(sources: &[TensorMeta], config: &Value, options: &Options<'_>) ->
     let ties_embeddings = config["tie_word_embeddings"].as_bool().unwrap_or(true);
     Assembled { tensors, unused, ties_embeddings, ..Assembled::default() }
 }
+
+/// Names of a class that are looked at, at most.
+const MOST: usize = 200_000;
 
 struct Assembler<'a, 'c> {
     data: &'static Data,
@@ -407,9 +410,8 @@ impl<'a, 'c> Assembler<'a, 'c> {
     }
 
     fn finish(mut self, made: BTreeMap<String, Made>) -> Assembled {
-        const MOST: usize = 200_000;
         let alias: BTreeSet<&str> = self.out.aliases.iter().map(|(a, _)| a.as_str()).collect();
-        let expected = self.tree.expected(&self.choices, MOST);
+        let expected = self.tree.expected(&self.choices, MOST, &templates(made.keys()));
         let absent = expected.into_iter().filter(|(name, ..)| !made.contains_key(name) && !alias.contains(name.as_str()));
         let failed: BTreeSet<&str> = self
             .out

@@ -11,7 +11,7 @@ pub(crate) fn first_stands<'r, 'v>(
 ) -> Option<(bool, Vec<&'r str>)> {
     let all =
         |predicates: &[Value]| predicates.iter().try_fold(true, |all, predicate| Some(all & holds(predicate.as_str()?, layer, &value)?));
-    let of_words = |predicates: &[Value]| predicates.iter().any(|p| p.as_str().is_some_and(|p| p.contains("[i]=")));
+    let of_words = |predicates: &[Value]| predicates.iter().any(|p| p.as_str().is_some_and(|p| words_of(p).is_some()));
     [true, false].into_iter().find_map(|words| {
         rules.iter().zip([true, false]).find_map(|(alternatives, first)| {
             let mut alternatives = alternatives.iter().copied().flatten().filter_map(Value::as_array);
@@ -23,18 +23,34 @@ pub(crate) fn first_stands<'r, 'v>(
     })
 }
 
+/// The key, whether its list is repeated, and the words of a predicate that looks at a word for each layer.
+fn words_of(predicate: &str) -> Option<(&str, bool, &str)> {
+    let of = |place: &str, repeated| predicate.split_once(place).map(|(key, words)| (key, repeated, words));
+    of("[i]=", false).or_else(|| of("[i%]=", true))
+}
+
+/// The word for a layer: of a list, or a letter of a text.
+fn word(value: &Value, layer: usize, repeated: bool) -> Option<&str> {
+    let count = value.as_array().map(Vec::len).or_else(|| value.as_str().map(|text| text.chars().count()))?;
+    let layer = if repeated { layer.checked_rem(count)? } else { layer };
+    match value {
+        Value::String(text) => text.char_indices().nth(layer).map(|(at, letter)| &text[at..at + letter.len_utf8()]),
+        listed => listed.get(layer)?.as_str(),
+    }
+}
+
 /// The keys that a predicate looks at.
 fn keys(predicate: &str) -> impl Iterator<Item = &str> {
-    let key = predicate.split_once("[i]=").map_or(predicate, |(key, _)| key);
+    let key = words_of(predicate).map_or(predicate, |(key, ..)| key);
     ["i>=", "i<=", "(i+1)%", "i%", "i!", "i@"].iter().find_map(|form| key.strip_prefix(form)).unwrap_or(key).split('=')
 }
 
 /// `i>=KEY`, `i<=KEY` (-1 is no bound), `i%KEY` and `(i+1)%KEY` (divisible), `i%KEY=REST`, `i!KEY` (not in the list, if there is one), `i@KEY`
-/// (in the list), `KEY[i]=WORD|WORD`.
+/// (in the list), `KEY[i]=WORD|WORD`, and `KEY[i%]=WORD` of a list that is repeated.
 fn holds<'v>(predicate: &str, layer: u64, value: impl Fn(&str) -> Option<&'v Value>) -> Option<bool> {
-    if let Some((key, word)) = predicate.split_once("[i]=") {
-        let found = value(key)?.get(usize::try_from(layer).ok()?)?.as_str()?;
-        return Some(word.split('|').any(|word| word == found));
+    if let Some((key, repeated, words)) = words_of(predicate) {
+        let found = word(value(key)?, usize::try_from(layer).ok()?, repeated)?;
+        return Some(words.split('|').any(|word| word == found));
     }
     if let Some(key) = predicate.strip_prefix("i!") {
         let Some(listed) = value(key) else { return Some(true) };
@@ -94,6 +110,14 @@ mod tests {
         assert_eq!(of_rest(0).map(|(_, keys)| keys), Some(vec!["period", "offset"]));
         let words = |layer| first_stands([Some(&meant), None], layer, |key| jamba.get(key));
         assert_eq!([words(0), words(1), words(2)], [Some((true, vec!["types"])), Some((false, vec!["types"])), None]);
+        let repeated = vec![json!(["types[i%]=conv"])];
+        let of_repeated = |layer| first_stands([Some(&repeated), None], layer, |key| jamba.get(key));
+        assert_eq!([4, 5].map(of_repeated), [false, true].map(|stands| Some((stands, vec!["types"]))));
+        let (letters, meant) = (json!("M-*é"), vec![json!(["types[i]=mamba|M|é"])]);
+        let of_letters = |layer| first_stands([Some(&meant), None], layer, |_| Some(&letters)).map(|(stands, _)| stands);
+        assert_eq!([0, 1, 3, 4].map(of_letters), [Some(true), Some(false), Some(true), None]);
+        let empty = json!("");
+        assert_eq!(first_stands([Some(&repeated), None], 0, |_| Some(&empty)), None);
         let listed = |layer| first_stands([Some(&vec![json!(["i@dense"])]), None], layer, |_| Some(&rules["dense"])).is_some();
         assert!(!listed(0), "no list decides nothing");
         let (dense, within) = (json!([0, 2]), vec![json!(["i@dense"])]);

@@ -1,6 +1,6 @@
 //! The modules of a model's class under its config: which parameters and buffers it has, of which sizes, and in which modules.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::iter;
 use std::sync::LazyLock;
 
@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::data::Data;
 use crate::kinds;
+use crate::names::template;
 use crate::size::{DEEPEST, Formula, Size};
 
 /// What a name of the model stands for.
@@ -388,7 +389,12 @@ impl<'c> Tree<'c> {
                     found = true;
                     if child.variants.len() > 1 {
                         let least = || places.iter().map(|&place| (0, self.least(place))).collect();
-                        votes.entry(name[..end].to_owned()).or_insert_with(least)[i].0 += count;
+                        // A path may lead through modules whose variants there are not the same.
+                        let of = votes.entry(name[..end].to_owned()).or_insert_with(least);
+                        if of.len() < places.len() {
+                            of.extend(least().into_iter().skip(of.len()));
+                        }
+                        of[i].0 += count;
                     }
                 }
             }
@@ -415,7 +421,7 @@ impl<'c> Tree<'c> {
         iter::once(key).chain(others).collect()
     }
 
-    /// Which of two variants stands at a path, where config.json decides it, and by which keys: the engine makes that one, whatever the checkpoint has.
+    /// Which of several variants stands at a path, where config.json decides it, and by which keys: the engine makes that one, whatever the checkpoint has.
     pub fn decided(&self, path: &str) -> Option<(usize, String)> {
         self.decided_in(self.root, path, 0).flatten()
     }
@@ -432,9 +438,16 @@ impl<'c> Tree<'c> {
     }
 
     fn by_rule(&self, scope: usize, places: &[Place], path: &str) -> Option<(usize, String)> {
-        let [one, other] = places.iter().map(|&place| self.class(place)).collect::<Vec<_>>()[..] else { return None };
-        let (first, keys) = self.first_stands(scope, one, other, path)?;
-        Some((usize::from(!first), keys))
+        let classes: Vec<&str> = places.iter().map(|&place| self.class(place)).collect();
+        if let [one, other] = classes[..] {
+            let (first, keys) = self.first_stands(scope, one, other, path)?;
+            return Some((usize::from(!first), keys));
+        }
+        // Each of several has a rule of its own.
+        classes
+            .iter()
+            .enumerate()
+            .find_map(|(i, class)| self.first_stands(scope, class, "", path).filter(|(stands, _)| *stands).map(|(_, keys)| (i, keys)))
     }
 
     /// The part of a layer that a name is in, where config.json decides whether the layer has it: whether it has, and by which keys.
@@ -465,7 +478,7 @@ impl<'c> Tree<'c> {
     fn first_stands(&self, scope: usize, one: &str, other: &str, path: &str) -> Option<(bool, String)> {
         let layer = path.rsplit('.').find_map(|part| part.parse().ok())?;
         let given =
-            |key: &str| self.names(scope, key).into_iter().find_map(|name| self.scopes[scope].config.get(name)).filter(|v| !v.is_null());
+            |key: &str| self.names(scope, key).into_iter().find_map(|name| self.scopes[scope].config.get(name).filter(|v| !v.is_null()));
         let rules = &self.scopes[scope].line["kinds"];
         let of = |first: &str, second: &str| rules[format!("{first}/{second}")].as_array();
         let (first, keys) = kinds::first_stands([of(one, other), of(other, one)], layer, given)?;
@@ -477,6 +490,12 @@ impl<'c> Tree<'c> {
     /// where the config is there and nothing else decides the key, or is made of other keys as the class makes it.
     fn number(&self, scope: usize, key: &str, depth: u32) -> Option<(u64, String)> {
         let Scope { config, line, model_type, per_layer } = &self.scopes[scope];
+        if let Some(list) = key.strip_prefix('#') {
+            let found = self.names(scope, list).into_iter().find_map(|name| Some((name, config.get(name).filter(|v| !v.is_null())?)));
+            let (name, value) = found?;
+            let length = value.as_array().map(Vec::len).or_else(|| value.as_str().map(|text| text.chars().count()))?;
+            return Some((u64::try_from(length).ok()?, format!("the length of {name}")));
+        }
         let names = self.names(scope, key);
         // Layers may have a number of their own.
         if names.iter().any(|name| per_layer.contains(*name)) {
@@ -511,6 +530,19 @@ impl<'c> Tree<'c> {
     pub fn config_number(&self, sub: Option<&str>, key: &str) -> Option<u64> {
         let scope = sub.and_then(|sub| self.by_key.get(&(0, sub.to_owned()))).copied().unwrap_or(0);
         self.number(scope, key, 0).map(|(n, _)| n)
+    }
+
+    /// What a number or a formula of the data comes to under the config of the module at a path.
+    pub fn size_in(&self, path: &str, formula: &Value) -> Option<u64> {
+        if let Some(number) = formula.as_u64() {
+            return Some(number);
+        }
+        let mut at = self.root;
+        for segment in path.split('.').filter(|segment| !segment.is_empty()) {
+            let number = segment.bytes().all(|b| b.is_ascii_digit());
+            at = *self.children(at).find(|(c, _)| c.name == segment || c.name == "*" && number)?.1.first()?;
+        }
+        self.size(at.scope, &Size::of(formula)).map(|(n, _)| n)
     }
 
     /// The class of a module.
@@ -563,18 +595,31 @@ impl<'c> Tree<'c> {
     }
 
     /// Names of parameters and saved buffers that the class has under every config, without those in lists of unknown length, with their
-    /// shapes; at most `most`.
-    pub fn expected(&self, choices: &Choices, most: usize) -> Vec<(String, Kind, Option<Vec<u64>>)> {
+    /// shapes; at most `most`. What not every config has, as a bias, an element of a list has where another one does: `stored` are such names'
+    /// [`template`]s.
+    pub fn expected(&self, choices: &Choices, most: usize, stored: &HashSet<String>) -> Vec<(String, Kind, Option<Vec<u64>>)> {
         let mut out = Vec::new();
-        self.expected_in(self.root, "", choices, most, &mut out);
+        self.expected_in(self.root, "", (choices, stored), most, &mut out);
         out.retain(|(name, ..)| !self.is_absent(name));
         out
     }
 
-    fn expected_in(&self, at: Place, path: &str, choices: &Choices, most: usize, out: &mut Vec<(String, Kind, Option<Vec<u64>>)>) {
+    fn expected_in(
+        &self,
+        at: Place,
+        path: &str,
+        (choices, stored): (&Choices, &HashSet<String>),
+        most: usize,
+        out: &mut Vec<(String, Kind, Option<Vec<u64>>)>,
+    ) {
         let module = &self.modules[at.module];
         let join = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
-        for entry in module.entries.iter().filter(|e| e.always && e.kind != Kind::Fleeting) {
+        let elsewhere = |name: &str| {
+            let mut key = String::new();
+            template(&join(name), &mut key, &mut Vec::new());
+            stored.contains(&key)
+        };
+        for entry in module.entries.iter().filter(|e| e.kind != Kind::Fleeting && (e.always || elsewhere(&e.name))) {
             let sizes = entry.shape.as_ref().map(|s| s.iter().map(|size| self.size(at.scope, size).map(|(n, _)| n)).collect());
             out.push((join(&entry.name), entry.kind, sizes.flatten()));
         }
@@ -597,10 +642,13 @@ impl<'c> Tree<'c> {
                 let path = join(&name);
                 let place = match places {
                     [only] => Some(only),
-                    several => choices.get(&path).and_then(|&i| several.get(i)),
+                    several => {
+                        let chosen = choices.get(&path).copied().or_else(|| Some(self.by_rule(at.scope, several, &path)?.0));
+                        chosen.and_then(|i| several.get(i))
+                    }
                 };
                 if let Some(&place) = place {
-                    self.expected_in(place, &path, choices, most, out);
+                    self.expected_in(place, &path, (choices, stored), most, out);
                 }
             }
         }

@@ -127,6 +127,43 @@ fn the_default_of_tie_word_embeddings_is_the_classes() {
     }
 }
 
+/// Layers that share a part: as many names are missing and tied as `from_pretrained` of transformers 5.24 says, where the checkpoint has all of them or
+/// only the later ones, and which have values of their own.
+#[test]
+fn layers_share_a_part_in_turn() {
+    // The layers that have the part, and of those that share it the first.
+    for (name, part, of) in [("zamba", "shared_transf", vec![(2, 0), (3, 0)]), ("zamba2", "shared_transformer", vec![(4, 1), (5, 2)])] {
+        let case = cases().into_iter().find(|c| c["name"] == name).unwrap();
+        let stored = sources(&case);
+        let under = |layer: u64| format!("model.layers.{layer}.{part}.");
+        let later: Vec<TensorMeta> = stored
+            .iter()
+            .flat_map(|t| {
+                of.iter().filter_map(move |&(layer, first)| Some((t, layer, t.name.as_str().strip_prefix(&under(first))?.to_owned())))
+            })
+            .map(|(t, layer, rest)| TensorMeta::new(format!("{}{rest}", under(layer)), t.dtype, t.shape.clone()))
+            .collect();
+        let whole: Vec<TensorMeta> = stored.iter().cloned().chain(later.iter().cloned()).collect();
+        let firsts = |t: &TensorMeta| of.iter().any(|&(_, first)| t.name.as_str().starts_with(&under(first)));
+        let only_later: Vec<TensorMeta> = whole.iter().filter(|t| !firsts(t)).cloned().collect();
+        let equal = |_: u32, _: u32| true;
+        let differ = |_: u32, _: u32| false;
+        let run = |tensors: &[TensorMeta], same: &dyn Fn(u32, u32) -> bool| {
+            let same = Some(shardwright_arch::Same(same));
+            let options =
+                Options { class: Use::Llm, exclude: &Globs::default(), tied_in_each_group: false, same, transformers: 5, own: None };
+            let found = assemble(tensors, &case["config"], &options);
+            assert!(found.missing.is_empty() && found.misfits.is_empty(), "{name}: {:?} {:?}", found.missing, found.misfits);
+            (found.tensors.len(), found.unused.len(), found.aliases.len() - 1, found.untied.len())
+        };
+        let (few, many) = (stored.len(), later.len());
+        assert_eq!(run(&stored, &differ), (few, 0, many, 0), "{name}");
+        assert_eq!(run(&whole, &equal), (few, many, many, 0), "{name}");
+        assert_eq!(run(&whole, &differ), (few + many, 0, 0, many), "{name}");
+        assert_eq!(run(&only_later, &equal).0, few, "{name}");
+    }
+}
+
 /// How many parameters `from_pretrained` of transformers 5.24 calls missing where config.json makes layers of another kind than the checkpoint has.
 #[test]
 fn layers_are_of_the_kind_that_config_json_says() {
@@ -135,6 +172,8 @@ fn layers_are_of_the_kind_that_config_json_says() {
     let part = |keys: Value| json!({ "text_config": keys });
     let types = |first: &str, second: &str| json!({ "layer_types": [first, second] });
     let (linear, full) = ("linear_attention", "full_attention");
+    let blocks = |kinds: &[&str]| json!({ "layers_block_type": kinds });
+    let pattern = |letters: &str| json!({ "layers_block_type": null, "hybrid_override_pattern": letters });
     let rows = [
         ("lfm2", types("conv", "conv"), 3),
         ("lfm2", types(full, full), 6),
@@ -146,6 +185,16 @@ fn layers_are_of_the_kind_that_config_json_says() {
         ("qwen3_5_text", types(full, full), 6),
         ("llama4_text", json!({ "moe_layers": [0] }), 9),
         ("llama4_text", json!({ "moe_layers": [1] }), 0),
+        ("llama4_text", json!({ "moe_layers": null, "interleave_moe_layer_step": 1 }), 6),
+        ("llama4_text", json!({ "moe_layers": null, "interleave_moe_layer_step": 2 }), 0),
+        ("nemotron_h", blocks(&["mamba", "attention", "moe", "mlp", "attention"]), 4),
+        ("nemotron_h", pattern("M*E-*"), 4),
+        ("nemotron_h", pattern("M*E-M"), 0),
+        ("recurrent_gemma-in-turn", json!({ "block_types": ["recurrent", "attention"] }), 23),
+        ("recurrent_gemma-in-turn", json!({ "block_types": ["attention"] }), 15),
+        ("lfm2_moe", json!({ "num_dense_layers": 1 }), 4), // a bias of the router's among them, which other layers have
+        ("lfm2_moe", json!({ "num_dense_layers": 4 }), 6),
+        ("lfm2_moe", json!({ "layer_types": ["conv", full, "conv", "conv"] }), 3),
         ("deepseek_v3-mtp", first(0), 7),
         ("deepseek_v3-mtp", first(1), 0),
         ("deepseek_v3-mtp", first(2), 3),

@@ -221,12 +221,7 @@ impl Checkpoint {
         }
         warnings.extend(left_over(&assembled, sources));
         warnings.extend(missing(&assembled));
-        warnings.extend(assembled.untied.iter().map(|(name, other)| {
-            format!(
-                "config.json ties '{name}' to '{other}', but the checkpoint has both, with other values: they stay apart, as transformers {has} leaves them. \
-                 Set tie_word_embeddings: false in config.json to say so"
-            )
-        }));
+        warnings.extend(untied(&assembled, &has));
         let (class, known) = (assembled.class.clone(), assembled.class.is_some());
         if let Some(other) = assembled.version.as_ref().filter(|version| **version != has && options.architecture.is_none()) {
             source = format!("transformers {other}, which converts nothing of it, so that {has} builds it alike");
@@ -417,6 +412,19 @@ fn left_over(assembled: &Assembled, sources: &[TensorMeta]) -> Vec<String> {
 /// Keys of config.json, as a message names them.
 fn of_config(keys: &str) -> String {
     format!("config.json ({keys})")
+}
+
+/// Names that config.json ties, and that are stored with other values.
+fn untied(assembled: &Assembled, has: &str) -> Option<String> {
+    let (name, other) = assembled.untied.first()?;
+    let (what, them) = match assembled.untied.len() {
+        1 => (format!("config.json ties '{name}' to '{other}'"), "both"),
+        n => (format!("config.json ties {n} names, '{name}' to '{other}' the first"), "both of each"),
+    };
+    Some(format!(
+        "{what}, but the checkpoint has {them}, with other values: they stay apart, as transformers {has} leaves them. \
+         Set tie_word_embeddings: false in config.json to say so"
+    ))
 }
 
 fn missing(assembled: &Assembled) -> Option<String> {

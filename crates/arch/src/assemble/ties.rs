@@ -1,11 +1,12 @@
 //! Tied weights: several names of one parameter.
 
+use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-use super::{Assembler, Made, Reason, Unused};
-use crate::{contract::Assembly, regex::Regex};
+use super::{Assembler, MOST, Made, Reason, Unused};
+use crate::{contract::Assembly, names::templates, regex::Regex};
 
 impl Assembler<'_, '_> {
     /// Tied weights: of the names of one parameter the first of the class stays, filled by whichever the checkpoint has.
@@ -22,12 +23,24 @@ impl Assembler<'_, '_> {
         for (target, source) in self.options.own.iter().flat_map(|own| &own.tied) {
             put_together(target.clone(), source.clone());
         }
-        for (path, line, _) in models.iter().filter(|(.., tie)| *tie) {
+        let all = LazyCell::new(|| self.names_of_the_model(made));
+        for (path, line, tie) in models {
             let under = |n: &str| if path.is_empty() { n.to_owned() } else { format!("{path}.{n}") };
-            for (target, source) in line["tied"].as_object().into_iter().flatten() {
+            for (target, source) in line["tied"].as_object().into_iter().flatten().filter(|_| *tie) {
                 let Some(source) = source.as_str() else { continue };
-                for (target, source) in self.tied_pairs(made, path, target, source) {
+                let pairs = match is_name(target) && is_name(source) {
+                    true => vec![(target.clone(), source.to_owned())],
+                    false => Self::tied_pairs(&all, path, target, source),
+                };
+                for (target, source) in pairs {
                     put_together(under(&target), under(&source));
+                }
+            }
+            // Before 5 they are one module, whatever config.json says.
+            for (part, every) in line["shared"].as_object().into_iter().flatten().filter(|_| *tie || self.options.transformers < 5) {
+                let every = self.tree.size_in(path, every).and_then(|n| usize::try_from(n).ok());
+                for (target, source) in every.into_iter().flat_map(|every| shared_pairs(&all, &under(part), every)) {
+                    put_together(target, source);
                 }
             }
         }
@@ -66,19 +79,19 @@ impl Assembler<'_, '_> {
         }
     }
 
-    /// Pairs of names under a sub-model that an entry of `_tied_weights_keys` ties: names, or patterns and modules.
-    fn tied_pairs(&self, made: &BTreeMap<String, Made>, path: &str, target: &str, source: &str) -> Vec<(String, String)> {
-        let plain = |s: &str| {
-            s.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'.') && (s.ends_with("weight") || s.ends_with("bias"))
-        };
-        if plain(target) && plain(source) {
-            return vec![(target.to_owned(), source.to_owned())];
-        }
+    /// Names that the checkpoint fills, and those that the class has anyway.
+    fn names_of_the_model(&self, made: &BTreeMap<String, Made>) -> BTreeSet<String> {
+        let expected = self.tree.expected(&self.choices, MOST, &templates(made.keys())).into_iter().map(|(name, ..)| name);
+        made.keys().cloned().chain(expected).collect()
+    }
+
+    /// Pairs of names under a sub-model that an entry of `_tied_weights_keys` ties by patterns or modules.
+    fn tied_pairs(all: &BTreeSet<String>, path: &str, target: &str, source: &str) -> Vec<(String, String)> {
         let (Ok(targets), Ok(wanted)) = (Regex::new(&format!("^{target}")), Regex::new(&format!("^{source}"))) else { return Vec::new() };
         let within =
             |n: &'_ str| if path.is_empty() { Some(n.to_owned()) } else { n.strip_prefix(path)?.strip_prefix('.').map(str::to_owned) };
-        let mut names: BTreeSet<String> = made.keys().filter_map(|n| within(n)).collect();
-        // The other side need not be stored: modules that are tied have the same parameters.
+        let mut names: BTreeSet<String> = all.iter().filter_map(|n| within(n)).collect();
+        // The other side need be neither stored nor in every such model: modules that are tied have the same parameters.
         let swap = |name: &str, from: &str, to: &str| name.strip_prefix(from).map(|rest| format!("{to}{rest}"));
         let more: Vec<String> = names.iter().filter_map(|n| swap(n, source, target).or_else(|| swap(n, target, source))).collect();
         names.extend(more);
@@ -89,4 +102,28 @@ impl Assembler<'_, '_> {
         }
         found.iter().zip(sources.iter().cycle()).filter(|(t, s)| t != s).map(|(t, s)| ((*t).clone(), (*s).clone())).collect()
     }
+}
+
+/// Whether an entry of `_tied_weights_keys` is a name, as transformers tells it.
+fn is_name(entry: &str) -> bool {
+    entry.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'.') && (entry.ends_with("weight") || entry.ends_with("bias"))
+}
+
+/// Pairs of names in a part of a list's elements, `layers.*.part`, that the elements which have it share in turn: `every` are different.
+fn shared_pairs(all: &BTreeSet<String>, part: &str, every: usize) -> Vec<(String, String)> {
+    let Some((list, child)) = part.split_once(".*.") else { return Vec::new() };
+    let mut elements: BTreeSet<u64> = BTreeSet::new();
+    let mut names: BTreeSet<&str> = BTreeSet::new();
+    for name in all {
+        let rest = name.strip_prefix(list).and_then(|rest| rest.strip_prefix('.')?.split_once('.'));
+        let Some((index, rest)) = rest.and_then(|(index, rest)| Some((index.parse().ok()?, rest))) else { continue };
+        if let Some(rest) = rest.strip_prefix(child).and_then(|rest| rest.strip_prefix('.')) {
+            elements.insert(index);
+            names.insert(rest);
+        }
+    }
+    let elements: Vec<u64> = elements.into_iter().collect();
+    let sharing = elements.iter().enumerate().skip(every).filter_map(|(k, &index)| Some((index, elements[k.checked_rem(every)?])));
+    let of = |index: u64, name: &str| format!("{list}.{index}.{child}.{name}");
+    sharing.flat_map(|(index, first)| names.iter().map(move |name| (of(index, name), of(first, name)))).collect()
 }
