@@ -1,7 +1,10 @@
 //! `.metadata` of torch's distributed checkpoints: which tensors there are, in which chunks, and where each chunk's file of `torch.save` lies
 //! inside the `.distcp` files.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use shardwright_core::{DType, model::numel};
 
@@ -57,7 +60,7 @@ pub struct Chunk {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
     /// The file's name in the directory.
-    pub file: String,
+    pub file: Arc<str>,
     /// First byte.
     pub offset: u64,
     /// Bytes.
@@ -79,7 +82,7 @@ impl Metadata {
         for (name, entry) in reader.entries(state)? {
             let name = pickle.str(*name).ok_or_else(|| error("a name that is not a string"))?;
             if let Node::Call { global: Global::BytesMetadata, .. } = pickle.node(*entry) {
-                let place = places.get(&(name, None)).ok_or_else(|| error(format_args!("no place for value '{name}'")))?;
+                let place = places.get(name, None).ok_or_else(|| error(format_args!("no place for value '{name}'")))?;
                 values.push((name.to_owned(), place.clone()));
             } else {
                 tensors.push(reader.tensor(name, *entry, &places).map_err(|e| e.within(format_args!("tensor '{name}'")))?);
@@ -102,7 +105,49 @@ fn error(what: impl std::fmt::Display) -> FormatError {
     FormatError::new(format_args!("not metadata of torch's distributed checkpoints: it has {what}"))
 }
 
-type Places<'a> = BTreeMap<(&'a str, Option<Vec<u64>>), Place>;
+/// The first index of an item, among those of all; `None` of what is no tensor.
+type Offsets = Option<(u32, u32)>;
+
+/// Where items lie, by name and first index; there may be millions.
+#[derive(Default)]
+struct Places<'a> {
+    /// Sorted once all are there; of a key that occurs twice, the last one counts.
+    all: Vec<(&'a str, Offsets, Place)>,
+    offsets: Vec<u64>,
+}
+
+impl<'a> Places<'a> {
+    fn offsets(&self, of: Offsets) -> Option<&[u64]> {
+        of.and_then(|(start, end)| self.offsets.get(start as usize..end as usize))
+    }
+
+    fn push(&mut self, name: &'a str, offsets: Option<Vec<u64>>, place: Place) -> Result<()> {
+        let at = |len: usize| u32::try_from(len).map_err(|_| error("too many places"));
+        let offsets = match offsets {
+            None => None,
+            Some(offsets) => {
+                let start = at(self.offsets.len())?;
+                self.offsets.extend(offsets);
+                Some((start, at(self.offsets.len())?))
+            }
+        };
+        self.all.push((name, offsets, place));
+        Ok(())
+    }
+
+    fn sorted(mut self) -> Self {
+        let mut all = std::mem::take(&mut self.all);
+        all.sort_by(|a, b| (a.0, self.offsets(a.1)).cmp(&(b.0, self.offsets(b.1))));
+        self.all = all;
+        self
+    }
+
+    fn get(&self, name: &str, offsets: Option<&[u64]>) -> Option<&Place> {
+        let end = self.all.partition_point(|entry| (entry.0, self.offsets(entry.1)) <= (name, offsets));
+        let (found, at, place) = self.all[..end].last()?;
+        (*found == name && self.offsets(*at) == offsets).then_some(place)
+    }
+}
 
 struct Reader<'a> {
     pickle: &'a Pickle,
@@ -127,7 +172,7 @@ impl<'a> Reader<'a> {
     }
 
     fn places(&self, data: Id) -> Result<Places<'a>> {
-        let mut places = BTreeMap::new();
+        let (mut places, mut files) = (Places::default(), BTreeSet::<Arc<str>>::new());
         for (index, info) in self.entries(data)? {
             let index = self.object(*index, Global::MetadataIndex)?;
             let name = self.pickle.str(self.field(index, "fqn")?).ok_or_else(|| error("a name that is not a string"))?;
@@ -152,9 +197,17 @@ impl<'a> Reader<'a> {
                     "'{name}' is stored through a transform, such as compression, which is not read"
                 )));
             }
-            places.insert((name, offsets), Place { file: file.to_owned(), offset: number("offset")?, length: number("length")? });
+            let file = match files.get(file) {
+                Some(known) => Arc::clone(known),
+                None => {
+                    let new = Arc::<str>::from(file);
+                    files.insert(Arc::clone(&new));
+                    new
+                }
+            };
+            places.push(name, offsets, Place { file, offset: number("offset")?, length: number("length")? })?;
         }
-        Ok(places)
+        Ok(places.sorted())
     }
 
     fn tensor(&self, name: &'a str, entry: Id, places: &Places<'a>) -> Result<Tensor> {
@@ -174,8 +227,7 @@ impl<'a> Reader<'a> {
             if numel(&sizes) == Some(0) {
                 return Ok(None); // torch writes a rank's empty shard as well
             }
-            let place =
-                places.get(&(name, Some(offsets.clone()))).ok_or_else(|| error(format_args!("no place for the chunk at {offsets:?}")))?;
+            let place = places.get(name, Some(&offsets)).ok_or_else(|| error(format_args!("no place for the chunk at {offsets:?}")))?;
             Ok(Some(Chunk { offsets, sizes, place: place.clone() }))
         };
         let chunks = chunks.iter().map(chunk).filter_map(Result::transpose).collect::<Result<_>>()?;

@@ -4,7 +4,7 @@
 //! The graph is an arena, so a hostile cycle is only a cycle of numbers. Its size is linear in the pickle's; what walks it must bound its
 //! steps, as [`Pickle::plain`] does.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, num::NonZeroU32, ops::Range};
 
 use crate::{FormatError, Result, globals::Global};
 
@@ -17,10 +17,43 @@ const MAX_PLAIN: usize = 1 << 20;
 
 /// A value's number in its [`Pickle`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Id(u32);
+pub struct Id(NonZeroU32);
 
-/// One value.
-#[derive(Clone, Debug, PartialEq)]
+impl Id {
+    fn index(self) -> usize {
+        self.0.get() as usize
+    }
+}
+
+/// Where parts of a value stand in its [`Pickle`], which gives them out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Span {
+    start: u32,
+    len: u32,
+}
+
+impl Span {
+    /// The start of those that stand alone, each in a vector of its own, because they were added to.
+    const GROWN: u32 = u32::MAX;
+
+    /// A pickle is shorter than [`MAX_PICKLE`], and so is what it is made of.
+    #[expect(clippy::cast_possible_truncation, reason = "bounded by the pickle's size")]
+    fn new(start: usize, end: usize) -> Self {
+        Self { start: start as u32, len: (end - start) as u32 }
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "bounded by the pickle's size")]
+    fn grown(number: usize) -> Self {
+        Self { start: Self::GROWN, len: number as u32 }
+    }
+
+    fn range(self) -> Range<usize> {
+        self.start as usize..self.start as usize + self.len as usize
+    }
+}
+
+/// One value. Metadata has millions, of 16 bytes each: their parts are held by the pickle.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Node {
     /// `None`.
     None,
@@ -30,16 +63,16 @@ pub enum Node {
     Int(i64),
     /// A float.
     Float(f64),
-    /// A string.
-    Str(Box<str>),
-    /// Bytes.
-    Bytes(Box<[u8]>),
-    /// A tuple.
-    Tuple(Vec<Id>),
-    /// A list, or a set.
-    List(Vec<Id>),
-    /// A mapping, in its order.
-    Dict(Vec<(Id, Id)>),
+    /// A string: [`Pickle::str`].
+    Str(Span),
+    /// Bytes, which nothing that is read needs.
+    Bytes,
+    /// A tuple: [`Pickle::items`].
+    Tuple(Span),
+    /// A list, or a set: [`Pickle::items`].
+    List(Span),
+    /// A mapping, in its order: [`Pickle::dict`].
+    Dict(Span),
     /// A name of the closed list.
     Global(Global),
     /// A call of such a name, or an object of such a class.
@@ -54,6 +87,8 @@ pub enum Node {
     /// A reference to a storage: what `persistent_id` was.
     Persistent(Id),
 }
+
+const _: () = assert!(size_of::<Node>() == 16);
 
 /// A plain value, free of its pickle.
 #[derive(Clone, Debug, PartialEq)]
@@ -91,8 +126,93 @@ impl Plain {
 /// A pickle's values.
 #[derive(Clone, Debug)]
 pub struct Pickle {
-    nodes: Vec<Node>,
+    values: Values,
     root: Id,
+}
+
+#[derive(Clone, Debug)]
+struct Values {
+    nodes: Vec<Node>,
+    texts: String,
+    items: Parts<Id>,
+    pairs: Parts<(Id, Id)>,
+}
+
+/// What lists or mappings hold: those that are filled at once side by side, others by themselves.
+#[derive(Clone, Debug)]
+struct Parts<T> {
+    together: Vec<T>,
+    grown: Vec<Vec<T>>,
+}
+
+impl<T> Default for Parts<T> {
+    fn default() -> Self {
+        Self { together: Vec::new(), grown: Vec::new() }
+    }
+}
+
+impl<T: Copy> Parts<T> {
+    fn get(&self, span: Span) -> &[T] {
+        if span.start == Span::GROWN { &self.grown[span.len as usize] } else { &self.together[span.range()] }
+    }
+
+    fn put(&mut self, parts: impl IntoIterator<Item = T>) -> Span {
+        let start = self.together.len();
+        self.together.extend(parts);
+        Span::new(start, self.together.len())
+    }
+
+    /// Adds to what stands at `span`; where it stands then.
+    fn add(&mut self, span: Span, parts: impl IntoIterator<Item = T>) -> Span {
+        if span.start == Span::GROWN {
+            self.grown[span.len as usize].extend(parts);
+            return span;
+        }
+        if span.len == 0 {
+            return self.put(parts);
+        }
+        let mut alone = self.together[span.range()].to_vec();
+        alone.extend(parts);
+        self.grown.push(alone);
+        Span::grown(self.grown.len() - 1)
+    }
+
+    /// A copy that can be added to by itself, and its length.
+    fn copy(&mut self, span: Span) -> (Span, usize) {
+        let len = self.get(span).len();
+        if span.start == Span::GROWN {
+            self.grown.push(self.grown[span.len as usize].clone());
+            return (Span::grown(self.grown.len() - 1), len);
+        }
+        (span, len)
+    }
+}
+
+impl Values {
+    fn node(&self, id: Id) -> &Node {
+        &self.nodes[id.index()]
+    }
+
+    fn str(&self, id: Id) -> Option<&str> {
+        match self.node(id) {
+            Node::Str(text) => self.texts.get(text.range()),
+            _ => None,
+        }
+    }
+
+    fn dict(&self, id: Id) -> Option<&[(Id, Id)]> {
+        match self.node(id) {
+            Node::Dict(entries) => Some(self.pairs.get(*entries)),
+            _ => None,
+        }
+    }
+
+    fn items(&self, id: Id) -> Option<&[Id]> {
+        match self.node(id) {
+            Node::List(items) | Node::Tuple(items) => Some(self.items.get(*items)),
+            _ => None,
+        }
+    }
 }
 
 impl Pickle {
@@ -106,18 +226,12 @@ impl Pickle {
                 .expected(format_args!("at most {MAX_PICKLE} bytes"))
                 .found(bytes.len()));
         }
-        let mut machine = Machine {
-            bytes,
-            at: 0,
-            nodes: Vec::new(),
-            stack: Vec::new(),
-            marks: Vec::new(),
-            memo: HashMap::new(),
-            next_memo: 0,
-            copied: 0,
-        };
+        // The first node is nobody's, so that no value has the number 0.
+        let values = Values { nodes: vec![Node::None], texts: String::new(), items: Parts::default(), pairs: Parts::default() };
+        let mut machine =
+            Machine { bytes, at: 0, values, stack: Vec::new(), marks: Vec::new(), memo: HashMap::new(), next_memo: 0, copied: 0 };
         let root = machine.run()?;
-        Ok(Self { nodes: machine.nodes, root })
+        Ok(Self { values: machine.values, root })
     }
 
     /// The value that the pickle is of.
@@ -127,15 +241,12 @@ impl Pickle {
 
     /// A value.
     pub fn node(&self, id: Id) -> &Node {
-        &self.nodes[id.0 as usize]
+        self.values.node(id)
     }
 
     /// The string that it is, if it is one.
     pub fn str(&self, id: Id) -> Option<&str> {
-        match self.node(id) {
-            Node::Str(text) => Some(text),
-            _ => None,
-        }
+        self.values.str(id)
     }
 
     /// The integer that it is; a bool is none.
@@ -148,18 +259,12 @@ impl Pickle {
 
     /// The entries of a mapping.
     pub fn dict(&self, id: Id) -> Option<&[(Id, Id)]> {
-        match self.node(id) {
-            Node::Dict(entries) => Some(entries),
-            _ => None,
-        }
+        self.values.dict(id)
     }
 
     /// The items of a list or a tuple.
     pub fn items(&self, id: Id) -> Option<&[Id]> {
-        match self.node(id) {
-            Node::List(items) | Node::Tuple(items) => Some(items),
-            _ => None,
-        }
+        self.values.items(id)
     }
 
     /// What a mapping has under a string; the last of several.
@@ -202,16 +307,17 @@ impl Pickle {
             Node::Bool(value) => Plain::Bool(*value),
             Node::Int(value) => Plain::Int(*value),
             Node::Float(value) => Plain::Float(*value),
-            Node::Str(text) => Plain::Str(text.to_string()),
-            Node::Tuple(items) => Plain::Tuple(all(items)?),
-            Node::List(items) => Plain::List(all(items)?),
+            Node::Str(_) => Plain::Str(self.str(id).unwrap_or_default().to_owned()),
+            Node::Tuple(items) => Plain::Tuple(all(self.values.items.get(*items))?),
+            Node::List(items) => Plain::List(all(self.values.items.get(*items))?),
             Node::Dict(entries) => {
+                let entries = self.values.pairs.get(*entries);
                 let keys: Vec<Id> = entries.iter().map(|e| e.0).collect();
                 let values: Vec<Id> = entries.iter().map(|e| e.1).collect();
                 let keys = all(&keys)?;
                 Plain::Dict(keys.into_iter().zip(all(&values)?).collect())
             }
-            Node::Bytes(_) => return Err(FormatError::new("not a plain value: bytes")),
+            Node::Bytes => return Err(FormatError::new("not a plain value: bytes")),
             Node::Global(global) | Node::Call { global, .. } => {
                 return Err(FormatError::new(format_args!("not a plain value: {global:?}")));
             }
@@ -223,7 +329,7 @@ impl Pickle {
 struct Machine<'a> {
     bytes: &'a [u8],
     at: usize,
-    nodes: Vec<Node>,
+    values: Values,
     stack: Vec<Id>,
     marks: Vec<usize>,
     memo: HashMap<u32, Id>,
@@ -259,12 +365,15 @@ impl<'a> Machine<'a> {
         let bytes = self.take(len)?;
         // Python writes lone surrogates too; a tensor of such a name is of no use.
         let text = std::str::from_utf8(bytes).map_err(|_| self.error("a string that is not UTF-8"))?;
-        Ok(Node::Str(text.into()))
+        let texts = &mut self.values.texts;
+        let start = texts.len();
+        texts.push_str(text);
+        Ok(Node::Str(Span::new(start, texts.len())))
     }
 
     fn push(&mut self, node: Node) -> Result<()> {
-        let id = u32::try_from(self.nodes.len()).map_err(|_| self.error("too many values"))?;
-        self.nodes.push(node);
+        let id = u32::try_from(self.values.nodes.len()).ok().and_then(NonZeroU32::new).ok_or_else(|| self.error("too many values"))?;
+        self.values.nodes.push(node);
         self.stack.push(Id(id));
         Ok(())
     }
@@ -283,38 +392,65 @@ impl<'a> Machine<'a> {
         self.stack.get(floor..).and_then(<[_]>::last).copied().ok_or_else(|| self.error("the stack is empty"))
     }
 
-    fn since_mark(&mut self) -> Result<Vec<Id>> {
+    /// A mark below the topmost values, for opcodes that take so many without one.
+    fn mark_below(&mut self, count: usize) -> Result<()> {
+        let floor = self.marks.last().copied().unwrap_or(0);
+        let mark = self.stack.len().checked_sub(count).filter(|mark| *mark >= floor).ok_or_else(|| self.error("the stack is empty"))?;
+        self.marks.push(mark);
+        Ok(())
+    }
+
+    fn mark(&mut self) -> Result<usize> {
         let mark = self.marks.pop().ok_or_else(|| self.error("a mark is missing"))?;
-        Ok(self.stack.split_off(mark))
+        // Nothing pops below a mark; what follows cuts the stack there.
+        if mark > self.stack.len() { Err(self.error("the stack is empty")) } else { Ok(mark) }
     }
 
-    fn pairs(&self, items: &[Id]) -> Result<Vec<(Id, Id)>> {
-        if !items.len().is_multiple_of(2) {
-            return Err(self.error("a key without a value"));
-        }
-        Ok(items.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect())
+    /// What was pushed since the mark, as the items of a value.
+    fn items_since_mark(&mut self) -> Result<Span> {
+        let mark = self.mark()?;
+        Ok(self.values.items.put(self.stack.drain(mark..)))
     }
 
-    fn append(&mut self, items: Vec<Id>) -> Result<()> {
-        let target = self.top()?;
-        match &mut self.nodes[target.0 as usize] {
+    /// As [`Self::items_since_mark`], for the value that is below the mark.
+    fn append_since_mark(&mut self) -> Result<()> {
+        let mark = self.mark()?;
+        let target = self.below(mark)?;
+        match &mut self.values.nodes[target.index()] {
             Node::List(list) => {
-                list.extend(items);
+                *list = self.values.items.add(*list, self.stack.drain(mark..));
                 Ok(())
             }
             _ => Err(self.error("items for something that is not a list")),
         }
     }
 
-    fn set(&mut self, pairs: Vec<(Id, Id)>) -> Result<()> {
-        let target = self.top()?;
-        match &mut self.nodes[target.0 as usize] {
+    /// Keys and values since the mark, for the mapping that is below it.
+    fn set_since_mark(&mut self) -> Result<()> {
+        let mark = self.mark()?;
+        let target = self.below(mark)?;
+        self.check_pairs(mark)?;
+        match &mut self.values.nodes[target.index()] {
             Node::Dict(entries) => {
-                entries.extend(pairs);
+                *entries = self.values.pairs.add(*entries, pairs(&self.stack[mark..]));
+                self.stack.truncate(mark);
                 Ok(())
             }
             _ => Err(self.error("keys for something that is not a mapping")),
         }
+    }
+
+    fn check_pairs(&self, mark: usize) -> Result<()> {
+        match self.stack[mark..].len().is_multiple_of(2) {
+            true => Ok(()),
+            false => Err(self.error("a key without a value")),
+        }
+    }
+
+    /// The value that is right below a mark.
+    fn below(&self, mark: usize) -> Result<Id> {
+        let floor = self.marks.last().copied().unwrap_or(0);
+        self.stack.get(floor..mark).and_then(<[_]>::last).copied().ok_or_else(|| self.error("the stack is empty"))
     }
 
     fn remember(&mut self, key: u32) -> Result<()> {
@@ -339,35 +475,37 @@ impl<'a> Machine<'a> {
     /// REDUCE and NEWOBJ: plain containers are made, all else is kept as a call.
     fn reduce(&mut self) -> Result<()> {
         let (args, function) = (self.pop()?, self.pop()?);
-        let Node::Global(global) = self.nodes[function.0 as usize] else {
+        let Node::Global(global) = *self.values.node(function) else {
             return Err(self.error("a call of something that is not a name"));
         };
-        let Node::Tuple(items) = &self.nodes[args.0 as usize] else { return Err(self.error("arguments that are not a tuple")) };
-        let first = items.first().map(|id| &self.nodes[id.0 as usize]);
-        let node = match (global, first) {
-            (Global::DefaultDict, _) => Node::Dict(Vec::new()),
-            (Global::Mapping, None) => Node::Dict(Vec::new()),
-            (Global::Mapping, Some(Node::Dict(entries))) => Node::Dict(entries.clone()),
+        let Node::Tuple(items) = *self.values.node(args) else { return Err(self.error("arguments that are not a tuple")) };
+        let first = self.values.items.get(items).first().map(|id| *self.values.node(*id));
+        let (node, copied) = match (global, first) {
+            (Global::DefaultDict, _) | (Global::Mapping, None) => (Node::Dict(Span::default()), 0),
+            (Global::Mapping, Some(Node::Dict(entries))) => {
+                let (copy, len) = self.values.pairs.copy(entries);
+                (Node::Dict(copy), len)
+            }
             (Global::Mapping, Some(Node::List(list))) => {
                 // OrderedDict([[key, value], …]), as Python 2 wrote it.
-                let pair = |id: &Id| match &self.nodes[id.0 as usize] {
-                    Node::List(pair) | Node::Tuple(pair) if pair.len() == 2 => Some((pair[0], pair[1])),
+                let pair = |id: &Id| match self.values.items(*id) {
+                    Some(&[key, value]) => Some((key, value)),
                     _ => None,
                 };
-                Node::Dict(
-                    list.iter().map(pair).collect::<Option<_>>().ok_or_else(|| self.error("a mapping of something else than pairs"))?,
-                )
+                let entries: Option<Vec<(Id, Id)>> = self.values.items.get(list).iter().map(pair).collect();
+                let entries = entries.ok_or_else(|| self.error("a mapping of something else than pairs"))?;
+                let len = entries.len();
+                (Node::Dict(self.values.pairs.put(entries)), len)
             }
-            (Global::Set, Some(Node::List(list))) => Node::List(list.clone()),
-            (Global::Set, None) | (Global::List, None) => Node::List(Vec::new()),
-            _ => Node::Call { global, args, state: None },
+            (Global::Set, Some(Node::List(list))) => {
+                let (copy, len) = self.values.items.copy(list);
+                (Node::List(copy), len)
+            }
+            (Global::Set | Global::List, None) => (Node::List(Span::default()), 0),
+            _ => (Node::Call { global, args, state: None }, 0),
         };
         // A container that is called over and over would be copied over and over.
-        if let Node::Dict(entries) = &node {
-            self.copied += entries.len();
-        } else if let Node::List(items) = &node {
-            self.copied += items.len();
-        }
+        self.copied += copied;
         if self.copied > self.bytes.len() {
             return Err(self.error("too many copies of values"));
         }
@@ -376,7 +514,7 @@ impl<'a> Machine<'a> {
 
     fn build(&mut self) -> Result<()> {
         let (state, target) = (self.pop()?, self.top()?);
-        match &mut self.nodes[target.0 as usize] {
+        match &mut self.values.nodes[target.index()] {
             Node::Call { state: slot, .. } => {
                 *slot = Some(state);
                 Ok(())
@@ -411,10 +549,7 @@ impl<'a> Machine<'a> {
                 }
                 0x93 => {
                     let (name, module) = (self.pop()?, self.pop()?);
-                    let text = |id: Id| match &self.nodes[id.0 as usize] {
-                        Node::Str(text) => Ok(text.clone()),
-                        _ => Err(self.error("a name that is not a string")),
-                    };
+                    let text = |id| self.values.str(id).map(str::to_owned).ok_or_else(|| self.error("a name that is not a string"));
                     let (module, name) = (text(module)?, text(name)?);
                     self.global(&module, &name)?;
                 }
@@ -439,8 +574,8 @@ impl<'a> Machine<'a> {
                         b'C' => u8::from_le_bytes(self.array()?).into(),
                         _ => u64::from_le_bytes(self.array()?),
                     };
-                    let bytes = self.take(len)?.into();
-                    self.push(Node::Bytes(bytes))?;
+                    self.take(len)?;
+                    self.push(Node::Bytes)?;
                 }
                 b'J' => {
                     let value = i32::from_le_bytes(self.array()?);
@@ -467,44 +602,40 @@ impl<'a> Machine<'a> {
                 b'N' => self.push(Node::None)?,
                 0x88 => self.push(Node::Bool(true))?,
                 0x89 => self.push(Node::Bool(false))?,
-                b')' => self.push(Node::Tuple(Vec::new()))?,
+                b')' => self.push(Node::Tuple(Span::default()))?,
                 b't' => {
-                    let items = self.since_mark()?;
+                    let items = self.items_since_mark()?;
                     self.push(Node::Tuple(items))?;
                 }
                 0x85..=0x87 => {
                     let mut items = (0..opcode - 0x84).map(|_| self.pop()).collect::<Result<Vec<_>>>()?;
                     items.reverse();
+                    let items = self.values.items.put(items);
                     self.push(Node::Tuple(items))?;
                 }
-                b']' | 0x8f => self.push(Node::List(Vec::new()))?,
+                b']' | 0x8f => self.push(Node::List(Span::default()))?,
                 b'l' | 0x91 => {
-                    let items = self.since_mark()?;
+                    let items = self.items_since_mark()?;
                     self.push(Node::List(items))?;
                 }
                 b'a' => {
-                    let item = self.pop()?;
-                    self.append(vec![item])?;
+                    self.mark_below(1)?;
+                    self.append_since_mark()?;
                 }
-                b'e' | 0x90 => {
-                    let items = self.since_mark()?;
-                    self.append(items)?;
-                }
-                b'}' => self.push(Node::Dict(Vec::new()))?,
+                b'e' | 0x90 => self.append_since_mark()?,
+                b'}' => self.push(Node::Dict(Span::default()))?,
                 b'd' => {
-                    let items = self.since_mark()?;
-                    let pairs = self.pairs(&items)?;
-                    self.push(Node::Dict(pairs))?;
+                    let mark = self.mark()?;
+                    self.check_pairs(mark)?;
+                    let entries = self.values.pairs.put(pairs(&self.stack[mark..]));
+                    self.stack.truncate(mark);
+                    self.push(Node::Dict(entries))?;
                 }
                 b's' => {
-                    let (value, key) = (self.pop()?, self.pop()?);
-                    self.set(vec![(key, value)])?;
+                    self.mark_below(2)?;
+                    self.set_since_mark()?;
                 }
-                b'u' => {
-                    let items = self.since_mark()?;
-                    let pairs = self.pairs(&items)?;
-                    self.set(pairs)?;
-                }
+                b'u' => self.set_since_mark()?,
                 b'q' => {
                     let [key] = self.array()?;
                     self.remember(key.into())?;
@@ -535,6 +666,10 @@ impl<'a> Machine<'a> {
             }
         }
     }
+}
+
+fn pairs(items: &[Id]) -> impl Iterator<Item = (Id, Id)> + '_ {
+    items.chunks_exact(2).map(|pair| (pair[0], pair[1]))
 }
 
 /// A little-endian two's complement integer.

@@ -133,7 +133,7 @@ pub(super) fn items(dir: &Path) -> Result<Vec<(PathBuf, (u64, u64))>> {
     let metadata = metadata(dir)?;
     let places = metadata.tensors.iter().flat_map(|t| &t.chunks).map(|chunk| &chunk.place);
     let places = places.chain(metadata.values.iter().map(|(_, place)| place));
-    Ok(places.map(|place| (dir.join(&place.file), (place.offset, place.length))).collect())
+    Ok(places.map(|place| (dir.join(&*place.file), (place.offset, place.length))).collect())
 }
 
 fn read(dir: &Path, second: bool, found: &mut Found) -> Result<()> {
@@ -191,7 +191,7 @@ impl Items<'_> {
         place: &shardwright_formats::dcp::Place,
         read: impl FnOnce(&TorchFile, &Window<'_>) -> shardwright_formats::Result<T>,
     ) -> Result<T> {
-        let path = self.dir.join(&place.file);
+        let path = self.dir.join(&*place.file);
         let (bytes, _) = self.file(&place.file)?;
         let Some(window) = Window::new(bytes, place.offset, place.length) else {
             let error = EngineError::new(ErrorKind::Checkpoint, "the file is cut off").file(&path);
@@ -208,7 +208,7 @@ impl Items<'_> {
         let mut extents = Vec::with_capacity(tensor.chunks.len());
         for chunk in &tensor.chunks {
             let found = self.item(&chunk.place, |file, window| file.tensor(window, file.pickle.root()))?;
-            let path = self.dir.join(&chunk.place.file);
+            let path = self.dir.join(&*chunk.place.file);
             let error = |what: &str| EngineError::new(ErrorKind::Checkpoint, what).file(&path).offset(chunk.place.offset);
             let mut found = found.ok_or_else(|| error("the item is not a tensor"))?;
             if found.dtype != tensor.dtype || found.shape != chunk.sizes {
@@ -220,7 +220,7 @@ impl Items<'_> {
             found.offset += chunk.place.offset;
             let dir = self.dir;
             let (_, number) = self.file(&chunk.place.file)?;
-            let number = *number.get_or_insert_with(|| files.add(dir.join(&chunk.place.file)));
+            let number = *number.get_or_insert_with(|| files.add(dir.join(&*chunk.place.file)));
             files.expect(number, chunk.place.offset, &found);
             extents.push(common::extent(number, &found, &tensor.shape, &chunk.offsets));
         }

@@ -1,7 +1,7 @@
 //! Directories of torch's distributed checkpoints: `model/` and `optimizer/`, with the keys of `get_model_state_dict` and
 //! `get_optimizer_state_dict`, which is what LLaMA-Factory resumes from.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, sync::Arc};
 
 use shardwright_core::DType;
 use shardwright_formats::{
@@ -138,7 +138,7 @@ impl<'a> Planner<'a> {
 
     fn metadata(&self, directory: Directory) -> Result<OutFile<'a>> {
         let mut writer = Writer::default();
-        let mut ends = vec![0u64; usize::try_from(self.ranks()).unwrap_or(0)];
+        let mut ends: Vec<(Arc<str>, u64)> = (0..self.ranks()).map(|rank| (file_of(rank).into(), 0)).collect();
         let aliases = match directory {
             Directory::Model => self.aliases(),
             Directory::Optimizer => Vec::new(),
@@ -146,9 +146,9 @@ impl<'a> Planner<'a> {
         let (mut tied, mut forms) = (Vec::new(), Forms::default());
         self.items(directory, &mut |item| {
             let mut chunks = Vec::new();
-            for (rank, end) in (0..).zip(&mut ends) {
+            for (rank, (file, end)) in (0..).zip(&mut ends) {
                 let Some(piece) = item.piece(self.ranks(), rank)? else { continue };
-                let place = Place { file: file_of(rank), offset: *end, length: piece.size(&mut forms)? };
+                let place = Place { file: Arc::clone(file), offset: *end, length: piece.size(&mut forms)? };
                 *end = end.saturating_add(place.length);
                 match piece {
                     Piece::Tensor { offsets, sizes, .. } => chunks.push(Chunk { offsets, sizes, place }),
