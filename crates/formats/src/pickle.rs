@@ -708,6 +708,22 @@ mod tests {
         assert_eq!(read.plain(read.root()).unwrap(), expected);
     }
 
+    /// A mapping, a copy of it, and a list, which are all added to more than once, in turn.
+    #[test]
+    fn what_is_added_later_is_in_no_copy() {
+        let a = b"X\x01\0\0\0aK\x01s";
+        let more = b"(X\x01\0\0\0bK\x02X\x01\0\0\0cK\x03u";
+        let copy = b"ccollections\nOrderedDict\nh\x00\x85Rq\x01";
+        let body = [b"(}q\x00", &a[..], copy, more, b"0h\x00X\x01\0\0\0dK\x04sh\x01]K\x05aK\x06a(K\x07K\x08eK\x09at"].concat();
+        let read = pickle(&body).unwrap();
+        let dict = |entries: &[(&str, i64)]| Plain::Dict(entries.iter().map(|(k, n)| (Plain::Str((*k).into()), Plain::Int(*n))).collect());
+        let first = dict(&[("a", 1), ("d", 4)]);
+        let copied = dict(&[("a", 1), ("b", 2), ("c", 3)]);
+        let list = Plain::List((5..10).map(Plain::Int).collect());
+        // The mapping was left on the stack when it was made.
+        assert_eq!(read.plain(read.root()).unwrap(), Plain::Tuple(vec![first.clone(), first, copied, list]));
+    }
+
     #[test]
     fn a_foreign_global_is_refused_by_name() {
         refused(b"cos\nsystem\nX\x02\x00\x00\x00ls\x85R", "'os.system'");
