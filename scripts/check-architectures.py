@@ -63,7 +63,8 @@ def class_for(model_type, config):
     found = make.classes_of(model_type)
     base = make.autos.MODEL_MAPPING_NAMES.get(model_type)
     names = [make.use(found)["llm"], base if isinstance(base, str) else base[0] if base else None, *found.values()]
-    classes = [cls for name in names if (cls := getattr(transformers, name or "", None)) is not None]
+    known = [getattr(transformers, name or "", None) for name in names]
+    classes = [cls for cls in known if isinstance(cls, type) and issubclass(cls, make.PreTrainedModel)]
     return next((cls for cls in classes if getattr(cls, "config_class", None) is type(config)), classes[0] if classes else None)
 
 
@@ -173,6 +174,7 @@ def one_type(task):
 
 TINY = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2}
 GEMMA4 = {**TINY, "num_hidden_layers": 18, "head_dim": 8, "vocab_size_per_layer_input": 96, "hidden_size_per_layer_input": 8}
+GEMMA4_VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 8}
 ZAMBA = {
     **TINY, "num_key_value_heads": 4, "n_mamba_heads": 4, "mamba_d_state": 8,
     "layers_block_type": ["hybrid", "linear_attention", "hybrid", "hybrid", "linear_attention", "hybrid"],
@@ -183,6 +185,7 @@ WHOLE = [
     ("gemma4_text", {**GEMMA4, "num_kv_shared_layers": 6, "use_double_wide_mlp": True}),
     ("gemma4_text", {**GEMMA4, "enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 16}),
     ("gemma4_text", {**GEMMA4, "hidden_size_per_layer_input": 0, "attention_k_eq_v": True, "num_global_key_value_heads": 1}),
+    ("gemma4", {"text_config": {**GEMMA4, "num_hidden_layers": 6}, "vision_config": GEMMA4_VISION}),
     ("jamba", {**TINY, "num_experts": 4, "attn_layer_period": 3, "attn_layer_offset": 1}),
     ("modernbert-decoder", {**TINY, "decoder_bias": False, "pad_token_id": 0}),
     ("t5", {"vocab_size": 96, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "feed_forward_proj": "gated-gelu"}),

@@ -123,6 +123,13 @@ def unlisted(cls, config):
     return out
 
 
+def has_layers_of_their_own(config):
+    """Whether some layers have other values of some keys than the config has, in transformers 5."""
+    with contextlib.suppress(Exception):
+        return len(config.per_layer_config) > 0
+    return False
+
+
 def configs(cls, config, deep):
     """(key, its value before, after, config): configs that differ in one key, those first that a size may depend on."""
     for key, value in {**plain(config), **(unlisted(cls, config) if deep else {})}.items():
@@ -137,6 +144,9 @@ def configs(cls, config, deep):
                 tries += [None] if "rank" in key else [0, 1]
         elif isinstance(value, int) and value <= 0 and deep:
             tries = [8 if value else 1]
+        elif value is None and deep and (part := (config.sub_configs or {}).get(key)) is not None:
+            with contextlib.suppress(Exception):
+                tries = [part()]  # a part that models may have; of any type, it is no config
         elif value is None and deep and not key.endswith(("id", "ids", "path", "theta")):
             tries = [True, SMALL, [0]]
         elif isinstance(value, str) and deep and not key.endswith(("act", "activation", "function", "type", "path", "token")):
@@ -156,6 +166,8 @@ def configs(cls, config, deep):
                 for name, items in plain(config).items():
                     if ("layer" in key or key == "depth") and isinstance(items, (list, tuple)) and isinstance(value, int) and len(items) == value and new == 2 * value:
                         setattr(other, name, [*items, *items])
+                if has_layers_of_their_own(config):
+                    other = type(config)(**plain(other))  # it makes them of the other keys
             except Exception:
                 continue
             yield key, value, new, other

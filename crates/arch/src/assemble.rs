@@ -13,12 +13,12 @@ use crate::{
     contract::Assembly,
     data::Data,
     lazy::Lazy,
-    names::{Naming, Target, templates},
+    names::{Naming, Target},
     ops::{Around, Asks, Named},
     own::Architecture,
     regex::Regex,
     rename::{Renamer, Taken, Transform, sort_naturally},
-    tree::{Choices, Found, Kind, NONE, Tree},
+    tree::{Choices, Found, Kind, NONE, Stored, Tree},
 };
 
 pub use self::made::{Assembled, Made, Misfit, Missing, Options, Reason, Same, Unused, Use};
@@ -411,8 +411,12 @@ impl<'a, 'c> Assembler<'a, 'c> {
 
     fn finish(mut self, made: BTreeMap<String, Made>) -> Assembled {
         let alias: BTreeSet<&str> = self.out.aliases.iter().map(|(a, _)| a.as_str()).collect();
-        let expected = self.tree.expected(&self.choices, MOST, &templates(made.keys()));
+        let expected = self.tree.expected(&self.choices, MOST, &Stored::new(made.keys()));
         let absent = expected.into_iter().filter(|(name, ..)| !made.contains_key(name) && !alias.contains(name.as_str()));
+        // A frozen normalisation has no counter, and no use for one.
+        let counts =
+            |name: &str| name.strip_suffix("num_batches_tracked").is_some_and(|norm| made.contains_key(&format!("{norm}running_mean")));
+        let absent = absent.filter(|(name, ..)| !counts(name));
         let failed: BTreeSet<&str> = self
             .out
             .misfits

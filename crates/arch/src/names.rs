@@ -1,9 +1,6 @@
 //! Names of a checkpoint's tensors as the model has them, looked up once for all that differ only in their numbers.
 
-use std::{
-    borrow::Cow,
-    collections::{HashMap, HashSet},
-};
+use std::{borrow::Cow, collections::HashMap};
 
 use shardwright_core::TensorMeta;
 
@@ -182,24 +179,12 @@ impl Naming<'_, '_> {
     }
 }
 
-/// The [`template`]s of names.
-pub(crate) fn templates<'n>(names: impl Iterator<Item = &'n String>) -> HashSet<String> {
-    let (mut out, mut key, mut numbers) = (HashSet::new(), String::new(), Vec::new());
-    for name in names {
-        template(name, &mut key, &mut numbers);
-        if !numbers.is_empty() && !out.contains(&key) {
-            out.insert(key.clone());
-        }
-    }
-    out
-}
-
 fn marker(index: usize) -> String {
     format!("{}", 900_000_017 + index)
 }
 
 /// A name with a mark for each part that is a number, and those numbers.
-pub(crate) fn template<'n>(name: &'n str, key: &mut String, numbers: &mut Vec<&'n str>) {
+fn template<'n>(name: &'n str, key: &mut String, numbers: &mut Vec<&'n str>) {
     key.clear();
     numbers.clear();
     for (i, part) in name.split('.').enumerate() {

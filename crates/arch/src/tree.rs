@@ -1,6 +1,6 @@
 //! The modules of a model's class under its config: which parameters and buffers it has, of which sizes, and in which modules.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::iter;
 use std::sync::LazyLock;
 
@@ -8,7 +8,6 @@ use serde_json::Value;
 
 use crate::data::Data;
 use crate::kinds;
-use crate::names::template;
 use crate::size::{DEEPEST, Formula, Size};
 
 /// What a name of the model stands for.
@@ -594,10 +593,9 @@ impl<'c> Tree<'c> {
         }
     }
 
-    /// Names of parameters and saved buffers that the class has under every config, without those in lists of unknown length, with their
-    /// shapes; at most `most`. What not every config has, as a bias, an element of a list has where another one does: `stored` are such names'
-    /// [`template`]s.
-    pub fn expected(&self, choices: &Choices, most: usize, stored: &HashSet<String>) -> Vec<(String, Kind, Option<Vec<u64>>)> {
+    /// Names of parameters and saved buffers that the class has under every config, with their shapes; at most `most`. What not every config has, as a
+    /// bias, an element of a list has where others do; a list of unknown length has the elements that are stored.
+    pub fn expected(&self, choices: &Choices, most: usize, stored: &Stored<'_>) -> Vec<(String, Kind, Option<Vec<u64>>)> {
         let mut out = Vec::new();
         self.expected_in(self.root, "", (choices, stored), most, &mut out);
         out.retain(|(name, ..)| !self.is_absent(name));
@@ -608,30 +606,29 @@ impl<'c> Tree<'c> {
         &self,
         at: Place,
         path: &str,
-        (choices, stored): (&Choices, &HashSet<String>),
+        (choices, stored): (&Choices, &Stored<'_>),
         most: usize,
         out: &mut Vec<(String, Kind, Option<Vec<u64>>)>,
     ) {
         let module = &self.modules[at.module];
         let join = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
-        let elsewhere = |name: &str| {
-            let mut key = String::new();
-            template(&join(name), &mut key, &mut Vec::new());
-            stored.contains(&key)
-        };
+        let elsewhere = |name: &str| stored.all_others_have(&join(name), choices);
         for entry in module.entries.iter().filter(|e| e.kind != Kind::Fleeting && (e.always || elsewhere(&e.name))) {
             let sizes = entry.shape.as_ref().map(|s| s.iter().map(|size| self.size(at.scope, size).map(|(n, _)| n)).collect());
             out.push((join(&entry.name), entry.kind, sizes.flatten()));
         }
         let in_list = path.rsplit('.').next().is_some_and(|last| last.bytes().all(|b| b.is_ascii_digit()));
         for (child, places) in self.children(at) {
-            let has = || in_list && self.has_part(at, child, &join(&child.name)).is_some_and(|(has, _)| has);
+            let decided = || if in_list { self.has_part(at, child, &join(&child.name)).map(|(has, _)| has) } else { None };
+            let has = || decided().unwrap_or_else(|| self.is_given(at, child) || elsewhere(&child.name));
             if !child.always && !has() {
                 continue;
             }
             let names: Vec<String> = if child.name == "*" {
-                let length = self.size(at.scope, &child.length).map_or(0, |(n, _)| n);
-                (0..length).map_while(|i| (i < most as u64).then(|| i.to_string())).collect()
+                match self.size(at.scope, &child.length) {
+                    Some((length, _)) => (0..length.min(most as u64)).map(|i| i.to_string()).collect(),
+                    None => stored.elements(path).iter().map(u64::to_string).collect(),
+                }
             } else {
                 vec![child.name.clone()]
             };
@@ -652,6 +649,68 @@ impl<'c> Tree<'c> {
                 }
             }
         }
+    }
+
+    /// Whether a part that not every such model has is one that config.json describes.
+    fn is_given(&self, at: Place, child: &Child) -> bool {
+        let key = |variant: &Variant| {
+            if let Variant::Model { key, .. } = variant { !key.is_empty() && self.scopes[at.scope].config[key].is_object() } else { false }
+        };
+        child.variants.iter().all(key)
+    }
+}
+
+/// The names that a checkpoint fills.
+#[derive(Debug)]
+pub struct Stored<'a> {
+    names: BTreeSet<&'a str>,
+}
+
+impl<'a> Stored<'a> {
+    /// Of those names.
+    pub fn new(names: impl Iterator<Item = &'a String>) -> Self {
+        Self { names: names.map(String::as_str).collect() }
+    }
+
+    /// Whether there is a name, or one in a module of that name.
+    fn has(&self, name: &str) -> bool {
+        let prefix = format!("{name}.");
+        self.names.contains(name) || self.names.range(prefix.as_str()..).next().is_some_and(|name| name.starts_with(&prefix))
+    }
+
+    /// The elements of a list that have something.
+    fn elements(&self, list: &str) -> BTreeSet<u64> {
+        let prefix = format!("{list}.");
+        let (mut out, mut from) = (BTreeSet::new(), prefix.clone());
+        while let Some(rest) = self.names.range(from.as_str()..).next().and_then(|name| name.strip_prefix(&prefix)) {
+            let index = rest.split('.').next().unwrap_or(rest);
+            out.extend(index.parse::<u64>());
+            from = format!("{prefix}{index}/"); // what follows all of the element's names
+        }
+        out
+    }
+
+    /// Whether all other elements of a list, which are of the same kind, have the part that this one may have, two at least. Of the first and the last
+    /// element, which are often unlike the others, and of lists in lists nothing is said.
+    fn all_others_have(&self, part: &str, choices: &Choices) -> bool {
+        let number = |segment: &str| !segment.is_empty() && segment.bytes().all(|b| b.is_ascii_digit());
+        let mut numbers = part.match_indices('.').map(|(at, _)| at + 1).filter(|&at| part[at..].split('.').next().is_some_and(number));
+        let (Some(at), None) = (numbers.next(), numbers.next()) else { return false };
+        let (list, rest) = (&part[..at - 1], &part[at..]);
+        let Some((index, rest)) = rest.split_once('.') else { return false };
+        let kinds = |index: &str| {
+            let ends = rest.match_indices('.').map(|(end, _)| &rest[..end]).map(move |inner| format!("{list}.{index}.{inner}"));
+            std::iter::once(format!("{list}.{index}")).chain(ends).map(|path| choices.get(&path).copied()).collect::<Vec<_>>()
+        };
+        let own = kinds(index);
+        let elements = self.elements(list);
+        let inner =
+            index.parse().is_ok_and(|i| elements.first().is_some_and(|first| *first < i) && elements.last().is_some_and(|last| i < *last));
+        if !inner {
+            return false;
+        }
+        let others: Vec<String> = elements.into_iter().map(|i| i.to_string()).filter(|i| i != index && kinds(i) == own).collect();
+        others.len() > 1 && others.iter().all(|i| self.has(&format!("{list}.{i}.{rest}")))
     }
 }
 

@@ -164,6 +164,33 @@ fn layers_share_a_part_in_turn() {
     }
 }
 
+/// Optional parts of a layer, and parameters of them: where all other layers have one, as `from_pretrained` says. A layer that is gone misses all of them.
+#[test]
+fn what_every_other_layer_has_is_missed() {
+    let mut case = cases().into_iter().find(|c| c["name"] == "glm4_moe").unwrap();
+    let stored = case["tensors"].as_object().unwrap().clone();
+    let last = stored.iter().filter(|(name, _)| name.starts_with("model.layers.1."));
+    let more = last.flat_map(|(name, row)| [2, 3].map(|layer| (name.replace(".layers.1.", &format!(".layers.{layer}.")), row.clone())));
+    let mut whole: serde_json::Map<String, Value> = stored.clone().into_iter().chain(more).collect();
+    let norm = |layer: u64, part: &str| format!("model.layers.{layer}.self_attn.{part}.weight");
+    let norms =
+        (0..4).flat_map(|layer| ["q_norm", "k_norm"].map(|part| (norm(layer, part), json!(["bfloat16", [case["config"]["head_dim"]]]))));
+    whole.extend(norms);
+    case["config"]["num_hidden_layers"] = 4.into();
+    let optional = ["q_norm", "k_norm"].map(|part| norm(2, part));
+    let missing = |gone: &dyn Fn(&str) -> bool| {
+        let mut case = case.clone();
+        case["tensors"] = whole.clone().into_iter().filter(|(name, _)| !gone(name)).collect::<serde_json::Map<_, _>>().into();
+        made(&case, &case["config"]).missing.iter().map(|m| m.name.clone()).collect::<BTreeSet<_>>()
+    };
+    assert_eq!(missing(&|_| false), BTreeSet::new());
+    for name in &optional {
+        assert_eq!(missing(&|other| other == name), BTreeSet::from([name.clone()]));
+    }
+    let of_a_layer = missing(&|name| name.starts_with("model.layers.2."));
+    assert!(optional.iter().all(|name| of_a_layer.contains(name)), "{of_a_layer:?}");
+}
+
 /// How many parameters `from_pretrained` of transformers 5.24 calls missing where config.json makes layers of another kind than the checkpoint has.
 #[test]
 fn layers_are_of_the_kind_that_config_json_says() {

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 use super::{Assembler, MOST, Made, Reason, Unused};
-use crate::{contract::Assembly, names::templates, regex::Regex};
+use crate::{contract::Assembly, regex::Regex, tree::Stored};
 
 impl Assembler<'_, '_> {
     /// Tied weights: of the names of one parameter the first of the class stays, filled by whichever the checkpoint has.
@@ -81,7 +81,7 @@ impl Assembler<'_, '_> {
 
     /// Names that the checkpoint fills, and those that the class has anyway.
     fn names_of_the_model(&self, made: &BTreeMap<String, Made>) -> BTreeSet<String> {
-        let expected = self.tree.expected(&self.choices, MOST, &templates(made.keys())).into_iter().map(|(name, ..)| name);
+        let expected = self.tree.expected(&self.choices, MOST, &Stored::new(made.keys())).into_iter().map(|(name, ..)| name);
         made.keys().cloned().chain(expected).collect()
     }
 
