@@ -46,8 +46,12 @@ def saved(model):
             kept.update([first] if others else ())  # of a module that is in several places
             for name in others:
                 state.pop(name, None)
-    ties = [getattr(of, "tie_word_embeddings", False) for of in make.with_parts(model.config)]
-    for name in list(getattr(model, "all_tied_weights_keys", None) or getattr(model, "_tied_weights_keys", None) or ()) if any(ties) else ():
+    if make.MAJOR >= 5:
+        tied = model.all_tied_weights_keys
+    else:
+        ties = any(getattr(of, "tie_word_embeddings", False) for of in make.with_parts(model.config))
+        tied = (getattr(model, "_tied_weights_keys", None) or ()) if ties else ()
+    for name in tied:
         if name not in kept:
             state.pop(name, None)
     if make.MAJOR >= 5:
