@@ -49,7 +49,7 @@ def saved(model):
     if make.MAJOR >= 5:
         tied = model.all_tied_weights_keys
     else:
-        ties = any(getattr(of, "tie_word_embeddings", False) for of in make.with_parts(model.config))
+        ties = getattr(model.config.get_text_config(decoder=True), "tie_word_embeddings", True)
         tied = (getattr(model, "_tied_weights_keys", None) or ()) if ties else ()
     for name in tied:
         if name not in kept:
@@ -133,6 +133,16 @@ def changed(rng, config, flags):
     return config, said
 
 
+def cut(config):
+    """A config whose parts are cut short as well, and whose layers' own values are those of the layers that it has: for types of which no other draw is
+    built. Parts that name layers of one another may not be cut."""
+    config = copy.deepcopy(config)
+    for key in getattr(config, "sub_configs", None) or ():
+        if isinstance(part := getattr(config, key, None), make.PreTrainedConfig):
+            setattr(config, key, cut(make.shrunk(part, make.LAYERS)))
+    return type(config)(**make.plain(config)) if make.has_layers_of_their_own(config) else config
+
+
 def one_type(task):
     model_type, args = task
     torch.set_num_threads(1)
@@ -146,16 +156,19 @@ def one_type(task):
     if cls is None:
         return out
     version = ["--transformers", ".".join(transformers.__version__.split(".")[:2])]
-    for _ in range(6 * args.configs):
-        if len(out) == args.configs:
+    tries = 6 * args.configs
+    for n in range(2 * tries):
+        if len(out) == args.configs or n == tries and out:
             break
+        if n == tries:
+            small = cut(small)
         with tempfile.TemporaryDirectory() as folder:
             try:
-                config, said = changed(rng, small, args.flags)
+                config, said = changed(rng, small, args.flags) if n != tries else (copy.deepcopy(small), [])
                 config.architectures = [cls.__name__]
                 config.save_pretrained(folder)
                 model = make.build(cls, type(config).from_pretrained(folder))
-                if sum(t.numel() for t in model.state_dict().values()) > MOST:
+                if sum(t.numel() for t in model.state_dict().values()) > (MOST if n < tries else 10 * MOST):
                     continue
             except Exception:
                 continue

@@ -177,9 +177,20 @@ impl<'a, 'c> Assembler<'a, 'c> {
             let forced = self.data.get(":", model_type).and_then(|l| l["ties"].as_bool());
             forced.or_else(|| config.get("tie_word_embeddings").and_then(Value::as_bool)).unwrap_or_else(default)
         };
+        // Before 5 it is the language model's part that says it.
+        let of_text = |model_type: &str, config: &Value| {
+            let part = |key: &&str| self.options.transformers < 5 && config.get(key).is_some_and(Value::is_object);
+            let key = ["decoder", "generator", "text_config"].into_iter().find(part)?;
+            let known = || Some(self.data.get(":", model_type)?["sub"][key].as_str()?.to_owned());
+            let text = config[key]["model_type"].as_str().map(str::to_owned).or_else(known)?;
+            Some(tie(&text, &config[key]))
+        };
         let all = self.tree.models().into_iter();
-        all.map(|(path, class, model_type, config)| (path, self.data.get("!", &class).unwrap_or_default(), tie(&model_type, config)))
-            .collect()
+        all.map(|(path, class, model_type, config)| {
+            let tied = of_text(&model_type, config).unwrap_or_else(|| tie(&model_type, config));
+            (path, self.data.get("!", &class).unwrap_or_default(), tied)
+        })
+        .collect()
     }
 
     /// transformers' `get_model_conversion_mapping`.

@@ -191,6 +191,25 @@ fn what_every_other_layer_has_is_missed() {
     assert!(optional.iter().all(|name| of_a_layer.contains(name)), "{of_a_layer:?}");
 }
 
+/// Of a model with parts: transformers 5 reads the whole model's flag, 4.57 that of its language model, as seen in `from_pretrained` of both.
+#[test]
+fn before_5_the_language_models_part_says_whether_weights_are_tied() {
+    let case = cases().into_iter().find(|c| c["name"] == "qwen2_vl").unwrap();
+    for (whole, text) in [(true, true), (true, false), (false, true), (false, false)] {
+        let mut config = case["config"].clone();
+        config["tie_word_embeddings"] = whole.into();
+        config["text_config"]["tie_word_embeddings"] = text.into();
+        let mut tensors = sources(&case);
+        tensors.retain(|t| t.name.as_str() != "lm_head.weight");
+        for (transformers, tied) in [(4, text), (5, whole)] {
+            let none = &Globs::default();
+            let options = Options { class: Use::Llm, exclude: none, tied_in_each_group: false, same: None, transformers, own: None };
+            let found = assemble(&tensors, &config, &options);
+            assert_eq!(found.missing.iter().any(|m| m.name == "lm_head.weight"), !tied, "{transformers}: {whole}, {text}");
+        }
+    }
+}
+
 /// How many parameters `from_pretrained` of transformers 5.24 calls missing where config.json makes layers of another kind than the checkpoint has.
 #[test]
 fn layers_are_of_the_kind_that_config_json_says() {
