@@ -18,7 +18,8 @@ use crate::{
     own::Architecture,
     regex::Regex,
     rename::{Renamer, Taken, Transform, sort_naturally},
-    tree::{Choices, Found, Kind, NONE, Stored, Tree},
+    stored::Stored,
+    tree::{Choices, Found, Kind, NONE, Tree},
 };
 
 pub use self::made::{Assembled, Made, Misfit, Missing, Options, Reason, Same, Unused, Use};

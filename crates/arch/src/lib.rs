@@ -15,6 +15,7 @@ mod own;
 mod regex;
 mod rename;
 mod size;
+mod stored;
 mod tree;
 
 pub use assemble::{

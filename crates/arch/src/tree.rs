@@ -9,6 +9,7 @@ use serde_json::Value;
 use crate::data::Data;
 use crate::kinds;
 use crate::size::{DEEPEST, Formula, Size};
+use crate::stored::Stored;
 
 /// What a name of the model stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -657,60 +658,6 @@ impl<'c> Tree<'c> {
             if let Variant::Model { key, .. } = variant { !key.is_empty() && self.scopes[at.scope].config[key].is_object() } else { false }
         };
         child.variants.iter().all(key)
-    }
-}
-
-/// The names that a checkpoint fills.
-#[derive(Debug)]
-pub struct Stored<'a> {
-    names: BTreeSet<&'a str>,
-}
-
-impl<'a> Stored<'a> {
-    /// Of those names.
-    pub fn new(names: impl Iterator<Item = &'a String>) -> Self {
-        Self { names: names.map(String::as_str).collect() }
-    }
-
-    /// Whether there is a name, or one in a module of that name.
-    fn has(&self, name: &str) -> bool {
-        let prefix = format!("{name}.");
-        self.names.contains(name) || self.names.range(prefix.as_str()..).next().is_some_and(|name| name.starts_with(&prefix))
-    }
-
-    /// The elements of a list that have something.
-    fn elements(&self, list: &str) -> BTreeSet<u64> {
-        let prefix = format!("{list}.");
-        let (mut out, mut from) = (BTreeSet::new(), prefix.clone());
-        while let Some(rest) = self.names.range(from.as_str()..).next().and_then(|name| name.strip_prefix(&prefix)) {
-            let index = rest.split('.').next().unwrap_or(rest);
-            out.extend(index.parse::<u64>());
-            from = format!("{prefix}{index}/"); // what follows all of the element's names
-        }
-        out
-    }
-
-    /// Whether all other elements of a list, which are of the same kind, have the part that this one may have, two at least. Of the first and the last
-    /// element, which are often unlike the others, and of lists in lists nothing is said.
-    fn all_others_have(&self, part: &str, choices: &Choices) -> bool {
-        let number = |segment: &str| !segment.is_empty() && segment.bytes().all(|b| b.is_ascii_digit());
-        let mut numbers = part.match_indices('.').map(|(at, _)| at + 1).filter(|&at| part[at..].split('.').next().is_some_and(number));
-        let (Some(at), None) = (numbers.next(), numbers.next()) else { return false };
-        let (list, rest) = (&part[..at - 1], &part[at..]);
-        let Some((index, rest)) = rest.split_once('.') else { return false };
-        let kinds = |index: &str| {
-            let ends = rest.match_indices('.').map(|(end, _)| &rest[..end]).map(move |inner| format!("{list}.{index}.{inner}"));
-            std::iter::once(format!("{list}.{index}")).chain(ends).map(|path| choices.get(&path).copied()).collect::<Vec<_>>()
-        };
-        let own = kinds(index);
-        let elements = self.elements(list);
-        let inner =
-            index.parse().is_ok_and(|i| elements.first().is_some_and(|first| *first < i) && elements.last().is_some_and(|last| i < *last));
-        if !inner {
-            return false;
-        }
-        let others: Vec<String> = elements.into_iter().map(|i| i.to_string()).filter(|i| i != index && kinds(i) == own).collect();
-        others.len() > 1 && others.iter().all(|i| self.has(&format!("{list}.{i}.{rest}")))
     }
 }
 

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 use super::{Assembler, MOST, Made, Reason, Unused};
-use crate::{contract::Assembly, regex::Regex, tree::Stored};
+use crate::{contract::Assembly, regex::Regex, stored::Stored};
 
 impl Assembler<'_, '_> {
     /// Tied weights: of the names of one parameter the first of the class stays, filled by whichever the checkpoint has.
