@@ -125,9 +125,7 @@ def unlisted(cls, config):
 
 def has_layers_of_their_own(config):
     """Whether some layers have other values of some keys than the config has, in transformers 5."""
-    with contextlib.suppress(Exception):
-        return len(config.per_layer_config) > 0
-    return False
+    return getattr(config, "is_heterogeneous", False)
 
 
 def configs(cls, config, deep):
@@ -167,7 +165,8 @@ def configs(cls, config, deep):
                     if ("layer" in key or key == "depth") and isinstance(items, (list, tuple)) and isinstance(value, int) and len(items) == value and new == 2 * value:
                         setattr(other, name, [*items, *items])
                 if has_layers_of_their_own(config):
-                    other = type(config)(**plain(other))  # it makes them of the other keys
+                    with contextlib.suppress(Exception):  # a config that refuses the value is changed as it is
+                        other = type(config)(**plain(other))  # it makes them of the other keys
             except Exception:
                 continue
             yield key, value, new, other
@@ -521,7 +520,7 @@ def describe(cls, config, deep, within=None):
     for t in of_two:
         formulas(t)
         node.merge(t)
-    # a key that only a flag depends on is not told: what is optional is what the checkpoint has
+    # a key that only a flag depends on is not recorded: what is optional is what the checkpoint has
     absent = []
     if within is not None:
         # the base model is built on its own elsewhere; what this class leaves out of it
@@ -898,9 +897,9 @@ def fixed(config, keys):
 def forced_tie(cls, model_type):
     """`tie_word_embeddings` of a config that takes no other, whatever config.json says."""
     with contextlib.suppress(Exception):
-        told = [getattr(cls.from_dict({**copy.deepcopy(LACKS.get(model_type, {})), "tie_word_embeddings": t}), "tie_word_embeddings", None) for t in (False, True)]
-        if told[0] == told[1]:
-            return told[0]
+        values = [getattr(cls.from_dict({**copy.deepcopy(LACKS.get(model_type, {})), "tie_word_embeddings": t}), "tie_word_embeddings", None) for t in (False, True)]
+        if values[0] == values[1]:
+            return values[0]
     return None
 
 
@@ -1081,7 +1080,7 @@ def shared(found):
 
         def fits(n):
             in_turn = lambda config, having: {i: having[k % count] for k, i in enumerate(having) if k >= count} if (count := n(config)) > 0 else None
-            return all(told == in_turn(config, having) for config, told, having in runs)
+            return all(chosen == in_turn(config, having) for config, chosen, having in runs)
 
         numbers = [n for n in (1, 2) if fits(lambda _: n)]
         keys = [k for k, v in runs[0][0].items() if type(v) is int and len({config.get(k) for config, *_ in runs}) > 1 and fits(lambda config: config.get(k) or 0)]
@@ -1117,9 +1116,9 @@ def kinds(cls, config):
     parts = rules_of(one_key, seen, run, lambda slots: parts_of_layers(slots, seen))
     if parts:
         # a flag may decide as well
-        told = [{}, *({key: value} for key, found in one_key.items() for value, _ in found[-2:] if isinstance(value, list))]
+        cases = [{}, *({key: value} for key, found in one_key.items() for value, _ in found[-2:] if isinstance(value, list))]
         for flag, value in [(k, v) for k, v in plain(config).items() if isinstance(v, bool)]:
-            for keys in told:
+            for keys in cases:
                 run({**keys, flag: not value})
         runs = [(keys, parts_of_layers(found, seen)) for keys, found in seen]
         parts = {pair: of for pair, of in parts.items() if all(agrees(pair, of, keys, found) for keys, found in runs)}
@@ -1135,12 +1134,12 @@ def lengths(seen):
     """{list: key} of lists of modules that are as long as a list of config.json, whatever else it says."""
     out = {}
     for path in sorted({path for _, found in seen for path, name in found if not name}):
-        told = {}
+        by_key = {}
         for keys, found in seen:
             for key, value in keys.items():
                 if isinstance(value, list) and value and isinstance(value[0], str) and (path, "") in found:
-                    told.setdefault(key, []).append((len(value), len(found[path, ""])))
-        of = [key for key, pairs in told.items() if len(set(pairs)) > 1 and all(a == b for a, b in pairs)]
+                    by_key.setdefault(key, []).append((len(value), len(found[path, ""])))
+        of = [key for key, pairs in by_key.items() if len(set(pairs)) > 1 and all(a == b for a, b in pairs)]
         if of:
             out[path] = of[0]
     return out
@@ -1233,12 +1232,12 @@ def rules_of(one_key, seen, run, view):
             continue
         rules = {}
         for key, at in places.items():  # several words of one meaning, or several kinds
-            told = {
+            by_word = {
                 (keys[key][i % len(keys[key]) if at == "i%" else i], c)
                 for keys, found in runs if isinstance(keys.get(key), list) for i, c in found.items() if at == "i%" or i < len(keys[key])
             }  # fmt: skip
-            words = {name: sorted(w for w, c in told if c == name) for name in classes}
-            if len(told) != len(dict(told)) or not all(words.values()):
+            words = {name: sorted(w for w, c in by_word if c == name) for name in classes}
+            if len(by_word) != len(dict(by_word)) or not all(words.values()):
                 continue
             rule = lambda name: [[f"{key}[{at}]={'|'.join(words[name])}"]]
             if len(classes) > 2:
@@ -1348,8 +1347,8 @@ def one_type(model_type):
             if line["derived"].setdefault(key, formula) != formula:
                 line["derived"][key] = None
         out.append((name, says, node, references, defaults))
-    told, shared_of, as_long = kinds_of(config, base)
-    letters = lettered(config, [key for key in plain(config) if f"{key}[i" in json.dumps(told)])
+    rules, shared_of, as_long = kinds_of(config, base)
+    letters = lettered(config, [key for key in plain(config) if f"{key}[i" in json.dumps(rules)])
     for node in [node for name, _, node, *_ in out if name == base]:
         for path, key in as_long.items():
             with contextlib.suppress(KeyError):
@@ -1366,7 +1365,7 @@ def one_type(model_type):
     line["older"].update({name: key for name, (key, _) in letters.items()})
     line["sets"] = decided(config)
     line["parts"] = whole_parts(config)
-    line["kinds"] = {pair: [[with_letters(p, letters) for p in all_of] for all_of in of] for pair, of in told.items()}
+    line["kinds"] = {pair: [[with_letters(p, letters) for p in all_of] for all_of in of] for pair, of in rules.items()}
     line = {k: v for k, v in line.items() if v not in (None, {}, [])}
     return model_type, line, [(n, s, pack(t)) for n, s, t, _, _ in out], failed
 
