@@ -187,45 +187,33 @@ mod x86 {
         unsafe { _mm_sfence() };
     }
 
-    /// # Safety
-    /// As [`super::Blocks::transpose`], for 8 rows of elements of 2 bytes.
-    pub(super) unsafe fn of_2<const STREAMED: bool>(from: *const u8, source: usize, to: *mut u8, target: usize) {
-        for square in 0..4 {
-            // SAFETY: as the caller promises; loads need no alignment.
-            unsafe {
-                let mut lines: [__m128i; 8] = from_fn(|i| _mm_loadu_si128(from.add((square * 8 + i) * source).cast()));
-                for _ in 0..3 {
-                    lines = from_fn(|i| match i % 2 {
-                        0 => _mm_unpacklo_epi16(lines[i / 2], lines[i / 2 + 4]),
-                        _ => _mm_unpackhi_epi16(lines[i / 2], lines[i / 2 + 4]),
-                    });
-                }
-                for (j, line) in lines.into_iter().enumerate() {
-                    quarter::<STREAMED>(to.add(j * target + square * 16), line);
+    /// Squares of `$side` elements a side, each line of them 16 bytes.
+    macro_rules! narrow {
+        ($name:ident, $side:literal, $low:ident, $high:ident) => {
+            /// # Safety
+            /// As [`super::Blocks::transpose`], for `$side` rows.
+            pub(super) unsafe fn $name<const STREAMED: bool>(from: *const u8, source: usize, to: *mut u8, target: usize) {
+                for square in 0..4 {
+                    // SAFETY: as the caller promises; loads need no alignment.
+                    unsafe {
+                        let mut lines: [__m128i; $side] = from_fn(|i| _mm_loadu_si128(from.add((square * $side + i) * source).cast()));
+                        for _ in 0..usize::ilog2($side) {
+                            lines = from_fn(|i| match i % 2 {
+                                0 => $low(lines[i / 2], lines[i / 2 + $side / 2]),
+                                _ => $high(lines[i / 2], lines[i / 2 + $side / 2]),
+                            });
+                        }
+                        for (j, line) in lines.into_iter().enumerate() {
+                            quarter::<STREAMED>(to.add(j * target + square * 16), line);
+                        }
+                    }
                 }
             }
-        }
+        };
     }
 
-    /// # Safety
-    /// As [`super::Blocks::transpose`], for 4 rows of elements of 4 bytes.
-    pub(super) unsafe fn of_4<const STREAMED: bool>(from: *const u8, source: usize, to: *mut u8, target: usize) {
-        for square in 0..4 {
-            // SAFETY: as the caller promises; loads need no alignment.
-            unsafe {
-                let mut lines: [__m128i; 4] = from_fn(|i| _mm_loadu_si128(from.add((square * 4 + i) * source).cast()));
-                for _ in 0..2 {
-                    lines = from_fn(|i| match i % 2 {
-                        0 => _mm_unpacklo_epi32(lines[i / 2], lines[i / 2 + 2]),
-                        _ => _mm_unpackhi_epi32(lines[i / 2], lines[i / 2 + 2]),
-                    });
-                }
-                for (j, line) in lines.into_iter().enumerate() {
-                    quarter::<STREAMED>(to.add(j * target + square * 16), line);
-                }
-            }
-        }
-    }
+    narrow!(of_2, 8, _mm_unpacklo_epi16, _mm_unpackhi_epi16);
+    narrow!(of_4, 4, _mm_unpacklo_epi32, _mm_unpackhi_epi32);
 
     /// # Safety
     /// 16 bytes may be written there, which are aligned if they are streamed.
@@ -235,71 +223,47 @@ mod x86 {
         unsafe { if STREAMED { _mm_stream_si128(to.cast(), bytes) } else { _mm_storeu_si128(to.cast(), bytes) } }
     }
 
-    /// # Safety
-    /// As [`super::Blocks::transpose`], for 32 rows of elements of 2 bytes.
-    #[target_feature(enable = "avx512f,avx512bw")]
-    pub(super) unsafe fn wide_of_2<const STREAMED: bool>(from: *const u8, source: usize, to: *mut u8, target: usize) {
-        const HALVES: [[u16; 32]; 2] = {
-            let mut halves = [[0; 32]; 2];
-            let (mut i, mut from) = (0, 0);
-            while i < 64 {
-                (halves[i / 32][i % 32], halves[i / 32][i % 32 + 1]) = (from, from + 32);
-                (i, from) = (i + 2, from + 1);
-            }
-            halves
-        };
-        // SAFETY: as the caller promises; loads need no alignment.
-        unsafe {
-            let (low, high) = (_mm512_loadu_si512(HALVES[0].as_ptr().cast()), _mm512_loadu_si512(HALVES[1].as_ptr().cast()));
-            let mut lines = [_mm512_setzero_si512(); 32];
-            for (i, line) in lines.iter_mut().enumerate() {
-                *line = _mm512_loadu_si512(from.add(i * source).cast());
-            }
-            for _ in 0..5 {
-                let old = lines;
-                for i in 0..16 {
-                    lines[2 * i] = _mm512_permutex2var_epi16(old[i], low, old[i + 16]);
-                    lines[2 * i + 1] = _mm512_permutex2var_epi16(old[i], high, old[i + 16]);
+    /// One square of `$side` elements a side, each line of it a cache line.
+    macro_rules! wide {
+        ($name:ident, $element:ty, $side:literal, $interleave:ident) => {
+            /// # Safety
+            /// As [`super::Blocks::transpose`], for `$side` rows.
+            #[target_feature(enable = "avx512f,avx512bw")]
+            pub(super) unsafe fn $name<const STREAMED: bool>(from: *const u8, source: usize, to: *mut u8, target: usize) {
+                /// Of two lines, the elements of the interleaved first halves, and those of the second ones.
+                const HALVES: [[$element; $side]; 2] = {
+                    let mut halves = [[0; $side]; 2];
+                    let (mut i, mut from) = (0, 0);
+                    while i < 2 * $side {
+                        (halves[i / $side][i % $side], halves[i / $side][i % $side + 1]) = (from, from + $side);
+                        (i, from) = (i + 2, from + 1);
+                    }
+                    halves
+                };
+                // SAFETY: as the caller promises; loads need no alignment.
+                unsafe {
+                    let (low, high) = (_mm512_loadu_si512(HALVES[0].as_ptr().cast()), _mm512_loadu_si512(HALVES[1].as_ptr().cast()));
+                    let mut lines = [_mm512_setzero_si512(); $side];
+                    for (i, line) in lines.iter_mut().enumerate() {
+                        *line = _mm512_loadu_si512(from.add(i * source).cast());
+                    }
+                    for _ in 0..usize::ilog2($side) {
+                        let old = lines;
+                        for i in 0..$side / 2 {
+                            lines[2 * i] = $interleave(old[i], low, old[i + $side / 2]);
+                            lines[2 * i + 1] = $interleave(old[i], high, old[i + $side / 2]);
+                        }
+                    }
+                    for (j, line) in lines.into_iter().enumerate() {
+                        whole::<STREAMED>(to.add(j * target), line);
+                    }
                 }
             }
-            for (j, line) in lines.into_iter().enumerate() {
-                whole::<STREAMED>(to.add(j * target), line);
-            }
-        }
+        };
     }
 
-    /// # Safety
-    /// As [`super::Blocks::transpose`], for 16 rows of elements of 4 bytes.
-    #[target_feature(enable = "avx512f,avx512bw")]
-    pub(super) unsafe fn wide_of_4<const STREAMED: bool>(from: *const u8, source: usize, to: *mut u8, target: usize) {
-        const HALVES: [[u32; 16]; 2] = {
-            let mut halves = [[0; 16]; 2];
-            let (mut i, mut from) = (0, 0);
-            while i < 32 {
-                (halves[i / 16][i % 16], halves[i / 16][i % 16 + 1]) = (from, from + 16);
-                (i, from) = (i + 2, from + 1);
-            }
-            halves
-        };
-        // SAFETY: as the caller promises; loads need no alignment.
-        unsafe {
-            let (low, high) = (_mm512_loadu_si512(HALVES[0].as_ptr().cast()), _mm512_loadu_si512(HALVES[1].as_ptr().cast()));
-            let mut lines = [_mm512_setzero_si512(); 16];
-            for (i, line) in lines.iter_mut().enumerate() {
-                *line = _mm512_loadu_si512(from.add(i * source).cast());
-            }
-            for _ in 0..4 {
-                let old = lines;
-                for i in 0..8 {
-                    lines[2 * i] = _mm512_permutex2var_epi32(old[i], low, old[i + 8]);
-                    lines[2 * i + 1] = _mm512_permutex2var_epi32(old[i], high, old[i + 8]);
-                }
-            }
-            for (j, line) in lines.into_iter().enumerate() {
-                whole::<STREAMED>(to.add(j * target), line);
-            }
-        }
-    }
+    wide!(wide_of_2, u16, 32, _mm512_permutex2var_epi16);
+    wide!(wide_of_4, u32, 16, _mm512_permutex2var_epi32);
 
     /// # Safety
     /// A cache line's bytes may be written there, which are a cache line if they are streamed.
