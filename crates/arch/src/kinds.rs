@@ -31,8 +31,10 @@ fn words_of(predicate: &str) -> Option<(&str, bool, &str)> {
 
 /// The word for a layer: of a list, or a letter of a text.
 fn word(value: &Value, layer: usize, repeated: bool) -> Option<&str> {
-    let count = value.as_array().map(Vec::len).or_else(|| value.as_str().map(|text| text.chars().count()))?;
-    let layer = if repeated { layer.checked_rem(count)? } else { layer };
+    let layer = match repeated {
+        true => layer.checked_rem(value.as_array().map(Vec::len).or_else(|| value.as_str().map(|text| text.chars().count()))?)?,
+        false => layer,
+    };
     match value {
         Value::String(text) => text.char_indices().nth(layer).map(|(at, letter)| &text[at..at + letter.len_utf8()]),
         listed => listed.get(layer)?.as_str(),

@@ -105,7 +105,7 @@ fn error(what: impl std::fmt::Display) -> FormatError {
     FormatError::new(format_args!("not metadata of torch's distributed checkpoints: it has {what}"))
 }
 
-/// The first index of an item, among those of all; `None` of what is no tensor.
+/// Where an item's first index stands in `Places::offsets`; `None` for what is not a tensor.
 type Offsets = Option<(u32, u32)>;
 
 /// Where items lie, by name and first index; there may be millions.
@@ -328,7 +328,7 @@ impl Writer {
         }
     }
 
-    /// A value that is no tensor.
+    /// A value that is not a tensor.
     pub fn value(&mut self, name: &str, path: &[Plain], place: &Place) {
         let value = self.memo.class("BytesStorageMetadata").object(None);
         let fqn = self.name_and_path(name, path, &value);

@@ -12,7 +12,7 @@ use super::{
     options::{ConvertOptions, Target},
     stage::{Stage, check_free},
     target, trainer,
-    write::{self, Planning},
+    write::{self, FilePlan},
 };
 use crate::{
     contents::Contents,
@@ -26,7 +26,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Conversion<'a> {
     contents: &'a Contents,
-    files: Vec<Planning<'a>>,
+    files: Vec<FilePlan<'a>>,
     copied: Vec<Beside>,
     lost: Vec<String>,
 }
@@ -128,7 +128,7 @@ impl<'a> Conversion<'a> {
         let name = target.file_name().ok_or_else(|| EngineError::new(ErrorKind::Config, "not a name for a directory").file(target))?;
         fs::create_dir_all(parent).map_err(|e| EngineError::io("cannot make the directory", parent, e))?;
         let mut stage = Stage::create(parent, name, self.identity()?, |name| self.files.iter().find(|f| f.name == name).map(|f| f.size))?;
-        let kept = |stage: &Stage, of: &dyn Fn(&Planning<'_>) -> u64| -> u64 {
+        let kept = |stage: &Stage, of: &dyn Fn(&FilePlan<'_>) -> u64| -> u64 {
             self.files.iter().filter(|f| stage.has(&f.name)).map(of).fold(0, u64::saturating_add)
         };
         let (resumed, resumed_source) = (kept(&stage, &|f| f.size), kept(&stage, &|f| f.source_bytes));

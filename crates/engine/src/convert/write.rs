@@ -127,7 +127,7 @@ impl Forms {
         Ok(form)
     }
 
-    /// What a file of `torch.save` takes that is one tensor.
+    /// Bytes of a file of `torch.save` that holds one tensor.
     pub(super) fn size(&mut self, dtype: DType, shape: &[u64]) -> Result<u64> {
         Ok(self.get(dtype, shape)?.planned.layout.size())
     }
@@ -145,7 +145,7 @@ impl Single {
 }
 
 /// A file that will be written, and how it comes to its content.
-pub(super) struct Planning<'a> {
+pub(super) struct FilePlan<'a> {
     /// Relative to the target.
     pub(super) name: String,
     pub(super) size: u64,
@@ -158,44 +158,48 @@ pub(super) struct Planning<'a> {
 type Plan<'a> = Box<dyn Fn() -> Result<OutFile<'a>> + Send + Sync + 'a>;
 
 enum Content<'a> {
-    Planned(OutFile<'a>),
-    /// Planned anew when it is written, for the plans of all files together may be larger than what they are of; with the digest of the plan.
-    Later(Plan<'a>, Sha256),
+    Ready(OutFile<'a>),
+    /// Planned anew when it is written, because the plans of all files together may take more memory than a batch of them; with the plan's digest.
+    Deferred(Plan<'a>, Sha256),
 }
 
-impl<'a> From<OutFile<'a>> for Planning<'a> {
+impl<'a> From<OutFile<'a>> for FilePlan<'a> {
     fn from(file: OutFile<'a>) -> Self {
         let (name, size, source_bytes, payloads) = (file.name.clone(), file.size, file.source_bytes(), file.payloads.len());
-        Self { name, size, source_bytes, payloads, content: Content::Planned(file) }
+        Self { name, size, source_bytes, payloads, content: Content::Ready(file) }
     }
 }
 
-impl std::fmt::Debug for Planning<'_> {
+impl std::fmt::Debug for FilePlan<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Planning").field("name", &self.name).field("size", &self.size).finish_non_exhaustive()
+        f.debug_struct("FilePlan").field("name", &self.name).field("size", &self.size).finish_non_exhaustive()
     }
 }
 
-impl<'a> Planning<'a> {
-    /// A file of which nothing is kept but what it amounts to. The plan must be the same each time.
-    pub(super) fn later(plan: impl Fn() -> Result<OutFile<'a>> + Send + Sync + 'a) -> Result<Self> {
+impl<'a> FilePlan<'a> {
+    /// A file whose plan is made now, for its size and digest, and again when it is written; it must be the same both times.
+    pub(super) fn deferred(plan: impl Fn() -> Result<OutFile<'a>> + Send + Sync + 'a) -> Result<Self> {
         let file = plan()?;
         let (source_bytes, payloads, digest) = (file.source_bytes(), file.payloads.len(), file.digest()?);
-        Ok(Self { name: file.name, size: file.size, source_bytes, payloads, content: Content::Later(Box::new(plan), digest) })
+        Ok(Self { name: file.name, size: file.size, source_bytes, payloads, content: Content::Deferred(Box::new(plan), digest) })
     }
 
-    /// Of the plan, to the last byte's place.
+    /// Digest of the plan: of the place of every byte.
     pub(super) fn digest(&self) -> Result<Sha256> {
         match &self.content {
-            Content::Planned(file) => file.digest(),
-            Content::Later(_, digest) => Ok(*digest),
+            Content::Ready(file) => file.digest(),
+            Content::Deferred(_, digest) => Ok(*digest),
         }
     }
 
     fn planned(self) -> Result<OutFile<'a>> {
         match self.content {
-            Content::Planned(file) => Ok(file),
-            Content::Later(plan, _) => plan(),
+            Content::Ready(file) => Ok(file),
+            Content::Deferred(plan, _) => {
+                let file = plan()?;
+                debug_assert_eq!((&file.name, file.size), (&self.name, self.size), "a plan must be the same each time");
+                Ok(file)
+            }
         }
     }
 }
@@ -389,7 +393,7 @@ struct Task {
 pub(super) type Watch<'a> = &'a (dyn Fn(u64) + Sync);
 
 /// Writes the files that a stage lacks, and brings them to the disk.
-pub(super) fn write(stage: &mut Stage, outputs: Vec<Planning<'_>>, files: &Files, watch: Watch<'_>, cancel: &CancelToken) -> Result<()> {
+pub(super) fn write(stage: &mut Stage, outputs: Vec<FilePlan<'_>>, files: &Files, watch: Watch<'_>, cancel: &CancelToken) -> Result<()> {
     let (kept, rest): (Vec<_>, Vec<_>) = outputs.into_iter().partition(|output| stage.has(&output.name));
     watch(kept.iter().map(|output| output.source_bytes).fold(0, u64::saturating_add));
     let mut rest = rest.into_iter().peekable();

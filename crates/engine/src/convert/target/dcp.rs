@@ -14,7 +14,7 @@ use shardwright_formats::{
 use super::planner::{Planned, Planner, chunk};
 use crate::{
     contents::Data,
-    convert::write::{Forms, OutFile, Part, Planning},
+    convert::write::{FilePlan, Forms, OutFile, Part},
     error::{EngineError, ErrorKind, Result},
 };
 
@@ -115,17 +115,17 @@ impl<'a> Planner<'a> {
     }
 
     /// The data files, the metadata last. Each is planned anew when it is written: there may be millions of items.
-    fn directory(&self, directory: Directory) -> Result<Vec<Planning<'a>>> {
+    fn directory(&self, directory: Directory) -> Result<Vec<FilePlan<'a>>> {
         let mut files = Vec::new();
         for rank in 0..self.ranks() {
             let planner = self.clone();
-            let file = Planning::later(move || planner.data(directory, rank))?;
+            let file = FilePlan::deferred(move || planner.data(directory, rank))?;
             if file.size > 0 {
                 files.push(file);
             }
         }
         let planner = self.clone();
-        files.push(Planning::later(move || planner.metadata(directory))?);
+        files.push(FilePlan::deferred(move || planner.metadata(directory))?);
         Ok(files)
     }
 

@@ -12,7 +12,7 @@ use shardwright_formats::{
 use super::planner::{Planned, Planner, all, missing_optimizer, partition};
 use crate::{
     contents::{Data, Group, Kind, Optimizer, State, Tensor},
-    convert::write::{OutFile, Part, Planning, Torch},
+    convert::write::{FilePlan, OutFile, Part, Torch},
     error::{EngineError, ErrorKind, Result},
 };
 
@@ -108,10 +108,10 @@ impl<'a> Planner<'a> {
         let prefix = if self.compute() == DType::BF16 { "bf16_" } else { "" };
         let mut files = Vec::new();
         for rank in 0..self.ranks() {
-            files.push(self.model_states_later(&tag, rank, &sub_groups)?);
+            files.push(self.model_states_deferred(&tag, rank, &sub_groups)?);
             let name = format!("{tag}/{prefix}zero_pp_rank_{rank}_mp_rank_00_optim_states.pt");
             let (planner, sub_groups) = (self.clone(), Arc::clone(&sub_groups));
-            files.push(Planning::later(move || planner.optim_states(&name, rank, optimizer, &sub_groups))?);
+            files.push(FilePlan::deferred(move || planner.optim_states(&name, rank, optimizer, &sub_groups))?);
         }
         files.push(OutFile::literal("latest", tag.into_bytes()).into());
         Ok(Planned { files, lost: self.lost_states(optimizer) })
@@ -122,9 +122,9 @@ impl<'a> Planner<'a> {
         named.unwrap_or_else(|| format!("global_step{}", self.contents.step().unwrap_or(0)))
     }
 
-    fn model_states_later(&self, tag: &str, rank: u64, sub_groups: &Arc<Vec<SubGroup<'a>>>) -> Result<Planning<'a>> {
+    fn model_states_deferred(&self, tag: &str, rank: u64, sub_groups: &Arc<Vec<SubGroup<'a>>>) -> Result<FilePlan<'a>> {
         let (planner, tag, sub_groups) = (self.clone(), tag.to_owned(), Arc::clone(sub_groups));
-        Planning::later(move || planner.model_states(&tag, rank, &sub_groups))
+        FilePlan::deferred(move || planner.model_states(&tag, rank, &sub_groups))
     }
 
     /// A rank's `*_model_states.pt`.
@@ -242,7 +242,7 @@ impl<'a> Planner<'a> {
         let tag = format!("{}_universal", self.tag());
         let mut files = Vec::new();
         for rank in 0..self.ranks() {
-            files.push(self.model_states_later(&tag, rank, &sub_groups)?);
+            files.push(self.model_states_deferred(&tag, rank, &sub_groups)?);
         }
         for param in sub_groups.iter().flat_map(|sub| &sub.params) {
             let name = &param.tensor.name;
@@ -252,7 +252,7 @@ impl<'a> Planner<'a> {
             for key in ["fp32", STATES[0], STATES[1]] {
                 let data = param.data(key)?;
                 let name = format!("{tag}/zero/{name}/{key}.pt");
-                files.push(Planning::later(move || {
+                files.push(FilePlan::deferred(move || {
                     let mut torch = Torch::default();
                     let value = torch.tensor(DType::F32, &[data.numel()], vec![Part::Elements(data, 0..data.numel())])?;
                     let mut file = OutFile::new(name.as_str());

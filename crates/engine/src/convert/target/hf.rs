@@ -11,7 +11,7 @@ use crate::{
     contents::{Kind, Tensor},
     convert::{
         names::{Names, OfHub},
-        write::{OutFile, Part, Planning},
+        write::{FilePlan, OutFile, Part},
     },
     error::{EngineError, ErrorKind, Result},
 };
@@ -95,7 +95,7 @@ impl<'a> Planner<'a> {
     pub(super) fn hf_sharded(&self) -> Result<Planned<'a>> {
         let file = |rank| {
             let planner = self.clone();
-            Planning::later(move || planner.shard(rank))
+            FilePlan::deferred(move || planner.shard(rank))
         };
         Ok(Planned { files: (0..self.ranks()).map(file).collect::<Result<_>>()?, lost: self.lost_with_weights() })
     }

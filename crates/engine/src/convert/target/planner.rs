@@ -8,7 +8,7 @@ use crate::{
     contents::{Contents, Data, Kind, Tensor},
     convert::{
         options::ConvertOptions,
-        write::{Part, Planning},
+        write::{FilePlan, Part},
     },
     error::{EngineError, ErrorKind, Result},
 };
@@ -16,7 +16,7 @@ use crate::{
 /// The files of a target, and what is lost on the way to it.
 #[derive(Debug, Default)]
 pub(in crate::convert) struct Planned<'a> {
-    pub(in crate::convert) files: Vec<Planning<'a>>,
+    pub(in crate::convert) files: Vec<FilePlan<'a>>,
     pub(in crate::convert) lost: Vec<String>,
 }
 
