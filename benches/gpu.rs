@@ -1,7 +1,7 @@
 //! Loads to a device, timed by CUDA events, as a ratio to a pinned copy of the bytes that must cross, in the same run. Files are hot; ring
 //! and kernels are those of an earlier load, but in the rows that say "first", which pin and compile too, as a process's only load does.
 //!
-//! `cargo bench --bench gpu`; BENCH_MIB sets the source bytes (4096, less on a small card), BENCH_DIR where the file goes, PYTHON the
+//! `cargo bench --bench gpu`, or `-- bfloat16-float32` for one cast; BENCH_MIB sets the source bytes (4096, less on a small card), BENCH_DIR where the file goes, PYTHON the
 //! interpreter whose torch is compared. Without a device it says so by name.
 
 #[path = "../tests/gpu/cases.rs"]
@@ -45,6 +45,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let room = (devices.memory()?[0].1 / MIB * 4 / 5).saturating_sub(1024 + 256) / 2;
     let mib = asked.min(room).max(64) / 64 * 64;
     let clock = Clock::new()?;
+    let only = std::env::args().skip(1).find(|a| !a.starts_with('-'));
     println!(
         "{}, driver for CUDA {}.{}, {mib} MiB of source bytes, hot, ring and kernels kept from an earlier load, median of \
          {ROUNDS}; the pinned copy is of as many bytes as cross\n",
@@ -55,6 +56,9 @@ fn main() -> Result<(), Box<dyn Error>> {
          |---|---|---|---|---|---|---|---|---|---|"
     );
     for (from, to) in [(DType::BF16, DType::BF16), (DType::BF16, DType::F32), (DType::F8E4M3, DType::BF16), (DType::F32, DType::BF16)] {
+        if only.as_ref().is_some_and(|only| *only != format!("{from}-{to}")) {
+            continue;
+        }
         let dir = tempfile::tempdir_in(std::env::var_os("BENCH_DIR").map_or_else(std::env::temp_dir, Into::into))?;
         let plan = plan(dir.path(), from, to, mib);
         let checkpoint = Checkpoint::open(dir.path())?;

@@ -25,7 +25,7 @@
 #include "cast_on_host.h"
 
 typedef int Result;
-enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_DEVICE = 101, INVALID_PTX = 218, NOT_FOUND = 500, NOT_SUPPORTED = 801, UNKNOWN = 999 };
+enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_DEVICE = 101, INVALID_PTX = 218, NOT_FOUND = 500, NOT_READY = 600, NOT_SUPPORTED = 801, UNKNOWN = 999 };
 typedef u64 Pointer;
 
 // What a stream has to do, and the host and device memory that it needs for that.
@@ -43,6 +43,7 @@ struct Stream {
 struct Event {
     Stream *stream = nullptr;
     u64 mark = 0;
+    bool asked = false; // since it was recorded
 };
 struct Module {
     std::string name;
@@ -327,8 +328,15 @@ CALL cuEventCreate(Event **event, unsigned flags) {
 CALL cuEventRecord(Event *event, Stream *stream) {
     MAY_FAIL;
     if (!streams.count(stream)) wrong("an event recorded on no stream");
-    event->stream = stream, event->mark = stream->queued;
+    event->stream = stream, event->mark = stream->queued, event->asked = false;
     return OK;
+}
+// The first time it is asked, work is always still under way; not a step that may fail.
+CALL cuEventQuery(Event *event) {
+    LOCK;
+    if (event->stream && event->stream->done < event->mark && !std::exchange(event->asked, true)) return NOT_READY;
+    if (event->stream) run(event->stream, event->mark);
+    return ++calls == fail_at ? UNKNOWN : OK;
 }
 CALL cuEventSynchronize(Event *event) {
     LOCK;

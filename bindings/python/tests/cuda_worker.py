@@ -42,7 +42,7 @@ def compare(what, model, want, device):
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         sharded = hasattr(tensor, "to_local")
         local = tensor.to_local() if sharded else tensor
-        expected = want[name].detach().to(local.dtype)
+        expected = want[name].detach().cpu().to(local.dtype)  # the forward took the reference to the card
         if sharded:
             expected = rows(expected, dist.get_rank(), dist.get_world_size())
         on = torch.device(device if isinstance(tensor, torch.nn.Parameter) else DEVICE).type

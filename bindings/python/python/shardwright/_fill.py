@@ -112,7 +112,8 @@ def fill(model: torch.nn.Module, checkpoint: str | os.PathLike[str] | _native.Ch
         model: a module, wrapped in any way. Parameters may be on meta. The whole shape of each, over all ranks, has to be the checkpoint's, after
             its conversions.
         checkpoint: a directory of safetensors files, one such file, or a hub id, which is fetched if it is not in the cache.
-        device: where tensors on meta are put; by default the device of the mesh, or the CPU.
+        device: where tensors on meta are put; by default the device of the mesh, or the CPU. The buffers of a model that is not sharded and lies
+            on meta go there too.
         missing: what becomes of parameters that the checkpoint lacks: "error", "init" (the model's own initialisation), or "keep".
         unexpected: tensors that the model has no place for: "error", "warn" or "ignore".
         mismatched: parameters whose shape in the checkpoint is another one: "error", "init" or "keep".

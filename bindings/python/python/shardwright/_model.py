@@ -178,7 +178,8 @@ def reshard(modules: Iterable[torch.nn.Module]) -> None:
 
 def materialise(model: torch.nn.Module, modules: list[torch.nn.Module], device: torch.device | str | None, without: Container[int] = ()) -> set[int]:
     """Gives memory to every tensor of the model's modules that is on meta, but for those with the ids `without`, and returns the ids of those that
-    got some. Parameters keep their identity, so ties and optimizers survive."""
+    got some. Parameters keep their identity, so ties and optimizers survive. With a model that had none at all and is not sharded, buffers that were
+    built elsewhere go to the given `device` too: `init_empty_weights` builds them on the CPU."""
     # By id, for a tensor with several names; each with the device where it goes, and whether that is the CPU.
     parameters = {id(p): p for m in modules for p in m._parameters.values() if p is not None and p.is_meta and id(p) not in without}
     buffers = [(m, n, b) for m in modules for n, b in m._buffers.items() if b is not None and b.is_meta and id(b) not in without]
@@ -202,6 +203,8 @@ def materialise(model: torch.nn.Module, modules: list[torch.nn.Module], device: 
         return devices[id(mesh)]
 
     def give(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) in moved:
+            return moved[id(tensor)]
         if not tensor.is_meta or id(tensor) in without:
             return tensor
         if id(tensor) not in made:
@@ -210,6 +213,11 @@ def materialise(model: torch.nn.Module, modules: list[torch.nn.Module], device: 
 
     fresh = set(parameters)
     fresh.update(id(b) for _, _, b in buffers)
+    moved: dict[int, torch.Tensor] = {}
+    if given is not None and not units and _is_whole_and_empty(modules):
+        elsewhere = [(m, n, b) for m in modules for n, b in m._buffers.items() if b is not None and not b.is_meta and b.device != given]
+        moved.update((id(b), b.to(given)) for _, _, b in elsewhere)
+        buffers += elsewhere
     # What `model._apply(give)` does, without the steps that only matter to parameters with values or gradients, which take torch several times as
     # long; not where a module has an `_apply` of its own, or torch another form than is known.
     known = {torch.nn.Module._apply, *units}
@@ -235,6 +243,12 @@ def materialise(model: torch.nn.Module, modules: list[torch.nn.Module], device: 
         torch.__future__.set_swap_module_params_on_conversion(swap)
     # Parameters were swapped in place; buffers are new tensors.
     return fresh | {id(t) for t in made.values()}
+
+
+def _is_whole_and_empty(modules: list[torch.nn.Module]) -> bool:
+    """Whether no parameter has memory, and none is sharded."""
+    parameters = [p for m in modules for p in m._parameters.values() if p is not None]
+    return all(p.is_meta and type(p) is not DTensor and not hasattr(p, "ds_tensor") for p in parameters)
 
 
 def _groups(modules: Iterable[torch.nn.Module]) -> tuple[list[Any], set[Any]]:

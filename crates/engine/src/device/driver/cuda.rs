@@ -5,6 +5,7 @@ use std::{
     ffi::{CString, c_uint, c_void},
     ptr::NonNull,
     sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use cudarc::driver::{
@@ -20,6 +21,10 @@ use crate::{
 
 /// The kernels' PTX is version 8.0, which drivers read from CUDA 12.0 on.
 const NEEDED: (u32, u32) = (12, 0);
+/// How long a wait asks without a pause, and for how long it sleeps then: a block's copy takes some 40 µs, and a worker has others under way.
+const SPIN: Duration = Duration::from_micros(20);
+const NAP: Duration = Duration::from_micros(10);
+
 /// Looks for a usable driver and its devices.
 ///
 /// # Errors
@@ -254,9 +259,9 @@ impl Gpu {
         self.call("finish its work", || unsafe { result::stream::synchronize(stream.0) })
     }
 
-    /// An event without a clock; waiting for it sleeps.
+    /// An event without a clock, and without an interrupt: one for each block, which `CU_EVENT_BLOCKING_SYNC` asks for, costs more than the copy.
     pub(crate) fn create_event(&self) -> Result<RawEvent> {
-        let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as c_uint | sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC as c_uint;
+        let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as c_uint;
         let mut event = std::ptr::null_mut();
         // SAFETY: writes one handle.
         self.call("create an event", || unsafe { sys::cuEventCreate(&raw mut event, flags) }.result())?;
@@ -276,10 +281,20 @@ impl Gpu {
         self.call("record an event", || unsafe { result::event::record(event.0, stream.0) })
     }
 
-    /// Waits until everything before the mark is done.
+    /// Waits until everything before the mark is done: asks again and again, and sleeps in between where it takes longer than a block's copy.
     pub(crate) fn wait(&self, event: RawEvent) -> Result<()> {
-        // SAFETY: as in `record`.
-        self.call("finish a copy or a cast", || unsafe { result::event::synchronize(event.0) })
+        const NOT_YET: DriverError = DriverError(sys::CUresult::CUDA_ERROR_NOT_READY);
+        self.call("finish a copy or a cast", || {
+            let started = Instant::now();
+            loop {
+                // SAFETY: as in `record`.
+                match unsafe { result::event::query(event.0) } {
+                    Err(NOT_YET) if started.elapsed() < SPIN => std::hint::spin_loop(),
+                    Err(NOT_YET) => std::thread::sleep(NAP),
+                    answer => return answer,
+                }
+            }
+        })
     }
 
     /// Starts a copy to the device.
