@@ -74,7 +74,7 @@ const SMALLEST: usize = 64 << 10;
 /// The ring is at most this part of what is loaded, down to blocks of [`SHORT`]: pinning a byte takes some ten times as long as sending it.
 const PART: u64 = 32;
 const SHORT: usize = 512 << 10;
-/// Streams of a device: copies, casts and their neighbours overlap.
+/// Streams of a device for casts, which overlap with the copies of others.
 pub(crate) const STREAMS: usize = 4;
 
 /// The ring: `SLOTS` slots for each worker, each a block's bytes and the tiles that take it apart.
