@@ -1,12 +1,13 @@
 """The tracer against torch: chains of moves on lazy tensors and on real ones have the same result."""
 
 import random
+from types import SimpleNamespace
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from shardwright._trace import Lazy, Opaque, pieces, recipe  # noqa: E402
+from shardwright._trace import Lazy, Opaque, _convert, pieces, recipe  # noqa: E402
 
 
 def assemble(lazy, sources):
@@ -86,3 +87,21 @@ def test_a_computation_is_opaque():
 def test_a_reshaped_whole_tensor_is_whole():
     assert recipe(Lazy.leaf("a", (2, 3, 4)).reshape(6, 4), {"a": 24}).source == "a"
     assert recipe(Lazy.leaf("a", (2, 3)).transpose(0, 1), {"a": 6}).source is None
+
+
+@pytest.mark.parametrize("shape", [(24,), (24, 10)])
+def test_an_op_that_asks_for_a_tensor_gets_one(shape):
+    """transformers' PermuteForRope takes a tensor as it is, and the first item of all else."""
+    core = pytest.importorskip("transformers.core_model_loading")
+    if not hasattr(core, "PermuteForRope"):
+        pytest.skip("this transformers has no PermuteForRope")
+    targets = ["attn.q_proj", "attn.k_proj"]
+    converter = core.WeightConverter("wqkv", targets, operations=[core.Chunk(dim=0), core.PermuteForRope()])
+    model = SimpleNamespace(config=SimpleNamespace(num_attention_heads=2))
+    real = torch.arange(torch.Size(shape).numel()).reshape(shape)
+    lazy = _convert(converter, "layers.0.attn.q_proj.weight", {"wqkv": [Lazy.leaf("a", shape)]}, model)
+    expected = _convert(converter, "layers.0.attn.q_proj.weight", {"wqkv": [real]}, model)
+    assert lazy.keys() == expected.keys() == {f"layers.0.{t}.weight" for t in targets}
+    for name, tensor in lazy.items():
+        assert torch.equal(assemble(tensor, {"a": real}), expected[name])
+        assert not torch.equal(expected[name], real.chunk(2)[targets.index(name[9:-7])])

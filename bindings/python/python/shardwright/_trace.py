@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -122,6 +123,12 @@ class Lazy:
         return cls(shape, boxes, dtype)
 
     # ---- what a tensor tells
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        """What `isinstance` sees: some ops take a tensor as it is, and the first item of all else."""
+        torch = sys.modules.get("torch")
+        return Lazy if torch is None else torch.Tensor
 
     @property
     def shape(self) -> Any:
