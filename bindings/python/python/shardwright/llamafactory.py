@@ -48,6 +48,7 @@ def install(*, masters: bool = True, missing: str = "init", threads: int | None 
     global _installed
     if _installed:
         return
+    transformers._filled_is = logging.WARNING  # LLaMA-Factory shows no less
     transformers.enable()
     options = {"missing": missing, "threads": threads}
     options_of(options)  # wrong values are an error now, not a reason to load another way

@@ -24,6 +24,8 @@ MOVED = (UnsupportedError, ImportError, AttributeError, TypeError, NotImplemente
 
 _originals: dict[str, Any] = {}
 _fallback = True
+_filled_is = logging.INFO
+"""The level at which a load that went through shardwright is logged, by rank 0."""
 
 _NEEDED = ("model", "state_dict", "checkpoint_files", "load_config")
 
@@ -183,6 +185,8 @@ def _ours(model: Any, files: Any, config: Any) -> Any:
     }
     known = LoadStateDictInfo.__dataclass_fields__
     model._weight_conversions = report.conversions
+    if os.environ.get("RANK", "0") == "0":
+        logger.log(_filled_is, "shardwright filled the model: %r", report)
     return LoadStateDictInfo(**{k: v for k, v in fields.items() if k in known}), None
 
 
