@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Compares the architecture data with the installed transformers: classes are built under random configs, as transformers reads them from config.json.
 
-    python scripts/check-architectures.py BINARY [--types llama,qwen3] [--configs 4] [--seed 1] [--flags] [--jobs 2]
+    python scripts/check-architectures.py BINARY [--types llama,qwen3] [--configs 4] [--seed 1] [--flags | --switched] [--jobs 2]
     python scripts/check-architectures.py --record crates/arch/tests/whole.jsonl      writes the cases of WHOLE anew
+    python scripts/check-architectures.py --switches crates/arch/tests/switches.jsonl      writes those of SWITCHES, with what from_pretrained reports
 
 Each model type's class is built small on the meta device, from its default config with some keys changed, and its parameters are written under the
 names that transformers saves, as headers without data. `BINARY inspect --as-model` has to take every tensor and to miss none. A config that transformers
@@ -10,6 +11,8 @@ itself does not take is drawn anew. Prints what differs, and ends with 1 where a
 it imports; under transformers 4 the data of 4 is checked.
 
 --flags changes what switches parts on and off: booleans, zeros and keys that are null. Otherwise numbers, words and lists are changed as well.
+--switched changes such a key between the files and config.json, where that changes which parameters there are: "told" where all that is then missing or
+unused is reported, "untold" where some is not, "wrong" where something else is.
 """
 
 import argparse
@@ -143,6 +146,54 @@ def cut(config):
     return type(config)(**make.plain(config)) if make.has_layers_of_their_own(config) else config
 
 
+def report(args, folder, version):
+    return subprocess.run([args.binary, "inspect", folder, "--as-model", "--format", "json", *version], capture_output=True, text=True)
+
+
+def switched(model_type, args, cls, small, version):
+    """Rows of configs of which one key is changed after the files were written."""
+    rng, out = random.Random(f"{args.seed} {model_type}"), []
+    for _ in range(12 * args.configs):
+        if len(out) == args.configs:
+            break
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                config, said = changed(rng, small, True) if rng.random() < 0.5 else (copy.deepcopy(small), [])
+                config.architectures = [cls.__name__]
+                other_config = copy.deepcopy(config)
+                keys = [
+                    (of, key, value)
+                    for of in make.with_parts(other_config)
+                    for key, value in make.plain(of).items()
+                    if switches(value) and key != "tie_word_embeddings" and not key.endswith(("token_id", "token_index"))
+                ]
+                of, key, value = rng.choice(keys)
+                new = other(rng, value)
+                setattr(of, key, new)
+                config.save_pretrained(folder)
+                model = make.build(cls, type(config).from_pretrained(folder))
+                other_config.save_pretrained(folder)
+                as_said = make.build(cls, type(config).from_pretrained(folder))
+                has, wants, files, wanted = set(model.state_dict()), set(as_said.state_dict()), saved(model), saved(as_said)
+                if has == wants or sum(t.numel() for t in model.state_dict().values()) > MOST:
+                    continue
+            except Exception:
+                continue
+            write(folder, files)
+            run = report(args, folder, version)
+            if run.returncode:
+                continue  # a size that follows from the key as well
+            found = json.loads(run.stdout)
+            tied = {name for line in (getattr(as_said, "all_tied_weights_keys", None) or {},) for name in line}
+            missing, unused = {m["name"] for m in found["missing"]}, {u["tensor"] for u in found["unused"]}
+            true_missing, true_unused = wants - has - tied, set(files) - set(wanted)
+            wrong = (missing - true_missing) | (unused - true_unused)
+            untold = (true_missing - missing) | (true_unused - unused)
+            kind = "wrong" if wrong else "untold" if untold else "told"
+            out.append((model_type, kind, [*said, (key, value, new)], f"{len(wrong)} wrong, {len(untold)} untold: {sorted(wrong or untold)[:3]}"))
+    return out
+
+
 def one_type(task):
     model_type, args = task
     torch.set_num_threads(1)
@@ -156,6 +207,8 @@ def one_type(task):
     if cls is None:
         return out
     version = ["--transformers", ".".join(transformers.__version__.split(".")[:2])]
+    if args.switched:
+        return switched(model_type, args, cls, small, version)
     tries = 6 * args.configs
     for n in range(2 * tries):
         if len(out) == args.configs or n == tries and out:
@@ -178,7 +231,7 @@ def one_type(task):
                 out.append((model_type, "not written", said, f"{type(error).__name__}: {error}"))
                 continue
             write(folder, state)
-            run = subprocess.run([args.binary, "inspect", folder, "--as-model", "--format", "json", *version], capture_output=True, text=True)
+            run = report(args, folder, version)
             if run.returncode:
                 out.append((model_type, "refused", said, run.stderr.strip().replace(folder, "")))
                 continue
@@ -213,6 +266,83 @@ WHOLE = [
 """Configs that one changed key does not reach, and others that were once taken for another model."""
 
 
+VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4, "image_size": 28, "patch_size": 14}
+DEEPSEEK = {
+    **TINY, "num_key_value_heads": 4, "num_hidden_layers": 2, "first_k_dense_replace": 1, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1,
+    "topk_group": 1, "moe_intermediate_size": 16, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8, "q_lora_rank": 8,
+}  # fmt: skip
+LLAVA = {
+    "text_config": {"model_type": "llama", **TINY, "num_hidden_layers": 1},
+    "vision_config": {"model_type": "siglip_vision_model", **VISION, "vision_use_head": False},
+    "vision_feature_layer": -1, "image_token_index": 90,
+}  # fmt: skip
+LFM2_MOE = {
+    **TINY, "num_hidden_layers": 2, "layer_types": ["conv", "full_attention"], "num_dense_layers": 0, "num_experts": 4, "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16, "conv_L_cache": 3,
+}  # fmt: skip
+ENCODEC = {"num_filters": 4, "hidden_size": 8, "codebook_size": 8, "codebook_dim": 8, "upsampling_ratios": [2]}
+GRANITE = {**TINY, "num_hidden_layers": 1, "num_local_experts": 2, "num_experts_per_tok": 1}
+SWITCHES = [
+    ("llama", {**TINY, "num_hidden_layers": 2}, {"attention_bias": True, "mlp_bias": True}),
+    ("qwen3", {**TINY, "num_hidden_layers": 2, "head_dim": 8}, {"attention_bias": True}),
+    ("granitemoe", GRANITE, {"attention_bias": True}),
+    ("deepseek_v3", DEEPSEEK, {"q_lora_rank": None}),
+    ("deepseek_v3", DEEPSEEK, {"attention_bias": True}),
+    ("lfm2_moe", LFM2_MOE, {"use_expert_bias": False, "conv_bias": True}),
+    ("gemma4_text", {**GEMMA4, "num_hidden_layers": 6}, {"hidden_size_per_layer_input": 0}),
+    ("siglip_vision_model", VISION, {"vision_use_head": False}),
+    ("llava", LLAVA, {"multimodal_projector_bias": False}),
+    ("llava", LLAVA, {"vision_config.vision_use_head": True}),
+    ("encodec", ENCODEC, {"use_conv_shortcut": False}),
+]
+"""Configs, and keys that switch parts of them on or off; the files of each config are loaded as the other, and without the keys."""
+
+
+def with_keys(config, keys, absent=False):
+    config = copy.deepcopy(config)
+    for path, value in keys.items():
+        *to, last = path.split(".")
+        of = config
+        for key in to:
+            of = of[key]
+        if absent:
+            of.pop(last, None)
+        else:
+            of[last] = value
+    return config
+
+
+def record_switches(path):
+    """A line for each pair of config.json and files: what `from_pretrained` misses, and what it does not expect."""
+    with open(path, "w") as file:
+        for model_type, keys, changes in SWITCHES:
+            kinds = []
+            for values in (keys, with_keys(keys, changes)):
+                with tempfile.TemporaryDirectory() as folder:
+                    config = make.CONFIG_MAPPING[model_type](**copy.deepcopy(values))
+                    cls = class_for(model_type, config)
+                    config.architectures = [cls.__name__]
+                    config.save_pretrained(folder)
+                    said = json.loads((Path(folder) / "config.json").read_text())
+                kinds.append((said, cls(config)))
+            for (_, model), said in [(kinds[0], kinds[1][0]), (kinds[1], kinds[0][0]), *((k, with_keys(k[0], changes, True)) for k in kinds)]:
+                with tempfile.TemporaryDirectory() as folder:
+                    model.save_pretrained(folder)
+                    (Path(folder) / "config.json").write_text(json.dumps(said))
+                    try:
+                        report = type(model).from_pretrained(folder, output_loading_info=True)[1]
+                    except RuntimeError:
+                        continue  # a size that follows from the key as well
+                    from safetensors import safe_open
+
+                    with safe_open(Path(folder) / "model.safetensors", "pt") as stored:
+                        tensors = {n: stored.get_slice(n).get_shape() for n in sorted(stored.keys())}
+                row = {"type": model_type, "keys": sorted(changes), "config": said, "tensors": tensors}
+                row |= {"missing": sorted(report["missing_keys"]), "unexpected": sorted(report["unexpected_keys"])}
+                file.write(json.dumps(row, separators=(",", ":")) + "\n")
+                print(model_type, *changes, len(tensors), "tensors,", len(row["missing"]), "missing,", len(row["unexpected"]), "unexpected", sorted(row["missing"])[:2], row["unexpected"][:2])
+
+
 def record(path):
     with open(path, "w") as file:
         for model_type, keys in WHOLE:
@@ -233,14 +363,18 @@ def main():
     args = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     args.add_argument("binary", nargs="?")
     args.add_argument("--record", type=Path)
+    args.add_argument("--switches", type=Path)
     args.add_argument("--types", help="these model types; by default all")
     args.add_argument("--configs", type=int, default=4, help="for each model type")
     args.add_argument("--seed", type=int, default=1)
     args.add_argument("--flags", action="store_true")
+    args.add_argument("--switched", action="store_true")
     args.add_argument("--jobs", type=int, default=2)
     args = args.parse_args()
     if args.record:
         return record(args.record)
+    if args.switches:
+        return record_switches(args.switches)
     if not args.binary:
         sys.exit("which BINARY? target/debug/shardwright")
     types = args.types.split(",") if args.types else list(make.CONFIG_MAPPING_NAMES)
@@ -250,7 +384,7 @@ def main():
             for model_type, kind, said, text in rows:
                 found[kind] = found.get(kind, 0) + 1
                 built.add(model_type)
-                if kind != "same":
+                if kind not in ("same", "told"):
                     print(f"{kind}: {model_type} {said}: {text[:300]}", flush=True)
     if none := [t for t in types if t not in built]:
         print(f"not built under any of the configs drawn: {', '.join(none)}")

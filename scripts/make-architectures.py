@@ -5,18 +5,22 @@
     python scripts/make-architectures.py --check [--types llama,qwen3]      which model types the installed transformers has otherwise
 
 Every class of every model type is built on the meta device, from its default config and from configs that differ from it in one key; the module
-trees are merged. Which keys change a size tells its formula. The result is a text of one line a module class, sorted, so that a new version of
-transformers shows as a diff. Needs torch and transformers, and timm, torchvision and scipy for the classes that need them. Takes five
-minutes on a quiet machine.
+trees are merged. Which keys change a size tells its formula, and which key is on or off in all configs that have a part, or lack it, tells its
+condition; both are confirmed with configs that differ in several keys. The result is a text of one line a module class, sorted, so that a new version
+of transformers shows as a diff. Needs torch and transformers, and timm, torchvision and scipy for the classes that need them. Takes ten minutes on a
+quiet machine.
 
 Lines, a name and JSON apart by a tab:
     %version        {"transformers": "5.24.0"}
     >KEY            conversions registered for a model type or a class: [kind, regex, sources, targets, more]
     :MODEL_TYPE     classes by use, the names of attributes, defaults of keys that sizes depend on, where nothing else
-                    decides them, or how they derive from others, older names of these, keys that it sets in its parts,
-                    the numbers of parts that config.json may lack as a whole, and of which kind each layer is
+                    decides them, or how they derive from others, older names of these, keys that switch parts on with
+                    their defaults, keys that it sets in its parts, the numbers of parts that config.json may lack as a
+                    whole, and of which kind each layer is
     !CLASS          a model's class: its root module, prefix of the base model, dtypes, tied weights, parts that layers share, names that it ignores
-    MODULE          a module: flags, parameters and buffers, children
+    MODULE          a module: flags, parameters and buffers, children. What not every config has says when it is there: "key" (neither false, zero, null
+                    nor empty), "key?" (not null), "!key", "!key?", or 0 where that is not one key's business; a child of two classes, when
+                    it is of the first
 """
 
 import argparse
@@ -31,10 +35,12 @@ import itertools
 import json
 import multiprocessing
 import os
+import random
 import re
 import signal
 import sys
 import tempfile
+import time
 import warnings
 from pathlib import Path
 
@@ -120,6 +126,10 @@ def unlisted(cls, config):
             value = ast.literal_eval(default)
             if not hasattr(config, key) and (value is None or isinstance(value, (bool, str))):
                 out[key] = value
+    # one that is not there and true would be the same
+    for key in re.findall(r'True if not hasattr\(config, "(\w+)"\) else config\.', source):
+        if not hasattr(config, key):
+            out.setdefault(key, True)
     return out
 
 
@@ -310,6 +320,7 @@ class Node:
     def __init__(self, cls):
         self.cls, self.flags, self.model = cls, "", None
         self.params, self.children = {}, {}
+        self.first = {}  # of a child of two classes: when it is of the first
 
     def merge(self, other):
         """Of two configs or two elements of a list: what only one has is optional."""
@@ -378,7 +389,7 @@ def tree(module, owner, references, path="", base=None):
                     merged[key].merge(sub)
                 else:
                     merged.setdefault(key, sub)
-            elements.children["*"] = [merged, True, len(child)]
+            elements.children["*"] = [merged, True, None if any(element is None for element in child) else len(child)]
             node.children[name] = [{elements.cls: elements}, True, None]
         else:
             key, sub = variant(child, owner, references, f"{path}.{name}", base)
@@ -430,6 +441,38 @@ def entries(node, into, path=()):
     return into
 
 
+def presence(node, into, path=(), alone=True):
+    """What a tree of one config has, by its place: parameters, buffers and children (False where only some elements of a list have them), and the
+    modules around them by their class, whose places have an even number of parts (False where other elements have one of another class)."""
+    into[path] = alone
+    for name, entry in node.params.items():
+        into[(*path, name)] = entry[1]
+    for name, child in node.children.items():
+        into[(*path, name)] = child[1]
+        for key, sub in child[0].items():
+            into[(*path, name, key)] = len(child[0]) == 1
+            if isinstance(sub, Node):
+                presence(sub, into, (*path, name, key), len(child[0]) == 1)
+    return into
+
+
+def optional(node, into, path=()):
+    """The entries of what not every config has, by place, and the nodes of what is of one of two classes, by the place of the first; elements of lists
+    and buffers that no checkpoint has aside."""
+    for name, entry in node.params.items():
+        if not entry[1] and entry[0] != "n":
+            into[(*path, name)] = entry
+    for name, child in node.children.items():
+        if not child[1] and name != "*":
+            into[(*path, name)] = child
+        if len(child[0]) == 2 and name != "*":
+            into[(*path, name, next(iter(child[0])))] = node
+        for key, sub in child[0].items():
+            if isinstance(sub, Node):
+                optional(sub, into, (*path, name, key))
+    return into
+
+
 # ---- a class -----------------------------------------------------------------------------------------------------------------------
 
 
@@ -455,6 +498,7 @@ def describe(cls, config, deep, within=None):
     """(what the class says of itself, its tree, references to other models' classes)."""
     references = set()
     model = build(cls, config)
+    set_in = overridden(model, config)
     config = model.config if type(model.config) is type(config) else config
     node = tree(model, model.config, references, base=within)
     if within is not None and not has_reference(node, f"@:{within}"):
@@ -466,6 +510,8 @@ def describe(cls, config, deep, within=None):
     depends = {place: {} for place in base}
     defaults = {}
     others = []
+    silent = unlisted(cls, config)
+    rows = [({**silent, **plain(config)}, presence(node, {}))]
     for key, old, new, other in [*configs(cls, config, True), *(together(config) if deep else ())]:
         doubled = isinstance(old, int) and not isinstance(old, bool) and isinstance(new, int) and new == 2 * old
         if not deep and not (doubled and key in HEADS or isinstance(old, bool) or old is None and "vocab" in key):
@@ -475,6 +521,7 @@ def describe(cls, config, deep, within=None):
             t = tree(m, m.config, references, base=within)
         except Exception:
             continue
+        rows.append(({**silent, **plain(other)}, presence(t, {})))
         there, its = sizes(t, {}), entries(t, {})
         for place, (n, _, _) in base.items():
             if place not in there and not doubled and place[:-1] in its and place[-1] != "len":
@@ -507,7 +554,7 @@ def describe(cls, config, deep, within=None):
         if deep and new:
             # what only such a config has, by what its own keys change
             known.update(more)
-            solved, trees = solve_in(cls, other, new, references, within)
+            solved, trees = solve_in(cls, other, new, references, within, rows)
             for place, formula in solved.items():
                 _, holder, d = there[place]
                 if formula is not None and d is None:
@@ -520,7 +567,7 @@ def describe(cls, config, deep, within=None):
     for t in of_two:
         formulas(t)
         node.merge(t)
-    # a key that only a flag depends on is not recorded: what is optional is what the checkpoint has
+    switches = {key: silent.get(key) for key in switched(cls, config, node, rows, within)}
     absent = []
     if within is not None:
         # the base model is built on its own elsewhere; what this class leaves out of it
@@ -545,13 +592,27 @@ def describe(cls, config, deep, within=None):
     }
     if MAJOR < 5:
         says["mapping"] = mapping_before_5(cls)
-    return {k: v for k, v in says.items() if v not in (None, [], "")}, node, references, (defaults, derived)
+    return {k: v for k, v in says.items() if v not in (None, [], "")}, node, references, (defaults, derived, switches, set_in)
 
 
-def solve_in(cls, config, places, references, within):
+def overridden(model, config):
+    """{sub-config: keys} that a model switches on or off itself in a part's config before it makes the part."""
+    out = {}
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel) and module.config is not model.config:
+            for name, part in vars(config).items():
+                if isinstance(part, PreTrainedConfig) and type(part) is type(module.config):
+                    was, now = plain(part), plain(module.config)
+                    moved = {k for k in was if k in now and is_switch(was[k]) and (bool(was[k]) != bool(now[k]) or (was[k] is None) != (now[k] is None))}
+                    out.setdefault(name, set()).update(moved)
+    return {name: sorted(keys) for name, keys in out.items() if keys}
+
+
+def solve_in(cls, config, places, references, within, rows):
     """({place: formula}, trees): formulas of those sizes of a model under a config that differs from the default in one key, and its trees with a flag
     changed as well."""
     depends, trees = {place: {} for place in places}, []
+    silent = unlisted(cls, config)
     for key, old, new, other in configs(cls, config, True):
         doubled = isinstance(old, int) and not isinstance(old, bool) and isinstance(new, int) and new == 2 * old
         try:
@@ -559,6 +620,7 @@ def solve_in(cls, config, places, references, within):
             t = tree(m, m.config, references, base=within)
         except Exception:
             continue
+        rows.append(({**silent, **plain(other)}, presence(t, {})))
         there = sizes(t, {})
         if isinstance(old, bool):
             trees.append(t)
@@ -571,6 +633,105 @@ def solve_in(cls, config, places, references, within):
     solved = {place: solve(n, depends[place]) for place, n in places.items()}
     confirm(cls, config, solved, within)
     return {place: None if place[-1] != "len" and isinstance(f, str) and misleads(f) else f for place, f in solved.items()}, trees
+
+
+NEVER_SWITCHES = {"tie_word_embeddings"}
+MIXES = 6  # configs with several keys changed that conditions are confirmed with
+
+
+def is_on(value, form):
+    """Whether a key's value switches a part on: of the form "" any but false, zero, null and what is empty; of "?" any but null."""
+    return value is not None if form else bool(value)
+
+
+def is_switch(value):
+    return value is None or isinstance(value, (bool, int, float, str, list, tuple))
+
+
+def conditions(rows, places):
+    """{place: [condition]}: "key", "!key", "key?" or "!key?", of those that are right about a place in all rows that have the module it is in."""
+    by_signature = {}
+    for place in places:
+        module = place[:-1]
+        # True, False where it is not there, None where some elements of a list have it
+        states = tuple((there[place] or None) if place in there else False if module in there else "" for _, there in rows)
+        by_signature.setdefault(states, []).append(place)
+    out = {}
+    for states, of in by_signature.items():
+        known = [(values, state) for (values, _), state in zip(rows, states) if state != ""]
+        found = []
+        if {state for _, state in known} == {True, False}:
+            keys = [k for k in known[0][0] if k not in NEVER_SWITCHES and all(k in values and is_switch(values[k]) for values, _ in known)]
+            for key in keys:
+                for form in ("", "?"):
+                    answers = {is_on(values[key], form) == state for values, state in known}
+                    if len(answers) == 1:
+                        found.append(f"{'' if answers == {True} else '!'}{key}{form}")
+        out.update(dict.fromkeys(of, found))
+    return out
+
+
+def key_of(condition):
+    return condition.strip("!?")
+
+
+def switched(cls, config, node, rows, within):
+    """Writes into a tree which key decides whether what not every config has is there, and gives these keys. One key has to be right about every config
+    that was built, of which some here have several keys changed."""
+    places = optional(node, {})
+    first = conditions(rows, places)
+    keys = sorted({key_of(c) for found in first.values() for c in found})
+    if not keys:
+        return []
+    rng, silent = random.Random(cls.__name__), unlisted(cls, config)
+
+    def add(other):
+        with contextlib.suppress(Exception):
+            model = build(cls, other)
+            rows.append(({**silent, **plain(other)}, presence(tree(model, model.config, set(), base=within), {})))
+            return True
+        return False
+
+    def seen(key):
+        """The values that a key had in configs that were built."""
+        return list({repr(values[key]): values[key] for values, _ in rows if key in values and is_switch(values[key])}.values())
+
+    for key in keys:
+        had = seen(key)
+        for value in [v for v in (0, 1, None) if repr(v) not in map(repr, had)] if any(type(v) is int for v in had) else ():
+            other = copy.deepcopy(config)
+            with contextlib.suppress(Exception):
+                setattr(other, key, value)
+                add(other)
+    pools = {key: seen(key) for key in keys}
+    rest = {key: values for key in plain(config) if key not in pools and len(values := seen(key)) > 1 and any(not v or v is True for v in values)}
+    until, mixes = time.monotonic() + SECONDS, 0
+    for n in range(4 * MIXES):
+        if mixes == MIXES or time.monotonic() > until:
+            break
+        other = copy.deepcopy(config)
+        with contextlib.suppress(Exception):
+            for key, values in pools.items():
+                setattr(other, key, rng.choice(values))
+            for key, values in rest.items():
+                if rng.random() < (0.3, 0.1, 0)[n % 3]:
+                    setattr(other, key, rng.choice(values))
+            for part in list(with_parts(other))[1:]:
+                for key, value in plain(part).items():
+                    if isinstance(value, bool) and rng.random() < 0.2:
+                        setattr(part, key, not value)
+            mixes += add(other)
+    used = set()
+    for place, found in conditions(rows, [place for place, found in first.items() if found]).items():
+        module = place[:-1]
+        if mixes < 2 or sum(module in there for _, there in rows) < 4 or len({key_of(c) for c in found}) != 1:
+            continue
+        if isinstance(places[place], Node):
+            places[place].first[place[-2]] = found[0]
+        else:
+            places[place][1] = found[0]
+        used.add(key_of(found[0]))
+    return sorted(used)
 
 
 WIDTHS = ("hidden_size", "d_model", "n_embd", "dim", "embed_dim")
@@ -894,6 +1055,61 @@ def fixed(config, keys):
     return out, {name: key for name, key in older.items() if key in out}
 
 
+def said(config, keys):
+    """({key: [value]}, {older name: key}) of keys that switch parts on: what the class has where config.json lacks the key, whatever else it says; []
+    where another key decides. Keys that the class does not take as config.json says are left out."""
+    cls = type(config)
+
+    def read(says):
+        with contextlib.suppress(Exception):
+            return plain(cls.from_dict(copy.deepcopy(says)))
+        return {}
+
+    base, lacks = read({}), {}
+    if not base and keys:
+        lacks = copy.deepcopy(LACKS.get(config.model_type, {}))
+        base = read(lacks)
+
+    def other(value):
+        if isinstance(value, PreTrainedConfig):
+            return [{k: new} for k, v in plain(value).items() if not isinstance(v, PreTrainedConfig) for new in other(v)[:1]]
+        if isinstance(value, bool):
+            return [not value]
+        if isinstance(value, (list, tuple)):
+            return [[], [*value, *value]]
+        return other_numbers(value)[:1] if type(value) is int else [True, 48] if value is None else list(WORDS) if isinstance(value, str) else []
+
+    changes = [{k: new} for k, v in base.items() for new in other(v)]
+    others = [(change, there) for change in changes if (there := read({**lacks, **change}))]
+    names = [(name, value, there) for name in sorted(older_names(cls)) for value in (True, False, 48) if (there := read({**lacks, name: value}))]
+    like = lambda a, b: is_on(a, "") == is_on(b, "") and (a is None) == (b is None)
+    out, older = {}, {}
+    for name in {name for name, *_ in names if name not in base}:
+        if [of.get("tie_word_embeddings") for other, value, of in names if other == name and isinstance(value, bool)] == [True, False]:
+            older[name] = "tie_word_embeddings"
+    for key, silent in keys.items():
+        default = base.get(key, silent)
+        on = default if default and type(default) is not bool else 48 if any(type(of.get(key)) is int for _, of in others) else True
+        tries = [v for v in (on, not default if isinstance(default, bool) else None, False if isinstance(default, bool) else 0) if v is not None]
+        taken = [v for v in tries if like(read({**lacks, key: v}).get(key), v)]
+        if len({bool(v) for v in taken}) < 2 and not (taken and default is None):
+            continue
+        if default is None and read({**lacks, key: None}).get(key) is not None:
+            continue
+        moved = [change for change, of in others if key not in change and not like(of.get(key, silent), default)]
+        if any(not like(read({**lacks, **change, key: v}).get(key), v) for v in taken for change, _ in others if key not in change):
+            continue
+        for name, value, of in names:
+            if name in base or like(of.get(key, silent), default):
+                continue
+            if of.get(key) == value and older.get(name, key) == key:
+                older[name] = key
+            else:
+                moved.append(name)
+        out[key] = [] if moved or not read({}) else [default if default is None or isinstance(default, (bool, int)) else bool(default)]
+    return out, older
+
+
 def forced_tie(cls, model_type):
     """`tie_word_embeddings` of a config that takes no other, whatever config.json says."""
     with contextlib.suppress(Exception):
@@ -944,10 +1160,11 @@ def whole_parts(config):
             part = getattr(cls.from_dict({}), name)
             alone = plain(type(part).from_dict({}))
             there = {k: v for k, v in plain(part).items() if type(v) is int and v >= 1 and not k.endswith(("token_id", "token_index"))}
+            flags = {k: v for k, v in plain(part).items() if v is None or v is True or isinstance(v, (bool, int)) and not v}
             # keys at the top, as older files have them
             flat = any(plain(getattr(cls.from_dict({k: new}), name)).get(k) == new for k, v in there.items() for new in other_numbers(v)[:1])
             if part.model_type and not flat:
-                out[name] = {k: v for k, v in there.items() if alone.get(k) != v}
+                out[name] = {k: v for k, v in {**there, **flags}.items() if k in there and alone.get(k) != v or k in flags and alone.get(k, 0) != v}
     return out
 
 
@@ -955,7 +1172,7 @@ def decided(config):
     """{sub-config: keys} that the config of the whole model sets in its parts, where they have a default of their own."""
     cls = type(config)
     subs = {k: v for k in (config.sub_configs or {}) if isinstance(v := getattr(config, k, None), PreTrainedConfig) and v.model_type}
-    out = {}
+    out, flags = {}, {}
 
     def look(says):
         with contextlib.suppress(Exception):
@@ -964,7 +1181,10 @@ def decided(config):
                 if key not in says:
                     continue  # made of the whole config's own defaults
                 alone = plain(type(sub).from_dict(copy.deepcopy(says[key])))
-                moved = {k for k, v in plain(getattr(whole, key)).items() if type(alone.get(k)) is int and alone[k] != v}
+                there = plain(getattr(whole, key))
+                moved = {k for k, v in there.items() if type(alone.get(k)) is int and alone[k] != v}
+                of = flags.setdefault(key, set())
+                of.update(k for k, v in there.items() if k in alone and (v is None) != (alone[k] is None) or isinstance(v, bool) and alone.get(k) != v)
                 out.setdefault(key, set()).update(moved)
 
     minimal = {key: {"model_type": sub.model_type} for key, sub in subs.items()}
@@ -972,12 +1192,12 @@ def decided(config):
     for key in subs:
         look({key: minimal[key]})
         for k, v in plain(subs[key]).items():
-            for new in other_numbers(v) if type(v) is int and v >= 1 else ():
+            for new in [not v] if isinstance(v, bool) else [SMALL] if v is None else other_numbers(v) if type(v) is int and v >= 1 else ():
                 look({**minimal, key: {**minimal[key], k: new}})
     for k, v in plain(config).items():
         for new in [not v] if isinstance(v, bool) else other_numbers(v) if type(v) is int and v >= 1 else ():
             look({**minimal, k: new})
-    own = {key: fixed(subs[key], keys)[0] for key, keys in out.items()}
+    own = {key: {*fixed(subs[key], keys)[0], *flags.get(key, ())} for key, keys in out.items()}
     return {key: sorted(keys) for key, keys in own.items() if keys}
 
 
@@ -1283,7 +1503,7 @@ def one_type(model_type):
     base = autos.MODEL_MAPPING_NAMES.get(model_type)
     base = base[0] if isinstance(base, (list, tuple)) and base else base
     line = {"llm": use(found)["llm"], "cls": use(found)["cls"], "base": base}
-    failed, out, described = {}, [], False
+    failed, out, described, overrides = {}, [], False, {}
     try:
         config = default_config(model_type)
     except Exception as error:
@@ -1298,7 +1518,7 @@ def one_type(model_type):
     auto = sorted(k for k, v in (config.sub_configs or {}).items() if v.__name__ == "AutoConfig")
     if auto:
         line["auto"] = auto  # of the type that config.json says; others are of one type, whatever it says
-    line["defaults"], line["derived"] = {}, {}
+    line["defaults"], line["derived"], line["switches"] = {}, {}, {}
     small, tiny = evened(shrunk(config, LAYERS)), shrunk(config, 2)
     names = list(dict.fromkeys([n for n in [base, *found.values()] if n]))
     module = None
@@ -1340,7 +1560,10 @@ def one_type(model_type):
         if found is None:
             failed[name] = why
             continue
-        says, node, references, (defaults, unsaid) = found
+        says, node, references, (defaults, unsaid, switches, set_in) = found
+        for part, keys in set_in.items():
+            overrides.setdefault(part, set()).update(keys)
+        line["switches"].update({k: v for k, v in switches.items() if k not in line["switches"]})
         described = described or name == base
         line["defaults"].update({k: plain(config).get(k, v) for k, v in defaults.items()})
         for key, formula in unsaid.items():
@@ -1363,7 +1586,9 @@ def one_type(model_type):
     keys = {**keys, **{k: 0 for formula in line["derived"].values() for k in sorted(keys_of(formula))}}
     line["defaults"], line["older"] = fixed(config, [k for k in keys if k not in line["derived"]])
     line["older"].update({name: key for name, (key, _) in letters.items()})
-    line["sets"] = decided(config)
+    line["switches"], older = said(config, line["switches"])
+    line["older"].update({name: key for name, key in older.items() if name not in line["older"]})
+    line["sets"] = {part: sorted({*of.get(part, ()), *overrides.get(part, ())}) for of in [decided(config)] for part in sorted({*of, *overrides})}
     line["parts"] = whole_parts(config)
     line["kinds"] = {pair: [[with_letters(p, letters) for p in all_of] for all_of in of] for pair, of in rules.items()}
     line = {k: v for k, v in line.items() if v not in (None, {}, [])}
@@ -1387,12 +1612,17 @@ def of_length(node, path):
 def pack(node):
     """A tree as plain lists: [class, flags, params, children]."""
     params = [[n, kind, always, shape] for n, (kind, always, shape) in node.params.items()]
-    children = [[n, always, length, [[key, pack(sub) if isinstance(sub, Node) else None] for key, sub in variants.items()]]
+    children = [[n, always, length, [[key, pack(sub) if isinstance(sub, Node) else None] for key, sub in variants.items()], node.first.get(n)]
                 for n, (variants, always, length) in node.children.items()]  # fmt: skip
     return [node.cls, node.flags, params, children]
 
 
 # ---- writing -----------------------------------------------------------------------------------------------------------------------
+
+
+def when(always, first=()):
+    """How a line says when something is there: always, where more than one key decides, or by a condition; and when it is of the first of two classes."""
+    return [1 if always is True else always or 0, *first] if first or always is not True else []
 
 
 class Table:
@@ -1406,9 +1636,9 @@ class Table:
         """Takes a tree in; its digest stands for it."""
         cls, flags, params, children = packed
         listed = []
-        for name, always, length, variants in children:
+        for name, always, length, variants, first in children:
             kinds = [(key, None if sub is None else self.add(sub)) for key, sub in variants]
-            listed.append((name, tuple(kinds), length, always))
+            listed.append((name, tuple(kinds), length, always, *([first] if first else [])))
         values = tuple((n, kind, json.dumps(shape), always) for n, kind, always, shape in params)
         content = (cls, flags, values, tuple(listed))
         digest = base64.b32encode(hashlib.sha256(repr(content).encode()).digest()).decode().lower()
@@ -1428,11 +1658,11 @@ class Table:
             self.lengths[cls] = 0 if len(digests) == 1 else next(enough)
         out = {}
         for digest, (_, flags, params, children) in self.modules.items():
-            values = [[n, kind, json.loads(shape), *([] if always else [0])] for n, kind, shape, always in params]
+            values = [[n, kind, json.loads(shape), *when(always)] for n, kind, shape, always in params]
             # A list has one child, which stands for every element.
             listed = [
-                [n, [key if sub is None else self.name(sub) for key, sub in kinds], length, *([] if always else [0])]
-                for n, kinds, length, always in children
+                [n, [key if sub is None else self.name(sub) for key, sub in kinds], length, *when(always, first)]
+                for n, kinds, length, always, *first in children
             ]
             out[self.name(digest)] = json.dumps([flags, values, listed], separators=(",", ":"))
         return out
@@ -1491,10 +1721,11 @@ def read(path):
         if name not in packed:
             flags, params, children = json.loads(rows[name])
             listed = [
-                [n, len(rest) < 3, rest[1], [[k.split("#")[0], None] if k.startswith("@") else [k.split("#")[0], unpack(k)] for k in rest[0]]]
+                [n, True if len(rest) < 3 or rest[2] == 1 else rest[2] or False, rest[1],
+                 [[k.split("#")[0], None] if k.startswith("@") else [k.split("#")[0], unpack(k)] for k in rest[0]], rest[3] if len(rest) > 3 else None]
                 for n, *rest in children
             ]
-            packed[name] = [name.split("#")[0], flags, [[n, kind, not more, shape] for n, kind, shape, *more in params], listed]
+            packed[name] = [name.split("#")[0], flags, [[n, kind, more[0] or False if more else True, shape] for n, kind, shape, *more in params], listed]
         return packed[name]
 
     done = {key[1:]: (json.loads(row), []) for key, row in rows.items() if key[0] == ":"}

@@ -316,3 +316,51 @@ fn the_schema_of_an_architecture_is_documented() {
         assert!(keys(&schema).iter().any(|k| k == key), "{key}");
     }
 }
+
+/// A llama of one layer whose query projection has a bias, or not, under a config.json that says the other: the warnings name parameter and key.
+#[test]
+fn what_config_json_switches_on_or_off_is_told_with_its_key() {
+    let dir = TempDir::new().unwrap();
+    let layer = |name: &str, shape: &[usize]| (format!("model.layers.0.{name}"), shape.to_vec());
+    let mut tensors = vec![("model.embed_tokens.weight".to_owned(), vec![6, 4]), ("model.norm.weight".into(), vec![4])];
+    tensors.push(("lm_head.weight".into(), vec![6, 4]));
+    tensors.extend(["q_proj", "k_proj", "v_proj", "o_proj"].map(|n| layer(&format!("self_attn.{n}.weight"), &[4, 4])));
+    tensors.extend(["gate_proj", "up_proj"].map(|n| layer(&format!("mlp.{n}.weight"), &[5, 4])));
+    tensors.extend([layer("mlp.down_proj.weight", &[4, 5]), layer("input_layernorm.weight", &[4])]);
+    tensors.push(layer("post_attention_layernorm.weight", &[4]));
+    let biases = ["q_proj", "k_proj", "v_proj", "o_proj"].map(|n| layer(&format!("self_attn.{n}.bias"), &[4]));
+    for (stored, says, needle) in [
+        (
+            true,
+            Some(false),
+            "4 tensors are left out, 'model.layers.0.self_attn.k_proj.bias' the first: they are not part of LlamaForCausalLM with \
+                             config.json (attention_bias: false)",
+        ),
+        (true, None, "are not part of LlamaForCausalLM with config.json (attention_bias is not in it, and false by default)"),
+        (
+            false,
+            Some(true),
+            "no tensor fills 4 parameters of LlamaForCausalLM with config.json (attention_bias: true), \
+                             'model.layers.0.self_attn.q_proj.bias' [4] the first",
+        ),
+        (true, Some(true), ""),
+        (false, Some(false), ""),
+        (false, None, ""),
+    ] {
+        let mut text = json!({
+            "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 4, "intermediate_size": 5, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 2, "vocab_size": 6
+        });
+        says.into_iter().for_each(|says: bool| text["attention_bias"] = says.into());
+        let all = if stored { [&tensors[..], &biases[..]].concat() } else { tensors.clone() };
+        let checkpoint = model(&dir.path().join("model"), &text, &all);
+        let config = config(dir.path(), &checkpoint, "{}");
+        let output = run(["load".as_ref(), config.as_os_str(), "--world-size".as_ref(), "2".as_ref()]);
+        good(&output);
+        let warnings = stderr(&output);
+        assert_eq!(warnings.contains("attention_bias"), !needle.is_empty(), "{stored} {says:?}: {warnings}");
+        assert!(warnings.contains(needle), "{stored} {says:?}: {warnings}");
+        let biased = planned(&saved(dir.path(), &config, &checkpoint)).iter().filter(|(name, _)| name.ends_with("bias")).count();
+        assert_eq!(biased, if stored && says == Some(true) { 4 } else { 0 }, "{stored} {says:?}");
+    }
+}

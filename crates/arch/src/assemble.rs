@@ -65,13 +65,21 @@ fn class_of(data: &Data, model_type: &str, config: &Value, class: Use) -> Option
     chosen.or_else(|| of("base")).filter(|c| data.has("!", c))
 }
 
+/// Whether config.json ties embeddings, under an older name or its own, where the type lets it decide.
+fn says_tied(line: &Value, config: &Value) -> Option<bool> {
+    let older = || line["older"].as_object()?.iter().find_map(|(name, key)| config.get(name).filter(|_| key == TIE)?.as_bool());
+    line["ties"].as_bool().or_else(older).or_else(|| config.get(TIE)?.as_bool())
+}
+
+const TIE: &str = "tie_word_embeddings";
+
 /// Makes the model.
 pub fn assemble(sources: &[TensorMeta], config: &Value, options: &Options<'_>) -> Assembled {
     let data = Data::of(options.transformers);
     let model_type = options.own.map_or(config["model_type"].as_str(), |own| own.like.as_deref());
     let tree_of = |data: &'static Data| {
         let class = class_of(data, model_type?, config, options.class)?;
-        Some((Tree::new(data, &class, model_type?, config)?, class))
+        Some((Tree::new(data, &class, model_type?, config, options.own.is_some())?, class))
     };
     // Of a model type that 4 has, but whose class could not be built for the data: what 5 converts nothing of is built by 4 in the same way.
     let unconverted = || {
@@ -174,9 +182,8 @@ impl<'a, 'c> Assembler<'a, 'c> {
     /// Every sub-model: path, the class's line, and whether its config ties embeddings.
     fn models(&self) -> Vec<(String, Value, bool)> {
         let tie = |model_type: &str, config: &Value| {
-            let default = || self.data.get(":", model_type).and_then(|l| l["tie"].as_bool()).unwrap_or(false);
-            let forced = self.data.get(":", model_type).and_then(|l| l["ties"].as_bool());
-            forced.or_else(|| config.get("tie_word_embeddings").and_then(Value::as_bool)).unwrap_or_else(default)
+            let line = self.data.get(":", model_type).unwrap_or_default();
+            says_tied(&line, config).or(line["tie"].as_bool()).unwrap_or(false)
         };
         // Before 5 it is the language model's part that says it.
         let of_text = |model_type: &str, config: &Value| {
@@ -243,8 +250,7 @@ impl<'a, 'c> Assembler<'a, 'c> {
         let models = self.models();
         // LLaMA-Factory reads the flag with a default of its own.
         let line = self.out.model_type.as_deref().and_then(|t| self.data.get(":", t)).unwrap_or_default();
-        let told = line["ties"].as_bool().or_else(|| self.config.get("tie_word_embeddings").and_then(Value::as_bool));
-        self.out.ties_embeddings = told.or(line["tie"].as_bool()).unwrap_or(true);
+        self.out.ties_embeddings = says_tied(&line, self.config).or(line["tie"].as_bool()).unwrap_or(true);
         let patterns = |key: &str| -> Vec<Regex> {
             let all = models.iter().filter_map(|(_, line, _)| line[key].as_array()).flatten().filter_map(Value::as_str);
             all.filter_map(|p| Regex::new(&if key == "fp32" { p.replace('*', ".*") } else { p.to_owned() }).ok()).collect()
@@ -318,6 +324,10 @@ impl<'a, 'c> Assembler<'a, 'c> {
                     let reason = Reason::Beyond(list, index, length);
                     self.out.unused.extend(from.iter().map(|&(source, _)| Unused { source, reason: reason.clone() }));
                 }
+                Some(Found { switch: Some((false, says)), .. }) => {
+                    let reason = if ignored.iter().any(|r| r.search(&target).is_some()) { Reason::Ignored } else { Reason::Off(says) };
+                    self.out.unused.extend(from.iter().map(|&(source, _)| Unused { source, reason: reason.clone() }));
+                }
                 Some(_) => {
                     let mut tensors: Vec<(usize, u32)> = from.iter().map(|&(source, taken)| (taken.map_or(0, |t| t.1), source)).collect();
                     sort_naturally(&mut tensors, |t| &sources[t.1 as usize].name);
@@ -388,7 +398,7 @@ impl<'a, 'c> Assembler<'a, 'c> {
         strict: &[Regex],
     ) {
         let meta = |s: u32| &self.sources[s as usize];
-        let Some(mut found) = self.tree.find(&name, &self.choices).filter(|f| f.kind != Kind::Fleeting) else { return };
+        let Some(mut found) = self.tree.find(&name, &self.choices).filter(|f| f.kind != Kind::Fleeting && !f.is_off()) else { return };
         if found.shape.as_ref().is_some_and(|expected| expected.len() != shape.len())
             && let Some(other) = self.tree.find_of_rank(&name, shape.len()).filter(|f| f.kind != Kind::Fleeting)
         {
@@ -435,8 +445,11 @@ impl<'a, 'c> Assembler<'a, 'c> {
             .iter()
             .filter_map(|m| if let Misfit::Conversion { name, .. } = m { Some(name.as_str()) } else { None })
             .collect();
-        let missing: Vec<Missing> =
-            absent.filter(|(name, ..)| !failed.contains(name.as_str())).map(|(name, _, shape)| Missing { name, shape }).collect();
+        let missing = |(name, _, shape): (String, _, _)| {
+            let switch = self.tree.find(&name, &self.choices).and_then(|found| found.switch).map(|(_, says)| says);
+            Missing { name, shape, switch }
+        };
+        let missing: Vec<Missing> = absent.filter(|(name, ..)| !failed.contains(name.as_str())).map(missing).collect();
         if let Some((part, true, keys)) = missing.first().and_then(|first| self.tree.part(&first.name)) {
             self.out.other_kinds.insert(part.to_owned(), keys);
         }

@@ -11,7 +11,7 @@ use crate::{data::Data, ops::Op, rename::Transform, tree::Tree};
 /// The files' tensors of which transformers makes these parameters; `None` where the architecture is not known.
 pub fn hub_tensors(model: &[TensorMeta], config: &Value, class: &str) -> Option<Vec<TensorMeta>> {
     let data = Data::embedded();
-    let tree = Tree::new(data, class, config["model_type"].as_str().unwrap_or_default(), config)?;
+    let tree = Tree::new(data, class, config["model_type"].as_str().unwrap_or_default(), config, false)?;
     let mut transforms: Vec<(String, Transform)> = Vec::new();
     let mut seen: Vec<String> = Vec::new();
     for (path, class, model_type, _) in tree.models() {

@@ -16,6 +16,7 @@ mod regex;
 mod rename;
 mod size;
 mod stored;
+mod switch;
 mod tree;
 
 pub use assemble::{

@@ -10,6 +10,7 @@ use crate::data::Data;
 use crate::kinds;
 use crate::size::{DEEPEST, Formula, Size};
 use crate::stored::Stored;
+use crate::switch::Switch;
 
 /// What a name of the model stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +30,27 @@ struct Entry {
     /// The class makes it in float32 whatever the model's dtype.
     fp32: bool,
     shape: Option<Vec<Size>>,
-    always: bool,
+    presence: Presence,
+}
+
+/// When a class has a part.
+#[derive(Clone, Debug)]
+enum Presence {
+    Always,
+    /// Under some configs, or in some layers: the checkpoint's tensors tell.
+    Sometimes,
+    /// Where one key says so.
+    If(Switch),
+}
+
+impl Presence {
+    fn is_always(&self) -> bool {
+        matches!(self, Self::Always)
+    }
+
+    fn switch(&self) -> Option<&Switch> {
+        if let Self::If(switch) = self { Some(switch) } else { None }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -38,7 +59,9 @@ struct Child {
     variants: Vec<Variant>,
     /// Of a list.
     length: Size,
-    always: bool,
+    presence: Presence,
+    /// Of two variants: when it is the first.
+    first: Option<Switch>,
 }
 
 #[derive(Clone, Debug)]
@@ -57,6 +80,8 @@ struct Module {
     list: bool,
     /// Nothing is known of it: every name fits.
     open: bool,
+    /// Keys switch some of its parts on.
+    switches: bool,
     entries: Vec<Entry>,
     children: Vec<Child>,
 }
@@ -91,6 +116,19 @@ pub struct Found {
     pub modules: Vec<(usize, Place)>,
     /// An index that its list does not have: the list's path, the index, the length.
     pub beyond: Option<(String, u64, u64)>,
+    /// Whether the class has it, where a key of config.json decides it, and what that says.
+    pub switch: Option<Switched>,
+}
+
+/// Whether config.json switches a part on, and what it says: `attention_bias: false`.
+pub type Switched = (bool, String);
+
+/// What config.json says of the parts of a module: of its parameters, of its children, and of which are the first of two variants.
+#[derive(Debug, Default)]
+struct Switches {
+    entries: Vec<Option<Switched>>,
+    children: Vec<Option<Switched>>,
+    firsts: Vec<Option<Switched>>,
 }
 
 /// Variants that elements have, by their path; [`NONE`] where there is no element.
@@ -109,8 +147,12 @@ pub struct Tree<'c> {
     by_key: BTreeMap<(usize, String), usize>,
     /// Where the variants of each child lead.
     links: BTreeMap<Place, Vec<Vec<Place>>>,
+    /// What config.json says of modules that have parts with a switch.
+    switches: BTreeMap<Place, Switches>,
     /// Modules of the base model that this class leaves out.
     absent: Vec<String>,
+    /// Of a key that config.json lacks, the class's default switches nothing: the class is only built like this one.
+    like: bool,
     root: Place,
 }
 
@@ -120,8 +162,8 @@ static NULL: Value = Value::Null;
 static EMPTY: LazyLock<Value> = LazyLock::new(|| Value::Object(serde_json::Map::new()));
 
 impl<'c> Tree<'c> {
-    /// The tree of a class under a model type's config; `None` where it is not in the data.
-    pub fn new(data: &'static Data, class: &str, model_type: &str, config: &'c Value) -> Option<Self> {
+    /// The tree of a class under a model type's config; `None` where it is not in the data. `like`: a user's own class is built like it.
+    pub fn new(data: &'static Data, class: &str, model_type: &str, config: &'c Value, like: bool) -> Option<Self> {
         let line = data.get("!", class)?;
         let mut tree = Self {
             data,
@@ -130,12 +172,28 @@ impl<'c> Tree<'c> {
             scopes: Vec::new(),
             by_key: BTreeMap::new(),
             links: BTreeMap::new(),
+            switches: BTreeMap::new(),
             absent: line["absent"].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect(),
+            like,
             root: Place { module: 0, scope: 0 },
         };
         tree.scope(config, model_type.to_owned());
         tree.root.module = tree.load(line["root"].as_str()?);
         tree.load_all(tree.root);
+        // Parts may be models that leave out some of theirs.
+        let parts = tree.models().into_iter().filter(|(path, ..)| !path.is_empty());
+        let lacks = |(path, class, ..): (String, String, String, &Value)| {
+            let line = data.get("!", &class).unwrap_or_default();
+            line["absent"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(Value::as_str)
+                .map(|name| format!("{path}.{name}"))
+                .collect::<Vec<_>>()
+        };
+        let absent: Vec<String> = parts.flat_map(lacks).collect();
+        tree.absent.extend(absent);
         Some(tree)
     }
 
@@ -148,7 +206,9 @@ impl<'c> Tree<'c> {
             scopes: Vec::new(),
             by_key: BTreeMap::new(),
             links: BTreeMap::new(),
+            switches: BTreeMap::new(),
             absent: Vec::new(),
+            like: true,
             root: Place { module: 0, scope: 0 },
         };
         tree.scope(config, String::new());
@@ -194,7 +254,51 @@ impl<'c> Tree<'c> {
             let links: Vec<Vec<Place>> = children.iter().map(|c| c.variants.iter().map(|v| self.enter(place, v)).collect()).collect();
             todo.extend(links.iter().flatten());
             self.links.insert(place, links);
+            let module = &self.modules[place.module];
+            if module.switches {
+                let of = |switch: Option<&Switch>| self.switched(place.scope, switch?);
+                let switches = Switches {
+                    entries: module.entries.iter().map(|e| of(e.presence.switch())).collect(),
+                    children: module.children.iter().map(|c| of(c.presence.switch())).collect(),
+                    firsts: self
+                        .children(place)
+                        .map(|(c, places)| of(c.first.as_ref().filter(|_| !self.has_rule(place.scope, places))))
+                        .collect(),
+                };
+                self.switches.insert(place, switches);
+            }
         }
+    }
+
+    /// Whether a key of a scope's config, by any of its names, switches a part on; else the class's default, where nothing but the key decides it.
+    fn switched(&self, scope: usize, switch: &Switch) -> Option<Switched> {
+        let Scope { config, line, per_layer, .. } = &self.scopes[scope];
+        // Keys that are not listed may say what the class does not heed.
+        let default = line["switches"].get(&switch.key)?.get(0).filter(|_| !self.like);
+        let names = self.names(scope, &switch.key);
+        if !config.is_object() || names.iter().any(|name| per_layer.contains(*name)) {
+            return None;
+        }
+        let said = names.into_iter().find_map(|name| Some((name, config.get(name)?)));
+        let on = switch.decides(said.map(|(_, value)| value), default)?;
+        let text = match (said, default) {
+            (Some((name, value)), _) => format!("{name}: {value}"),
+            (None, Some(default)) => format!("{} is not in it, and {default} by default", switch.key),
+            (None, None) => return None,
+        };
+        Some((on, text))
+    }
+
+    /// Whether layers have a rule for which of two classes stands.
+    fn has_rule(&self, scope: usize, places: &[Place]) -> bool {
+        let [one, other] = places else { return false };
+        let (one, other, rules) = (self.class(*one), self.class(*other), &self.scopes[scope].line["kinds"]);
+        rules.get(format!("{one}/{other}")).or_else(|| rules.get(format!("{other}/{one}"))).is_some()
+    }
+
+    /// What config.json says of a module's parts, where keys switch some of them on.
+    fn switches(&self, at: Place) -> Option<&Switches> {
+        if self.modules[at.module].switches { self.switches.get(&at) } else { None }
     }
 
     fn enter(&mut self, at: Place, variant: &Variant) -> Place {
@@ -227,13 +331,19 @@ impl<'c> Tree<'c> {
         let known = self.by_key.get(&(scope, key.to_owned())).copied();
         let sub = known.unwrap_or_else(|| {
             let sub = self.scope(config, declared);
-            for list in ["defaults", "derived"] {
+            for list in ["defaults", "derived", "switches"] {
                 if let Some(keys) = self.scopes[sub].line[list].as_object_mut() {
                     keys.retain(|key, _| !set.contains(key));
                 }
             }
             for (key, value) in made.into_iter().flatten() {
-                self.scopes[sub].line["defaults"][key] = value;
+                let line = &mut self.scopes[sub].line;
+                if let Some(switch) = line["switches"].get_mut(&key) {
+                    *switch = Value::Array(vec![value.clone()]);
+                }
+                if value.as_u64().is_some_and(|n| n > 0) {
+                    line["defaults"][key] = value;
+                }
             }
             self.by_key.insert((scope, key.to_owned()), sub);
             sub
@@ -269,7 +379,7 @@ impl<'c> Tree<'c> {
         if self.is_absent(name) {
             return None;
         }
-        self.find_in(self.root, name, 0, (choices, None), &mut vec![(0, self.root)], None)
+        self.find_in(self.root, name, 0, (choices, None), &mut vec![(0, self.root)], (None, None))
     }
 
     /// Finds a name of the model among all variants, as a tensor of that many dims: where variants have the same names, as a normalisation and a
@@ -278,7 +388,7 @@ impl<'c> Tree<'c> {
         if self.is_absent(name) {
             return None;
         }
-        self.find_in(self.root, name, 0, (&Choices::new(), Some(dims)), &mut vec![(0, self.root)], None)
+        self.find_in(self.root, name, 0, (&Choices::new(), Some(dims)), &mut vec![(0, self.root)], (None, None))
     }
 
     fn find_in(
@@ -288,26 +398,29 @@ impl<'c> Tree<'c> {
         start: usize,
         (choices, dims): (&Choices, Option<usize>),
         modules: &mut Vec<(usize, Place)>,
-        beyond: Option<(String, u64, u64)>,
+        (beyond, within): (Option<(String, u64, u64)>, Option<&Switched>),
     ) -> Option<Found> {
         let module = &self.modules[at.module];
+        let switches = self.switches(at);
         let rest = &name[start..];
         if module.open {
             // Nothing tells but the name.
             let of_a_norm = ["running_mean", "running_var", "num_batches_tracked"];
             let kind = if of_a_norm.iter().any(|n| rest.ends_with(n)) && !self.is_open() { Kind::Buffer } else { Kind::Parameter };
-            return Some(Found { kind, fp32: false, shape: None, modules: modules.clone(), beyond });
+            return Some(Found { kind, fp32: false, shape: None, modules: modules.clone(), beyond, switch: within.cloned() });
         }
-        if let Some(entry) = module.entries.iter().find(|e| e.name == rest) {
+        if let Some((i, entry)) = module.entries.iter().enumerate().find(|(_, e)| e.name == rest) {
             if dims.is_some_and(|dims| entry.shape.as_ref().is_some_and(|s| s.len() != dims)) {
                 return None;
             }
             let shape = entry.shape.as_ref().map(|s| s.iter().map(|size| self.size(at.scope, size)).collect());
-            return Some(Found { kind: entry.kind, fp32: entry.fp32, shape, modules: modules.clone(), beyond });
+            let switch = stronger(within, switches.and_then(|s| s.entries[i].as_ref())).cloned();
+            return Some(Found { kind: entry.kind, fp32: entry.fp32, shape, modules: modules.clone(), beyond, switch });
         }
         let (segment, _) = rest.split_once('.')?;
         let end = start + segment.len();
-        for (child, places) in self.children(at) {
+        let (mut off, depth) = (None, modules.len());
+        for (c, (child, places)) in self.children(at).enumerate() {
             let mut beyond = beyond.clone();
             if child.name == "*" {
                 let Ok(index) = segment.parse::<u64>() else { continue };
@@ -320,19 +433,26 @@ impl<'c> Tree<'c> {
             } else if child.name != segment {
                 continue;
             }
-            let chosen = if child.variants.len() > 1 || !child.always { choices.get(&name[..end]).copied() } else { None };
+            let chosen = if child.variants.len() > 1 || !child.presence.is_always() { choices.get(&name[..end]).copied() } else { None };
+            let within = stronger(within, switches.and_then(|s| s.children[c].as_ref()));
+            let first = switches.and_then(|s| s.firsts[c].as_ref());
             for (i, &next) in places.iter().enumerate() {
                 if chosen.is_some_and(|c| c != i) {
                     continue;
                 }
                 modules.push((end, next));
-                if let Some(found) = self.find_in(next, name, end + 1, (choices, dims), modules, beyond.clone()) {
-                    return Some(found);
+                let variant = first.map(|(first, says)| ((i == 0) == *first, says.clone()));
+                let within = stronger(within, variant.as_ref());
+                match self.find_in(next, name, end + 1, (choices, dims), modules, (beyond.clone(), within)) {
+                    // Another variant may have it.
+                    Some(found) if found.is_off() && places.len() > 1 => off = off.or(Some(found)),
+                    Some(found) => return Some(found),
+                    None => {}
                 }
-                modules.pop();
+                modules.truncate(depth);
             }
         }
-        None
+        off
     }
 
     fn is_absent(&self, name: &str) -> bool {
@@ -404,8 +524,8 @@ impl<'c> Tree<'c> {
 
     /// How many parameters a module has at least, lists aside.
     fn least(&self, at: Place) -> usize {
-        let own = self.modules[at.module].entries.iter().filter(|e| e.always && e.kind != Kind::Fleeting).count();
-        let children = self.children(at).filter(|(c, _)| c.always && c.name != "*");
+        let own = self.modules[at.module].entries.iter().filter(|e| e.presence.is_always() && e.kind != Kind::Fleeting).count();
+        let children = self.children(at).filter(|(c, _)| c.presence.is_always() && c.name != "*");
         own + children.filter_map(|(_, places)| places.first()).map(|&place| self.least(place)).sum::<usize>()
     }
 
@@ -431,13 +551,20 @@ impl<'c> Tree<'c> {
         let segment = path[start..].split('.').next()?;
         let end = start + segment.len();
         let number = !segment.is_empty() && segment.bytes().all(|b| b.is_ascii_digit());
-        self.children(at).filter(|(c, _)| c.name == segment || c.name == "*" && number).find_map(|(_, places)| match end == path.len() {
-            true => (places.len() > 1).then(|| self.by_rule(at.scope, places, path)),
+        let mut children = self.children(at).enumerate().filter(|(_, (c, _))| c.name == segment || c.name == "*" && number);
+        children.find_map(|(c, (_, places))| match end == path.len() {
+            true => (places.len() > 1).then(|| self.by_rule(at, c, places, path)),
             false => places.iter().find_map(|&next| self.decided_in(next, path, end + 1)),
         })
     }
 
-    fn by_rule(&self, scope: usize, places: &[Place], path: &str) -> Option<(usize, String)> {
+    /// The variant of a module's child at a path, where layers' rules or a switch say it, and by which keys.
+    fn by_rule(&self, at: Place, child: usize, places: &[Place], path: &str) -> Option<(usize, String)> {
+        let switch = || self.switches(at)?.firsts[child].as_ref().map(|(first, says)| (usize::from(!first), says.clone()));
+        self.by_layer(at.scope, places, path).or_else(switch)
+    }
+
+    fn by_layer(&self, scope: usize, places: &[Place], path: &str) -> Option<(usize, String)> {
         let classes: Vec<&str> = places.iter().map(|&place| self.class(place)).collect();
         if let [one, other] = classes[..] {
             let (first, keys) = self.first_stands(scope, one, other, path)?;
@@ -460,7 +587,7 @@ impl<'c> Tree<'c> {
         let end = start + segment.len();
         let number = segment.bytes().all(|b| b.is_ascii_digit());
         self.children(at).filter(|(c, _)| c.name == segment || c.name == "*" && number).find_map(|(child, places)| {
-            let decided = if child.always { None } else { self.has_part(at, child, &name[..end]) };
+            let decided = if child.presence.is_always() { None } else { self.has_part(at, child, &name[..end]) };
             match decided {
                 Some((has, keys)) => Some((&name[..end], has, keys)),
                 None => places.iter().find_map(|&next| self.part_in(next, name, end + 1)),
@@ -614,15 +741,24 @@ impl<'c> Tree<'c> {
         let module = &self.modules[at.module];
         let join = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
         let elsewhere = |name: &str| stored.all_others_have(&join(name), choices);
-        for entry in module.entries.iter().filter(|e| e.kind != Kind::Fleeting && (e.always || elsewhere(&e.name))) {
+        let switches = self.switches(at);
+        let has = |presence: &Presence, switch: Option<&Switched>, name: &str| match switch {
+            Some((on, _)) => *on,
+            None => presence.is_always() || elsewhere(name),
+        };
+        for (i, entry) in module.entries.iter().enumerate() {
+            if entry.kind == Kind::Fleeting || !has(&entry.presence, switches.and_then(|s| s.entries[i].as_ref()), &entry.name) {
+                continue;
+            }
             let sizes = entry.shape.as_ref().map(|s| s.iter().map(|size| self.size(at.scope, size).map(|(n, _)| n)).collect());
             out.push((join(&entry.name), entry.kind, sizes.flatten()));
         }
         let in_list = path.rsplit('.').next().is_some_and(|last| last.bytes().all(|b| b.is_ascii_digit()));
-        for (child, places) in self.children(at) {
+        for (c, (child, places)) in self.children(at).enumerate() {
             let decided = || if in_list { self.has_part(at, child, &join(&child.name)).map(|(has, _)| has) } else { None };
-            let has = || decided().unwrap_or_else(|| self.is_given(at, child) || elsewhere(&child.name));
-            if !child.always && !has() {
+            let switch = switches.and_then(|s| s.children[c].as_ref());
+            let given = || switch.is_none() && self.is_given(at, child);
+            if !child.presence.is_always() && !decided().unwrap_or_else(|| given() || has(&child.presence, switch, &child.name)) {
                 continue;
             }
             let names: Vec<String> = if child.name == "*" {
@@ -641,7 +777,7 @@ impl<'c> Tree<'c> {
                 let place = match places {
                     [only] => Some(only),
                     several => {
-                        let chosen = choices.get(&path).copied().or_else(|| Some(self.by_rule(at.scope, several, &path)?.0));
+                        let chosen = choices.get(&path).copied().or_else(|| Some(self.by_rule(at, c, several, &path)?.0));
                         chosen.and_then(|i| several.get(i))
                     }
                 };
@@ -661,17 +797,36 @@ impl<'c> Tree<'c> {
     }
 }
 
-fn open(name: &str) -> Module {
-    let class = name.to_owned();
-    Module { class, embedding: false, model: false, list: false, open: true, entries: Vec::new(), children: Vec::new() }
+/// Of what two keys say of a part and of what it is in, that which leaves it out; else that of the part.
+fn stronger<'s>(outer: Option<&'s Switched>, own: Option<&'s Switched>) -> Option<&'s Switched> {
+    outer.filter(|(on, _)| !on).or(own).or(outer)
 }
 
-/// `[flags, [[name, kind, sizes, 0 where optional]], [[name, variants, length, 0 where optional]]]`
+impl Found {
+    /// Whether the class lacks it, as config.json has it.
+    pub fn is_off(&self) -> bool {
+        self.switch.as_ref().is_some_and(|(on, _)| !on)
+    }
+}
+
+fn open(name: &str) -> Module {
+    let class = name.to_owned();
+    Module { class, embedding: false, model: false, list: false, open: true, switches: false, entries: Vec::new(), children: Vec::new() }
+}
+
+/// `[flags, [[name, kind, sizes, when]], [[name, variants, length, when, when it is the first of two]]]`. When it is there: a switch, 0 where more than
+/// one key decides it; always where there is nothing, or 1.
 fn parse(name: &str, line: &Value) -> Module {
     let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
     fn list(v: &Value) -> &[Value] {
         v.as_array().map(Vec::as_slice).unwrap_or_default()
     }
+    let switch = |v: Option<&Value>| v.and_then(Value::as_str).map(Switch::parse);
+    let presence = |when: Option<&Value>| match switch(when) {
+        Some(switch) => Presence::If(switch),
+        None if when.is_none_or(|when| when == 1) => Presence::Always,
+        None => Presence::Sometimes,
+    };
     let flags = text(&line[0]);
     let entries = list(&line[1]).iter().map(|row| {
         let (kind, fp32) = match row[1].as_str().unwrap_or_default() {
@@ -682,23 +837,33 @@ fn parse(name: &str, line: &Value) -> Module {
             _ => (Kind::Parameter, false),
         };
         let shape = row[2].as_array().map(|sizes| sizes.iter().map(Size::of).collect());
-        Entry { name: text(&row[0]), kind, fp32, shape, always: row.get(3).is_none() }
+        Entry { name: text(&row[0]), kind, fp32, shape, presence: presence(row.get(3)) }
     });
     let children = list(&line[2]).iter().map(|row| {
         let variants = list(&row[1]).iter().filter_map(Value::as_str).map(|v| match v.strip_prefix('@').and_then(|v| v.split_once(':')) {
             Some((key, class)) => Variant::Model { key: key.to_owned(), class: class.to_owned() },
             None => Variant::Module(v.to_owned()),
         });
-        Child { name: text(&row[0]), variants: variants.collect(), length: Size::of(&row[2]), always: row.get(3).is_none() }
+        Child {
+            name: text(&row[0]),
+            variants: variants.collect(),
+            length: Size::of(&row[2]),
+            presence: presence(row.get(3)),
+            first: switch(row.get(4)),
+        }
     });
     let class = name.split('#').next().unwrap_or(name).to_owned();
+    let (entries, children): (Vec<Entry>, Vec<Child>) = (entries.collect(), children.collect());
+    let switched = |presence: &Presence| presence.switch().is_some();
+    let switches = entries.iter().any(|e| switched(&e.presence)) || children.iter().any(|c| switched(&c.presence) || c.first.is_some());
     Module {
         class,
         embedding: flags.contains('E'),
         model: flags.contains('M'),
         list: flags.contains('L'),
         open: false,
-        entries: entries.collect(),
-        children: children.collect(),
+        switches,
+        entries,
+        children,
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
-use shardwright_arch::{Assembled, Options, Reason, Unused, Use, assemble};
+use shardwright_arch::{Assembled, Missing, Options, Reason, Unused, Use, assemble};
 use shardwright_core::{Assembly, DType, Globs, TensorMeta};
 
 fn cases() -> Vec<Value> {
@@ -127,6 +127,28 @@ fn the_default_of_tie_word_embeddings_is_the_classes() {
     }
 }
 
+/// The older name of the key comes first, as `from_pretrained` reads it.
+#[test]
+fn embeddings_are_tied_as_an_older_name_of_the_key_says() {
+    let case = cases().into_iter().find(|c| c["name"] == "lfm2").unwrap();
+    for (older, own, expected) in [
+        (Some(false), None, false),
+        (Some(true), None, true),
+        (Some(false), Some(true), false),
+        (None, Some(false), false),
+        (None, None, true),
+    ] {
+        let mut config = case["config"].clone();
+        for (key, value) in [("tie_embedding", older), ("tie_word_embeddings", own)] {
+            config.as_object_mut().unwrap().remove(key);
+            value.into_iter().for_each(|value| config[key] = value.into());
+        }
+        let found = made(&case, &config);
+        assert_eq!((found.ties_embeddings, !found.aliases.is_empty()), (expected, expected), "{older:?} {own:?}");
+        assert_eq!(found.missing.iter().any(|m| m.name == "lm_head.weight"), !expected, "{older:?} {own:?}");
+    }
+}
+
 /// Layers that share a part: as many names are missing and tied as `from_pretrained` of transformers 5.24 says, where the checkpoint has all of them or
 /// only the later ones, and which have values of their own.
 #[test]
@@ -164,7 +186,8 @@ fn layers_share_a_part_in_turn() {
     }
 }
 
-/// Optional parts of a layer, and parameters of them: where all other layers have one, as `from_pretrained` says. A layer that is gone misses all of them.
+/// Optional parts of a layer, and parameters of them, where config.json says that the class has them, and where its null leaves it to all other layers: as
+/// `from_pretrained` says. A layer that is gone misses all of them.
 #[test]
 fn what_every_other_layer_has_is_missed() {
     let mut case = cases().into_iter().find(|c| c["name"] == "glm4_moe").unwrap();
@@ -178,17 +201,20 @@ fn what_every_other_layer_has_is_missed() {
     whole.extend(norms);
     case["config"]["num_hidden_layers"] = 4.into();
     let optional = ["q_norm", "k_norm"].map(|part| norm(2, part));
-    let missing = |gone: &dyn Fn(&str) -> bool| {
-        let mut case = case.clone();
-        case["tensors"] = whole.clone().into_iter().filter(|(name, _)| !gone(name)).collect::<serde_json::Map<_, _>>().into();
-        made(&case, &case["config"]).missing.iter().map(|m| m.name.clone()).collect::<BTreeSet<_>>()
-    };
-    assert_eq!(missing(&|_| false), BTreeSet::new());
-    for name in &optional {
-        assert_eq!(missing(&|other| other == name), BTreeSet::from([name.clone()]));
+    for says in [json!(true), Value::Null] {
+        let missing = |gone: &dyn Fn(&str) -> bool| {
+            let mut case = case.clone();
+            case["config"]["use_qk_norm"] = says.clone();
+            case["tensors"] = whole.clone().into_iter().filter(|(name, _)| !gone(name)).collect::<serde_json::Map<_, _>>().into();
+            made(&case, &case["config"]).missing.iter().map(|m| m.name.clone()).collect::<BTreeSet<_>>()
+        };
+        assert_eq!(missing(&|_| false), BTreeSet::new());
+        for name in &optional {
+            assert_eq!(missing(&|other| other == name), BTreeSet::from([name.clone()]));
+        }
+        let of_a_layer = missing(&|name| name.starts_with("model.layers.2."));
+        assert!(optional.iter().all(|name| of_a_layer.contains(name)), "{of_a_layer:?}");
     }
-    let of_a_layer = missing(&|name| name.starts_with("model.layers.2."));
-    assert!(optional.iter().all(|name| of_a_layer.contains(name)), "{of_a_layer:?}");
 }
 
 /// Of a model with parts: transformers 5 reads the whole model's flag, 4.57 that of its language model, as seen in `from_pretrained` of both.
@@ -447,4 +473,46 @@ fn models_of_unusual_configs_are_whole() {
         tried += 1;
     }
     assert!(tried >= 9, "{tried}");
+}
+
+/// Where config.json switches a part on that the checkpoint lacks, or off one that it has, by saying so or by saying nothing: what `from_pretrained` of
+/// transformers 5.24 reports as missing and as unexpected.
+#[test]
+fn what_config_json_switches_on_and_off_is_missed_and_left_out() {
+    let mut tried = (0, 0, 0);
+    for line in include_str!("switches.jsonl").lines() {
+        let case: Value = serde_json::from_str(line).unwrap();
+        let of = |(name, shape): (&String, &Value)| {
+            let shape: Vec<u64> = shape.as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect();
+            TensorMeta::new(name.as_str(), DType::F32, shape)
+        };
+        let mut sources: Vec<TensorMeta> = case["tensors"].as_object().unwrap().iter().map(of).collect();
+        sources.sort_by(|a, b| a.name.cmp(&b.name));
+        let class = Use::Llm;
+        let options = Options { class, exclude: &Globs::default(), tied_in_each_group: true, same: None, transformers: 5, own: None };
+        let found = assemble(&sources, &case["config"], &options);
+        let what = format!("{} {} of {}", case["type"], case["keys"], case["config"]);
+        assert_eq!(found.misfits, [], "{what}");
+        let reported = |key: &str| case[key].as_array().unwrap().iter().map(|n| n.as_str().unwrap().to_owned()).collect::<Vec<_>>();
+        let missing: Vec<String> = found.missing.iter().map(|m| m.name.clone()).collect();
+        assert_eq!(missing.iter().collect::<BTreeSet<_>>(), reported("missing").iter().collect(), "{what}");
+        // The engine reports the names that the class would have.
+        let last = |name: &str| name.rsplitn(4, '.').take(3).map(str::to_owned).collect::<Vec<_>>();
+        let unused: BTreeSet<_> = found.unused.iter().map(|u| last(&sources[u.source as usize].name)).collect();
+        assert_eq!(unused, reported("unexpected").iter().map(|name| last(name)).collect(), "{what}");
+        let by_key = |says: &str| {
+            case["keys"].as_array().unwrap().iter().any(|key| says.contains(key.as_str().unwrap().rsplit('.').next().unwrap()))
+        };
+        for unused in &found.unused {
+            let named = match &unused.reason {
+                Reason::Off(says) | Reason::OtherKind(_, says) => by_key(says),
+                _ => false,
+            };
+            assert!(named, "{:?} {what}", unused.reason);
+        }
+        let named = |m: &Missing| m.switch.as_deref().or_else(|| Some(found.other_kind(&m.name)?.1)).is_some_and(by_key);
+        assert!(found.missing.iter().all(named), "{:?} {what}", found.missing);
+        tried = (tried.0 + 1, tried.1 + usize::from(!found.missing.is_empty()), tried.2 + usize::from(!found.unused.is_empty()));
+    }
+    assert!(tried.0 >= 40 && tried.1 >= 15 && tried.2 >= 15, "{tried:?}");
 }

@@ -5,7 +5,7 @@ mod describe;
 use std::{cell::RefCell, collections::BTreeMap, os::unix::fs::FileExt as _};
 
 use serde_json::Value;
-use shardwright_arch::{Architecture, Assembled, Options, Reason, Same, Use};
+use shardwright_arch::{Architecture, Assembled, Missing, Options, Reason, Same, Use};
 use shardwright_config::{Resolved, TransformersVersion};
 use shardwright_core::{
     Assembly, DType, Globs, Model, ModelFacts, ModelMeta, Modules, Name, TensorKind, TensorMeta,
@@ -315,7 +315,8 @@ impl Checkpoint {
             let count = 1 + with.count();
             let text = format!("{count} of {} names carry the prefix '{prefix}' of {whose}, which no model's class has", tensors.len());
             let help = "save the inner module's state dict, or rename the tensors";
-            let fills_nothing = |u: &&shardwright_arch::Unused| matches!(u.reason, Reason::NotInTheModel | Reason::OtherKind(..));
+            let fills_nothing =
+                |u: &&shardwright_arch::Unused| matches!(u.reason, Reason::NotInTheModel | Reason::OtherKind(..) | Reason::Off(_));
             let unused = assembled.unused.iter().filter(fills_nothing).count();
             if assembled.class.is_some() && 2 * count > tensors.len() && 2 * unused > tensors.len() {
                 return Err(EngineError::new(ErrorKind::Checkpoint, format!("{text}; {help}")).file(self.dir()).tensor(&first.name));
@@ -363,6 +364,7 @@ fn reason(reason: &Reason) -> String {
         Reason::NotInTheModel => "the class has nothing of that name".into(),
         Reason::Ignored => "the class ignores tensors of that name".into(),
         Reason::OtherKind(module, keys) => format!("{} makes '{module}' of another kind", of_config(keys)),
+        Reason::Off(says) => format!("the class has nothing of that name with {}", of_config(says)),
         Reason::MadeAnew => "the class makes this buffer anew".into(),
         Reason::Beyond(list, index, length) => format!("'{list}' has {length} elements, so there is none of index {index}"),
         Reason::TiedTo(name) => format!("tied to '{name}', which is stored as well"),
@@ -397,6 +399,7 @@ fn left_over(assembled: &Assembled, sources: &[TensorMeta]) -> Vec<String> {
             Reason::Beyond(list, _, length) => format!("beyond the {length} elements that config.json gives '{list}'"),
             Reason::NotInTheModel => format!("not part of {class}"),
             Reason::OtherKind(_, keys) => format!("not part of {class} with its layers as {} makes them", of_config(keys)),
+            Reason::Off(says) => format!("not part of {class} with {}", of_config(says)),
             Reason::Twice(name) => format!("another tensor than the one that '{name}' is made from"),
         };
         let name = sources.get(unused.source as usize).map_or("", |t| t.name.as_str());
@@ -427,18 +430,26 @@ fn untied(assembled: &Assembled, has: &str) -> Option<String> {
     ))
 }
 
-fn missing(assembled: &Assembled) -> Option<String> {
-    let first = assembled.missing.first()?;
+/// Parameters that nothing fills: a line for those of each key of config.json that has the class make them, and one for all others.
+fn missing(assembled: &Assembled) -> Vec<String> {
+    let mut by_switch: BTreeMap<Option<&str>, (&Missing, usize)> = BTreeMap::new();
+    for missing in &assembled.missing {
+        by_switch.entry(missing.switch.as_deref()).or_insert((missing, 0)).1 += 1;
+    }
     let class = assembled.class.as_deref().unwrap_or("the model");
-    let shape = first.shape.as_ref().map_or(String::new(), |s| format!(" {s:?}"));
-    let because = assembled
-        .other_kind(&first.name)
-        .map_or(String::new(), |(module, keys)| format!(". {} makes '{module}' of another kind than the checkpoint's", of_config(keys)));
-    Some(match assembled.missing.len() {
-        1 => format!("no tensor fills '{}'{shape} of {class}: the engine initialises it anew{because}", first.name),
-        n => format!(
-            "no tensor fills {n} parameters of {class}, '{}'{shape} the first: the engine initialises them anew{because}",
-            first.name
-        ),
-    })
+    let say = |(switch, (first, count)): (Option<&str>, (&Missing, usize))| {
+        let shape = first.shape.as_ref().map_or(String::new(), |s| format!(" {s:?}"));
+        let with = switch.map_or(String::new(), |says| format!(" with {}", of_config(says)));
+        let because = assembled.other_kind(&first.name).map_or(String::new(), |(module, keys)| {
+            format!(". {} makes '{module}' of another kind than the checkpoint's", of_config(keys))
+        });
+        match count {
+            1 => format!("no tensor fills '{}'{shape} of {class}{with}: the engine initialises it anew{because}", first.name),
+            n => format!(
+                "no tensor fills {n} parameters of {class}{with}, '{}'{shape} the first: the engine initialises them anew{because}",
+                first.name
+            ),
+        }
+    };
+    by_switch.into_iter().map(say).collect()
 }

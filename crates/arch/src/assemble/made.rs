@@ -90,6 +90,8 @@ pub enum Reason {
     Beyond(String, u64, u64),
     /// It is of a module that is of another kind by config.json: the module, the keys that decide.
     OtherKind(String, String),
+    /// The class lacks it as config.json has it: what that says.
+    Off(String),
     /// Tied to a tensor that is stored as well.
     TiedTo(String),
     /// Another tensor has the same name in the model.
@@ -105,6 +107,8 @@ pub struct Missing {
     pub name: String,
     /// Its shape, where config.json gives it.
     pub shape: Option<Vec<u64>>,
+    /// What config.json says, where a key of it switches the parameter on.
+    pub switch: Option<String>,
 }
 
 /// Why the checkpoint cannot be this model.

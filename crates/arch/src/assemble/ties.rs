@@ -45,7 +45,8 @@ impl Assembler<'_, '_> {
             }
         }
         for group in groups {
-            let mut names: Vec<String> = group.into_iter().filter(|n| self.tree.find(n, &self.choices).is_some()).collect();
+            let mut names: Vec<String> =
+                group.into_iter().filter(|n| self.tree.find(n, &self.choices).is_some_and(|found| !found.is_off())).collect();
             names.sort_by_cached_key(|n| (self.options.own.is_some_and(|own| own.tied.contains_key(n)), self.tree.order(n)));
             let Some(filled) = names.iter().find(|n| made.contains_key(*n)).cloned() else { continue };
             let Some(of) = made.get(&filled).cloned() else { continue };
