@@ -1496,25 +1496,44 @@ def kinds_of(config, base):
     return kinds(cls, config) if known else ({}, {}, {})
 
 
+def at_home(config):
+    """Whether a config's model type is listed, and the config is of its class."""
+    return config.model_type in CONFIG_MAPPING_NAMES and type(config) is CONFIG_MAPPING[config.model_type]
+
+
+def name_of(part, model_type, key):
+    """The model type of a part of a model's config. Before 5 most are not listed, and some have the whole model's; these have a name of their own."""
+    return part.model_type if at_home(part) else f"{model_type}/{key}"
+
+
+def parts_of(config):
+    """{key: config} of the parts that a model's config has, each of a class of its own."""
+    return {k: v for k in (config.sub_configs or {}) if isinstance(v := getattr(config, k, None), PreTrainedConfig)}
+
+
 def one_type(model_type):
-    """Everything of a model type: [(class, what it says, tree, references, defaults)], and the type's own line."""
+    """Everything of a model type, and of parts that are not listed: [(type, its line, [(class, what it says, tree)], {class: why it failed})]."""
     torch.set_num_threads(1)
+    try:
+        config = default_config(model_type)
+    except Exception as error:
+        found = use(classes_of(model_type))
+        return [(model_type, {}, [], {"config": f"{type(error).__name__}: {error}"})] if found else []
+    return of_config(model_type, config)
+
+
+def of_config(model_type, config):
     found = classes_of(model_type)
     base = autos.MODEL_MAPPING_NAMES.get(model_type)
     base = base[0] if isinstance(base, (list, tuple)) and base else base
     line = {"llm": use(found)["llm"], "cls": use(found)["cls"], "base": base}
-    failed, out, described, overrides = {}, [], False, {}
-    try:
-        config = default_config(model_type)
-    except Exception as error:
-        return model_type, {}, [], {"config": f"{type(error).__name__}: {error}"}
+    failed, out, described, overrides, used = {}, [], False, {}, set()
     attribute_map = {k: v for k, v in (config.attribute_map or {}).items()}
     line["attributes"] = attribute_map
     line["tie"] = getattr(config, "tie_word_embeddings", None)
     line["ties"] = forced_tie(type(config), model_type)
-    line["sub"] = {
-        k: v.model_type for k in (config.sub_configs or {}) if isinstance(v := getattr(config, k, None), PreTrainedConfig) and v.model_type
-    }
+    parts = parts_of(config)
+    line["sub"] = {k: name_of(v, model_type, k) for k, v in parts.items()}
     auto = sorted(k for k, v in (config.sub_configs or {}).items() if v.__name__ == "AutoConfig")
     if auto:
         line["auto"] = auto  # of the type that config.json says; others are of one type, whatever it says
@@ -1565,6 +1584,7 @@ def one_type(model_type):
             overrides.setdefault(part, set()).update(keys)
         line["switches"].update({k: v for k, v in switches.items() if k not in line["switches"]})
         described = described or name == base
+        used |= references
         line["defaults"].update({k: plain(config).get(k, v) for k, v in defaults.items()})
         for key, formula in unsaid.items():
             if line["derived"].setdefault(key, formula) != formula:
@@ -1592,7 +1612,27 @@ def one_type(model_type):
     line["parts"] = whole_parts(config)
     line["kinds"] = {pair: [[with_letters(p, letters) for p in all_of] for all_of in of] for pair, of in rules.items()}
     line = {k: v for k, v in line.items() if v not in (None, {}, [])}
-    return model_type, line, [(n, s, pack(t)) for n, s, t, _, _ in out], failed
+    for says in [says for _, says, *_ in out if "/" in model_type]:
+        says["type"] = model_type
+    all_of_it = [(model_type, line, [(n, s, pack(t)) for n, s, t, _, _ in out], failed)]
+    for key, part in parts.items():
+        name = line["sub"][key]
+        of_part = [] if at_home(part) else of_config(name, part)
+        # those that are said to take the whole model's config, and take its part
+        for of in sorted({of for of, kind in used if kind is type(part)}):
+            cls = others.get(of)
+            if cls is not None and getattr(cls, "config_class", None) is type(config):
+                failed.pop(of, None)
+                with contextlib.suppress(Exception):
+                    says, node, _, _ = describe(cls, shrunk(part, LAYERS), True)
+                    of_part.append((name, {}, [(of, {**says, "type": name}, pack(node))], {}))
+        if any(classes for _, _, classes, _ in of_part):
+            all_of_it += of_part
+        elif not at_home(part):
+            line["sub"] = {k: v for k, v in {**line["sub"], key: part.model_type}.items() if v}  # no model takes it
+    if not line.get("sub"):
+        line.pop("sub", None)
+    return all_of_it
 
 
 def with_letters(predicate, letters):
@@ -1776,23 +1816,33 @@ def main():
     if args.state and args.state.exists():
         done = {t: (line, classes) for t, line, classes in map(json.loads, args.state.read_text().splitlines())}
     todo = [t for t in types if t not in done]
+    had = read(out) if args.types and out.exists() else {}
     with multiprocessing.get_context("fork").Pool(args.jobs, maxtasksperchild=20) as pool:
-        for model_type, line, classes, failed in pool.imap_unordered(one_type, todo):
-            if not classes:
-                others = {line.get(k) for k in ("llm", "cls", "base")} - {None} if not failed else ()
-                line = line if others else {**line, "none": reason(failed)}
-            done[model_type] = (line, classes)
+        for all_of_it in pool.imap_unordered(one_type, todo):
+            for model_type, line, classes, failed in all_of_it:
+                if model_type in had and model_type not in types:
+                    done.setdefault(model_type, had[model_type])  # only what the whole model has of it is made anew
+                add(done, model_type, line, classes, failed)
+                for name, why in failed.items():
+                    print(f"{model_type} {name}: {why}", file=sys.stderr, flush=True)
+                print(f"{len(done)}/{len(types)} {model_type}: {len(classes)} classes", file=sys.stderr if args.check else sys.stdout, flush=True)
             if args.state:
                 with args.state.open("a") as file:
-                    file.write(json.dumps([model_type, line, classes]) + "\n")
-            for name, why in failed.items():
-                print(f"{model_type} {name}: {why}", file=sys.stderr, flush=True)
-            print(f"{len(done)}/{len(types)} {model_type}: {len(classes)} classes", file=sys.stderr if args.check else sys.stdout, flush=True)
+                    file.write("".join(json.dumps([t, *done[t]]) + "\n" for t in dict.fromkeys(t for t, *_ in all_of_it)))
     if args.check:
         sys.exit(check(out, done))
-    if args.types and out.exists():
-        done = {**read(out), **done}
-    write(out, done, conversions())
+    write(out, {**had, **done}, conversions())
+
+
+def add(done, model_type, line, classes, failed):
+    """Adds what was found of a type to what is known of it; some of a part's classes are found with the whole model's."""
+    line_before, before = done.get(model_type, ({}, []))
+    line = {**{k: v for k, v in line_before.items() if k != "none"}, **line}
+    classes = [*[c for c in before if c[0] not in {name for name, *_ in classes}], *classes]
+    if not classes:
+        others = {line.get(k) for k in ("llm", "cls", "base")} - {None} if not failed else ()
+        line = line if others else {**line, "none": reason(failed)}
+    done[model_type] = (line, classes)
 
 
 def check(path, done):

@@ -39,9 +39,9 @@ pub fn version(major: u32) -> String {
     Data::of(major).version()
 }
 
-/// Every model type in the data.
+/// Every model type that transformers lists.
 pub fn model_types() -> Vec<&'static str> {
-    Data::embedded().names(":").collect()
+    Data::embedded().names(":").filter(|name| !name.contains('/')).collect() // others are parts of a type
 }
 
 /// Why a model type that a major version of transformers lists has no class in the data; `None` where it has one, or is not listed.
@@ -190,7 +190,8 @@ impl<'a, 'c> Assembler<'a, 'c> {
             let part = |key: &&str| self.options.transformers < 5 && config.get(key).is_some_and(Value::is_object);
             let key = ["decoder", "generator", "text_config"].into_iter().find(part)?;
             let known = || Some(self.data.get(":", model_type)?["sub"][key].as_str()?.to_owned());
-            let text = config[key]["model_type"].as_str().map(str::to_owned).or_else(known)?;
+            let said = config[key]["model_type"].as_str().filter(|said| self.data.has(":", said));
+            let text = said.map(str::to_owned).or_else(known)?;
             Some(tie(&text, &config[key]))
         };
         let all = self.tree.models().into_iter();

@@ -33,8 +33,10 @@ impl Assembler<'_, '_> {
             }
         }
         if wrapped.is_empty() {
-            let split = models.iter().filter_map(|(_, line, _)| line["split"].as_array()).flatten().filter_map(Value::as_str);
-            wrapped.extend(split);
+            // Since transformers 5 a model has those of its sub-models too.
+            let heard = |path: &str| path.is_empty() || self.options.transformers >= 5;
+            let lines = models.iter().filter(|(path, ..)| heard(path));
+            wrapped.extend(lines.filter_map(|(_, line, _)| line["split"].as_array()).flatten().filter_map(Value::as_str));
         }
         let block = |name: &str| -> (String, bool) {
             let Some(found) = found.get(name) else { return (String::new(), false) };
