@@ -16,7 +16,7 @@ Lines, a name and JSON apart by a tab:
     :MODEL_TYPE     classes by use, the names of attributes, defaults of keys that sizes depend on, where nothing else
                     decides them, or how they derive from others, older names of these, keys that switch parts on with
                     their defaults, keys that it sets in its parts, the numbers of parts that config.json may lack as a
-                    whole, and of which kind each layer is
+                    whole, and of which kind each layer is; `TYPE/KEY` is a part of a type that transformers does not list
     !CLASS          a model's class: its root module, prefix of the base model, dtypes, tied weights, parts that layers share, names that it ignores
     MODULE          a module: flags, parameters and buffers, children. What not every config has says when it is there: "key" (neither false, zero, null
                     nor empty), "key?" (not null), "!key", "!key?", or 0 where that is not one key's business; a child of two classes, when

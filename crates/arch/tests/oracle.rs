@@ -236,6 +236,33 @@ fn before_5_the_language_models_part_says_whether_weights_are_tied() {
     }
 }
 
+/// Which module `fully_shard` has each parameter in, wrapped as LLaMA-Factory does, of classes of 4.57 and of 5.24: parts of types that transformers
+/// does not list are wrapped like all others, and before 5 a model has the `_no_split_modules` of its own class alone.
+#[test]
+fn parts_of_models_are_wrapped() {
+    let mut tried = 0;
+    for line in include_str!("units.jsonl").lines() {
+        let case: Value = serde_json::from_str(line).unwrap();
+        let shape = |v: &Value| v.as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect::<Vec<_>>();
+        let tensors = case["tensors"].as_object().unwrap().iter();
+        let mut sources: Vec<TensorMeta> = tensors.map(|(name, dims)| TensorMeta::new(name.as_str(), DType::BF16, shape(dims))).collect();
+        sources.sort_by(|a, b| a.name.cmp(&b.name));
+        let transformers = u32::try_from(case["transformers"].as_u64().unwrap()).unwrap();
+        let (class, none) = (Use::Llm, &Globs::default());
+        let options = Options { class, exclude: none, tied_in_each_group: false, same: None, transformers, own: None };
+        let found = assemble(&sources, &case["config"], &options);
+        for of in found.tensors.iter().filter(|of| of.buffer != Some(true)) {
+            let module = of.name.rsplit_once('.').map_or("", |(module, _)| module);
+            let unit = if of.embedding && !found.ties_embeddings { Some(module) } else { of.block.as_deref() };
+            if let Some(expected) = case["units"].get(&of.name) {
+                assert_eq!(unit, expected.as_str(), "{}: '{}'", case["type"], of.name);
+                tried += 1;
+            }
+        }
+    }
+    assert!(tried >= 400, "{tried}");
+}
+
 /// How many parameters `from_pretrained` of transformers 5.24 calls missing where config.json makes layers of another kind than the checkpoint has.
 #[test]
 fn layers_are_of_the_kind_that_config_json_says() {
