@@ -524,7 +524,7 @@ def describe(cls, config, deep, within=None):
         rows.append(({**silent, **plain(other)}, presence(t, {})))
         there, its = sizes(t, {}), entries(t, {})
         for place, (n, _, _) in base.items():
-            if place not in there and not doubled and place[:-1] in its and place[-1] != "len":
+            if place not in there and (not doubled or has_layers_of_their_own(config)) and place[:-1] in its and place[-1] != "len":
                 depends[place].setdefault(key, (0, 0))  # elements of a list differ in it
             if place in there and there[place][0] != n:
                 # what a flag changes has no formula
