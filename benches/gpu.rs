@@ -1,8 +1,8 @@
 //! Loads to a device, timed by CUDA events, as a ratio to a pinned copy of the bytes that must cross, in the same run. Files are hot; ring
 //! and kernels are those of an earlier load, but in the rows that say "first", which pin and compile too, as a process's only load does.
 //!
-//! `cargo bench --bench gpu`, or `-- bfloat16-float32` for one cast; BENCH_MIB sets the source bytes (4096, less on a small card), BENCH_DIR where the file goes, PYTHON the
-//! interpreter whose torch is compared. Without a device it says so by name.
+//! `cargo bench --bench gpu`, or `-- bfloat16-float32` for one cast. BENCH_MIB sets the source bytes (4096, less on a small card), BENCH_DIR where
+//! the file goes, PYTHON the interpreter whose torch is compared. Without a device it says so by name.
 
 #[path = "../tests/gpu/cases.rs"]
 #[expect(dead_code, reason = "the bench uses a part of the tests' cases")]

@@ -119,7 +119,7 @@ mod tests {
         assert!(have("h.2.attn.bias", &alike) && !have("h.3.attn.weight", &alike));
         assert!(!have("h.0.attn.bias", &alike) && !have("h.5.attn.bias", &alike), "the first and the last may be unlike the others");
         assert!(!have("h.2.list.1.bias", &alike), "a list in a list");
-        // Of its own kind there is no other.
+        // No other element is of its kind.
         assert!(!Stored::new(names.iter()).all_others_have("h.2.attn.bias", &[("h.2.attn".to_owned(), 1)].into()));
     }
 }

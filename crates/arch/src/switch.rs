@@ -17,8 +17,8 @@ impl Switch {
         Self { key: key.to_owned(), negated, unless_null }
     }
 
-    /// Whether a value of config.json's, or else the default, has the part. A null is told from false where it is the default, or where nulls are what
-    /// counts: some classes put a default of their own in its place.
+    /// Whether the class has the part: by the value in config.json, else by the default. A null decides only where it is the default, or where the
+    /// condition is on null: some classes replace a null by a value of their own.
     pub(crate) fn decides(&self, said: Option<&Value>, default: Option<&Value>) -> Option<bool> {
         let value = said.or(default)?;
         let on = match value {

@@ -19,6 +19,15 @@ fn sources(case: &Value) -> Vec<TensorMeta> {
     case["tensors"].as_object().unwrap().iter().map(of).collect()
 }
 
+/// Of a case that has shapes alone: its tensors, all of one dtype.
+fn by_name(case: &Value, dtype: DType) -> Vec<TensorMeta> {
+    let shape = |v: &Value| v.as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect::<Vec<_>>();
+    let tensors = case["tensors"].as_object().unwrap().iter();
+    let mut all: Vec<TensorMeta> = tensors.map(|(name, dims)| TensorMeta::new(name.as_str(), dtype, shape(dims))).collect();
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    all
+}
+
 fn made(case: &Value, config: &Value) -> Assembled {
     let class = if case["use"] == "cls" { Use::Cls } else { Use::Llm };
     assemble(
@@ -243,10 +252,7 @@ fn parts_of_models_are_wrapped() {
     let mut tried = 0;
     for line in include_str!("units.jsonl").lines() {
         let case: Value = serde_json::from_str(line).unwrap();
-        let shape = |v: &Value| v.as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect::<Vec<_>>();
-        let tensors = case["tensors"].as_object().unwrap().iter();
-        let mut sources: Vec<TensorMeta> = tensors.map(|(name, dims)| TensorMeta::new(name.as_str(), DType::BF16, shape(dims))).collect();
-        sources.sort_by(|a, b| a.name.cmp(&b.name));
+        let sources = by_name(&case, DType::BF16);
         let transformers = u32::try_from(case["transformers"].as_u64().unwrap()).unwrap();
         let (class, none) = (Use::Llm, &Globs::default());
         let options = Options { class, exclude: none, tied_in_each_group: false, same: None, transformers, own: None };
@@ -485,12 +491,7 @@ fn models_of_unusual_configs_are_whole() {
     let mut tried = 0;
     for line in include_str!("whole.jsonl").lines() {
         let case: Value = serde_json::from_str(line).unwrap();
-        let of = |(name, shape): (&String, &Value)| {
-            let shape: Vec<u64> = shape.as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect();
-            TensorMeta::new(name.as_str(), DType::F32, shape)
-        };
-        let mut sources: Vec<TensorMeta> = case["tensors"].as_object().unwrap().iter().map(of).collect();
-        sources.sort_by(|a, b| a.name.cmp(&b.name));
+        let sources = by_name(&case, DType::F32);
         let class = Use::Llm;
         let options = Options { class, exclude: &Globs::default(), tied_in_each_group: true, same: None, transformers: 5, own: None };
         let found = assemble(&sources, &case["config"], &options);
@@ -509,12 +510,7 @@ fn what_config_json_switches_on_and_off_is_missed_and_left_out() {
     let mut tried = (0, 0, 0);
     for line in include_str!("switches.jsonl").lines() {
         let case: Value = serde_json::from_str(line).unwrap();
-        let of = |(name, shape): (&String, &Value)| {
-            let shape: Vec<u64> = shape.as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect();
-            TensorMeta::new(name.as_str(), DType::F32, shape)
-        };
-        let mut sources: Vec<TensorMeta> = case["tensors"].as_object().unwrap().iter().map(of).collect();
-        sources.sort_by(|a, b| a.name.cmp(&b.name));
+        let sources = by_name(&case, DType::F32);
         let class = Use::Llm;
         let options = Options { class, exclude: &Globs::default(), tied_in_each_group: true, same: None, transformers: 5, own: None };
         let found = assemble(&sources, &case["config"], &options);

@@ -33,9 +33,9 @@ impl Assembler<'_, '_> {
             }
         }
         if wrapped.is_empty() {
-            // Since transformers 5 a model has those of its sub-models too.
-            let heard = |path: &str| path.is_empty() || self.options.transformers >= 5;
-            let lines = models.iter().filter(|(path, ..)| heard(path));
+            // Since transformers 5 a model's `_no_split_modules` include those of its sub-models.
+            let counts = |path: &str| path.is_empty() || self.options.transformers >= 5;
+            let lines = models.iter().filter(|(path, ..)| counts(path));
             wrapped.extend(lines.filter_map(|(_, line, _)| line["split"].as_array()).flatten().filter_map(Value::as_str));
         }
         let block = |name: &str| -> (String, bool) {
