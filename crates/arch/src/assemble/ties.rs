@@ -92,9 +92,16 @@ impl Assembler<'_, '_> {
         let within =
             |n: &'_ str| if path.is_empty() { Some(n.to_owned()) } else { n.strip_prefix(path)?.strip_prefix('.').map(str::to_owned) };
         let mut names: BTreeSet<String> = all.iter().filter_map(|n| within(n)).collect();
-        // The other side need be neither stored nor in every such model: modules that are tied have the same parameters.
-        let swap = |name: &str, from: &str, to: &str| name.strip_prefix(from).map(|rest| format!("{to}{rest}"));
-        let more: Vec<String> = names.iter().filter_map(|n| swap(n, source, target).or_else(|| swap(n, target, source))).collect();
+        // The other side need be neither stored nor in every such model: modules that are tied have the same parameters. Patterns that end alike differ
+        // in where these modules are.
+        let alike = target.bytes().rev().zip(source.bytes().rev()).take_while(|(a, b)| a == b).count();
+        let (Some(to), Some(of)) = (target.get(..target.len() - alike), source.get(..source.len() - alike)) else { return Vec::new() };
+        let swap = |name: &str, which: &Regex, from: &str, to: &str| {
+            let is_plain = |head: &str| head.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'.');
+            let rest = name.strip_prefix(from).filter(|_| is_plain(to) && which.search(name).is_some())?;
+            Some(format!("{to}{rest}"))
+        };
+        let more: Vec<String> = names.iter().filter_map(|n| swap(n, &wanted, of, to).or_else(|| swap(n, &targets, to, of))).collect();
         names.extend(more);
         let sources: Vec<&String> = names.iter().filter(|n| wanted.search(n).is_some()).collect();
         let found: Vec<&String> = names.iter().filter(|n| targets.search(n).is_some()).collect();
@@ -127,4 +134,22 @@ fn shared_pairs(all: &BTreeSet<String>, part: &str, every: usize) -> Vec<(String
     let sharing = elements.iter().enumerate().skip(every).filter_map(|(k, &index)| Some((index, elements[k.checked_rem(every)?])));
     let of = |index: u64, name: &str| format!("{list}.{index}.{child}.{name}");
     sharing.flat_map(|(index, first)| names.iter().map(move |name| (of(index, name), of(first, name)))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As DiffusionGemma's, of which some layers lack `v_proj`: where one side alone is stored, the other has the same names.
+    #[test]
+    fn patterns_that_end_alike_tie_the_names_of_one_side_to_those_of_the_other() {
+        let (target, source) = (r"encoder.text.layers\.(?:[^.]+\.)*weight", r"decoder.layers\.(?:[^.]+\.)*weight");
+        let names = |names: &[&str]| names.iter().map(|n| format!("model.{n}")).collect::<BTreeSet<String>>();
+        let stored = ["decoder.layers.0.q.weight", "decoder.layers.0.v.weight", "decoder.layers.1.q.weight"];
+        let pairs = |all: &[&str]| Assembler::tied_pairs(&names(all), "model", target, source);
+        let expected: Vec<_> = stored.map(|n| (n.replace("decoder", "encoder.text"), n.to_owned())).into();
+        assert_eq!(pairs(&stored), expected);
+        assert_eq!(pairs(&[&stored[..], &["encoder.text.layers.0.q.weight", "encoder.text.layers.1.q.weight"]].concat()), expected);
+        assert_eq!(pairs(&["decoder.norm.weight"]), []);
+    }
 }
