@@ -6,7 +6,7 @@
 For each: the class is built on the meta device, sharded over N ranks, filled by torch, gathered, and every entry compared bit for bit with what
 `from_pretrained` makes of the checkpoint. N is another world size than the one that was saved. Runs on CPU with gloo.
 """
-import json, pathlib, sys
+import json, os, pathlib, sys
 
 import torch
 import torch.distributed as dist
@@ -98,3 +98,5 @@ else:
         except Exception as error:
             raise SystemExit(f"{shards}: {type(error).__name__}: {error}") from error
     dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # without the interpreter's own end, during which gloo's threads may drop their last tensors, whereupon torch 2.15 aborts

@@ -7,7 +7,7 @@ MODEL's own tensors cast by torch. N is another world size than the one that was
 The model is transformers' own class where config.json, which was copied along, names a causal one; else a tree of modules with the
 tensors' names.
 """
-import importlib.util, json, pathlib, re, sys
+import importlib.util, json, os, pathlib, re, sys
 
 import torch
 import torch.distributed as dist
@@ -114,3 +114,5 @@ dist.init_process_group("gloo")
 for pair in sys.argv[1:]:
     check(*map(pathlib.Path, pair.split("=")))
 dist.destroy_process_group()
+sys.stdout.flush()
+os._exit(0)  # without the interpreter's own end, during which gloo's threads may drop their last tensors, whereupon torch 2.15 aborts
