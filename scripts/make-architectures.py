@@ -159,7 +159,7 @@ def configs(cls, config, deep):
             tries = [True, SMALL, [0]]
         elif isinstance(value, str) and deep and not key.endswith(("act", "activation", "function", "type", "path", "token")):
             tries = [word for word in WORDS if word != value]
-        elif isinstance(value, float) and deep and value >= 1 and re.search("ratio|mult|expan|factor", key):
+        elif isinstance(value, float) and deep and value >= 1 and re.search("ratio|mult|expan|factor|^scale$", key):
             tries = [2 * value]
         elif deep and isinstance(value, (list, tuple)) and value and all(type(v) is int and v > 0 for v in value):
             tries = [[2 * v for v in value]]
@@ -180,6 +180,11 @@ def configs(cls, config, deep):
             except Exception:
                 continue
             yield key, value, new, other
+    if deep and (stages := getattr(config, "stage_names", None)):
+        other = copy.deepcopy(config)
+        with contextlib.suppress(Exception):
+            other.out_features = list(stages)  # a backbone that gives all stages has a normalisation for each
+            yield "out_features", config.out_features, list(stages), other
 
 
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
@@ -514,10 +519,14 @@ def describe(cls, config, deep, within=None):
     rows = [({**silent, **plain(config)}, presence(node, {}))]
     for key, old, new, other in [*configs(cls, config, True), *(together(config) if deep else ())]:
         doubled = isinstance(old, int) and not isinstance(old, bool) and isinstance(new, int) and new == 2 * old
-        if not deep and not (doubled and key in HEADS or isinstance(old, bool) or old is None and "vocab" in key):
+        if not deep and not (doubled and key in HEADS or isinstance(old, bool) or old is None and "vocab" in key or key == "out_features"):
             continue
         try:
-            m = build(cls, other)
+            try:
+                m = build(cls, other)
+            except Exception:
+                other = type(config)(**plain(other))  # of which it makes what follows from the key
+                m = build(cls, other)
             t = tree(m, m.config, references, base=within)
         except Exception:
             continue
@@ -538,6 +547,7 @@ def describe(cls, config, deep, within=None):
     solved = {place: solve(n, depends[place]) for place, (n, _, _) in base.items()}
     if deep:
         confirm(cls, config, solved, within)
+        disprove(cls, config, solved, {key for of in depends.values() for key in of}, within)
     for place, (n, holder, d) in base.items():
         formula = solved[place]
         if d is not None and isinstance(formula, str) and misleads(formula):
@@ -574,9 +584,15 @@ def describe(cls, config, deep, within=None):
         inner = next(((n, m) for n, m in model.named_modules() if n and type(m).__name__ == within and m.config is model.config), None)
         if inner is not None:
             alone = build(type(inner[1]), other_config(inner[1]))
-            has = {n for n, _ in inner[1].named_modules()}
-            gone = {n for n, _ in alone.named_modules() if n not in has}
-            absent = sorted(f"{inner[0]}.{n}" for n in gone if n.rpartition(".")[0] not in gone)
+            absent = lacks(*inner, alone)
+    inside = ()
+    for name, part in model.named_modules():
+        # models of parts are built on their own elsewhere as well
+        if not isinstance(part, PreTrainedModel) or type(part.config) is type(model.config) or name.startswith(inside):
+            continue
+        inside = (*inside, f"{name}.")
+        with contextlib.suppress(Exception):
+            absent += lacks(name, part, build(type(part), copy.deepcopy(part.config)))
     says = {
         "absent": absent,
         "root": node.cls,
@@ -593,6 +609,17 @@ def describe(cls, config, deep, within=None):
     if MAJOR < 5:
         says["mapping"] = mapping_before_5(cls)
     return {k: v for k, v in says.items() if v not in (None, [], "")}, node, references, (defaults, derived, switches, set_in)
+
+
+def lacks(path, inside, alone):
+    """The modules that a model in another one lacks, of those that it has alone, by their paths. Elements of lists are not named: how many there are
+    is the config's."""
+    has, out = inside.state_dict().keys(), []
+    for name, module in alone.named_modules():
+        keys = [f"{name}.{k}" for k in module.state_dict()] if name else []
+        if keys and has.isdisjoint(keys) and not re.search(r"(^|\.)\d", name) and not name.startswith(tuple(f"{n}." for n in out)):
+            out.append(name)
+    return [f"{path}.{name}" for name in sorted(out)]
 
 
 def overridden(model, config):
@@ -971,6 +998,56 @@ def confirm(cls, config, solved, within):
         solved[place] = formulas[0] if place in seen and len(formulas) == 1 else None
 
 
+DIVIDES = re.compile("head|divi|group|multiple")
+"""Names of keys that others are divided by, and rounded with: such a one may change nothing as long as it divides."""
+
+
+def further(config, effective):
+    """(key, config): configs with one key three times as large, of those that sizes were seen to depend on or that others are divided by, and with one
+    key of a part doubled; the parts' keys are spelled `part.key`."""
+    for key, value in plain(config).items():
+        keys = value if isinstance(value, dict) else plain(value) if isinstance(value, PreTrainedConfig) else None
+        if type(value) is int and value >= 1 and key not in LAYER_COUNTS and (key in effective or DIVIDES.search(key)) and "token" not in key:
+            other = copy.deepcopy(config)
+            with contextlib.suppress(Exception):
+                setattr(other, key, 3 * value)
+                yield key, other
+        for inner in keys or ():
+            if type(keys[inner]) is int and keys[inner] >= 1 and inner not in LAYER_COUNTS and "token" not in inner:
+                other = copy.deepcopy(config)
+                with contextlib.suppress(Exception):
+                    if isinstance(value, dict):
+                        getattr(other, key)[inner] = 2 * keys[inner]
+                    else:
+                        setattr(getattr(other, key), inner, 2 * keys[inner])
+                    yield f"{key}.{inner}", other
+
+
+def disprove(cls, config, solved, effective, within):
+    """Takes back formulas that such a config contradicts. One that holds as long as a key divides a width becomes "width/key*key", which is unknown
+    where it does not."""
+    rows = []
+    for key, other in further(config, effective):
+        with contextlib.suppress(Exception):
+            model = build(cls, other)
+            there = sizes(tree(model, model.config, set(), base=within), {})
+            rows.append((key, plain(other), {place: there[place][0] for place, formula in solved.items() if isinstance(formula, str) and place in there}))
+    found = {}
+    for place, formula in solved.items():
+        if not isinstance(formula, str):
+            continue
+        seen = tuple(row[2].get(place) for row in rows)
+        if (formula, seen) not in found:
+
+            def wrong(text):
+                return [key for (key, values, _), n in zip(rows, seen) if n is not None and evaluate(text, values) not in (None, n)]
+
+            failed = wrong(formula)
+            tries = [re.sub(rf"\b{width}\b", f"{width}/{key}*{key}", formula) for key in failed if "." not in key for width in sorted(keys_of(formula) - {key})]
+            found[formula, seen] = next((text for text in tries if not wrong(text)), None) if failed else formula
+        solved[place] = found[formula, seen]
+
+
 # ---- all classes -------------------------------------------------------------------------------------------------------------------
 
 
@@ -1120,7 +1197,8 @@ def forced_tie(cls, model_type):
 
 
 def derived_keys(config, keys):
-    """{key: formula} of those keys that a config makes of others where config.json lacks them, or has null."""
+    """{key: formula} of those keys that a config makes of others where config.json lacks them, or has null; "=formula" where it does so whatever
+    config.json has."""
     cls = type(config)
 
     def read(says):
@@ -1146,7 +1224,8 @@ def derived_keys(config, keys):
                 continue
             held = [evaluate(formula, there) == there[key] for says, there in all_reads if key in there and key not in says and evaluate(formula, there) is not None]
             if held and all(held) and evaluate(formula, base) == n:
-                out[key] = formula
+                always = all(read({key: new}).get(key) == n for new in other_numbers(n))
+                out[key] = f"={formula}" if always else formula
                 break
     return out
 
@@ -1169,10 +1248,11 @@ def whole_parts(config):
 
 
 def decided(config):
-    """{sub-config: keys} that the config of the whole model sets in its parts, where they have a default of their own."""
+    """{sub-config: keys} that the config of the whole model sets in its parts, where they have a default of their own; "=key" where it sets them
+    whatever the part has."""
     cls = type(config)
     subs = {k: v for k in (config.sub_configs or {}) if isinstance(v := getattr(config, k, None), PreTrainedConfig) and v.model_type}
-    out, flags = {}, {}
+    out, flags, always = {}, {}, {}
 
     def look(says):
         with contextlib.suppress(Exception):
@@ -1183,6 +1263,7 @@ def decided(config):
                 alone = plain(type(sub).from_dict(copy.deepcopy(says[key])))
                 there = plain(getattr(whole, key))
                 moved = {k for k, v in there.items() if type(alone.get(k)) is int and alone[k] != v}
+                always.setdefault(key, set()).update(k for k in moved if type(says[key].get(k)) is int)
                 of = flags.setdefault(key, set())
                 of.update(k for k, v in there.items() if k in alone and (v is None) != (alone[k] is None) or isinstance(v, bool) and alone.get(k) != v)
                 out.setdefault(key, set()).update(moved)
@@ -1197,7 +1278,7 @@ def decided(config):
     for k, v in plain(config).items():
         for new in [not v] if isinstance(v, bool) else other_numbers(v) if type(v) is int and v >= 1 else ():
             look({**minimal, k: new})
-    own = {key: {*fixed(subs[key], keys)[0], *flags.get(key, ())} for key, keys in out.items()}
+    own = {key: {*fixed(subs[key], keys)[0], *flags.get(key, ()), *(f"={k}" for k in always.get(key, ()))} for key, keys in out.items()}
     return {key: sorted(keys) for key, keys in own.items() if keys}
 
 
