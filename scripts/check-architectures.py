@@ -4,6 +4,7 @@
     python scripts/check-architectures.py BINARY [--types llama,qwen3] [--configs 4] [--seed 1] [--flags | --switched] [--jobs 2]
     python scripts/check-architectures.py --record crates/arch/tests/whole.jsonl      writes the cases of WHOLE anew
     python scripts/check-architectures.py --switches crates/arch/tests/switches.jsonl      writes those of SWITCHES, with what from_pretrained reports
+    python scripts/check-architectures.py --released crates/arch/tests/released.jsonl      writes its tensors anew; the configs are those of released models
 
 Each model type's class is built small on the meta device, from its default config with some keys changed, and its parameters are written under the
 names that transformers saves, as headers without data. `BINARY inspect --as-model` has to take every tensor and to miss none. A config that transformers
@@ -249,8 +250,23 @@ ZAMBA = {
     **TINY, "num_key_value_heads": 4, "n_mamba_heads": 4, "mamba_d_state": 8,
     "layers_block_type": ["hybrid", "linear_attention", "hybrid", "hybrid", "linear_attention", "hybrid"],
 }  # fmt: skip
+VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4, "image_size": 28, "patch_size": 14}
+OPT = {"vocab_size": 96, "hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+CLIP = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+SWIN = {"model_type": "swin", "embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2], "window_size": 2, "image_size": 32}
+MASKS = {
+    "feature_size": 32, "mask_feature_size": 32, "hidden_dim": 32, "num_attention_heads": 2, "encoder_layers": 1, "decoder_layers": 2,
+    "encoder_feedforward_dim": 8, "dim_feedforward": 8, "num_queries": 4,
+}  # fmt: skip
 WHOLE = [
+    ("albert", {"vocab_size": 96, "embedding_size": 8, "hidden_size": 32, "num_attention_heads": 5, "intermediate_size": 48, "num_hidden_layers": 2}),
     ("bamba", {**TINY, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1, "attn_layer_indices": [1, 4]}),
+    ("blip-2", {"text_config": {"model_type": "opt", **OPT}, "vision_config": VISION, "qformer_config": {**CLIP, "encoder_hidden_size": 48}}),
+    ("chinese_clip", {"text_config": CLIP, "vision_config": VISION}),
+    ("dbrx", {"vocab_size": 96, "d_model": 32, "n_heads": 8, "n_layers": 2, "attn_config": {"kv_n_heads": 4, "rope_theta": 10000.0}, "ffn_config": {"ffn_hidden_size": 16, "moe_num_experts": 2, "moe_top_k": 1}}),
+    ("lightglue", {"descriptor_dim": 16, "num_hidden_layers": 1, "num_attention_heads": 4}),
+    ("mask2former", {**MASKS, "backbone_config": {**SWIN, "out_features": ["stage2", "stage4"]}}),
+    ("radio", {**VISION, "video_temporal_patch_size": 2, "max_img_size": 28}),
     ("bert", {"vocab_size": 96, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "num_hidden_layers": 2, "is_decoder": True, "add_cross_attention": True}),
     ("gemma4_text", {**GEMMA4, "num_kv_shared_layers": 6, "use_double_wide_mlp": True}),
     ("gemma4_text", {**GEMMA4, "enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 16}),
@@ -266,7 +282,6 @@ WHOLE = [
 """Configs that one changed key does not reach, and others that were once taken for another model."""
 
 
-VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4, "image_size": 28, "patch_size": 14}
 DEEPSEEK = {
     **TINY, "num_key_value_heads": 4, "num_hidden_layers": 2, "first_k_dense_replace": 1, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1,
     "topk_group": 1, "moe_intermediate_size": 16, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8, "q_lora_rank": 8,
@@ -359,11 +374,22 @@ def record(path):
             file.write(json.dumps({"type": model_type, "config": said, "tensors": tensors}, separators=(",", ":")) + "\n")
 
 
+def record_released(path):
+    """The tensors of each line's config.json, which is as its model was released, but for the number of layers and experts."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
+        config = make.CONFIG_MAPPING[row["config"]["model_type"]].from_dict(copy.deepcopy(row["config"]))
+        state = saved(make.build(getattr(transformers, row["config"]["architectures"][0]), config))
+        row["tensors"] = {n: list(t.shape) for n, t in state.items()}
+    path.write_text("".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows))
+
+
 def main():
     args = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     args.add_argument("binary", nargs="?")
     args.add_argument("--record", type=Path)
     args.add_argument("--switches", type=Path)
+    args.add_argument("--released", type=Path)
     args.add_argument("--types", help="these model types; by default all")
     args.add_argument("--configs", type=int, default=4, help="for each model type")
     args.add_argument("--seed", type=int, default=1)
@@ -375,6 +401,8 @@ def main():
         return record(args.record)
     if args.switches:
         return record_switches(args.switches)
+    if args.released:
+        return record_released(args.released)
     if not args.binary:
         sys.exit("which BINARY? target/debug/shardwright")
     types = args.types.split(",") if args.types else list(make.CONFIG_MAPPING_NAMES)

@@ -544,10 +544,12 @@ def describe(cls, config, deep, within=None):
                 if key in vars(config):
                     defaults[key] = old
         others.append((other, t))
-    solved = {place: solve(n, depends[place]) for place, (n, _, _) in base.items()}
+    solved, of_parts = {place: solve(n, depends[place]) for place, (n, _, _) in base.items()}, []
     if deep:
         confirm(cls, config, solved, within)
-        disprove(cls, config, solved, {key for of in depends.values() for key in of}, within)
+        known = entries(node, {})
+        of_parts = disprove(cls, config, solved, {key for of in depends.values() for key in of}, within)
+        of_parts = [t for t in of_parts if entries(t, {}).keys() - known]  # a projection between parts of two widths
     for place, (n, holder, d) in base.items():
         formula = solved[place]
         if d is not None and isinstance(formula, str) and misleads(formula):
@@ -574,7 +576,7 @@ def describe(cls, config, deep, within=None):
                     holder[2][d] = formula
             of_two += trees
         node.merge(t)
-    for t in of_two:
+    for t in [*of_two, *of_parts]:
         formulas(t)
         node.merge(t)
     switches = {key: silent.get(key) for key in switched(cls, config, node, rows, within)}
@@ -1008,12 +1010,13 @@ def further(config, effective):
     for key, value in plain(config).items():
         keys = value if isinstance(value, dict) else plain(value) if isinstance(value, PreTrainedConfig) else None
         if type(value) is int and value >= 1 and key not in LAYER_COUNTS and (key in effective or DIVIDES.search(key)) and "token" not in key:
-            other = copy.deepcopy(config)
-            with contextlib.suppress(Exception):
-                setattr(other, key, 3 * value)
-                yield key, other
+            for new in (3 * value, value + 1) if "channels" in key else (3 * value,):
+                other = copy.deepcopy(config)
+                with contextlib.suppress(Exception):
+                    setattr(other, key, new)
+                    yield key, other
         for inner in keys or ():
-            if type(keys[inner]) is int and keys[inner] >= 1 and inner not in LAYER_COUNTS and "token" not in inner:
+            if isinstance(inner, str) and type(keys[inner]) is int and keys[inner] >= 1 and inner not in LAYER_COUNTS and "token" not in inner:
                 other = copy.deepcopy(config)
                 with contextlib.suppress(Exception):
                     if isinstance(value, dict):
@@ -1025,13 +1028,16 @@ def further(config, effective):
 
 def disprove(cls, config, solved, effective, within):
     """Takes back formulas that such a config contradicts. One that holds as long as a key divides a width becomes "width/key*key", which is unknown
-    where it does not."""
-    rows = []
+    where it does not. Gives the trees of those configs that a part's key tells from `config`."""
+    rows, trees = [], []
     for key, other in further(config, effective):
         with contextlib.suppress(Exception):
             model = build(cls, other)
-            there = sizes(tree(model, model.config, set(), base=within), {})
+            of = tree(model, model.config, set(), base=within)
+            there = sizes(of, {})
             rows.append((key, plain(other), {place: there[place][0] for place, formula in solved.items() if isinstance(formula, str) and place in there}))
+            if "." in key:
+                trees.append(of)
     found = {}
     for place, formula in solved.items():
         if not isinstance(formula, str):
@@ -1046,6 +1052,7 @@ def disprove(cls, config, solved, effective, within):
             tries = [re.sub(rf"\b{width}\b", f"{width}/{key}*{key}", formula) for key in failed if "." not in key for width in sorted(keys_of(formula) - {key})]
             found[formula, seen] = next((text for text in tries if not wrong(text)), None) if failed else formula
         solved[place] = found[formula, seen]
+    return trees
 
 
 # ---- all classes -------------------------------------------------------------------------------------------------------------------
@@ -1240,10 +1247,31 @@ def whole_parts(config):
             alone = plain(type(part).from_dict({}))
             there = {k: v for k, v in plain(part).items() if type(v) is int and v >= 1 and not k.endswith(("token_id", "token_index"))}
             flags = {k: v for k, v in plain(part).items() if v is None or v is True or isinstance(v, (bool, int)) and not v}
-            # keys at the top, as older files have them
-            flat = any(plain(getattr(cls.from_dict({k: new}), name)).get(k) == new for k, v in there.items() for new in other_numbers(v)[:1])
+            flat = is_flat(cls, name, there)
             if part.model_type and not flat:
                 out[name] = {k: v for k, v in {**there, **flags}.items() if k in there and alone.get(k) != v or k in flags and alone.get(k, 0) != v}
+    return out
+
+
+def is_flat(cls, name, numbers):
+    """Whether the part takes its keys from the top of a config.json that lacks it, as older files have them."""
+
+    def read(key, new):
+        with contextlib.suppress(Exception):
+            return plain(getattr(cls.from_dict({key: new}), name)).get(key)
+
+    return any(read(k, new) == new for k, v in numbers.items() for new in other_numbers(v)[:1])
+
+
+def flat_parts(config):
+    """The sub-configs that older files have at the top, in part or whole: where each key of theirs that changes is read from there."""
+    out = []
+    for name in config.sub_configs or {}:
+        with contextlib.suppress(Exception):
+            part = getattr(type(config).from_dict({}), name)
+            there = {k: v for k, v in plain(part).items() if type(v) is int and v > 1 and re.fullmatch("hidden_size|d_model|num_hidden_layers|intermediate_size", k)}
+            if part.model_type and there and all(is_flat(type(config), name, {k: v}) for k, v in there.items()):
+                out.append(name)
     return out
 
 
@@ -1691,6 +1719,7 @@ def of_config(model_type, config):
     line["older"].update({name: key for name, key in older.items() if name not in line["older"]})
     line["sets"] = {part: sorted({*of.get(part, ()), *overrides.get(part, ())}) for of in [decided(config)] for part in sorted({*of, *overrides})}
     line["parts"] = whole_parts(config)
+    line["flat"] = flat_parts(config)
     line["kinds"] = {pair: [[with_letters(p, letters) for p in all_of] for all_of in of] for pair, of in rules.items()}
     line = {k: v for k, v in line.items() if v not in (None, {}, [])}
     for says in [says for _, says, *_ in out if "/" in model_type]:

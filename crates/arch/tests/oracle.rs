@@ -503,6 +503,52 @@ fn models_of_unusual_configs_are_whole() {
     assert!(tried >= 9, "{tried}");
 }
 
+/// A number of config.json that the class makes of others, or that the model around a part sets in it, whatever config.json has.
+#[test]
+fn a_number_that_the_class_replaces_is_not_compared() {
+    let case = |model_type: &str| {
+        let lines = include_str!("whole.jsonl").lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        lines.into_iter().find(|case| case["type"] == model_type).unwrap()
+    };
+    for (model_type, pointer) in [("blip-2", "/qformer_config/encoder_hidden_size"), ("lightglue", "/hidden_size")] {
+        let case = case(model_type);
+        let mut config = case["config"].clone();
+        let key = config.pointer_mut(pointer).unwrap();
+        *key = (3 * key.as_u64().unwrap()).into();
+        let options =
+            Options { class: Use::Llm, exclude: &Globs::default(), tied_in_each_group: true, same: None, transformers: 5, own: None };
+        assert_eq!(assemble(&by_name(&case, DType::F32), &config, &options).misfits, [], "{model_type}");
+    }
+}
+
+/// config.json as models were released with it, which says some keys by older names and leaves others out.
+#[test]
+fn released_models_are_whole_and_their_sizes_are_compared() {
+    let mut tried = 0;
+    for line in include_str!("released.jsonl").lines() {
+        let case: Value = serde_json::from_str(line).unwrap();
+        let sources = by_name(&case, DType::BF16);
+        let class = Use::Llm;
+        let options = Options { class, exclude: &Globs::default(), tied_in_each_group: true, same: None, transformers: 5, own: None };
+        let found = assemble(&sources, &case["config"], &options);
+        let missing: Vec<&str> = found.missing.iter().map(|m| m.name.as_str()).collect();
+        let unused: Vec<&str> = found.unused.iter().map(|u| sources[u.source as usize].name.as_str()).collect();
+        assert_eq!((found.misfits.first(), &missing[..], &unused[..]), (None, &[][..], &[][..]), "{}", case["name"]);
+        // Another width than that of the tensors.
+        let mut config = case["config"].clone();
+        let part = if config["text_config"]["hidden_size"].is_u64() { "/text_config" } else { "" };
+        let keys = ["hidden_size", "d_model", "n_embd", "n_embed"].map(|key| format!("{part}/{key}"));
+        let key = keys.iter().find(|key| config.pointer(key).is_some()).unwrap();
+        let width = config.pointer_mut(key).unwrap();
+        let other = 2 * width.as_u64().unwrap();
+        *width = other.into();
+        let misfits = assemble(&sources, &config, &options).misfits;
+        assert!(misfits.iter().any(|m| m.to_string().contains(&format!("= {other}"))), "{}: {misfits:?}", case["name"]);
+        tried += 1;
+    }
+    assert!(tried >= 30, "{tried}");
+}
+
 /// Where config.json switches a part on that the checkpoint lacks, or off one that it has, by saying so or by saying nothing: what `from_pretrained` of
 /// transformers 5.24 reports as missing and as unexpected.
 #[test]

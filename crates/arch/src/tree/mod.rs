@@ -74,6 +74,11 @@ pub struct Tree<'c> {
     root: Place,
 }
 
+/// Whether a list of words has this one.
+fn has_word(list: &Value, word: &str) -> bool {
+    list.as_array().is_some_and(|words| words.iter().any(|w| w == word))
+}
+
 static NULL: Value = Value::Null;
 
 /// A part that says nothing.
@@ -236,13 +241,16 @@ impl<'c> Tree<'c> {
             return (scope, class.to_owned());
         }
         let found = self.scopes[scope].config.get(key).filter(|part| !part.is_null());
+        // Older files have the keys of some parts at the top.
+        let is_flat = found.is_none() && has_word(&self.scopes[scope].line["flat"], key);
         // Of a part that is not there as a whole, what the class makes is known.
         let made = self.scopes[scope].line["parts"][key].as_object().filter(|_| found.is_none()).cloned();
-        let config = found.unwrap_or(if made.is_some() { &EMPTY } else { &NULL });
+        let whole = self.scopes[scope].config;
+        let config = if is_flat { whole } else { found.unwrap_or(if made.is_some() { &EMPTY } else { &NULL }) };
         let usual = self.data.get("!", class).and_then(|l| l["type"].as_str().map(str::to_owned)).unwrap_or_default();
         // A part of one type is of that type whatever config.json says; older ones say the whole model's.
         let line = &self.scopes[scope].line;
-        let is_free = line["sub"][key].is_null() || line["auto"].as_array().is_some_and(|keys| keys.iter().any(|k| k == key));
+        let is_free = !is_flat && (line["sub"][key].is_null() || has_word(&line["auto"], key));
         let declared = config["model_type"].as_str().filter(|_| is_free).unwrap_or(&usual).to_owned();
         let class = if declared == usual { class.to_owned() } else { self.other_class(&declared, &usual, class) };
         let set: Vec<String> = line["sets"][key].as_array().into_iter().flatten().filter_map(|k| k.as_str().map(str::to_owned)).collect();
