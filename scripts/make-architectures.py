@@ -499,6 +499,45 @@ def together(config):
         yield ", ".join(keys), None, keys, other
 
 
+def of_parts(config, deep):
+    """Configs that differ in one key of a part: `part.key`."""
+    for part, of in plain(config).items():
+        keys = of if isinstance(of, dict) else plain(of) if isinstance(of, PreTrainedConfig) else {}
+        for key, value in keys.items():
+            if isinstance(key, str) and type(value) is int and value >= 1 and key not in LAYER_COUNTS and "token" not in key and (deep or key == "vocab_size"):
+                other = copy.deepcopy(config)
+                with contextlib.suppress(Exception):
+                    put(other, f"{part}.{key}", 2 * value)
+                    yield f"{part}.{key}", value, 2 * value, other
+
+
+def names_sizes(config, key):
+    """Whether sizes are formulas of such a key: one of a part's is where the part is no model, or where it is the vocabulary. Other sizes of parts are
+    compared where the part is, and what a model makes of them follows from lists and words as well."""
+    part, _, inner = key.rpartition(".")
+    return not part or inner == "vocab_size" or isinstance(of := getattr(config, part), dict) or not of.model_type or of.model_type not in CONFIG_MAPPING_NAMES
+
+
+def put(config, key, value):
+    """Sets a key, or one of a part."""
+    *parts, key = key.split(".")
+    for part in parts:
+        config = getattr(config, part)
+    if isinstance(config, dict):
+        config[key] = value
+    else:
+        setattr(config, key, value)
+
+
+def numbers_of(config):
+    """A config's own keys, and those of its parts."""
+    values = plain(config)
+    for part, of in plain(config).items():
+        keys = of if isinstance(of, dict) else plain(of) if isinstance(of, PreTrainedConfig) else {}
+        values |= {f"{part}.{key}": value for key, value in keys.items()}
+    return values
+
+
 def describe(cls, config, deep, within=None):
     """(what the class says of itself, its tree, references to other models' classes)."""
     references = set()
@@ -517,9 +556,9 @@ def describe(cls, config, deep, within=None):
     others = []
     silent = unlisted(cls, config)
     rows = [({**silent, **plain(config)}, presence(node, {}))]
-    for key, old, new, other in [*configs(cls, config, True), *(together(config) if deep else ())]:
+    for key, old, new, other in [*configs(cls, config, True), *(together(config) if deep else ()), *of_parts(config, deep)]:
         doubled = isinstance(old, int) and not isinstance(old, bool) and isinstance(new, int) and new == 2 * old
-        if not deep and not (doubled and key in HEADS or isinstance(old, bool) or old is None and "vocab" in key or key == "out_features"):
+        if not deep and not (doubled and key in HEADS or isinstance(old, bool) or old is None and "vocab" in key or key == "out_features" or "." in key):
             continue
         try:
             try:
@@ -537,19 +576,17 @@ def describe(cls, config, deep, within=None):
                 depends[place].setdefault(key, (0, 0))  # elements of a list differ in it
             if place in there and there[place][0] != n:
                 # what a flag changes has no formula
-                if doubled:
+                if doubled and names_sizes(config, key):
                     depends[place][key] = (old, there[place][0] - n)
-                elif isinstance(old, bool) or not isinstance(old, int):
+                elif isinstance(old, bool) or not isinstance(old, int) or "." in key:
                     depends[place].setdefault(key, (0, 0))
                 if key in vars(config):
                     defaults[key] = old
         others.append((other, t))
-    solved, of_parts = {place: solve(n, depends[place]) for place, (n, _, _) in base.items()}, []
+    solved = {place: solve(n, depends[place]) for place, (n, _, _) in base.items()}
     if deep:
         confirm(cls, config, solved, within)
-        known = entries(node, {})
-        of_parts = disprove(cls, config, solved, {key for of in depends.values() for key in of}, within)
-        of_parts = [t for t in of_parts if entries(t, {}).keys() - known]  # a projection between parts of two widths
+        disprove(cls, config, solved, {key for of in depends.values() for key in of}, within)
     for place, (n, holder, d) in base.items():
         formula = solved[place]
         if d is not None and isinstance(formula, str) and misleads(formula):
@@ -576,7 +613,7 @@ def describe(cls, config, deep, within=None):
                     holder[2][d] = formula
             of_two += trees
         node.merge(t)
-    for t in [*of_two, *of_parts]:
+    for t in of_two:
         formulas(t)
         node.merge(t)
     switches = {key: silent.get(key) for key in switched(cls, config, node, rows, within)}
@@ -955,7 +992,7 @@ def evaluate(formula, values):
 
 
 def keys_of(formula):
-    return set(re.findall(r"[A-Za-z_]\w*", formula)) if isinstance(formula, str) else set()
+    return set(re.findall(r"[A-Za-z_][\w.]*", formula)) if isinstance(formula, str) else set()
 
 
 LAYER_COUNTS = {"num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers", "depth"}
@@ -963,7 +1000,7 @@ LAYER_COUNTS = {"num_hidden_layers", "num_layers", "n_layer", "n_layers", "encod
 
 def misleads(formula):
     """Formulas of a dim that are none: the number of layers, which lists of other things are as long as, and windows, which some layers do without."""
-    return formula in LAYER_COUNTS or "window_size" in keys_of(formula)
+    return formula.rpartition(".")[2] in LAYER_COUNTS or "window_size" in keys_of(formula)
 
 
 def is_plain(formula):
@@ -983,12 +1020,12 @@ def confirm(cls, config, solved, within):
             other = copy.deepcopy(config)
             try:
                 for key, by in zip(pair, times):
-                    setattr(other, key, by * getattr(other, key))
+                    put(other, key, by * numbers_of(other)[key])
                 model = build(cls, other)
                 there = sizes(tree(model, model.config, set(), base=within), {})
             except Exception:
                 continue
-            values = plain(other)
+            values = numbers_of(other)
             for place, formulas in open_ones.items():
                 if place in there and formulas and len(keys_of(formulas[0]).intersection(pair)) == len(pair):
                     found = [evaluate(formula, values) for formula in formulas]
@@ -1005,39 +1042,25 @@ DIVIDES = re.compile("head|divi|group|multiple")
 
 
 def further(config, effective):
-    """(key, config): configs with one key three times as large, of those that sizes were seen to depend on or that others are divided by, and with one
-    key of a part doubled; the parts' keys are spelled `part.key`."""
-    for key, value in plain(config).items():
-        keys = value if isinstance(value, dict) else plain(value) if isinstance(value, PreTrainedConfig) else None
-        if type(value) is int and value >= 1 and key not in LAYER_COUNTS and (key in effective or DIVIDES.search(key)) and "token" not in key:
+    """(key, config): configs with one key three times as large, of those that sizes were seen to depend on or that others are divided by."""
+    for key, value in numbers_of(config).items():
+        if type(value) is int and value >= 1 and (key in effective or "." not in key and DIVIDES.search(key)) and "token" not in key and key not in LAYER_COUNTS:
             for new in (3 * value, value + 1) if "channels" in key else (3 * value,):
                 other = copy.deepcopy(config)
                 with contextlib.suppress(Exception):
-                    setattr(other, key, new)
+                    put(other, key, new)
                     yield key, other
-        for inner in keys or ():
-            if isinstance(inner, str) and type(keys[inner]) is int and keys[inner] >= 1 and inner not in LAYER_COUNTS and "token" not in inner:
-                other = copy.deepcopy(config)
-                with contextlib.suppress(Exception):
-                    if isinstance(value, dict):
-                        getattr(other, key)[inner] = 2 * keys[inner]
-                    else:
-                        setattr(getattr(other, key), inner, 2 * keys[inner])
-                    yield f"{key}.{inner}", other
 
 
 def disprove(cls, config, solved, effective, within):
     """Takes back formulas that such a config contradicts. One that holds as long as a key divides a width becomes "width/key*key", which is unknown
-    where it does not. Gives the trees of those configs that a part's key tells from `config`."""
-    rows, trees = [], []
+    where it does not."""
+    rows = []
     for key, other in further(config, effective):
         with contextlib.suppress(Exception):
             model = build(cls, other)
-            of = tree(model, model.config, set(), base=within)
-            there = sizes(of, {})
-            rows.append((key, plain(other), {place: there[place][0] for place, formula in solved.items() if isinstance(formula, str) and place in there}))
-            if "." in key:
-                trees.append(of)
+            there = sizes(tree(model, model.config, set(), base=within), {})
+            rows.append((key, numbers_of(other), {place: there[place][0] for place, formula in solved.items() if isinstance(formula, str) and place in there}))
     found = {}
     for place, formula in solved.items():
         if not isinstance(formula, str):
@@ -1049,10 +1072,9 @@ def disprove(cls, config, solved, effective, within):
                 return [key for (key, values, _), n in zip(rows, seen) if n is not None and evaluate(text, values) not in (None, n)]
 
             failed = wrong(formula)
-            tries = [re.sub(rf"\b{width}\b", f"{width}/{key}*{key}", formula) for key in failed if "." not in key for width in sorted(keys_of(formula) - {key})]
+            tries = [re.sub(rf"(?<![\w.]){re.escape(width)}(?![\w.])", f"{width}/{key}*{key}", formula) for key in failed for width in sorted(keys_of(formula) - {key})]
             found[formula, seen] = next((text for text in tries if not wrong(text)), None) if failed else formula
         solved[place] = found[formula, seen]
-    return trees
 
 
 # ---- all classes -------------------------------------------------------------------------------------------------------------------

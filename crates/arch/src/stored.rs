@@ -35,7 +35,7 @@ impl<'a> Stored<'a> {
     }
 
     /// Whether there is a name, or one in a module of that name.
-    fn has(&self, name: &str) -> bool {
+    pub fn has(&self, name: &str) -> bool {
         let prefix = format!("{name}.");
         self.names.contains(name) || self.names.range(prefix.as_str()..).next().is_some_and(|name| name.starts_with(&prefix))
     }
@@ -80,6 +80,31 @@ impl<'a> Stored<'a> {
         all > 1 && having == all
     }
 
+    /// The variant at a path in an element of a list that is not stored, where those that are stored have the same one there.
+    pub fn variant_of_others(&self, path: &str, choices: &Choices) -> Option<usize> {
+        let mut found = self.others(path).into_iter().filter_map(|path| choices.get(&path).copied());
+        let first = found.next()?;
+        found.all(|other| other == first).then_some(first)
+    }
+
+    /// The elements of a list in an element of another that is not stored: those that the list has in all that are.
+    pub fn elements_of_others(&self, list: &str) -> BTreeSet<u64> {
+        let lists = self.others(list).into_iter().map(|list| self.elements(&list));
+        lists.map(|elements| (*elements).clone()).reduce(|all, other| &all & &other).unwrap_or_default()
+    }
+
+    /// A path in an element of a list that is not stored, as it is in those that are.
+    fn others(&self, path: &str) -> Vec<String> {
+        for (dot, _) in path.match_indices('.') {
+            let Some((index, rest)) = path[dot + 1..].split_once('.') else { break };
+            if index.parse::<u64>().is_ok() && !self.has(&path[..dot + 1 + index.len()]) {
+                let list = &path[..dot];
+                return self.elements(list).iter().map(|i| format!("{list}.{i}.{rest}")).collect();
+            }
+        }
+        Vec::new()
+    }
+
     /// How many elements of each kind have a part.
     fn counts(&self, list: &str, part: &str, choices: &Choices) -> Rc<Counts> {
         let key = (list.to_owned(), part.to_owned());
@@ -119,6 +144,13 @@ mod tests {
         assert!(have("h.2.attn.bias", &alike) && !have("h.3.attn.weight", &alike));
         assert!(!have("h.0.attn.bias", &alike) && !have("h.5.attn.bias", &alike), "the first and the last may be unlike the others");
         assert!(!have("h.2.list.1.bias", &alike), "a list in a list");
+        // What an element has that is not stored at all.
+        let kind = |i: u64| (format!("h.{i}.attn"), 1);
+        assert_eq!(stored.variant_of_others("h.9.attn", &(0..6).map(kind).collect()), Some(1));
+        assert_eq!(stored.variant_of_others("h.9.attn", &(0..6).map(kind).chain([("h.3.attn".to_owned(), 0)]).collect()), None);
+        assert_eq!(stored.variant_of_others("h.2.attn", &(0..6).map(kind).collect()), None, "one that is stored");
+        let names: Vec<String> = ["h.0.list.0", "h.0.list.1", "h.0.list.2", "h.1.list.0", "h.1.list.2"].map(str::to_owned).into();
+        assert_eq!(Stored::new(names.iter()).elements_of_others("h.7.list"), [0, 2].into());
         // No other element is of its kind.
         assert!(!Stored::new(names.iter()).all_others_have("h.2.attn.bias", &[("h.2.attn".to_owned(), 1)].into()));
     }

@@ -523,7 +523,7 @@ fn a_number_that_the_class_replaces_is_not_compared() {
 
 /// config.json as models were released with it, which says some keys by older names and leaves others out.
 #[test]
-fn released_models_are_whole_and_their_sizes_are_compared() {
+fn released_models_are_whole_and_another_width_or_depth_shows() {
     let mut tried = 0;
     for line in include_str!("released.jsonl").lines() {
         let case: Value = serde_json::from_str(line).unwrap();
@@ -534,16 +534,20 @@ fn released_models_are_whole_and_their_sizes_are_compared() {
         let missing: Vec<&str> = found.missing.iter().map(|m| m.name.as_str()).collect();
         let unused: Vec<&str> = found.unused.iter().map(|u| sources[u.source as usize].name.as_str()).collect();
         assert_eq!((found.misfits.first(), &missing[..], &unused[..]), (None, &[][..], &[][..]), "{}", case["name"]);
-        // Another width than that of the tensors.
-        let mut config = case["config"].clone();
-        let part = if config["text_config"]["hidden_size"].is_u64() { "/text_config" } else { "" };
-        let keys = ["hidden_size", "d_model", "n_embd", "n_embed"].map(|key| format!("{part}/{key}"));
-        let key = keys.iter().find(|key| config.pointer(key).is_some()).unwrap();
-        let width = config.pointer_mut(key).unwrap();
-        let other = 2 * width.as_u64().unwrap();
-        *width = other.into();
-        let misfits = assemble(&sources, &config, &options).misfits;
-        assert!(misfits.iter().any(|m| m.to_string().contains(&format!("= {other}"))), "{}: {misfits:?}", case["name"]);
+        let part = if case["config"]["text_config"]["hidden_size"].is_u64() { "/text_config" } else { "" };
+        let doubled = |keys: &[&str]| {
+            let mut config = case["config"].clone();
+            let key = keys.iter().map(|key| format!("{part}/{key}")).find(|key| config.pointer(key).is_some());
+            let value = config.pointer_mut(&key.unwrap_or_else(|| panic!("{}: none of {keys:?}", case["name"]))).unwrap();
+            let other = 2 * value.as_u64().unwrap();
+            *value = other.into();
+            (assemble(&sources, &config, &options), other)
+        };
+        // Another width than that of the tensors, and more layers.
+        let (wider, other) = doubled(&["hidden_size", "d_model", "n_embd", "n_embed"]);
+        assert!(wider.misfits.iter().any(|m| m.to_string().contains(&format!("= {other}"))), "{}: {:?}", case["name"], wider.misfits);
+        let (deeper, _) = doubled(&["num_hidden_layers", "n_layer", "n_layers", "num_layers"]);
+        assert!(!deeper.missing.is_empty(), "{}", case["name"]);
         tried += 1;
     }
     assert!(tried >= 30, "{tried}");

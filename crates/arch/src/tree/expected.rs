@@ -47,7 +47,7 @@ impl Tree<'_> {
             let names: Vec<String> = if child.name == "*" {
                 match self.size(at.scope, &child.length) {
                     Some((length, _)) => (0..length.min(most as u64)).map(|i| i.to_string()).collect(),
-                    None => stored.elements(path).iter().map(u64::to_string).collect(),
+                    None => stored.elements(path).iter().chain(&stored.elements_of_others(path)).map(u64::to_string).collect(),
                 }
             } else {
                 vec![child.name.clone()]
@@ -60,7 +60,11 @@ impl Tree<'_> {
                 let place = match places {
                     [only] => Some(only),
                     several => {
-                        let chosen = choices.get(&path).copied().or_else(|| Some(self.by_rule(at, c, several, &path)?.0));
+                        let decided = || Some(self.by_rule(at, c, several, &path)?.0);
+                        let chosen = choices.get(&path).copied().or_else(decided).or_else(|| stored.variant_of_others(&path, choices));
+                        if chosen.is_none() && child.name == "*" && !stored.has(&path) {
+                            out.append(&mut self.common(several, &path, (choices, stored), most));
+                        }
                         chosen.and_then(|i| several.get(i))
                     }
                 };
@@ -69,6 +73,26 @@ impl Tree<'_> {
                 }
             }
         }
+    }
+
+    /// What all variants have: an element that config.json counts and the checkpoint lacks may be any of them.
+    fn common(&self, variants: &[Place], path: &str, among: (&Choices, &Stored<'_>), most: usize) -> Vec<(String, Kind, Option<Vec<u64>>)> {
+        let mut each = variants.iter().map(|&place| {
+            let mut out = Vec::new();
+            self.expected_in(place, path, among, most, &mut out);
+            out
+        });
+        let mut common = each.next().unwrap_or_default();
+        for other in each {
+            common.retain_mut(|(name, _, shape)| {
+                let found = other.iter().find(|(n, ..)| n == name);
+                if found.is_some_and(|(.., s)| s != shape) {
+                    *shape = None;
+                }
+                found.is_some()
+            });
+        }
+        common
     }
 
     /// Whether a part that not every such model has is one that config.json describes.

@@ -16,6 +16,12 @@ impl Tree<'_> {
             let length = value.as_array().map(Vec::len).or_else(|| value.as_str().map(|text| text.chars().count()))?;
             return Some((u64::try_from(length).ok()?, format!("the length of {name}")));
         }
+        // One of a part, which is a model or not.
+        if let Some((part, inner)) = key.split_once('.') {
+            let of_model = self.by_key.get(&(scope, part.to_owned())).and_then(|&sub| self.number(sub, inner, depth + 1));
+            let (value, _) = of_model.or_else(|| Some((config.get(part)?.get(inner)?.as_u64()?, String::new())))?;
+            return Some((value, key.to_owned()));
+        }
         let names = self.names(scope, key);
         // Layers may have a number of their own, and the whole model may set a part's.
         if names.iter().any(|name| per_layer.contains(*name) || set.contains(*name)) {
