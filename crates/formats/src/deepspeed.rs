@@ -155,7 +155,7 @@ impl<'a> Reader<'a> {
     }
 
     fn is_none(&self, id: Id) -> bool {
-        *self.pickle().node(id) == Node::None
+        self.pickle().node(id) == Node::None
     }
 }
 

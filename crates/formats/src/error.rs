@@ -49,6 +49,11 @@ impl FormatError {
         self
     }
 
+    /// True where the caller could not read.
+    pub(crate) fn is_io(&self) -> bool {
+        self.cause.is_some()
+    }
+
     /// The operating system's error, where there was one.
     pub fn into_io(self) -> Option<io::Error> {
         self.cause

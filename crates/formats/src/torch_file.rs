@@ -115,7 +115,7 @@ impl TorchFile {
     fn tensor_within(&self, source: &(impl ReadAt + ?Sized), id: Id, depth: u32) -> Result<Option<Tensor>> {
         let Node::Call { global, args, .. } = self.pickle.node(id) else { return Ok(None) };
         let malformed = || FormatError::new(format_args!("a tensor's {global:?} has other arguments than torch writes"));
-        let args = self.pickle.items(*args).ok_or_else(malformed)?;
+        let args = self.pickle.items(args).ok_or_else(malformed)?;
         let depth = depth.checked_sub(1).ok_or_else(malformed)?;
         match global {
             Global::RebuildParameter => self.tensor_within(source, *args.first().ok_or_else(malformed)?, depth),
@@ -123,9 +123,9 @@ impl TorchFile {
                 let [function, _, inner, ..] = args else { return Err(malformed()) };
                 let Node::Global(function) = self.pickle.node(*function) else { return Err(malformed()) };
                 let inner = self.pickle.items(*inner).ok_or_else(malformed)?;
-                self.rebuilt(source, *function, inner)
+                self.rebuilt(source, function, inner)
             }
-            Global::RebuildTensor | Global::RebuildTensorV3 => self.rebuilt(source, *global, args),
+            Global::RebuildTensor | Global::RebuildTensorV3 => self.rebuilt(source, global, args),
             _ => Ok(None),
         }
     }
@@ -134,16 +134,16 @@ impl TorchFile {
         let malformed = |what: &str| FormatError::new(format_args!("a tensor of the file has {what}"));
         let [storage, offset, shape, strides, ..] = args else { return Err(malformed("too few arguments")) };
         let Node::Persistent(storage) = self.pickle.node(*storage) else { return Err(malformed("no storage")) };
-        let storage = self.pickle.items(*storage).ok_or_else(|| malformed("a storage that is not a tuple"))?;
+        let storage = self.pickle.items(storage).ok_or_else(|| malformed("a storage that is not a tuple"))?;
         let [_, class, key, _, _] = storage else { return Err(malformed("a storage of other arguments than torch writes")) };
         let key = self.pickle.str(*key).ok_or_else(|| malformed("a storage whose key is not a string"))?;
         let typed = match self.pickle.node(*class) {
-            Node::Global(Global::Storage(dtype)) => Some(*dtype),
+            Node::Global(Global::Storage(dtype)) => Some(dtype),
             Node::Global(Global::UntypedStorage) => None,
             _ => return Err(malformed("a storage of an unknown class")),
         };
         let dtype = match (global, args.get(6).map(|id| self.pickle.node(*id))) {
-            (Global::RebuildTensorV3, Some(Node::Global(Global::DType(dtype)))) => *dtype,
+            (Global::RebuildTensorV3, Some(Node::Global(Global::DType(dtype)))) => dtype,
             (Global::RebuildTensor, _) => typed.ok_or_else(|| malformed("no dtype"))?,
             _ => return Err(malformed("no dtype")),
         };

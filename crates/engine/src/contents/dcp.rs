@@ -13,10 +13,7 @@ use super::{
     data::{Bytes, Data, Files},
     types::{Contents, Format, Group, Kind, Optimizer, State, Tensor},
 };
-use crate::{
-    error::{EngineError, ErrorKind, Result},
-    file::read_bounded,
-};
+use crate::error::{EngineError, ErrorKind, Result};
 
 /// Directories of one checkpoint that each have a `.metadata`.
 pub(super) fn find(path: &Path, names: &[String]) -> Option<Vec<PathBuf>> {
@@ -124,23 +121,22 @@ pub(super) fn open(path: &Path, dirs: &[PathBuf]) -> Result<Contents> {
 
 fn metadata(dir: &Path) -> Result<Metadata> {
     let path = dir.join(".metadata");
-    let bytes = read_bounded(&path, shardwright_formats::dcp::MAX_METADATA, "the metadata is too large")?;
-    Metadata::parse(&bytes).map_err(malformed(&path))
+    Metadata::read(&Bytes::open(&path)?).map_err(malformed(&path))
 }
 
 /// Where the items of a directory lie, each a file of `torch.save`.
 pub(super) fn items(dir: &Path) -> Result<Vec<(PathBuf, (u64, u64))>> {
     let metadata = metadata(dir)?;
-    let places = metadata.tensors.iter().flat_map(|t| &t.chunks).map(|chunk| &chunk.place);
-    let places = places.chain(metadata.values.iter().map(|(_, place)| place));
-    Ok(places.map(|place| (dir.join(&*place.file), (place.offset, place.length))).collect())
+    let chunks = metadata.tensors().flat_map(|tensor| tensor.chunks).map(|chunk| chunk.place);
+    let values = metadata.values.iter().map(|(_, place)| place.clone());
+    Ok(chunks.chain(values).map(|place| (dir.join(&*place.file), (place.offset, place.length))).collect())
 }
 
 fn read(dir: &Path, second: bool, found: &mut Found) -> Result<()> {
     let metadata = metadata(dir)?;
     let mut items = Items { dir, open: BTreeMap::new() };
-    for tensor in &metadata.tensors {
-        let data = items.tensor(tensor, &mut found.files).map_err(|e| e.tensor(&tensor.name))?;
+    for tensor in metadata.tensors() {
+        let data = items.tensor(&tensor, &mut found.files).map_err(|e| e.tensor(&tensor.name))?;
         match place(&tensor.name, metadata.paths.get(&tensor.name), second) {
             Place::Model(name) => found.tensors.push(Tensor { name, kind: Kind::Trained, data }),
             Place::State(param, state) => {
