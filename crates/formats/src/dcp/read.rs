@@ -37,7 +37,9 @@ pub(super) fn metadata(source: &(impl ReadAt + ?Sized)) -> Result<Metadata> {
     }
     let planner = pickle.get(root, "planner_data").and_then(|id| pickle.dict(id)).unwrap_or_default();
     let paths = planner.iter().filter_map(|(name, keys)| path(&pickle, *name, *keys)).collect();
-    Ok(Metadata { table: found.table, tensors, values, paths })
+    let mut table = found.table;
+    table.shrink();
+    Ok(Metadata { table, tensors, values, paths })
 }
 
 /// A name and its keys, unless they say no more than the name does.

@@ -72,6 +72,13 @@ impl Table {
         both.split_at(both.len() / 2)
     }
 
+    /// Gives back what nothing will be added to.
+    pub(super) fn shrink(&mut self) {
+        self.dims.shrink_to_fit();
+        self.chunks.shrink_to_fit();
+        self.places.shrink_to_fit();
+    }
+
     pub(super) fn place(&self, number: u32) -> Place {
         let PlaceEntry { file, offset, length } = self.places[number as usize];
         Place { file: Arc::clone(&self.files[file as usize]), offset, length }

@@ -9,7 +9,7 @@ use super::{
 use crate::{FormatError, ReadAt, Result, globals::Global};
 
 /// Values below which nothing is swept.
-const FULL: usize = 1 << 15;
+const FULL: usize = 1 << 16;
 
 pub(super) struct Machine {
     values: Values,
@@ -314,7 +314,7 @@ impl Machine {
     fn sweep(&mut self) {
         if self.values.len() >= self.full {
             self.values.sweep(self.stack.iter_mut().chain(self.memo.values()));
-            self.full = FULL.max(2 * self.values.len());
+            self.full = self.values.len() + FULL.max(self.values.len()).max(self.stack.len() / 4);
         }
     }
 }
