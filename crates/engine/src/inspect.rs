@@ -84,7 +84,7 @@ pub fn inspect(checkpoint: &Checkpoint) -> Inspection {
         let file = &mut files[place.file];
         file.tensors += 1;
         let tensor = TensorInfo {
-            name: meta.name.to_string(),
+            name: checkpoint.source_name(index),
             dtype: meta.dtype,
             shape: meta.shape.clone(),
             numel: meta.numel().unwrap_or(u64::MAX),

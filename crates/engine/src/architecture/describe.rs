@@ -148,7 +148,7 @@ impl Checkpoint {
     pub fn as_model(&self, options: &ModelOptions<'_>) -> Result<AsModel> {
         let found = self.find_model(options)?;
         let counts = Counts::of(&found, self);
-        let name = |source: u32| self.sources().get(source as usize).map_or_else(String::new, |t| t.name.to_string());
+        let name = |source: u32| self.source_name(source as usize);
         let model = found.model;
         let of = |(meta, assembly): (&shardwright_core::TensorMeta, &Assembly)| {
             let numel = meta.numel().unwrap_or(u64::MAX);

@@ -69,6 +69,19 @@ impl Checkpoint {
         self.sources.as_deref().unwrap_or(&self.model.meta.tensors)
     }
 
+    /// The name of what [`Checkpoint::sources`] has at that index, where it has something; a part's says which of its tensor it is.
+    pub fn source_name(&self, source: usize) -> String {
+        let sources = self.sources();
+        let Some(TensorMeta { name, .. }) = sources.get(source) else { return String::new() };
+        if self.is_safetensors() {
+            return name.to_string();
+        }
+        // Parts of a tensor follow each other, under its name.
+        let before = sources[..source].iter().rev().take_while(|s| s.name == *name).count();
+        let behind = sources[source..].iter().take_while(|s| s.name == *name).count();
+        format!("{name}, part {} of {}", before + 1, before + behind)
+    }
+
     /// The same files as parameters of a model's class instead of as the tensors that they are.
     ///
     /// # Errors

@@ -20,7 +20,7 @@ const BLOCK: u64 = 1 << 20;
 /// A storage, by its place in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Stated {
-    file: usize,
+    file: u32,
     start: u64,
     size: u64,
     crc: u32,
@@ -30,6 +30,7 @@ impl Stated {
     /// `None` where the zip states no checksum, or there is nothing to sum.
     pub(super) fn new(file: usize, from: u64, storage: Storage) -> Option<Self> {
         let Storage { start, size, crc } = storage;
+        let file = u32::try_from(file).ok()?;
         (crc != 0 && size > 0).then_some(Self { file, start: from + start, size, crc })
     }
 }
@@ -78,7 +79,8 @@ impl Seen {
     /// The storage's CRC-32; `None` where not enough of it was read, unless `all` of it shall be.
     fn sum(&self, stated: &Stated, read: Read<'_>, all: bool) -> Result<Option<u32>> {
         let (mut at, end) = (stated.start, stated.start + stated.size);
-        let runs: Vec<(u64, Run)> = match self.files.get(stated.file) {
+        let file = stated.file as usize;
+        let runs: Vec<(u64, Run)> = match self.files.get(file) {
             Some(runs) => runs.lock().unwrap_or_else(PoisonError::into_inner).range(at..end).map(|(at, run)| (*at, *run)).collect(),
             None => Vec::new(),
         };
@@ -91,7 +93,7 @@ impl Seen {
             while at < next {
                 let len = (next - at).min(BLOCK);
                 buffer.resize(usize::try_from(len).unwrap_or(0), 0);
-                read(stated.file, &mut buffer, at)?;
+                read(file, &mut buffer, at)?;
                 sum = joined(sum, (len, crc32fast::hash(&buffer)));
                 at += len;
             }
@@ -110,7 +112,7 @@ impl Seen {
             let found = self.sum(storage, read, all)?;
             if let Some(found) = found.filter(|found| *found != storage.crc) {
                 let error = EngineError::new(ErrorKind::Checkpoint, "a storage of the file is damaged: its CRC-32 differs");
-                let error = error.file(path(storage.file)).offset(storage.start);
+                let error = error.file(path(storage.file as usize)).offset(storage.start);
                 return Err(error.expected(format_args!("{:08x}", storage.crc)).found(format_args!("{found:08x}")));
             }
         }

@@ -193,6 +193,8 @@ impl Extent {
             }
             _ => 1,
         };
+        // There are millions, most of them without a loop.
+        loops.shrink_to_fit();
         Self { file, offset, start, loops, run }
     }
 

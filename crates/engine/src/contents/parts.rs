@@ -49,7 +49,7 @@ impl Contents {
             let mut meta = TensorMeta::new(tensor.as_str(), data.dtype, data.shape.clone());
             meta.kind = kind;
             let mut pieces = Vec::with_capacity(data.extents.len());
-            for (part, extent) in data.extents.iter().enumerate() {
+            for extent in &data.extents {
                 let elements = span(extent).ok_or_else(|| error("a part's size overflows"))?;
                 let bytes = data.dtype.bytes(elements).ok_or_else(|| error("a part's size overflows"))?;
                 let file = *numbers[extent.file].get_or_insert_with(|| {
@@ -57,11 +57,12 @@ impl Contents {
                     out.files.len() - 1
                 });
                 let source = u32::try_from(out.parts.len()).map_err(|_| error("the checkpoint has too many parts"))?;
-                let name = format!("{tensor}, part {} of {}", part + 1, data.extents.len());
-                out.parts.push((TensorMeta::new(name, data.dtype, vec![elements]), Location { file, offset: extent.offset, bytes }));
+                // A part has its tensor's name: there may be millions.
+                out.parts.push((TensorMeta::new(&meta.name, data.dtype, vec![elements]), Location { file, offset: extent.offset, bytes }));
                 let outer = extent.loops.iter().map(|l| Loop { size: l.size, source_stride: l.source, target_stride: l.target });
                 let run = Loop { size: extent.run, source_stride: 1, target_stride: 1 };
-                let loops = outer.chain([run]).filter(|l| l.size > 1).collect();
+                let mut loops: Vec<Loop> = outer.chain([run]).filter(|l| l.size > 1).collect();
+                loops.shrink_to_fit();
                 pieces.push(Piece { source, source_offset: 0, target_offset: extent.start, loops });
             }
             let assembly = match (&pieces[..], &data.extents[..]) {

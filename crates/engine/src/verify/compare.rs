@@ -79,9 +79,9 @@ impl Verifier<'_> {
         stored.sort_by_key(|(_, stored)| &stored.name);
         let named = |name: &str| stored.binary_search_by_key(&name, |(_, stored)| &stored.name).ok().map(|index| stored[index]);
         let source = |index: u32| {
-            let name = checkpoint.sources().get(index as usize).map(|s| s.name.as_str());
+            let name = checkpoint.source_name(index as usize);
             let lacking = || EngineError::new(ErrorKind::Checkpoint, "the source lacks a tensor").file(checkpoint.dir());
-            name.and_then(named).ok_or_else(|| lacking().tensor(name.unwrap_or("")))
+            named(&name).ok_or_else(|| lacking().tensor(&name))
         };
         let planned = &self.manifest.plan.tensors;
         let rounded = |name: &str| planned.binary_search_by_key(&name, |t| &t.name).ok().and_then(|index| planned[index].rounded);
@@ -306,7 +306,7 @@ fn parts(checkpoint: &Checkpoint) -> Vec<Safetensors> {
     let mut files: Vec<Safetensors> = checkpoint.files().iter().map(|f| file(&f.path)).collect();
     for (number, part) in checkpoint.sources().iter().enumerate() {
         let at = checkpoint.location(number);
-        let (name, shape) = (part.name.as_str().to_owned(), part.shape.clone());
+        let (name, shape) = (checkpoint.source_name(number), part.shape.clone());
         files[at.file].tensors.push(StoredTensor { name, dtype: part.dtype, shape, start: at.offset, bytes: at.bytes });
     }
     files

@@ -121,8 +121,12 @@ impl Schedule {
             if length > 0 {
                 let start = at.offset + piece.source_offset * size;
                 let read = TensorRead::run(tensor, number_in_plan, (file, start), (piece.target_offset, length), (group, members))?;
+                let pieces = self.pieces.len();
                 self.tensors.push(read);
                 self.add_pieces(at.file);
+                if self.pieces.len() == pieces {
+                    self.tensors.pop(); // nothing of it is for a rank that is loaded
+                }
             }
             return Ok(());
         }
