@@ -14,7 +14,6 @@ mod record;
 mod safetensors;
 mod types;
 
-pub(crate) use self::parts::Parts;
 pub use self::{
     find::{HubEnv, ModelDir},
     header::parse_header,
@@ -22,6 +21,7 @@ pub use self::{
     record::ModelRecord,
     types::{Checkpoint, CheckpointFile, Location},
 };
+pub(crate) use self::{named::Places, parts::Parts};
 pub use crate::file::Stamp;
 
 #[cfg(test)]

@@ -6,26 +6,85 @@ use shardwright_core::{Assembly, Piece, TensorMeta, local, piece::Loop};
 #[derive(Clone, Debug)]
 pub(super) struct Named {
     pub(super) tensors: Vec<TensorMeta>,
-    pub(super) assemblies: Vec<Assembly>,
+    pub(super) places: Places,
+}
+
+/// Where each part stands in its tensor; a tensor's parts follow each other. There may be millions, so that assemblies are made when they are asked for.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Places {
+    /// For each tensor the number of the part behind its last one.
+    ends: Vec<u32>,
+    parts: Vec<(u64, Box<[Loop]>)>,
+}
+
+impl Places {
+    pub(crate) fn with_capacity(tensors: usize, parts: usize) -> Self {
+        Self { ends: Vec::with_capacity(tensors), parts: Vec::with_capacity(parts) }
+    }
+
+    /// A part of the tensor that is being added: its first element there, and the loops of a box, which a part has that is not one run.
+    pub(crate) fn add(&mut self, start: u64, loops: Box<[Loop]>) {
+        self.parts.push((start, loops));
+    }
+
+    /// The tensor has all of its parts. `None` where there are more than can be numbered.
+    pub(crate) fn end_tensor(&mut self) -> Option<()> {
+        self.ends.push(u32::try_from(self.parts.len()).ok()?);
+        Some(())
+    }
+
+    /// The parts of a tensor.
+    fn of(&self, tensor: usize) -> Option<std::ops::Range<u32>> {
+        let start = tensor.checked_sub(1).map_or(Some(0), |before| self.ends.get(before).copied())?;
+        Some(start..*self.ends.get(tensor)?)
+    }
+
+    /// The first part of a tensor that has some.
+    pub(super) fn first(&self, tensor: u32) -> Option<u32> {
+        self.of(tensor as usize).filter(|parts| !parts.is_empty()).map(|parts| parts.start)
+    }
+
+    /// How a tensor is made of its parts, which are among `sources`.
+    pub(super) fn assembly(&self, tensor: usize, sources: &[TensorMeta]) -> Option<Assembly> {
+        let parts = self.of(tensor)?;
+        let loops = |part: u32| &self.parts[part as usize].1;
+        if parts.len() == 1 && loops(parts.start).is_empty() {
+            return Some(Assembly::Whole(parts.start));
+        }
+        let piece = |source: u32| {
+            let size = sources.get(source as usize).and_then(TensorMeta::numel).unwrap_or(0);
+            let run = (size != 1).then_some(Loop { size, source_stride: 1, target_stride: 1 });
+            let loops = match loops(source).is_empty() {
+                true => Vec::from_iter(run),
+                false => loops(source).to_vec(),
+            };
+            Piece { source, source_offset: 0, target_offset: self.parts[source as usize].0, loops }
+        };
+        Some(Assembly::Pieces(parts.map(piece).collect()))
+    }
 }
 
 impl Named {
-    /// The assembly over parts that an assembly over named tensors is.
-    pub(super) fn compose(&self, assembly: &Assembly) -> Result<Assembly, &'static str> {
-        let of = |source: u32| self.assemblies.get(source as usize).ok_or("a source is not there");
-        let pieces = match assembly {
-            Assembly::Whole(source) => return of(*source).cloned(),
-            Assembly::Pieces(pieces) => pieces,
-        };
-        let mut out = Vec::with_capacity(pieces.len());
-        for piece in pieces {
-            match of(piece.source)? {
-                Assembly::Whole(part) => out.push(Piece { source: *part, ..piece.clone() }),
-                Assembly::Pieces(parts) => within(piece, parts, &mut out)?,
-            }
-        }
-        Ok(Assembly::Pieces(out))
+    /// The assembly over parts, which are `sources`, that an assembly over named tensors is.
+    pub(super) fn compose(&self, assembly: &Assembly, sources: &[TensorMeta]) -> Result<Assembly, &'static str> {
+        composed(assembly, |tensor| self.places.assembly(tensor as usize, sources))
     }
+}
+
+fn composed(assembly: &Assembly, of: impl Fn(u32) -> Option<Assembly>) -> Result<Assembly, &'static str> {
+    let of = |source: u32| of(source).ok_or("a source is not there");
+    let pieces = match assembly {
+        Assembly::Whole(source) => return of(*source),
+        Assembly::Pieces(pieces) => pieces,
+    };
+    let mut out = Vec::with_capacity(pieces.len());
+    for piece in pieces {
+        match of(piece.source)? {
+            Assembly::Whole(part) => out.push(Piece { source: part, ..piece.clone() }),
+            Assembly::Pieces(parts) => within(piece, &parts, &mut out)?,
+        }
+    }
+    Ok(Assembly::Pieces(out))
 }
 
 /// Pieces that one parameter may be composed of. Beyond, a load would take longer to plan than to read.
@@ -103,13 +162,43 @@ mod tests {
         Piece { source, source_offset, target_offset, loops: vec![Loop { size, source_stride: 1, target_stride: 1 }] }
     }
 
+    /// Over tensors that are made so.
+    fn compose(named: &[Assembly], assembly: &Assembly) -> Result<Assembly, &'static str> {
+        composed(assembly, |tensor| named.get(tensor as usize).cloned())
+    }
+
+    /// A tensor in one run, one without elements, one in runs of which one is an element, and one in columns.
+    #[test]
+    fn tensors_are_made_of_the_parts_that_were_added() {
+        let sources: Vec<TensorMeta> = [6, 3, 1, 4, 7].map(|n| TensorMeta::new("t", shardwright_core::DType::F32, [n])).into();
+        let loops = vec![Loop { size: 2, source_stride: 4, target_stride: 2 }, Loop { size: 2, source_stride: 1, target_stride: 1 }];
+        let mut places = Places::default();
+        places.add(0, Box::default());
+        places.end_tensor().unwrap();
+        places.end_tensor().unwrap();
+        (0..3).zip([0, 3, 4]).for_each(|(_, start)| places.add(start, Box::default()));
+        places.end_tensor().unwrap();
+        places.add(8, loops.clone().into());
+        places.end_tensor().unwrap();
+        let one = Piece { loops: Vec::new(), ..run(2, 0, 3, 1) };
+        let columns = Piece { loops, ..run(4, 0, 8, 0) };
+        let expected = [
+            Assembly::Whole(0),
+            Assembly::Pieces(Vec::new()),
+            Assembly::Pieces(vec![run(1, 0, 0, 3), one, run(3, 0, 4, 4)]),
+            Assembly::Pieces(vec![columns]),
+        ];
+        assert_eq!((0..4).map(|tensor| places.assembly(tensor, &sources).unwrap()).collect::<Vec<_>>(), expected);
+        assert_eq!([0, 1, 2, 3, 4].map(|tensor| places.first(tensor)), [Some(0), None, Some(1), Some(4), None]);
+        assert_eq!(places.assembly(4, &sources), None);
+    }
+
     #[test]
     fn runs_of_a_tensor_in_runs_are_split_at_its_parts() {
-        let named =
-            Named { tensors: Vec::new(), assemblies: vec![Assembly::Pieces(vec![run(0, 0, 0, 4), run(1, 0, 4, 4)]), Assembly::Whole(7)] };
+        let named = [Assembly::Pieces(vec![run(0, 0, 0, 4), run(1, 0, 4, 4)]), Assembly::Whole(7)];
         let both = Assembly::Pieces(vec![run(0, 2, 10, 4), run(1, 0, 0, 10)]);
         let expected = vec![run(0, 2, 10, 2), run(1, 0, 12, 2), run(7, 0, 0, 10)];
-        assert_eq!(named.compose(&both).unwrap(), Assembly::Pieces(expected));
+        assert_eq!(compose(&named, &both).unwrap(), Assembly::Pieces(expected));
     }
 
     /// Elements of a piece, as (source, source element, target element), sorted.
@@ -149,9 +238,11 @@ mod tests {
         ];
         for parts in [in_columns(4), in_columns(5), in_columns(12), in_runs(84), in_runs(12), in_runs(17), in_runs(1)] {
             let lies: BTreeMap<u64, (u32, u64)> = parts.iter().flat_map(elements).map(|(s, a, b)| (b, (s, a))).collect();
-            let named = Named { tensors: Vec::new(), assemblies: vec![Assembly::Pieces(parts)] };
+            let named = [Assembly::Pieces(parts)];
             for piece in &pieces {
-                let Assembly::Pieces(found) = named.compose(&Assembly::Pieces(vec![piece.clone()])).unwrap() else { panic!("not pieces") };
+                let Assembly::Pieces(found) = compose(&named, &Assembly::Pieces(vec![piece.clone()])).unwrap() else {
+                    panic!("not pieces")
+                };
                 let mut found: Vec<_> = found.iter().flat_map(elements).collect();
                 let mut expected: Vec<_> = elements(piece).iter().map(|(_, a, b)| (lies[a].0, lies[a].1, *b)).collect();
                 found.sort_unstable();
@@ -164,21 +255,20 @@ mod tests {
     /// Python hands pieces over as they come: numbers beyond any tensor neither overflow nor take long.
     #[test]
     fn pieces_beyond_any_tensor_take_nothing() {
-        let named = Named { tensors: Vec::new(), assemblies: vec![Assembly::Pieces(vec![run(0, 0, 0, 4), run(0, 4, 4, 4)])] };
+        let named = [Assembly::Pieces(vec![run(0, 0, 0, 4), run(0, 4, 4, 4)])];
         let endless = Piece { loops: vec![Loop { size: u64::MAX, source_stride: u64::MAX, target_stride: 1 }], ..run(0, 0, 0, 0) };
         for piece in [endless, run(0, u64::MAX, 0, 2)] {
-            assert_eq!(named.compose(&Assembly::Pieces(vec![piece])).unwrap(), Assembly::Pieces(Vec::new()));
+            assert_eq!(compose(&named, &Assembly::Pieces(vec![piece])).unwrap(), Assembly::Pieces(Vec::new()));
         }
     }
 
     #[test]
     fn a_tensor_in_too_many_parts_for_a_strided_piece_is_refused() {
         let parts = (0..70_000).map(|i| run(0, i, i, 1)).collect();
-        let named = Named { tensors: Vec::new(), assemblies: vec![Assembly::Pieces(parts)] };
+        let named = [Assembly::Pieces(parts)];
         let every_second = Piece { loops: vec![Loop { size: 35_000, source_stride: 2, target_stride: 1 }], ..run(0, 0, 0, 0) };
         assert!(
-            named
-                .compose(&Assembly::Pieces(vec![every_second, run(0, 0, 0, 70_000)]))
+            compose(&named, &Assembly::Pieces(vec![every_second, run(0, 0, 0, 70_000)]))
                 .unwrap_err()
                 .contains("convert the checkpoint first")
         );

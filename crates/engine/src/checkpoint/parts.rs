@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
-use shardwright_core::{Assembly, Model, ModelMeta, TensorMeta};
+use shardwright_core::{Model, ModelMeta, TensorMeta};
 
 use super::{
     find::ModelDir,
-    named::Named,
+    named::{Named, Places},
     types::{Checkpoint, CheckpointFile, Location},
 };
 use crate::{
@@ -14,20 +14,19 @@ use crate::{
     file::{Stamp, open_regular},
 };
 
-/// A part: a one-dimensional tensor of its own, and where it lies.
-pub(crate) type Placed = (TensorMeta, Location);
-
 /// A checkpoint's tensors over its files.
 #[derive(Debug)]
 pub(crate) struct Parts {
     /// The files that hold parts.
     pub(crate) files: Vec<PathBuf>,
-    /// What the files hold.
-    pub(crate) parts: Vec<Placed>,
+    /// What the files hold: parts, each a one-dimensional tensor of its own.
+    pub(crate) sources: Vec<TensorMeta>,
+    /// Where each lies.
+    pub(crate) locations: Vec<Location>,
     /// The tensors, sorted by name.
     pub(crate) tensors: Vec<TensorMeta>,
-    /// Parallel to `tensors`.
-    pub(crate) assemblies: Vec<Assembly>,
+    /// Which part belongs where.
+    pub(crate) places: Places,
     /// What was assumed.
     pub(crate) notes: Vec<String>,
 }
@@ -35,9 +34,9 @@ pub(crate) struct Parts {
 impl ModelDir {
     /// The checkpoint that lies here in these parts.
     pub(crate) fn in_parts(self, parts: Parts) -> Result<Checkpoint> {
-        let Parts { files, parts, tensors, assemblies, notes } = parts;
+        let Parts { files, sources, locations, tensors, places, notes } = parts;
         let mut starts = vec![u64::MAX; files.len()];
-        for (_, at) in &parts {
+        for at in &locations {
             starts[at.file] = starts[at.file].min(at.offset);
         }
         let file = |(path, start): (PathBuf, u64)| {
@@ -47,10 +46,10 @@ impl ModelDir {
         };
         let files = files.into_iter().zip(starts).map(file).collect::<Result<Vec<_>>>()?;
         let facts = self.facts()?;
-        let (sources, locations): (Vec<TensorMeta>, Vec<Location>) = parts.into_iter().unzip();
         let meta = ModelMeta::new(tensors.clone(), facts)
             .map_err(|name| EngineError::new(ErrorKind::Checkpoint, "the tensor occurs twice").file(&self.dir).tensor(name))?;
-        let model = Model { meta, assemblies: assemblies.clone(), ..Model::default() };
+        let assemblies = (0..tensors.len()).filter_map(|tensor| places.assembly(tensor, &sources)).collect();
+        let model = Model { meta, assemblies, ..Model::default() };
         model.check(&sources).map_err(|e| EngineError::new(ErrorKind::Checkpoint, e.what).file(&self.dir).tensor(&e.tensor))?;
         Ok(Checkpoint {
             dir: self.dir,
@@ -58,7 +57,7 @@ impl ModelDir {
             model,
             sources: Some(sources),
             record: None,
-            named: Some(Named { tensors, assemblies }),
+            named: Some(Named { tensors, places }),
             locations,
             config_text: self.config_text,
             warnings: notes,

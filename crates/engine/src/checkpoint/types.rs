@@ -168,17 +168,17 @@ impl Checkpoint {
     /// [`ErrorKind::Checkpoint`] for what a load does not put together.
     pub fn over_sources(&self, tensor: &str, assembly: Assembly) -> Result<Assembly> {
         let Some(named) = &self.named else { return Ok(assembly) };
-        named.compose(&assembly).map_err(|what| refuse(&self.dir, &tensor.into(), what))
+        named.compose(&assembly, self.sources()).map_err(|what| refuse(&self.dir, &tensor.into(), what))
     }
 
     /// A model over [`Checkpoint::named`], as one over [`Checkpoint::sources`].
     pub(crate) fn over_parts(&self, mut model: Model) -> Result<Model> {
         let Some(named) = &self.named else { return Ok(model) };
         for (meta, assembly) in model.meta.tensors.iter().zip(&mut model.assemblies) {
-            *assembly = named.compose(assembly).map_err(|what| refuse(&self.dir, &meta.name, what))?;
+            *assembly = named.compose(assembly, self.sources()).map_err(|what| refuse(&self.dir, &meta.name, what))?;
         }
         for unused in &mut model.unused {
-            unused.source = named.assemblies.get(unused.source as usize).and_then(Assembly::first).unwrap_or(0);
+            unused.source = named.places.first(unused.source).unwrap_or(0);
         }
         Ok(model)
     }

@@ -3,14 +3,14 @@
 
 use std::path::PathBuf;
 
-use shardwright_core::{Assembly, Piece, TensorKind, TensorMeta, piece::Loop};
+use shardwright_core::{TensorKind, TensorMeta, piece::Loop};
 
 use super::{
     data::{Data, Extent},
     types::{Contents, Kind},
 };
 use crate::{
-    checkpoint::{Location, Parts},
+    checkpoint::{Location, Parts, Places},
     error::{EngineError, ErrorKind, Result},
 };
 
@@ -22,7 +22,8 @@ impl Contents {
             Kind::Frozen => Some(TensorKind::Parameter),
             Kind::Trained => self.optimizer.is_some().then_some(TensorKind::Parameter),
         };
-        self.in_parts(self.tensors.iter().map(|tensor| (tensor.name.clone(), kind(tensor.kind), &tensor.data)))
+        let count = self.tensors.iter().map(|tensor| tensor.data.extents.len()).sum();
+        self.in_parts(count, self.tensors.iter().map(|tensor| (tensor.name.clone(), kind(tensor.kind), &tensor.data)))
     }
 
     /// The optimizer's states, each by its parameter's name and its own.
@@ -31,24 +32,26 @@ impl Contents {
         let named = states.flat_map(|of| of.tensors.iter().map(|(state, data)| (format!("{}.{state}", of.param), None, data)));
         let mut named: Vec<_> = named.collect();
         named.sort_by(|a, b| a.0.cmp(&b.0));
-        self.in_parts(named.into_iter())
+        let count = named.iter().map(|(.., data)| data.extents.len()).sum();
+        self.in_parts(count, named.into_iter())
     }
 
-    fn in_parts<'a>(&self, tensors: impl ExactSizeIterator<Item = (String, Option<TensorKind>, &'a Data)>) -> Result<Parts> {
+    /// `count` parts.
+    fn in_parts<'a>(&self, count: usize, tensors: impl ExactSizeIterator<Item = (String, Option<TensorKind>, &'a Data)>) -> Result<Parts> {
         let paths: Vec<PathBuf> = self.files().cloned().collect();
         let mut numbers: Vec<Option<usize>> = vec![None; paths.len()];
         let mut out = Parts {
             files: Vec::new(),
-            parts: Vec::new(),
+            sources: Vec::with_capacity(count),
+            locations: Vec::with_capacity(count),
             tensors: Vec::with_capacity(tensors.len()),
-            assemblies: Vec::with_capacity(tensors.len()),
+            places: Places::with_capacity(tensors.len(), count),
             notes: self.notes.clone(),
         };
         for (tensor, kind, data) in tensors {
             let error = |what: &str| EngineError::new(ErrorKind::Checkpoint, what).file(&self.path).tensor(&tensor);
             let mut meta = TensorMeta::new(tensor.as_str(), data.dtype, data.shape.clone());
             meta.kind = kind;
-            let mut pieces = Vec::with_capacity(data.extents.len());
             for extent in &data.extents {
                 let elements = span(extent).ok_or_else(|| error("a part's size overflows"))?;
                 let bytes = data.dtype.bytes(elements).ok_or_else(|| error("a part's size overflows"))?;
@@ -56,24 +59,26 @@ impl Contents {
                     out.files.push(paths[extent.file].clone());
                     out.files.len() - 1
                 });
-                let source = u32::try_from(out.parts.len()).map_err(|_| error("the checkpoint has too many parts"))?;
                 // A part has its tensor's name: there may be millions.
-                out.parts.push((TensorMeta::new(&meta.name, data.dtype, vec![elements]), Location { file, offset: extent.offset, bytes }));
-                let outer = extent.loops.iter().map(|l| Loop { size: l.size, source_stride: l.source, target_stride: l.target });
-                let run = Loop { size: extent.run, source_stride: 1, target_stride: 1 };
-                let mut loops: Vec<Loop> = outer.chain([run]).filter(|l| l.size > 1).collect();
-                loops.shrink_to_fit();
-                pieces.push(Piece { source, source_offset: 0, target_offset: extent.start, loops });
+                out.sources.push(TensorMeta::new(&meta.name, data.dtype, vec![elements]));
+                out.locations.push(Location { file, offset: extent.offset, bytes });
+                out.places.add(extent.start, loops(extent));
             }
-            let assembly = match (&pieces[..], &data.extents[..]) {
-                ([piece], [extent]) if extent.loops.is_empty() => Assembly::Whole(piece.source),
-                _ => Assembly::Pieces(pieces),
-            };
+            out.places.end_tensor().ok_or_else(|| error("the checkpoint has too many parts"))?;
             out.tensors.push(meta);
-            out.assemblies.push(assembly);
         }
         Ok(out)
     }
+}
+
+/// The loops of an extent that is not one run.
+fn loops(extent: &Extent) -> Box<[Loop]> {
+    if extent.loops.is_empty() {
+        return Box::default();
+    }
+    let outer = extent.loops.iter().map(|l| Loop { size: l.size, source_stride: l.source, target_stride: l.target });
+    let run = Loop { size: extent.run, source_stride: 1, target_stride: 1 };
+    outer.chain([run]).filter(|l| l.size > 1).collect()
 }
 
 /// Elements of the file from the extent's first to its last.

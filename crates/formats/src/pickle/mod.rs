@@ -175,6 +175,15 @@ mod tests {
         refused(b"NN", "left over");
         refused(b"K\x01)R", "not a name");
         assert!(Pickle::parse(b"\x80\x02N").unwrap_err().to_string().contains("not there"));
-        assert!(Pickle::parse(b"\x80\x06N.").unwrap_err().to_string().contains("protocol 2 to 5"));
+        assert!(Pickle::parse(b"\x80\x06N.").unwrap_err().to_string().contains("protocol 2 to 5: found protocol 6"));
+    }
+
+    /// What a save that was killed leaves behind, or a file of something else.
+    #[test]
+    fn a_file_that_is_not_all_there_is_refused_with_the_next_step() {
+        for bytes in [b"".as_slice(), b"\x80", b"\x1f\x8b\x08\x00", b"\x80\x02N", b"\x80\x02X\x09\0\0\0ab"] {
+            let error = Pickle::parse(bytes).unwrap_err().to_string();
+            assert!(error.ends_with("the save may not have ended: save it again, or name another checkpoint"), "{error}");
+        }
     }
 }

@@ -9,6 +9,9 @@ const WINDOW: usize = 64 << 10;
 /// Bytes that each of the two lines of a name may have.
 const LINE: usize = 1024;
 
+/// What to do about a file that is not all there.
+const AGAIN: &str = "the save may not have ended: save it again, or name another checkpoint";
+
 /// What an opcode asks for.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Op<'a> {
@@ -90,6 +93,11 @@ impl<'a, S: ReadAt + ?Sized> Opcodes<'a, S> {
         malformed(what, self.position())
     }
 
+    fn missing(&self, len: u64) -> FormatError {
+        let error = self.error(format_args!("{len} bytes are announced and not there"));
+        FormatError::new(format_args!("{error}; {AGAIN}"))
+    }
+
     /// Brings the next `len` bytes into the window, or as many as there are.
     fn fill(&mut self, len: usize) -> Result<()> {
         let (position, ahead) = (self.position(), self.window.len() - self.at);
@@ -107,7 +115,7 @@ impl<'a, S: ReadAt + ?Sized> Opcodes<'a, S> {
 
     /// Where the next `len` bytes are in the window; they are taken.
     fn take(&mut self, len: u64) -> Result<Range<usize>> {
-        let missing = |ops: &Self| ops.error(format_args!("{len} bytes are announced and not there"));
+        let missing = |ops: &Self| ops.missing(len);
         let wanted = usize::try_from(len).map_err(|_| missing(self))?;
         self.fill(wanted)?;
         let taken = self.at..self.at.checked_add(wanted).filter(|end| *end <= self.window.len()).ok_or_else(|| missing(self))?;
@@ -141,7 +149,7 @@ impl<'a, S: ReadAt + ?Sized> Opcodes<'a, S> {
 
     fn bytes(&mut self, len: u64) -> Result<Op<'static>> {
         if len > self.size - self.position() {
-            return Err(self.error(format_args!("{len} bytes are announced and not there")));
+            return Err(self.missing(len));
         }
         // They are of no use: the window starts behind them.
         let end = self.position() + len;
@@ -180,9 +188,11 @@ impl<'a, S: ReadAt + ?Sized> Opcodes<'a, S> {
 
     /// Checks the protocol, with which a pickle starts.
     pub(super) fn protocol(&mut self) -> Result<()> {
-        match self.array()? {
-            [0x80, 2..=5] => Ok(()),
-            _ => Err(FormatError::new("not a pickle of protocol 2 to 5")),
+        match self.array() {
+            Ok([0x80, 2..=5]) => Ok(()),
+            Ok([0x80, other]) => Err(FormatError::new("not a pickle of protocol 2 to 5").found(format_args!("protocol {other}"))),
+            Err(error) if error.is_io() => Err(error),
+            _ => Err(FormatError::new(format_args!("not a pickle of protocol 2 to 5; {AGAIN}"))),
         }
     }
 
