@@ -164,6 +164,24 @@ impl Checkpoint {
     /// [`ErrorKind::Checkpoint`] where the checkpoint cannot be that model: quantized weights, shapes that `config.json` contradicts, conversions
     /// that fail, names of which none is the model's.
     pub fn find_model(&self, options: &ModelOptions<'_>) -> Result<Found> {
+        let found = self.find_over_names(options)?;
+        Ok(Found { model: self.over_parts(found.model)?, ..found })
+    }
+
+    /// The same files as the model that [`Checkpoint::find_model`] finds in them, and its warnings. Of a checkpoint in parts, how they make the
+    /// tensors is held but once.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::find_model`] and [`Checkpoint::assemble`].
+    pub fn into_model(mut self, options: &ModelOptions<'_>) -> Result<(Self, Vec<String>)> {
+        let found = self.find_over_names(options)?;
+        self.forget_assemblies();
+        let model = self.over_parts(found.model)?;
+        Ok((self.assemble(model)?.recorded(found.record), found.warnings))
+    }
+
+    /// As [`Checkpoint::find_model`], made of [`Checkpoint::named`].
+    fn find_over_names(&self, options: &ModelOptions<'_>) -> Result<Found> {
         let (sources, facts) = (self.named(), &self.model().facts);
         let mut source = options.source();
         let record = options.record(&source);
@@ -176,8 +194,7 @@ impl Checkpoint {
         }
         let Some(config) = self.config_value() else {
             let meta = ModelMeta::new(sources.to_vec(), facts.clone()).map_err(|n| error(format!("'{n}' occurs twice")))?;
-            let model = self.over_parts(Model::identity(meta))?;
-            return Ok(Found { model, class: None, source: "no config.json".into(), warnings: Vec::new(), record });
+            return Ok(Found { model: Model::identity(meta), class: None, source: "no config.json".into(), warnings: Vec::new(), record });
         };
         self.refuse_quantized(&config)?;
         let class = match options.class {
@@ -227,7 +244,6 @@ impl Checkpoint {
             source = format!("transformers {other}, which converts nothing of it, so that {has} builds it alike");
         }
         let model = model_of(assembled, facts).map_err(|n| error(format!("'{n}' would be made twice")))?;
-        let model = self.over_parts(model)?;
         let source = if known { source } else { "the checkpoint's tensors".into() };
         Ok(Found { model, class, source, warnings, record })
     }
@@ -255,8 +271,7 @@ impl Checkpoint {
             transformers: record.transformers.as_deref().and_then(TransformersVersion::parse),
             architecture: record.architecture.as_ref(),
         };
-        let found = self.find_model(&options)?;
-        self.with_model(found)
+        Ok(self.into_model(&options)?.0)
     }
 
     /// Whether two of the checkpoint's tensors have the same bytes; up to the first difference is read.

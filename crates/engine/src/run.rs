@@ -165,9 +165,8 @@ impl Run {
 /// As [`Checkpoint::find_model`].
 pub fn with_model(checkpoint: Checkpoint, resolved: &Resolved, warn: &mut dyn FnMut(&str)) -> Result<Checkpoint, EngineError> {
     let own = resolved.architecture.as_ref().and_then(|text| parse_architecture(text).ok());
-    let found = checkpoint.find_model(&ModelOptions::of(resolved, own.as_ref()))?;
-    found.warnings.iter().for_each(|warning| warn(warning));
-    let checkpoint = checkpoint.with_model(found)?;
+    let (checkpoint, warnings) = checkpoint.into_model(&ModelOptions::of(resolved, own.as_ref()))?;
+    warnings.iter().for_each(|warning| warn(warning));
     resolved.lint(checkpoint.model()).iter().for_each(|odd| warn(odd));
     Ok(checkpoint)
 }

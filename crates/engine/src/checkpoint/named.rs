@@ -1,5 +1,7 @@
 //! Tensors that lie in parts, by their names.
 
+use std::ops::Range;
+
 use shardwright_core::{Assembly, Piece, TensorMeta, local, piece::Loop};
 
 /// The tensors that a checkpoint in parts has, and how each is made of what the files hold.
@@ -9,32 +11,49 @@ pub(super) struct Named {
     pub(super) places: Places,
 }
 
-/// Where each part stands in its tensor; a tensor's parts follow each other. There may be millions, so that assemblies are made when they are asked for.
+/// How tensors are made of parts. A tensor's parts follow each other, and are mostly runs that do so in the tensor as well: there may be millions, so
+/// that nothing is noted of these, and assemblies are made when they are asked for.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Places {
     /// For each tensor the number of the part behind its last one.
     ends: Vec<u32>,
-    parts: Vec<(u64, Box<[Loop]>)>,
+    /// Parts of tensors of which one is a box, sorted by number.
+    boxes: Vec<InBoxes>,
+}
+
+#[derive(Clone, Debug)]
+struct InBoxes {
+    part: u32,
+    /// Its first element in the tensor.
+    start: u64,
+    loops: Vec<Loop>,
 }
 
 impl Places {
-    pub(crate) fn with_capacity(tensors: usize, parts: usize) -> Self {
-        Self { ends: Vec::with_capacity(tensors), parts: Vec::with_capacity(parts) }
+    pub(crate) fn with_capacity(tensors: usize) -> Self {
+        Self { ends: Vec::with_capacity(tensors), boxes: Vec::new() }
     }
 
-    /// A part of the tensor that is being added: its first element there, and the loops of a box, which a part has that is not one run.
-    pub(crate) fn add(&mut self, start: u64, loops: Box<[Loop]>) {
-        self.parts.push((start, loops));
+    fn parts(&self) -> u32 {
+        self.ends.last().copied().unwrap_or(0)
     }
 
-    /// The tensor has all of its parts. `None` where there are more than can be numbered.
-    pub(crate) fn end_tensor(&mut self) -> Option<()> {
-        self.ends.push(u32::try_from(self.parts.len()).ok()?);
+    /// A tensor of so many parts, each a run behind the other. `None` where there are more than can be numbered.
+    pub(crate) fn add_runs(&mut self, count: usize) -> Option<()> {
+        self.ends.push(self.parts().checked_add(u32::try_from(count).ok()?)?);
+        Some(())
+    }
+
+    /// A tensor of these parts, each with its first element there and its loops.
+    pub(crate) fn add_boxes(&mut self, parts: impl ExactSizeIterator<Item = (u64, Vec<Loop>)>) -> Option<()> {
+        let first = self.parts();
+        self.add_runs(parts.len())?;
+        self.boxes.extend((first..).zip(parts).map(|(part, (start, loops))| InBoxes { part, start, loops }));
         Some(())
     }
 
     /// The parts of a tensor.
-    fn of(&self, tensor: usize) -> Option<std::ops::Range<u32>> {
+    fn of(&self, tensor: usize) -> Option<Range<u32>> {
         let start = tensor.checked_sub(1).map_or(Some(0), |before| self.ends.get(before).copied())?;
         Some(start..*self.ends.get(tensor)?)
     }
@@ -47,18 +66,26 @@ impl Places {
     /// How a tensor is made of its parts, which are among `sources`.
     pub(super) fn assembly(&self, tensor: usize, sources: &[TensorMeta]) -> Option<Assembly> {
         let parts = self.of(tensor)?;
-        let loops = |part: u32| &self.parts[part as usize].1;
-        if parts.len() == 1 && loops(parts.start).is_empty() {
+        let at = self.boxes.partition_point(|known| known.part < parts.start);
+        if self.boxes.get(at).is_some_and(|known| known.part == parts.start) {
+            let boxes = self.boxes[at..].iter().take(parts.len());
+            let piece =
+                |known: &InBoxes| Piece { source: known.part, source_offset: 0, target_offset: known.start, loops: known.loops.clone() };
+            return Some(Assembly::Pieces(boxes.map(piece).collect()));
+        }
+        if parts.len() == 1 {
             return Some(Assembly::Whole(parts.start));
         }
+        let mut end = 0;
         let piece = |source: u32| {
             let size = sources.get(source as usize).and_then(TensorMeta::numel).unwrap_or(0);
-            let run = (size != 1).then_some(Loop { size, source_stride: 1, target_stride: 1 });
-            let loops = match loops(source).is_empty() {
-                true => Vec::from_iter(run),
-                false => loops(source).to_vec(),
+            let loops = match size {
+                1 => Vec::new(),
+                _ => vec![Loop { size, source_stride: 1, target_stride: 1 }],
             };
-            Piece { source, source_offset: 0, target_offset: self.parts[source as usize].0, loops }
+            let target_offset = end;
+            end += size;
+            Piece { source, source_offset: 0, target_offset, loops }
         };
         Some(Assembly::Pieces(parts.map(piece).collect()))
     }
@@ -173,13 +200,10 @@ mod tests {
         let sources: Vec<TensorMeta> = [6, 3, 1, 4, 7].map(|n| TensorMeta::new("t", shardwright_core::DType::F32, [n])).into();
         let loops = vec![Loop { size: 2, source_stride: 4, target_stride: 2 }, Loop { size: 2, source_stride: 1, target_stride: 1 }];
         let mut places = Places::default();
-        places.add(0, Box::default());
-        places.end_tensor().unwrap();
-        places.end_tensor().unwrap();
-        (0..3).zip([0, 3, 4]).for_each(|(_, start)| places.add(start, Box::default()));
-        places.end_tensor().unwrap();
-        places.add(8, loops.clone().into());
-        places.end_tensor().unwrap();
+        places.add_runs(1).unwrap();
+        places.add_boxes(std::iter::empty()).unwrap();
+        places.add_runs(3).unwrap();
+        places.add_boxes([(8, loops.clone())].into_iter()).unwrap();
         let one = Piece { loops: Vec::new(), ..run(2, 0, 3, 1) };
         let columns = Piece { loops, ..run(4, 0, 8, 0) };
         let expected = [

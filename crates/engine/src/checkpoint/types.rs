@@ -171,6 +171,11 @@ impl Checkpoint {
         named.compose(&assembly, self.sources()).map_err(|what| refuse(&self.dir, &tensor.into(), what))
     }
 
+    /// Another model will be put in the place of its own.
+    pub(crate) fn forget_assemblies(&mut self) {
+        self.model.assemblies = Vec::new();
+    }
+
     /// A model over [`Checkpoint::named`], as one over [`Checkpoint::sources`].
     pub(crate) fn over_parts(&self, mut model: Model) -> Result<Model> {
         let Some(named) = &self.named else { return Ok(model) };

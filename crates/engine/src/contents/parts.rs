@@ -45,7 +45,7 @@ impl Contents {
             sources: Vec::with_capacity(count),
             locations: Vec::with_capacity(count),
             tensors: Vec::with_capacity(tensors.len()),
-            places: Places::with_capacity(tensors.len(), count),
+            places: Places::with_capacity(tensors.len()),
             notes: self.notes.clone(),
         };
         for (tensor, kind, data) in tensors {
@@ -62,23 +62,26 @@ impl Contents {
                 // A part has its tensor's name: there may be millions.
                 out.sources.push(TensorMeta::new(&meta.name, data.dtype, vec![elements]));
                 out.locations.push(Location { file, offset: extent.offset, bytes });
-                out.places.add(extent.start, loops(extent));
             }
-            out.places.end_tensor().ok_or_else(|| error("the checkpoint has too many parts"))?;
+            // Runs that tile a tensor follow each other.
+            let added = match data.extents.iter().all(|extent| extent.loops.is_empty()) {
+                true => out.places.add_runs(data.extents.len()),
+                false => out.places.add_boxes(data.extents.iter().map(|extent| (extent.start, loops(extent)))),
+            };
+            added.ok_or_else(|| error("the checkpoint has too many parts"))?;
             out.tensors.push(meta);
         }
         Ok(out)
     }
 }
 
-/// The loops of an extent that is not one run.
-fn loops(extent: &Extent) -> Box<[Loop]> {
-    if extent.loops.is_empty() {
-        return Box::default();
-    }
+/// An extent's loops, of which its run is the innermost.
+fn loops(extent: &Extent) -> Vec<Loop> {
     let outer = extent.loops.iter().map(|l| Loop { size: l.size, source_stride: l.source, target_stride: l.target });
     let run = Loop { size: extent.run, source_stride: 1, target_stride: 1 };
-    outer.chain([run]).filter(|l| l.size > 1).collect()
+    let mut loops: Vec<Loop> = outer.chain([run]).filter(|l| l.size > 1).collect();
+    loops.shrink_to_fit();
+    loops
 }
 
 /// Elements of the file from the extent's first to its last.

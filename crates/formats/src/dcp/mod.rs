@@ -137,6 +137,25 @@ mod tests {
         );
     }
 
+    /// So many that what was read of the first ones leaves the pickle again and again.
+    #[test]
+    fn thousands_of_chunks_are_read() {
+        let mut sample = Sample { tensors: Vec::new(), values: sample().values, paths: sample().paths };
+        for number in 0..500u64 {
+            let name = format!("layers.{number:03}.weight");
+            let chunk = |rank: u64| {
+                let place = Place { file: format!("__{rank}_0.distcp").into(), offset: number * 1000, length: 900 + rank };
+                Chunk { offsets: vec![rank * 70_000, 0], sizes: vec![70_000, number + 1], place }
+            };
+            sample.paths.insert(name.clone(), vec![Plain::Str("model".into()), Plain::Str(name.clone())]);
+            sample.tensors.push(Tensor { name, dtype: DType::F32, shape: vec![560_000, number + 1], chunks: (0..8).map(chunk).collect() });
+        }
+        let read = Metadata::parse(&write(&sample)).unwrap();
+        assert_eq!(read.tensors().collect::<Vec<_>>(), sample.tensors);
+        sample.paths.remove("a");
+        assert_eq!((read.values, read.paths), (sample.values, sample.paths));
+    }
+
     #[test]
     fn a_chunk_outside_its_tensor_is_refused() {
         let mut metadata = sample();

@@ -8,8 +8,8 @@ use super::{
 };
 use crate::{FormatError, ReadAt, Result, globals::Global};
 
-/// Values below which nothing is swept.
-const FULL: usize = 1 << 16;
+/// Values that are left between two sweeps at least, so that small pickles are swept too: what is rare would not be tested.
+const FULL: usize = 1 << 6;
 
 pub(super) struct Machine {
     values: Values,
@@ -314,7 +314,8 @@ impl Machine {
     fn sweep(&mut self) {
         if self.values.len() >= self.full {
             self.values.sweep(self.stack.iter_mut().chain(self.memo.values()));
-            self.full = self.values.len() + FULL.max(self.values.len()).max(self.stack.len() / 4);
+            // As many as were gone through, so that a sweep costs no more than making them.
+            self.full = self.values.len() + FULL.max(self.values.len()).max(self.memo.len()).max(self.stack.len() / 4);
         }
     }
 }

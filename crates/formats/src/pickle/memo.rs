@@ -91,6 +91,11 @@ impl Memo {
         self.values[*found]
     }
 
+    /// How many values may be remembered.
+    pub(super) fn len(&self) -> usize {
+        self.values.len()
+    }
+
     /// All that is remembered.
     pub(super) fn values(&mut self) -> impl Iterator<Item = &mut Id> {
         self.values.iter_mut().flatten()

@@ -121,6 +121,39 @@ mod tests {
         assert_eq!(read.plain(read.root()).unwrap(), Plain::Tuple(vec![first.clone(), first, copied, list]));
     }
 
+    /// Takes every object, and gives each the integer that its state is.
+    struct Numbers(Vec<i64>);
+
+    impl Fold for Numbers {
+        fn object(&mut self, values: &Values, _: Global, state: Id) -> Result<Option<u32>> {
+            self.0.extend(values.int(state));
+            Ok(u32::try_from(self.0.len() - 1).ok())
+        }
+    }
+
+    /// An object, a mapping that has it, the list that both are in, and a string that is looked up: all are there once objects without end
+    /// have come and gone.
+    #[test]
+    fn what_is_in_use_survives_a_sweep() {
+        let class = b"ctorch.distributed.checkpoint.metadata\nMetadataIndex\nq\x0a";
+        let start = [b"]q\x00", &class[..], b")\x81q\x01K\x07ba}q\x02(X\x03\0\0\0keyq\x03h\x01X\x01\0\0\0tK\x01\x85u0"].concat();
+        let more = (0..1000u16).flat_map(|n| [b"h\x0a)\x81M", &n.to_le_bytes()[..], b"b0N0"].concat());
+        let end = b"h\x02ah\x03ah\x01a";
+        // Small pickles are gone through once, large ones twice.
+        for frames in [0, 10_000] {
+            let padding = (0..frames).flat_map(|_| *b"\x95\0\0\0\0\0\0\0\0");
+            let body: Vec<u8> = start.iter().copied().chain(more.clone()).chain(padding).chain(*end).collect();
+            let mut numbers = Numbers(Vec::new());
+            let read = Pickle::folded(&[b"\x80\x02", &body[..], b"."].concat(), &mut numbers).unwrap();
+            assert_eq!((numbers.0.len(), numbers.0[1000]), (1001, 999));
+            assert!(read.len() < 200, "{} values are held", read.len());
+            let [first, dict, key, again] = *read.items(read.root()).unwrap() else { panic!("not four items") };
+            assert_eq!((read.node(first), read.node(again), read.str(key)), (Node::Folded(0), Node::Folded(0), Some("key")));
+            assert_eq!(read.get(dict, "key").map(|id| read.node(id)), Some(Node::Folded(0)));
+            assert_eq!(read.plain(read.get(dict, "t").unwrap()).unwrap(), Plain::Tuple(vec![Plain::Int(1)]));
+        }
+    }
+
     #[test]
     fn a_foreign_global_is_refused_by_name() {
         refused(b"cos\nsystem\nX\x02\x00\x00\x00ls\x85R", "'os.system'");

@@ -18,7 +18,7 @@ pub(crate) enum Conversion {
     Rounded {
         first: Caster,
         then: Caster,
-        sizes: (usize, usize, usize),
+        sizes: (u8, u8, u8),
     },
 }
 
@@ -30,7 +30,7 @@ impl Conversion {
             let none = || EngineError::new(ErrorKind::Plan, format!("there is no cast from {from} to {to}")).tensor(&plan.name);
             caster(from, to).ok_or_else(none)
         };
-        let size = |d: DType| usize::try_from(d.bits() / 8).unwrap_or(usize::MAX);
+        let size = |d: DType| u8::try_from(d.bits() / 8).unwrap_or(u8::MAX);
         match plan.rounded.filter(|&through| through != from && through != to) {
             Some(through) => {
                 let sizes = (size(from), size(through), size(to));
@@ -45,7 +45,8 @@ impl Conversion {
     pub(crate) fn apply(&self, from: &[u8], to: &mut [MaybeUninit<u8>]) {
         match self {
             Self::Cast(cast) => cast(from, to),
-            Self::Rounded { first, then, sizes: (from_size, size, to_size) } => {
+            Self::Rounded { first, then, sizes } => {
+                let (from_size, size, to_size) = (usize::from(sizes.0), usize::from(sizes.1), usize::from(sizes.2));
                 let mut rounded = [MaybeUninit::uninit(); ROUNDED * 8];
                 for (from, to) in from.chunks(ROUNDED * from_size).zip(to.chunks_mut(ROUNDED * to_size)) {
                     let rounded = &mut rounded[..from.len() / from_size * size];
