@@ -39,7 +39,7 @@ fn main() {
     }
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1); // a measurement has the machine alone
-    let tests: [(&str, fn()); 8] = [
+    let tests: [(&str, fn()); 9] = [
         ("memory_beyond_the_shards_is_bounded_whatever_the_size", memory_beyond_the_shards_is_bounded_whatever_the_size),
         ("a_rank_reads_what_it_needs_and_no_more", a_rank_reads_what_it_needs_and_no_more),
         ("a_thousand_loads_leave_nothing_behind", a_thousand_loads_leave_nothing_behind),
@@ -49,6 +49,7 @@ fn main() {
         ),
         ("a_conversion_needs_little_memory_whatever_the_size", a_conversion_needs_little_memory_whatever_the_size),
         ("a_conversion_of_many_tensors_needs_little_memory_a_rank", a_conversion_of_many_tensors_needs_little_memory_a_rank),
+        ("a_checkpoint_in_many_parts_needs_little_memory_a_part", a_checkpoint_in_many_parts_needs_little_memory_a_part),
         ("a_save_and_its_verification_need_little_memory_a_tensor", a_save_and_its_verification_need_little_memory_a_tensor),
         ("hundreds_of_files_need_few_descriptors_and_little_memory", hundreds_of_files_need_few_descriptors_and_little_memory),
     ];
@@ -201,6 +202,36 @@ fn a_conversion_of_many_tensors_needs_little_memory_a_rank() {
         let each = (eight - one) / (7 * TENSORS) as f64;
         assert!(eight <= 128.0 * MIB, "{to}: {:.1} MiB", eight / MIB);
         assert!(each <= most, "{to}: {each:.0} bytes for each tensor and rank");
+    }
+}
+
+/// 4,000 tensors in a distributed checkpoint of one rank and of eight, converted and loaded: what is held of each part is where it lies, for a load
+/// what it reads of it as well, and neither its pickle nor what was made on the way.
+fn a_checkpoint_in_many_parts_needs_little_memory_a_part() {
+    const TENSORS: u64 = 4_000;
+    let dir = tempfile::TempDir::new().unwrap();
+    let source = dir.path().join("model");
+    let tensors: Vec<TensorMeta> =
+        (0..TENSORS).map(|i| TensorMeta::new(format!("model.layers.{i:06}.mlp.down_proj.weight"), DType::BF16, [8u64, 8])).collect();
+    write_checkpoint(&source, &tensors, u64::MAX, Content::Sparse).unwrap();
+    let cut = [1u64, 8].map(|ranks| {
+        let target = dir.path().join(format!("dcp-{ranks}"));
+        child(&json!({ "source": source, "convert": target, "to": "dcp", "ranks": ranks }));
+        target
+    });
+    let jobs: [(&str, f64, fn(&Path, &Path) -> Value); 3] = [
+        ("to hf", 250.0, |cut, out| json!({ "source": cut, "convert": out.join("hf"), "to": "hf", "ranks": 1 })),
+        ("to dcp on 3", 250.0, |cut, out| json!({ "source": cut, "convert": out.join("dcp"), "to": "dcp", "ranks": 3 })),
+        ("rank 0 of 6", 400.0, |cut, _| json!({ "dir": cut, "world": 6, "rank": 0, "storage": "bfloat16" })),
+    ];
+    for (what, most, job) in jobs {
+        let [one, eight] = cut.each_ref().map(|cut| {
+            let out = tempfile::TempDir::new().unwrap();
+            child(&job(cut, out.path()))["peak"].as_f64().unwrap()
+        });
+        let each = (eight - one) / (7 * TENSORS) as f64;
+        println!("{TENSORS} tensors in 1 part and in 8, {what}: {:.1} and {:.1} MiB, {each:.0} bytes a part", one / MIB, eight / MIB);
+        assert!(each <= most, "{what}: {each:.0} bytes a part");
     }
 }
 

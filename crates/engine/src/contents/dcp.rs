@@ -6,7 +6,7 @@ use std::{
 };
 
 use shardwright_core::DType;
-use shardwright_formats::{ReadAt as _, Window, dcp::Metadata, pickle::Plain, torch_file::TorchFile};
+use shardwright_formats::{ReadAt, Window, dcp::Metadata, pickle::Plain, torch_file::TorchFile};
 
 use super::{
     common::{self, malformed},
@@ -166,6 +166,9 @@ fn read(dir: &Path, second: bool, found: &mut Found) -> Result<()> {
     Ok(())
 }
 
+/// Bytes of an item that is read at once, of which less than a half are elements: there may be millions, and each read takes its time.
+const SMALL: usize = 2 << 10;
+
 /// The `.distcp` files of one directory.
 struct Items<'a> {
     dir: &'a Path,
@@ -185,7 +188,7 @@ impl Items<'_> {
     fn item<T>(
         &mut self,
         place: &shardwright_formats::dcp::Place,
-        read: impl FnOnce(&TorchFile, &Window<'_>) -> shardwright_formats::Result<T>,
+        read: impl FnOnce(&TorchFile, &dyn ReadAt) -> shardwright_formats::Result<T>,
     ) -> Result<T> {
         let path = self.dir.join(&*place.file);
         let (bytes, _) = self.file(&place.file)?;
@@ -193,7 +196,17 @@ impl Items<'_> {
             let error = EngineError::new(ErrorKind::Checkpoint, "the file is cut off").file(&path);
             return Err(error.expected(format_args!("{} bytes from byte {}", place.length, place.offset)).found(bytes.size()));
         };
-        TorchFile::open(&window).and_then(|file| read(&file, &window)).map_err(|e| malformed(&path)(e).offset(place.offset))
+        let mut small = Vec::new();
+        let source: &dyn ReadAt = match usize::try_from(place.length) {
+            Ok(length @ 0..=SMALL) => {
+                small.resize(length, 0);
+                let error = |e| EngineError::io("cannot read the file", &path, e).offset(place.offset);
+                window.read_exact_at(&mut small, 0).map_err(error)?;
+                &small
+            }
+            _ => &window,
+        };
+        TorchFile::open(source).and_then(|file| read(&file, source)).map_err(|e| malformed(&path)(e).offset(place.offset))
     }
 
     fn value(&mut self, place: &shardwright_formats::dcp::Place) -> Result<Plain> {

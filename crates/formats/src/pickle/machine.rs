@@ -315,7 +315,7 @@ impl Machine {
         if self.values.len() >= self.full {
             self.values.sweep(self.stack.iter_mut().chain(self.memo.values()));
             // As many as were gone through, so that a sweep costs no more than making them.
-            self.full = self.values.len() + FULL.max(self.values.len()).max(self.memo.len()).max(self.stack.len() / 4);
+            self.full = self.values.len() + FULL.max(self.values.len()).max(self.memo.len()).max(self.stack.len() / 2);
         }
     }
 }

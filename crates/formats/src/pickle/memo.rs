@@ -12,6 +12,8 @@ const FIRST: usize = 1 << 14;
 
 /// Bytes of a pickle that is gone through once.
 const SMALL: u64 = 64 << 10;
+/// Values that a pickle of one tensor puts into its memo.
+const FEW: usize = 32;
 /// Numbers whose places are kept at hand.
 const FOUND: usize = 256;
 
@@ -34,7 +36,7 @@ impl Memo {
     /// whichever these are.
     pub(super) fn new<S: ReadAt + ?Sized>(opcodes: &mut Opcodes<'_, S>) -> Result<Self> {
         if opcodes.size() <= SMALL {
-            return Ok(Self::default());
+            return Ok(Self { numbers: Vec::with_capacity(FEW), values: Vec::with_capacity(FEW), ..Self::default() });
         }
         let (mut numbers, mut most) = (Vec::new(), FIRST);
         loop {

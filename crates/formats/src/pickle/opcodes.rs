@@ -123,11 +123,19 @@ impl<'a, S: ReadAt + ?Sized> Opcodes<'a, S> {
         Ok(taken)
     }
 
+    #[inline]
     fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
-        if let Some(next) = self.window[self.at..].first_chunk() {
-            self.at += N;
-            return Ok(*next);
+        match self.window[self.at..].first_chunk() {
+            Some(next) => {
+                self.at += N;
+                Ok(*next)
+            }
+            None => self.array_behind_the_window(),
         }
+    }
+
+    #[cold]
+    fn array_behind_the_window<const N: usize>(&mut self) -> Result<[u8; N]> {
         let taken = self.take(N as u64)?;
         self.window[taken].try_into().map_err(|_| self.error("cut off"))
     }
