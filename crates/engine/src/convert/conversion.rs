@@ -8,11 +8,11 @@ use std::{
 
 use super::{
     beside::{self, Beside},
+    files::FilePlan,
     names::Names,
     options::{ConvertOptions, Target},
     stage::{Stage, check_free},
-    target, trainer,
-    write::{self, FilePlan},
+    target, trainer, write,
 };
 use crate::{
     contents::Contents,

@@ -1,9 +1,10 @@
-//! Any checkpoint to any other. What there is, [`contents`](crate::contents) describes; `target` plans the files that are wanted, `write` moves
+//! Any checkpoint to any other. What there is, [`contents`](crate::contents) describes; `target` plans the `files` that are wanted, `write` moves
 //! the bytes in blocks, and `conversion` leads. Memory does not grow with the model. [`diff`] compares two checkpoints element for element.
 
 mod beside;
 mod conversion;
 mod diff;
+mod files;
 mod names;
 mod options;
 mod stage;

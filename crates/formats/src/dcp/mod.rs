@@ -1,105 +1,25 @@
 //! `.metadata` of torch's distributed checkpoints: which tensors there are, in which chunks, and where each chunk's file of `torch.save` lies
-//! inside the `.distcp` files. There may be millions of chunks: `table` holds them in some 50 bytes each.
+//! inside the `.distcp` files. There may be millions of chunks: `table` holds them in some 70 bytes each.
 
 mod read;
 mod table;
+mod types;
 mod write;
 
-use std::{collections::BTreeMap, sync::Arc};
-
-use shardwright_core::DType;
-
-use self::table::{Table, TensorEntry};
-pub use self::write::Writer;
-use crate::{FormatError, ReadAt, Result, pickle::Plain};
-
-/// Bytes that `.metadata` may have.
-pub const MAX_METADATA: u64 = 512 << 20;
-
-/// What a directory holds.
-#[derive(Clone, Debug)]
-pub struct Metadata {
-    table: Table,
-    /// Sorted by name.
-    tensors: Vec<TensorEntry>,
-    /// The plain values, in the file's order, which is that of the optimizer's parameters where it was flattened.
-    pub values: Vec<(String, Place)>,
-    /// Where a name stands in the nested state dict, such as `["state", "a.weight", "exp_avg"]`; those that stand at its top are left out.
-    pub paths: BTreeMap<String, Path>,
-}
-
-/// Keys of nested mappings, outermost first: what torch calls planner data.
-pub type Path = Vec<Plain>;
-
-/// One tensor.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tensor {
-    /// Its fully qualified name.
-    pub name: String,
-    /// Element type.
-    pub dtype: DType,
-    /// Global shape.
-    pub shape: Vec<u64>,
-    /// Boxes that tile it.
-    pub chunks: Vec<Chunk>,
-}
-
-/// A box of a tensor.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Chunk {
-    /// First index in each dim.
-    pub offsets: Vec<u64>,
-    /// Size in each dim.
-    pub sizes: Vec<u64>,
-    /// Where it lies.
-    pub place: Place,
-}
-
-/// An item of a `.distcp` file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
-    /// The file's name in the directory.
-    pub file: Arc<str>,
-    /// First byte.
-    pub offset: u64,
-    /// Bytes.
-    pub length: u64,
-}
-
-impl Metadata {
-    /// Reads `.metadata`.
-    ///
-    /// # Errors
-    /// What is malformed, or missing.
-    pub fn parse(bytes: &[u8]) -> Result<Self> {
-        Self::read(bytes)
-    }
-
-    /// Reads `.metadata`, which is not held meanwhile.
-    ///
-    /// # Errors
-    /// As [`Metadata::parse`], and what the source cannot read.
-    pub fn read(source: &(impl ReadAt + ?Sized)) -> Result<Self> {
-        if source.size() > MAX_METADATA {
-            let error = FormatError::new("the metadata is too large");
-            return Err(error.expected(format_args!("at most {MAX_METADATA} bytes")).found(source.size()));
-        }
-        read::metadata(source)
-    }
-
-    /// The tensors, sorted by name; each is made when it is asked for.
-    pub fn tensors(&self) -> impl ExactSizeIterator<Item = Tensor> + '_ {
-        self.tensors.iter().map(|entry| self.table.tensor(entry))
-    }
-}
-
-fn error(what: impl std::fmt::Display) -> FormatError {
-    FormatError::new(format_args!("not metadata of torch's distributed checkpoints: it has {what}"))
-}
+pub use self::{
+    read::{MAX_METADATA, Metadata},
+    types::{Chunk, Path, Place, Tensor},
+    write::Writer,
+};
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use shardwright_core::DType;
+
     use super::*;
+    use crate::pickle::Plain;
 
     /// What a test writes.
     struct Sample {
@@ -162,6 +82,23 @@ mod tests {
         metadata.tensors[0].chunks[1].sizes[0] = 3;
         let error = Metadata::parse(&write(&metadata)).unwrap_err().to_string();
         assert!(error.contains("tensor 'a'") && error.contains("outside of [5, 3]"), "{error}");
+    }
+
+    /// A size that is looked up takes a few bytes of a pickle, however long it is.
+    #[test]
+    fn a_tensor_of_more_dims_than_torch_has_is_refused() {
+        let mut metadata = sample();
+        for dims in [64, 65] {
+            metadata.tensors[0].shape = vec![1; dims];
+            let chunk = &mut metadata.tensors[0].chunks[0];
+            (chunk.offsets, chunk.sizes) = (vec![0; dims], vec![1; dims]);
+            metadata.tensors[0].chunks.truncate(1);
+            let read = Metadata::parse(&write(&metadata));
+            match dims {
+                64 => assert_eq!(read.unwrap().tensors().collect::<Vec<_>>(), metadata.tensors),
+                _ => assert!(read.unwrap_err().to_string().contains("a size of 65 dims")),
+            }
+        }
     }
 
     #[test]

@@ -1,13 +1,13 @@
 //! The reader of `.metadata`. Chunks, the keys of items and their places leave the pickle for [`Table`] as soon as each is complete; in the end each
 //! chunk is brought together with its place.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use shardwright_core::{DType, model::numel};
 
 use super::{
-    Metadata, Path, error,
     table::{ChunkEntry, PlaceEntry, Stretch, Table, TensorEntry, number, put},
+    types::{Path, Place, Tensor, error},
 };
 use crate::{
     FormatError, ReadAt, Result,
@@ -15,7 +15,52 @@ use crate::{
     pickle::{Fold, Id, Node, Pickle, Plain, Values},
 };
 
-pub(super) fn metadata(source: &(impl ReadAt + ?Sized)) -> Result<Metadata> {
+/// Bytes that `.metadata` may have.
+pub const MAX_METADATA: u64 = 512 << 20;
+
+/// Dims that a tensor of torch may have.
+const MAX_DIMS: usize = 64;
+
+/// What a directory holds.
+#[derive(Clone, Debug)]
+pub struct Metadata {
+    table: Table,
+    /// Sorted by name.
+    tensors: Vec<TensorEntry>,
+    /// The plain values, in the file's order, which is that of the optimizer's parameters where it was flattened.
+    pub values: Vec<(String, Place)>,
+    /// Where a name stands in the nested state dict, such as `["state", "a.weight", "exp_avg"]`; those that stand at its top are left out.
+    pub paths: BTreeMap<String, Path>,
+}
+
+impl Metadata {
+    /// Reads `.metadata`.
+    ///
+    /// # Errors
+    /// What is malformed, or missing.
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        Self::read(bytes)
+    }
+
+    /// Reads `.metadata`, which is not held meanwhile.
+    ///
+    /// # Errors
+    /// As [`Metadata::parse`], and what the source cannot read.
+    pub fn read(source: &(impl ReadAt + ?Sized)) -> Result<Self> {
+        if source.size() > MAX_METADATA {
+            let error = FormatError::new("the metadata is too large");
+            return Err(error.expected(format_args!("at most {MAX_METADATA} bytes")).found(source.size()));
+        }
+        metadata(source)
+    }
+
+    /// The tensors, sorted by name; each is made when it is asked for.
+    pub fn tensors(&self) -> impl ExactSizeIterator<Item = Tensor> + '_ {
+        self.tensors.iter().map(|entry| self.table.tensor(entry))
+    }
+}
+
+fn metadata(source: &(impl ReadAt + ?Sized)) -> Result<Metadata> {
     let mut found = Found::default();
     let pickle = Pickle::folded(source, &mut found)?;
     let root = object(&pickle, pickle.root(), Global::Metadata)?;
@@ -74,7 +119,11 @@ fn entries(values: &Values, id: Id) -> Result<&[(Id, Id)]> {
 }
 
 fn shape(values: &Values, id: Id) -> Result<Vec<u64>> {
-    values.shape(id).ok_or_else(|| error("a size that is not one"))
+    let dims = values.shape(id).ok_or_else(|| error("a size that is not one"))?;
+    match dims.len() {
+        0..=MAX_DIMS => Ok(dims),
+        found => Err(error(format_args!("a size of {found} dims"))),
+    }
 }
 
 /// Classes of which there are objects in [`Found`]. The number of one among all of them tells its class, and its number there.

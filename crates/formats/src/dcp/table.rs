@@ -4,7 +4,7 @@ use std::{ops::Range, sync::Arc};
 
 use shardwright_core::DType;
 
-use super::{Chunk, Place, Tensor, error};
+use super::types::{Chunk, Place, Tensor, error};
 use crate::Result;
 
 /// Where some values stand in one of the vectors.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use shardwright_core::DType;
 
-use super::{Chunk, Place};
+use super::types::{Chunk, Place};
 use crate::{
     build::{Dict, Value},
     pickle::Plain,

@@ -1,7 +1,7 @@
 //! The machine that opcodes run on: a stack, marks, the memo, and the values that they build.
 
 use super::{
-    Fold,
+    fold::Fold,
     memo::Memo,
     opcodes::{Op, Opcodes, malformed},
     values::{Id, Node, Span, Values},
@@ -310,12 +310,13 @@ impl Machine {
         }
     }
 
-    /// Drops what objects that were taken leave behind, once there may be more of it than of all else.
+    /// Drops what objects that were taken leave behind, once there may be much of it.
     fn sweep(&mut self) {
-        if self.values.len() >= self.full {
+        if self.values.weight() >= self.full {
             self.values.sweep(self.stack.iter_mut().chain(self.memo.values()));
-            // As many as were gone through, so that a sweep costs no more than making them.
-            self.full = self.values.len() + FULL.max(self.values.len()).max(self.memo.len()).max(self.stack.len() / 2);
+            // A quarter of what was gone through, so that sweeping what stays takes but a few times as long as making it.
+            let weight = self.values.weight();
+            self.full = weight + FULL.max((weight + self.memo.len() + self.stack.len()) / 4);
         }
     }
 }

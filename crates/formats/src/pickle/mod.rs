@@ -4,6 +4,7 @@
 //! The graph's size is linear in the pickle's; what walks it must bound its steps, as [`Values::plain`] does. The pickle itself is read twice
 //! and never held: a first pass finds which values are looked up again, and objects that a [`Fold`] takes leave the graph.
 
+mod fold;
 mod machine;
 mod memo;
 mod opcodes;
@@ -14,29 +15,14 @@ use std::ops::Deref;
 
 use self::machine::Machine;
 pub use self::{
+    fold::Fold,
     plain::{MAX_DEPTH, Plain},
     values::{Id, Node, Span, Values},
 };
-use crate::{FormatError, ReadAt, Result, globals::Global};
+use crate::{FormatError, ReadAt, Result};
 
 /// Bytes that a pickle may have.
 pub const MAX_PICKLE: u64 = 1 << 30;
-
-/// Takes objects out of a pickle as soon as each has its state, where there are more of them than should be held.
-pub trait Fold {
-    /// A number that stands for the object from here on, as [`Node::Folded`]; `None` where it stays what it is.
-    ///
-    /// # Errors
-    /// What is malformed about it.
-    fn object(&mut self, values: &Values, global: Global, state: Id) -> Result<Option<u32>>;
-}
-
-/// Takes nothing.
-impl Fold for () {
-    fn object(&mut self, _: &Values, _: Global, _: Id) -> Result<Option<u32>> {
-        Ok(None)
-    }
-}
 
 /// A pickle that was read; its values are found through it.
 #[derive(Clone, Debug)]
@@ -85,6 +71,7 @@ impl Deref for Pickle {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::globals::Global;
 
     fn pickle(body: &[u8]) -> Result<Pickle> {
         Pickle::parse(&[b"\x80\x02", body, b"."].concat())
@@ -146,7 +133,7 @@ mod tests {
             let mut numbers = Numbers(Vec::new());
             let read = Pickle::folded(&[b"\x80\x02", &body[..], b"."].concat(), &mut numbers).unwrap();
             assert_eq!((numbers.0.len(), numbers.0[1000]), (1001, 999));
-            assert!(read.len() < 200, "{} values are held", read.len());
+            assert!(read.weight() < 300, "{} values and parts are held", read.weight());
             let [first, dict, key, again] = *read.items(read.root()).unwrap() else { panic!("not four items") };
             assert_eq!((read.node(first), read.node(again), read.str(key)), (Node::Folded(0), Node::Folded(0), Some("key")));
             assert_eq!(read.get(dict, "key").map(|id| read.node(id)), Some(Node::Folded(0)));

@@ -7,7 +7,7 @@ use crate::globals::Global;
 /// The first number that is not a node's: there are fewer bytes in a pickle.
 const FOLDED: u32 = 1 << 31;
 
-/// A value's number among the [`Values`] of its pickle; from [`FOLDED`] on the number of an object that left it.
+/// A value's number among the [`Values`] of its pickle; from `FOLDED` on the number of an object that left it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Id(NonZeroU32);
 
@@ -17,7 +17,7 @@ impl Id {
         u32::try_from(index).ok().filter(|number| *number < FOLDED).and_then(NonZeroU32::new).map(Self)
     }
 
-    /// The object of that number, which [`Fold`](super::Fold) has taken.
+    /// The object of that number, which [`Fold`](super::fold::Fold) has taken.
     pub(super) fn folded(number: u32) -> Option<Self> {
         number.checked_add(FOLDED).and_then(NonZeroU32::new).map(Self)
     }
@@ -92,7 +92,7 @@ pub enum Node {
     },
     /// A reference to a storage: what `persistent_id` was.
     Persistent(Id),
-    /// An object that [`Fold`](super::Fold) has taken, by the number it gave.
+    /// An object that [`Fold`](super::fold::Fold) has taken, by the number it gave.
     Folded(u32),
 }
 
@@ -185,9 +185,9 @@ impl Values {
         self.pairs.get(pairs)
     }
 
-    /// How many there are.
-    pub(super) fn len(&self) -> usize {
-        self.nodes.len()
+    /// What a sweep goes through: nodes, parts of theirs, and texts, of as many bytes as a node has.
+    pub(super) fn weight(&self) -> usize {
+        self.nodes.len() + self.items.count + self.pairs.count + self.texts.len() / size_of::<Node>()
     }
 
     /// A value more; `None` where there are too many.
@@ -262,11 +262,13 @@ impl Moves {
 pub(super) struct Parts<T> {
     together: Vec<T>,
     grown: Vec<Vec<T>>,
+    /// How many there are.
+    count: usize,
 }
 
 impl<T> Default for Parts<T> {
     fn default() -> Self {
-        Self { together: Vec::new(), grown: Vec::new() }
+        Self { together: Vec::new(), grown: Vec::new(), count: 0 }
     }
 }
 
@@ -278,13 +280,17 @@ impl<T: Copy> Parts<T> {
     pub(super) fn put(&mut self, parts: impl IntoIterator<Item = T>) -> Span {
         let start = self.together.len();
         self.together.extend(parts);
+        self.count += self.together.len() - start;
         Span::new(start, self.together.len())
     }
 
     /// Adds to what stands at `span`; where it stands then.
     pub(super) fn add(&mut self, span: Span, parts: impl IntoIterator<Item = T>) -> Span {
         if span.start == Span::GROWN {
-            self.grown[span.len as usize].extend(parts);
+            let alone = &mut self.grown[span.len as usize];
+            let before = alone.len();
+            alone.extend(parts);
+            self.count += alone.len() - before;
             return span;
         }
         if span.len == 0 {
@@ -292,16 +298,14 @@ impl<T: Copy> Parts<T> {
         }
         let mut alone = self.together[span.range()].to_vec();
         alone.extend(parts);
-        self.grown.push(alone);
-        Span::grown(self.grown.len() - 1)
+        self.push_grown(alone)
     }
 
     /// A copy that can be added to by itself, and its length.
     pub(super) fn copy(&mut self, span: Span) -> (Span, usize) {
         let len = self.get(span).len();
         if span.start == Span::GROWN {
-            self.grown.push(self.grown[span.len as usize].clone());
-            return (Span::grown(self.grown.len() - 1), len);
+            return (self.push_grown(self.grown[span.len as usize].clone()), len);
         }
         (span, len)
     }
@@ -314,6 +318,11 @@ impl<T: Copy> Parts<T> {
         // One value alone has it.
         let mut alone = std::mem::take(&mut from.grown[span.len as usize]);
         alone.iter_mut().for_each(|part| *part = replaced(*part));
+        self.push_grown(alone)
+    }
+
+    fn push_grown(&mut self, alone: Vec<T>) -> Span {
+        self.count += alone.len();
         self.grown.push(alone);
         Span::grown(self.grown.len() - 1)
     }

@@ -14,7 +14,7 @@ use shardwright_formats::{
 use super::planner::{Planned, Planner, chunk};
 use crate::{
     contents::Data,
-    convert::write::{FilePlan, Forms, OutFile, Part},
+    convert::files::{FilePlan, Forms, OutFile, Part},
     error::{EngineError, ErrorKind, Result},
 };
 

@@ -12,7 +12,7 @@ use shardwright_formats::{
 use super::planner::{Planned, Planner, all, missing_optimizer, partition};
 use crate::{
     contents::{Data, Group, Kind, Optimizer, State, Tensor},
-    convert::write::{FilePlan, OutFile, Part, Torch},
+    convert::files::{FilePlan, OutFile, Part, Torch},
     error::{EngineError, ErrorKind, Result},
 };
 

@@ -10,8 +10,8 @@ use super::planner::{Planned, Planner, all, chunk};
 use crate::{
     contents::{Kind, Tensor},
     convert::{
+        files::{FilePlan, OutFile, Part},
         names::{Names, OfHub},
-        write::{FilePlan, OutFile, Part},
     },
     error::{EngineError, ErrorKind, Result},
 };

@@ -7,8 +7,8 @@ use shardwright_core::{DType, GroupAxis, Placement};
 use crate::{
     contents::{Contents, Data, Kind, Tensor},
     convert::{
+        files::{FilePlan, Part},
         options::ConvertOptions,
-        write::{FilePlan, Part},
     },
     error::{EngineError, ErrorKind, Result},
 };
