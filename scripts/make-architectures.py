@@ -138,6 +138,11 @@ def has_layers_of_their_own(config):
     return getattr(config, "is_heterogeneous", False)
 
 
+def is_token(key):
+    """Whether a key's number is a token's, and not how many there are."""
+    return "token" in key and not re.search("(^|[.])num_", key)
+
+
 def configs(cls, config, deep):
     """(key, its value before, after, config): configs that differ in one key, those first that a size may depend on."""
     for key, value in {**plain(config), **(unlisted(cls, config) if deep else {})}.items():
@@ -146,7 +151,7 @@ def configs(cls, config, deep):
         tries = []
         if isinstance(value, bool):
             tries = [not value]
-        elif isinstance(value, int) and value >= 1 and "token" not in key:
+        elif isinstance(value, int) and value >= 1 and not is_token(key):
             tries = [2 * value]
             if deep and re.search("rank|expert|dense|interval|step|shared|per_layer|nextn|mtp", key):
                 tries += [None] if "rank" in key else [0, 1]
@@ -504,7 +509,7 @@ def of_parts(config, deep):
     for part, of in plain(config).items():
         keys = of if isinstance(of, dict) else plain(of) if isinstance(of, PreTrainedConfig) else {}
         for key, value in keys.items():
-            if isinstance(key, str) and type(value) is int and value >= 1 and key not in LAYER_COUNTS and "token" not in key and (deep or key == "vocab_size"):
+            if isinstance(key, str) and type(value) is int and value >= 1 and key not in LAYER_COUNTS and not is_token(key) and (deep or key == "vocab_size"):
                 other = copy.deepcopy(config)
                 with contextlib.suppress(Exception):
                     put(other, f"{part}.{key}", 2 * value)
@@ -515,7 +520,14 @@ def names_sizes(config, key):
     """Whether sizes are formulas of such a key: one of a part's is where the part is no model, or where it is the vocabulary. Other sizes of parts are
     compared where the part is, and what a model makes of them follows from lists and words as well."""
     part, _, inner = key.rpartition(".")
-    return not part or inner == "vocab_size" or isinstance(of := getattr(config, part), dict) or not of.model_type or of.model_type not in CONFIG_MAPPING_NAMES
+    if not part or inner == "vocab_size":
+        return True
+    of = getattr(config, part)
+    if not isinstance(of, dict) and of.model_type and of.model_type in CONFIG_MAPPING_NAMES:
+        return False
+    with contextlib.suppress(Exception):
+        return numbers_of(type(config).from_dict({part: {inner: SMALL}})).get(key) == SMALL  # else the whole model sets it
+    return True
 
 
 def put(config, key, value):
@@ -1044,7 +1056,7 @@ DIVIDES = re.compile("head|divi|group|multiple")
 def further(config, effective):
     """(key, config): configs with one key three times as large, of those that sizes were seen to depend on or that others are divided by."""
     for key, value in numbers_of(config).items():
-        if type(value) is int and value >= 1 and (key in effective or "." not in key and DIVIDES.search(key)) and "token" not in key and key not in LAYER_COUNTS:
+        if type(value) is int and value >= 1 and (key in effective or "." not in key and DIVIDES.search(key)) and not is_token(key) and key not in LAYER_COUNTS:
             for new in (3 * value, value + 1) if "channels" in key else (3 * value,):
                 other = copy.deepcopy(config)
                 with contextlib.suppress(Exception):
