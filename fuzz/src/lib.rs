@@ -151,8 +151,17 @@ pub fn pickle(data: &[u8]) -> bool {
         }
     }
     let Ok(pickle) = Pickle::parse(data) else { return false };
-    drop(pickle.plain(pickle.root()));
+    let plain = |pickle: &Pickle| pickle.plain(pickle.root()).map(|plain| format!("{plain:?}")).ok();
+    let twice = Pickle::parse(&lengthened(data)).expect("a string that is pushed and popped changes nothing");
+    assert_eq!(plain(&twice), plain(&pickle), "a large pickle, which is gone through twice, has other values");
     true
+}
+
+/// A pickle that pushes and pops a long string first, right after its protocol.
+fn lengthened(pickle: &[u8]) -> Vec<u8> {
+    const LENGTH: u32 = 1 << 16;
+    let (protocol, opcodes) = pickle.split_at(2);
+    [protocol, b"X", &LENGTH.to_le_bytes(), &[b'x'; LENGTH as usize], b"0", opcodes].concat()
 }
 
 /// A plan: what the check proves can be walked for any rank; what it cannot prove it refuses.
