@@ -517,8 +517,8 @@ def of_parts(config, deep):
 
 
 def names_sizes(config, key):
-    """Whether sizes are formulas of such a key: one of a part's is where the part is no model, or where it is the vocabulary. Other sizes of parts are
-    compared where the part is, and what a model makes of them follows from lists and words as well."""
+    """Whether a size's formula may have this key. A key of a part may be used if the part is not itself a model, or if the key is the vocabulary size:
+    a sub-model's other sizes are compared in the sub-model, and what is made of them outside depends on more than integers."""
     part, _, inner = key.rpartition(".")
     if not part or inner == "vocab_size":
         return True

@@ -11,14 +11,19 @@ use crate::tree::Choices;
 /// The variants that were chosen for an element and for the modules on the way to its part.
 type Kinds = Vec<Option<usize>>;
 type Counts = BTreeMap<Kinds, Count>;
+/// The elements of a list, by their numbers.
+type Elements = Rc<BTreeSet<u64>>;
 
 /// The names that a checkpoint fills.
 #[derive(Debug)]
 pub struct Stored<'a> {
     names: BTreeSet<&'a str>,
-    lists: RefCell<HashMap<String, Rc<BTreeSet<u64>>>>,
+    lists: RefCell<HashMap<String, Elements>>,
     /// By a list and a part of its elements. Each is counted once: a checkpoint may have any number of elements.
     parts: RefCell<HashMap<(String, String), Rc<Counts>>>,
+    /// Of elements that are not stored, by their list and a path in them: the variant there, and the elements of the list there. Each is found once.
+    variants: RefCell<HashMap<(String, String), Option<usize>>>,
+    inner: RefCell<HashMap<(String, String), Elements>>,
 }
 
 /// Elements of a kind, and how many of them have a part.
@@ -31,7 +36,13 @@ struct Count {
 impl<'a> Stored<'a> {
     /// Of those names.
     pub fn new(names: impl Iterator<Item = &'a String>) -> Self {
-        Self { names: names.map(String::as_str).collect(), lists: RefCell::default(), parts: RefCell::default() }
+        Self {
+            names: names.map(String::as_str).collect(),
+            lists: RefCell::default(),
+            parts: RefCell::default(),
+            variants: RefCell::default(),
+            inner: RefCell::default(),
+        }
     }
 
     /// Whether there is a name, or one in a module of that name.
@@ -41,7 +52,7 @@ impl<'a> Stored<'a> {
     }
 
     /// The elements of a list that have something.
-    pub fn elements(&self, list: &str) -> Rc<BTreeSet<u64>> {
+    pub fn elements(&self, list: &str) -> Elements {
         if let Some(known) = self.lists.borrow().get(list) {
             return Rc::clone(known);
         }
@@ -80,29 +91,39 @@ impl<'a> Stored<'a> {
         all > 1 && having == all
     }
 
-    /// The variant at a path in an element of a list that is not stored, where those that are stored have the same one there.
+    /// The variant at a path in an element of a list that is not stored, where those that are stored have the same one there. The choices must be the
+    /// same each time.
     pub fn variant_of_others(&self, path: &str, choices: &Choices) -> Option<usize> {
-        let mut found = self.others(path).into_iter().filter_map(|path| choices.get(&path).copied());
-        let first = found.next()?;
-        found.all(|other| other == first).then_some(first)
+        let (list, rest) = self.in_unstored(path)?;
+        *self.variants.borrow_mut().entry((list.to_owned(), rest.to_owned())).or_insert_with(|| {
+            let elements = self.elements(list);
+            let mut found = elements.iter().filter_map(|i| choices.get(&format!("{list}.{i}.{rest}")).copied());
+            let first = found.next()?;
+            found.all(|other| other == first).then_some(first)
+        })
     }
 
     /// The elements of a list in an element of another that is not stored: those that the list has in all that are.
-    pub fn elements_of_others(&self, list: &str) -> BTreeSet<u64> {
-        let lists = self.others(list).into_iter().map(|list| self.elements(&list));
-        lists.map(|elements| (*elements).clone()).reduce(|all, other| &all & &other).unwrap_or_default()
+    pub fn elements_of_others(&self, path: &str) -> Elements {
+        let Some((list, rest)) = self.in_unstored(path) else { return Rc::default() };
+        let key = (list.to_owned(), rest.to_owned());
+        if let Some(known) = self.inner.borrow().get(&key) {
+            return Rc::clone(known);
+        }
+        let lists = self.elements(list).iter().map(|i| self.elements(&format!("{list}.{i}.{rest}"))).collect::<Vec<_>>();
+        let all = lists.iter().map(|elements| (**elements).clone()).reduce(|all, other| &all & &other);
+        let all = Rc::new(all.unwrap_or_default());
+        self.inner.borrow_mut().insert(key, Rc::clone(&all));
+        all
     }
 
-    /// A path in an element of a list that is not stored, as it is in those that are.
-    fn others(&self, path: &str) -> Vec<String> {
-        for (dot, _) in path.match_indices('.') {
-            let Some((index, rest)) = path[dot + 1..].split_once('.') else { break };
-            if index.parse::<u64>().is_ok() && !self.has(&path[..dot + 1 + index.len()]) {
-                let list = &path[..dot];
-                return self.elements(list).iter().map(|i| format!("{list}.{i}.{rest}")).collect();
-            }
-        }
-        Vec::new()
+    /// The outermost list on a path of which the element there is not stored, and the path from that element on.
+    fn in_unstored<'p>(&self, path: &'p str) -> Option<(&'p str, &'p str)> {
+        path.match_indices('.').find_map(|(dot, _)| {
+            let (index, rest) = path[dot + 1..].split_once('.')?;
+            let unstored = index.parse::<u64>().is_ok() && !self.has(&path[..dot + 1 + index.len()]);
+            unstored.then_some((&path[..dot], rest))
+        })
     }
 
     /// How many elements of each kind have a part.
@@ -147,10 +168,11 @@ mod tests {
         // What an element has that is not stored at all.
         let kind = |i: u64| (format!("h.{i}.attn"), 1);
         assert_eq!(stored.variant_of_others("h.9.attn", &(0..6).map(kind).collect()), Some(1));
-        assert_eq!(stored.variant_of_others("h.9.attn", &(0..6).map(kind).chain([("h.3.attn".to_owned(), 0)]).collect()), None);
         assert_eq!(stored.variant_of_others("h.2.attn", &(0..6).map(kind).collect()), None, "one that is stored");
+        let unlike = (0..6).map(kind).chain([("h.3.attn".to_owned(), 0)]).collect();
+        assert_eq!(Stored::new(names.iter()).variant_of_others("h.9.attn", &unlike), None);
         let names: Vec<String> = ["h.0.list.0", "h.0.list.1", "h.0.list.2", "h.1.list.0", "h.1.list.2"].map(str::to_owned).into();
-        assert_eq!(Stored::new(names.iter()).elements_of_others("h.7.list"), [0, 2].into());
+        assert_eq!(*Stored::new(names.iter()).elements_of_others("h.7.list"), [0, 2].into());
         // No other element is of its kind.
         assert!(!Stored::new(names.iter()).all_others_have("h.2.attn.bias", &[("h.2.attn".to_owned(), 1)].into()));
     }

@@ -484,6 +484,20 @@ fn a_key_that_the_config_lacks_has_the_classs_default() {
     assert!(made(&qwen3, &without(&qwen3, "", "num_hidden_layers")).missing.iter().any(|m| m.name.contains("layers.20.")));
 }
 
+/// What a language model's class makes of a case's shapes under a config.
+fn under(case: &Value, config: &Value) -> Assembled {
+    let options = Options { class: Use::Llm, exclude: &Globs::default(), tied_in_each_group: true, same: None, transformers: 5, own: None };
+    assemble(&by_name(case, DType::BF16), config, &options)
+}
+
+/// Under its own config every tensor is used, none is missing, and all sizes are config.json's.
+fn assert_whole(case: &Value, name: &str) {
+    let found = under(case, &case["config"]);
+    let missing: Vec<&str> = found.missing.iter().map(|m| m.name.as_str()).collect();
+    let unused: Vec<u32> = found.unused.iter().map(|u| u.source).collect();
+    assert_eq!((found.misfits.first(), &missing[..], &unused[..]), (None, &[][..], &[][..]), "{}", case[name]);
+}
+
 /// Classes as transformers 5.24 builds them under configs that a change of one key does not reach: every tensor is a parameter, none is missing, and
 /// the sizes are config.json's.
 #[test]
@@ -491,13 +505,7 @@ fn models_of_unusual_configs_are_whole() {
     let mut tried = 0;
     for line in include_str!("whole.jsonl").lines() {
         let case: Value = serde_json::from_str(line).unwrap();
-        let sources = by_name(&case, DType::F32);
-        let class = Use::Llm;
-        let options = Options { class, exclude: &Globs::default(), tied_in_each_group: true, same: None, transformers: 5, own: None };
-        let found = assemble(&sources, &case["config"], &options);
-        let missing: Vec<&str> = found.missing.iter().map(|m| m.name.as_str()).collect();
-        let unused: Vec<&str> = found.unused.iter().map(|u| sources[u.source as usize].name.as_str()).collect();
-        assert_eq!((found.misfits.first(), &missing[..], &unused[..]), (None, &[][..], &[][..]), "{}", case["type"]);
+        assert_whole(&case, "type");
         tried += 1;
     }
     assert!(tried >= 9, "{tried}");
@@ -521,19 +529,32 @@ fn a_number_that_the_class_replaces_is_not_compared() {
     }
 }
 
-/// config.json as models were released with it, which says some keys by older names and leaves others out.
+/// Sizes in a part that is not a model itself, and the vocabulary of a head beside the language model.
+#[test]
+fn sizes_that_a_part_decides_are_compared() {
+    let released: Vec<Value> = include_str!("released.jsonl").lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for (name, pointer, key) in [
+        ("dbrx", "/attn_config/kv_n_heads", "attn_config.kv_n_heads"),
+        ("dbrx", "/ffn_config/ffn_hidden_size", "ffn_config.ffn_hidden_size"),
+        ("mllama", "/text_config/vocab_size", "text_config.vocab_size"),
+        ("qwen2vl-2b", "/num_key_value_heads", "num_key_value_heads"),
+    ] {
+        let case = released.iter().find(|case| case["name"] == name).unwrap();
+        let mut config = case["config"].clone();
+        let value = config.pointer_mut(pointer).unwrap();
+        *value = (2 * value.as_u64().unwrap()).into();
+        let misfits: Vec<String> = under(case, &config).misfits.iter().map(ToString::to_string).collect();
+        assert!(misfits.iter().any(|m| m.contains(key)), "{name} {pointer}: {misfits:?}");
+    }
+}
+
+/// config.json with the keys and widths that models were released with, some by older names and others left out; fewer layers and experts.
 #[test]
 fn released_models_are_whole_and_another_width_or_depth_shows() {
     let mut tried = 0;
     for line in include_str!("released.jsonl").lines() {
         let case: Value = serde_json::from_str(line).unwrap();
-        let sources = by_name(&case, DType::BF16);
-        let class = Use::Llm;
-        let options = Options { class, exclude: &Globs::default(), tied_in_each_group: true, same: None, transformers: 5, own: None };
-        let found = assemble(&sources, &case["config"], &options);
-        let missing: Vec<&str> = found.missing.iter().map(|m| m.name.as_str()).collect();
-        let unused: Vec<&str> = found.unused.iter().map(|u| sources[u.source as usize].name.as_str()).collect();
-        assert_eq!((found.misfits.first(), &missing[..], &unused[..]), (None, &[][..], &[][..]), "{}", case["name"]);
+        assert_whole(&case, "name");
         let part = if case["config"]["text_config"]["hidden_size"].is_u64() { "/text_config" } else { "" };
         let doubled = |keys: &[&str]| {
             let mut config = case["config"].clone();
@@ -541,7 +562,7 @@ fn released_models_are_whole_and_another_width_or_depth_shows() {
             let value = config.pointer_mut(&key.unwrap_or_else(|| panic!("{}: none of {keys:?}", case["name"]))).unwrap();
             let other = 2 * value.as_u64().unwrap();
             *value = other.into();
-            (assemble(&sources, &config, &options), other)
+            (under(&case, &config), other)
         };
         // Another width than that of the tensors, and more layers.
         let (wider, other) = doubled(&["hidden_size", "d_model", "n_embd", "n_embed"]);

@@ -47,7 +47,7 @@ impl Tree<'_> {
             let names: Vec<String> = if child.name == "*" {
                 match self.size(at.scope, &child.length) {
                     Some((length, _)) => (0..length.min(most as u64)).map(|i| i.to_string()).collect(),
-                    None => stored.elements(path).iter().chain(&stored.elements_of_others(path)).map(u64::to_string).collect(),
+                    None => stored.elements(path).iter().chain(&*stored.elements_of_others(path)).map(u64::to_string).collect(),
                 }
             } else {
                 vec![child.name.clone()]

@@ -49,7 +49,7 @@ struct Switches {
     firsts: Vec<Option<Switched>>,
 }
 
-/// Variants that elements have, by their path; [`NONE`] where there is no element.
+/// The variant chosen for each module that has several, by its path; [`NONE`] where the module is absent.
 pub type Choices = BTreeMap<String, usize>;
 
 /// What [`Choices`] have where config.json says that a layer lacks a part.

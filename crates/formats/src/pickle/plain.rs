@@ -45,7 +45,7 @@ impl Values {
     /// The value without anything that only torch or DeepSpeed could make: `Err` names what is there instead.
     ///
     /// # Errors
-    /// What is no plain value, or too deep or too large.
+    /// The value is not plain, is nested too deeply, or is too large.
     pub fn plain(&self, id: Id) -> Result<Plain> {
         let mut left = MAX_PLAIN;
         self.plain_within(id, MAX_DEPTH, &mut left)

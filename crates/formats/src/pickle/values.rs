@@ -249,7 +249,7 @@ impl Moves {
         if let Some(known) = NonZeroU32::new(*place) {
             return Id(known);
         }
-        // There are no more than before.
+        // A copy has no more values than the original, so the number always fits.
         let Some(new) = Id::new(self.new.len()) else { return id };
         *place = new.0.get();
         self.new.push(self.old[id.index()]);
