@@ -29,7 +29,7 @@ impl Saver<'_> {
     ) -> Result<Saved> {
         let created = self.create_dir()?;
         let save = || {
-            self.refuse(identity, ranks)?;
+            self.refuse_early(identity, ranks)?;
             staged::remove_leftovers(&self.dir);
             let stage = Stage::create(&self.dir)?;
             let places: Vec<usize> = (0..ranks.len()).collect();
@@ -84,7 +84,7 @@ impl Saver<'_> {
 
     /// Locks the directory until the file is dropped, as only one process may commit at a time. Where locks are not supported, processes
     /// of equal saves still agree on every byte.
-    fn lock(&self) -> Result<File> {
+    pub(super) fn lock(&self) -> Result<File> {
         let directory = File::open(&self.dir).map_err(|e| EngineError::io("cannot open the directory", &self.dir, e))?;
         while let Err(TryLockError::WouldBlock) = directory.try_lock() {
             self.watch(0)?;

@@ -11,6 +11,18 @@ use crate::{
 };
 
 impl Saver<'_> {
+    /// As [`Saver::refuse`], before the directory is locked for the commit. Another process's commit may be half done at that moment, its
+    /// old manifest gone and old shards still there, so a refusal counts only once the directory was looked at under the lock.
+    pub(super) fn refuse_early(&self, identity: &SaveIdentity, ranks: &[u32]) -> Result<()> {
+        match self.refuse(identity, ranks) {
+            Err(e) if e.kind() == ErrorKind::Exists && self.dir.is_dir() => {
+                let _locked = self.lock()?;
+                self.refuse(identity, ranks)
+            }
+            other => other,
+        }
+    }
+
     /// Refuses a directory that this save of `ranks` may not write into.
     ///
     /// An unfinished save of a world of this size may be that of this very job, whose other ranks read another copy of the model or another

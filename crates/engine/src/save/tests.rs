@@ -317,6 +317,32 @@ fn an_overwrite_by_ranks_passes_only_when_every_rank_is_new() {
     case.verified();
 }
 
+/// While another rank's commit has removed the manifest and not yet the old shards, a rank waits for its end instead of taking the old
+/// shards for another job's.
+#[test]
+fn an_overwrite_waits_for_another_ranks_commit() {
+    let mut case = case(Cut::Rows, 1, 3);
+    case.save_all().unwrap();
+    case.checkpoint = write_model(case.checkpoint.dir(), 1);
+    let committing = fs::File::open(&case.out).unwrap();
+    committing.lock().unwrap();
+    fs::remove_file(case.out.join(MANIFEST)).unwrap();
+    let (sender, waits) = std::sync::mpsc::channel();
+    let saver = case.saver().overwrite(true);
+    std::thread::scope(|scope| {
+        let checked = scope.spawn(move || {
+            let progress = |_| sender.send(()).unwrap_or(());
+            saver.progress(&progress).check(&[0])
+        });
+        let _ = waits.recv(); // an error where it ended without waiting: join tells
+        for entry in fs::read_dir(&case.out).unwrap() {
+            fs::remove_file(entry.unwrap().path()).unwrap();
+        }
+        drop(committing);
+        checked.join().unwrap().unwrap();
+    });
+}
+
 #[test]
 fn files_that_would_be_taken_for_shards_or_lost_are_in_the_way() {
     let case = case(Cut::Rows, 1, 2);

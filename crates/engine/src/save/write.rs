@@ -28,7 +28,7 @@ impl Saver<'_> {
     /// [`ErrorKind::Exists`]: crate::ErrorKind::Exists
     /// [`ErrorKind::Io`]: crate::ErrorKind::Io
     pub fn check(&self, ranks: &[u32]) -> Result<()> {
-        self.refuse(self.identity()?, ranks)?;
+        self.refuse_early(self.identity()?, ranks)?;
         let copied = sum(copied::find(self.checkpoint)?.iter().map(|file| file.bytes));
         // The old files of an overwrite stay until the new ones are whole, so they count as taken.
         check_space(&self.dir, self.shard_bytes(ranks)?.saturating_add(copied), "the shards")
