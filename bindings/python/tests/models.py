@@ -1,4 +1,4 @@
-"""Tiny models of real classes, saved in the hub's layout: dense, tied, experts that the class stacks, a persistent router bias."""
+"""Tiny models of real classes, saved in the hub's layout: dense, tied, experts that the class stacks, persistent buffers."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ def configs():
         "qwen3-tied": T.Qwen3Config(**BASE, tie_word_embeddings=True),
         "qwen3_moe": T.Qwen3MoeConfig(**BASE, **moe, num_experts=5),
         "mixtral": T.MixtralConfig(**BASE, num_experts_per_tok=2, num_local_experts=5),
+        "minimax": T.MiniMaxConfig(**BASE, num_experts_per_tok=2, num_local_experts=5, block_size=16),
         "phi3": T.Phi3Config(**{k: v for k, v in BASE.items() if k != "head_dim"}, pad_token_id=0),
         "gpt_oss": T.GptOssConfig(**BASE, num_experts_per_tok=2, num_local_experts=5),
         "deepseek_v3": T.DeepseekV3Config(**mla, **moe, n_routed_experts=8, n_group=2, topk_group=1, first_k_dense_replace=1),

@@ -179,6 +179,16 @@ def over_tensor_parallelism(folder):
         raise AssertionError("a stride that is not FSDP2's was taken")
 
 
+def stock_buffer_dtypes(path, config):
+    from transformers.integrations import HfDeepSpeedConfig
+
+    active = HfDeepSpeedConfig(config)  # from_pretrained partitions while it is alive
+    dtype = torch.bfloat16 if config["bf16"]["enabled"] else torch.float32
+    model = T.AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+    del active
+    return {n: b.dtype for n, b in model.named_buffers()}
+
+
 def zero3(folder):
     import deepspeed
     import shardwright.deepspeed as sd
@@ -189,8 +199,10 @@ def zero3(folder):
             zero = {"stage": 3, **({"offload_param": {"device": "cpu"}} if offload else {})}
             config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero, "bf16": {"enabled": bf16}}
             model_config = T.AutoConfig.from_pretrained(path)
+            dtypes = stock_buffer_dtypes(path, config)
             calls.clear()
-            model = sd.build(lambda c=model_config: T.AutoModelForCausalLM.from_config(c), path, config)
+            # The constructor itself: unlike from_config it leaves torch's default dtype as it is.
+            model = sd.build(lambda c=model_config: T.AutoModelForCausalLM._model_mapping[type(c)](c), path, config)
             assert not calls, f"{path.name}: collectives {calls}"
             for n, p in model.named_parameters():
                 valid = max(0, min(p.ds_tensor.ds_numel, p.ds_numel - dist.get_rank() * p.ds_tensor.ds_numel))
@@ -199,6 +211,7 @@ def zero3(folder):
                     check(f"{path.name} {n}", torch.equal(p.data, want[n].to(p.dtype)))
             for n, b in model.named_buffers():
                 check(f"{path.name} buffer {n}", torch.equal(b, want[n].to(b.dtype)))
+                check(f"{path.name} buffer {n}: {b.dtype}, stock {dtypes[n]}", b.dtype == dtypes[n])
 
 
 def masters(folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -57,7 +58,8 @@ def _check_config(config: dict[str, Any]) -> None:
 def zero_init(config: dict[str, Any] | str | os.PathLike[str], *, dtype: torch.dtype | None = None, group: Any = None) -> Iterator[None]:
     """A context in which modules are built partitioned, as with `deepspeed.zero.Init`, without broadcasting values that will be filled.
 
-    RoPE frequencies keep their own dtype, and transformers initialises nothing and ties nothing; call `model.tie_weights()` afterwards.
+    RoPE frequencies keep their own dtype; buffers that a transformers model computes in torch's default dtype have the training dtype, as with
+    `from_pretrained`. transformers initialises nothing and ties nothing; call `model.tie_weights()` afterwards.
 
     Args:
         config: a DeepSpeed config, or the path of one, with "zero_optimization.stage" 3.
@@ -86,8 +88,45 @@ def zero_init(config: dict[str, Any] | str | os.PathLike[str], *, dtype: torch.d
             if hasattr(initialization, "no_tie_weights"):
                 stack.enter_context(initialization.no_tie_weights())
             stack.enter_context(prevent_arange_dtype_change())
-        stack.enter_context(quiet_init_class()(config_dict_or_path=read, dtype=dtype, data_parallel_group=group))
+        init = quiet_init_class()(config_dict_or_path=read, dtype=dtype, data_parallel_group=group)
+        stack.enter_context(init)
+        with contextlib.suppress(ImportError):
+            stack.enter_context(_default_dtype(init.dtype))
         yield
+
+
+@contextlib.contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Sets torch's default dtype while a transformers model is constructed, as `from_pretrained` does: computed buffers have it."""
+    from transformers import PreTrainedModel
+
+    begin, end = PreTrainedModel.__init__, PreTrainedModel.post_init
+    outermost: Any = None
+    before = torch.get_default_dtype()
+
+    @functools.wraps(begin)
+    def begins(model: Any, *args: Any, **kwargs: Any) -> None:
+        nonlocal outermost, before
+        if outermost is None:
+            outermost, before = model, torch.get_default_dtype()
+            torch.set_default_dtype(dtype)
+        begin(model, *args, **kwargs)
+
+    @functools.wraps(end)
+    def ends(model: Any) -> None:
+        nonlocal outermost
+        end(model)
+        if model is outermost:
+            outermost = None
+            torch.set_default_dtype(before)
+
+    PreTrainedModel.__init__, PreTrainedModel.post_init = begins, ends
+    try:
+        yield
+    finally:
+        PreTrainedModel.__init__, PreTrainedModel.post_init = begin, end
+        if outermost is not None:  # its constructor failed, or ended without post_init
+            torch.set_default_dtype(before)
 
 
 def quiet_init_class() -> Any:
