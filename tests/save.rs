@@ -485,39 +485,50 @@ fn killed_processes_of_one_save_never_leave_a_mix_that_passes() {
     assert_eq!(state(&shards, sources), Some(1));
 }
 
-/// Overwriting one source's shards by another's, killed a hundred times: half of the moments anywhere in the program's life, half in
-/// the commit, which begins when the manifest goes. What is left either passes, and is then one of the two whole, or is refused.
+/// Overwriting one source's shards by another's, killed a hundred times: at once where a whole save is there, anywhere in the program's
+/// life, or in the commit, which begins when the manifest goes. What is left either passes, and is then one of the two whole, or is refused.
 fn a_killed_save_never_leaves_a_mix_that_passes() {
     let dir = TempDir::new().unwrap();
     let shards = dir.path().join("shards");
     let (sources, configs) = old_and_new(dir.path());
+    let state = || state(&shards, [&sources[0], &sources[1]]);
+    let whole = |which: usize| {
+        good(&save(&configs[which], 4, &shards, &["--overwrite"]));
+        assert_eq!(state(), Some(which));
+    };
     let started = Instant::now();
-    good(&save(&configs[0], 4, &shards, &[]));
+    whole(0);
     let life = u64::try_from(started.elapsed().as_micros()).unwrap();
     let mut random = Random(1);
     let (mut passed, mut refused) = (0, 0);
     for round in 0..100 {
-        let new = state(&shards, [&sources[0], &sources[1]]).map_or(round % 2, |which| 1 - which);
-        let mut child = spawn(&configs[new], &shards);
-        if round % 2 == 0 {
-            std::thread::sleep(Duration::from_micros(random.below(life)));
-        } else {
-            let before = shards.join(MANIFEST).exists();
-            while before && shards.join(MANIFEST).exists() && child.try_wait().unwrap().is_none() {}
-            let (wait, since) = (Duration::from_micros(random.below(3000)), Instant::now());
-            while since.elapsed() < wait {}
+        let before = match state() {
+            None if round % 4 == 0 => {
+                whole(0);
+                Some(0)
+            }
+            state => state,
+        };
+        let mut child = spawn(&configs[before.map_or(round % 2, |which| 1 - which)], &shards);
+        match round % 4 {
+            0 => {}
+            1 | 3 => {
+                while before.is_some() && shards.join(MANIFEST).exists() && child.try_wait().unwrap().is_none() {}
+                let (wait, since) = (Duration::from_micros(random.below(3000)), Instant::now());
+                while since.elapsed() < wait {}
+            }
+            _ => std::thread::sleep(Duration::from_micros(random.below(life))),
         }
         signal(&mut child, libc::SIGKILL);
         drop(child.wait_with_output());
-        match state(&shards, [&sources[0], &sources[1]]) {
+        match state() {
             Some(_) => passed += 1,
             None => refused += 1,
         }
     }
     eprintln!("killed 100 saves: {passed} left a directory that passes, {refused} one that is refused");
     assert!(passed > 0 && refused > 0, "kills came at one kind of moment only: {passed} passed, {refused} were refused");
-    good(&save(&configs[1], 4, &shards, &["--overwrite"]));
-    assert_eq!(state(&shards, [&sources[0], &sources[1]]), Some(1));
+    whole(1);
     assert!(names(&shards).iter().all(|n| !n.starts_with(TEMPORARY)), "the killed saves' leftovers are gone");
 }
 
