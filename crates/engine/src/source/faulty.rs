@@ -18,6 +18,9 @@ pub(crate) struct Faults {
     pub(crate) cached: bool,
     /// Bytes that were announced.
     pub(crate) announced: AtomicU64,
+    /// Reads that stalled, and those of them that came back.
+    pub(crate) stalled: AtomicU64,
+    pub(crate) came_back: AtomicU64,
 }
 
 pub(crate) enum Misbehaviour {
@@ -49,7 +52,8 @@ impl std::fmt::Debug for Faults {
 
 impl Faults {
     pub(crate) fn new(after: u64, what: Misbehaviour) -> Self {
-        Self { after, what, reads: AtomicU64::new(0), cached: false, announced: AtomicU64::new(0) }
+        let [reads, announced, stalled, came_back] = [(); 4].map(|()| AtomicU64::new(0));
+        Self { after, what, reads, cached: false, announced, stalled, came_back }
     }
 }
 
@@ -85,7 +89,9 @@ impl ReadAt for Faulty {
             }
             Misbehaviour::StallsThenFails(_) if late > 0 => Err(io::Error::from_raw_os_error(libc::EIO)),
             Misbehaviour::Stalls(time) | Misbehaviour::StallsThenFails(time) => {
+                self.faults.stalled.fetch_add(1, Ordering::Relaxed);
                 std::thread::sleep(*time);
+                self.faults.came_back.fetch_add(1, Ordering::Relaxed);
                 Err(io::Error::from_raw_os_error(libc::EIO))
             }
             Misbehaviour::Does(it) => {
