@@ -11,33 +11,21 @@ use serde_json::json;
 use shardwright::{
     core::DType,
     engine::{
-        Checkpoint, EngineError, HubEnv,
-        convert::{Contents, Conversion, ConvertOptions, Data, Difference, Names, Target, check_free, diff as compare},
+        EngineError, HubEnv,
+        convert::{Contents, Conversion, ConvertOptions, Differences, Names, Target, check_free, diff as compare, read_back},
     },
 };
 
 use crate::{errors, wait};
 
-fn open(path: &Path, ties: &[(String, String)]) -> Result<Contents, EngineError> {
-    let mut contents = match path.exists() {
-        true => Contents::open(path)?,
-        false => Contents::open(Checkpoint::find(&path.to_string_lossy(), &[] as &[PathBuf], &HubEnv::from_process())?.dir())?,
-    };
-    for (alias, name) in ties {
-        contents.tie(alias, name)?;
-    }
-    Ok(contents)
-}
-
-fn bytes(contents: &Contents) -> u64 {
-    let states = contents.optimizer.iter().flat_map(|o| &o.states).flat_map(|s| &s.tensors).map(|(_, data)| data);
-    contents.tensors.iter().map(|t| &t.data).chain(states).map(Data::bytes).fold(0, u64::saturating_add)
+pub(crate) fn open(path: &Path, ties: &[(String, String)]) -> Result<Contents, EngineError> {
+    Contents::find(path, &HubEnv::from_process())?.tied(ties)
 }
 
 /// Converts a checkpoint of any format to another.
 #[pyfunction]
 #[pyo3(signature = (source, target, to, *, ranks = 1, replicas = 1, dtype = None, params_only = false, names = None, max_file_size = None,
-    sub_group_size = None, tag = None, config = None, ties = Vec::new(), dry_run = false, progress = None))]
+    sub_group_size = None, tag = None, config = None, ties = Vec::new(), verify = false, dry_run = false, progress = None))]
 #[expect(clippy::too_many_arguments, reason = "keyword arguments of Python")]
 pub fn convert(
     py: Python<'_>,
@@ -54,6 +42,7 @@ pub fn convert(
     tag: Option<String>,
     config: Option<PathBuf>,
     ties: Vec<(String, String)>,
+    verify: bool,
     dry_run: bool,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<String> {
@@ -96,15 +85,22 @@ pub fn convert(
         let files: Vec<_> = plan.files().map(|(name, bytes)| json!({"name": name, "bytes": bytes})).collect();
         let (lost, total, size) = (plan.lost().to_vec(), plan.source_bytes(), plan.bytes());
         let (started, done) = (Instant::now(), AtomicU64::new(0));
+        let to_verify = if verify { contents.bytes().saturating_mul(2) } else { 0 };
+        let watch = |n| progress.note(done.fetch_add(n, Ordering::Relaxed) + n, total.saturating_add(to_verify));
         if !dry_run {
-            let watch = |n| progress.note(done.fetch_add(n, Ordering::Relaxed) + n, total);
             plan.run(&target, &watch, cancel)?;
         }
         let seconds = started.elapsed().as_secs_f64();
+        let verified = match verify && !dry_run {
+            true => {
+                let found = read_back(&contents, &options, &target, &ties, &watch, cancel)?;
+                json!({"elements": found.elements, "right": found.is_right(), "problems": problems(&found)})
+            }
+            false => json!(null),
+        };
         let format = contents.format.to_string();
-        Ok(
-            json!({"format": format, "files": files, "bytes": size, "source_bytes": total, "lost": lost, "notes": contents.notes, "seconds": seconds}),
-        )
+        Ok(json!({"format": format, "files": files, "bytes": size, "source_bytes": total, "lost": lost, "notes": contents.notes,
+            "seconds": seconds, "verified": verified}))
     })?;
     Ok(done.to_string())
 }
@@ -122,22 +118,17 @@ pub fn diff(
 ) -> PyResult<String> {
     let done = wait::run(py, progress.as_ref(), |cancel, progress| {
         let (a, b) = (open(&first, &ties)?, open(&second, &ties)?);
-        let (total, done) = (bytes(&a).saturating_add(bytes(&b)), AtomicU64::new(0));
+        let (total, done) = (a.bytes().saturating_add(b.bytes()), AtomicU64::new(0));
         let found = compare(&a, &b, common, &|n| progress.note(done.fetch_add(n, Ordering::Relaxed) + n, total), cancel)?;
-        let different = found.different.iter().map(|(name, difference)| {
-            let what = match difference {
-                Difference::OnlyFirst => "only in the first".to_owned(),
-                Difference::OnlySecond => "only in the second".to_owned(),
-                Difference::Shape(a, b) => format!("shape {a:?} and {b:?}"),
-                Difference::Elements { count, first, most } => {
-                    format!("{count} elements differ, from element {first} on, by {most:e} at most")
-                }
-                _ => "differs".to_owned(),
-            };
-            (name.clone(), what.into())
-        });
+        let different = found.different.iter().map(|(name, difference)| (name.clone(), difference.text("the first", "the second").into()));
         let different: serde_json::Map<String, serde_json::Value> = different.collect();
         Ok(json!({"equal": found.equal, "cast": found.cast, "elements": found.elements, "different": different, "notes": found.notes}))
     })?;
     Ok(done.to_string())
+}
+
+/// What differs from the source, a line each.
+pub(crate) fn problems(found: &Differences) -> Vec<String> {
+    let different = found.different.iter().map(|(name, difference)| format!("'{name}': {}", difference.text("the source", "the target")));
+    different.chain(found.notes.iter().cloned()).collect()
 }

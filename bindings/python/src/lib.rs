@@ -25,7 +25,7 @@ mod _native {
         api::{Plan, Resolution, Shards, Tensor, plan, resolve, world},
         checkpoint::{Checkpoint, open_optimizer},
         convert::{convert, diff},
-        files::{inspect, verify},
+        files::{inspect, inspect_contents, is_other_format, is_save, verify, verify_contents},
         fill::{casts, device_refused, fill},
         plugin::{check_policy, check_strategy, placement, register},
     };

@@ -138,7 +138,7 @@ def test_inspect_and_verify(saved, tmp_path):
     assert found.tensors["a.weight"].shape == (4, 6) and found.bytes == sum(t.nbytes for t in net.state_dict().values())
     assert "4 tensors" in repr(found)
     with pytest.raises(shardwright.CheckpointError):
-        shardwright.verify(tmp_path)
+        shardwright.verify(tmp_path / "nothing")
     (tmp_path / "train.yaml").write_text(f"model: {path}\ndist_config: {{name: fsdp2}}\n")
     out = tmp_path / "out"
     command = ["load", str(tmp_path / "train.yaml"), "--world-size", "2", "--save", str(out)]

@@ -2,14 +2,16 @@
 
 use std::path::Path;
 
-use serde_json::{Value, json};
 use shardwright_core::text::shown;
-use shardwright_engine::convert::{Contents, Kind, is_other_format};
+use shardwright_engine::{
+    contents::{Contents, is_other_format},
+    inspect::{inspect_contents, kind_name},
+};
 
 use crate::{
     args::{Format, InspectArgs},
     exit::{Exit, Failure},
-    output::{print, print_next, print_note},
+    output::{print, print_json, print_next, print_note},
     table::{Align, bytes, render},
 };
 
@@ -21,7 +23,7 @@ pub fn inspect(args: &InspectArgs) -> Result<Option<Exit>, Failure> {
     }
     let contents = Contents::open(path)?;
     match args.format {
-        Format::Json => print(&format!("{:#}\n", as_json(&contents)))?,
+        Format::Json => print_json(&inspect_contents(&contents))?,
         Format::Table => {
             for note in &contents.notes {
                 print_note(&format!("note: {}", shown(note)));
@@ -34,14 +36,6 @@ pub fn inspect(args: &InspectArgs) -> Result<Option<Exit>, Failure> {
         }
     }
     Ok(Some(Exit::Done))
-}
-
-fn kind(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Trained => "parameter",
-        Kind::Frozen => "frozen",
-        Kind::Buffer => "buffer",
-    }
 }
 
 fn table(contents: &Contents) -> String {
@@ -60,7 +54,7 @@ fn table(contents: &Contents) -> String {
         .iter()
         .map(|t| {
             let data = &t.data;
-            vec![t.name.clone(), kind(t.kind).into(), data.dtype().to_string(), format!("{:?}", data.shape()), bytes(data.bytes())]
+            vec![t.name.clone(), kind_name(t.kind).into(), data.dtype().to_string(), format!("{:?}", data.shape()), bytes(data.bytes())]
         })
         .collect();
     let header = [("TENSOR", Align::Left), ("KIND", Align::Left), ("DTYPE", Align::Left), ("SHAPE", Align::Left), ("SIZE", Align::Right)];
@@ -77,29 +71,4 @@ fn table(contents: &Contents) -> String {
         }
     }
     text
-}
-
-fn as_json(contents: &Contents) -> Value {
-    let tensors: Vec<Value> = contents
-        .tensors
-        .iter()
-        .map(|t| {
-            let data = &t.data;
-            json!({ "name": t.name, "kind": kind(t.kind), "dtype": data.dtype().torch_name(), "shape": data.shape(), "bytes": data.bytes() })
-        })
-        .collect();
-    let optimizer = contents.optimizer.as_ref().map(|o| {
-        let groups: Vec<Value> = o.groups.iter().map(|g| json!({ "parameters": g.params })).collect();
-        json!({ "step": o.step(), "states": o.state_names(), "parameters": o.states.len(), "groups": groups })
-    });
-    json!({
-        "format": contents.format.to_string(),
-        "version": contents.version,
-        "ranks": contents.ranks,
-        "step": contents.step(),
-        "tensors": tensors,
-        "tied": contents.aliases,
-        "optimizer": optimizer,
-        "notes": contents.notes,
-    })
 }

@@ -4,15 +4,15 @@ use std::{ffi::OsStr, path::Path, time::Instant};
 
 use serde_json::json;
 use shardwright_core::{DType, text::shown};
-use shardwright_engine::convert::{
-    Contents, Conversion, ConvertOptions, Data, Difference, Differences, Kind, Names, Target, check_free, diff,
+use shardwright_engine::{
+    CancelToken, HubEnv,
+    convert::{Contents, Conversion, ConvertOptions, Difference, Differences, Names, Target, check_free, diff, read_back},
 };
 
 use crate::{
     args::{ConvertArgs, DiffArgs, Format, NamesOf, TargetFormat},
     counted::Counted,
     exit::{Exit, Failure},
-    model::find,
     output::{print, print_next, print_note},
     signals::cancel_on_signal,
     table::{bytes, count},
@@ -67,29 +67,13 @@ pub fn convert(args: &ConvertArgs) -> Result<Exit, Failure> {
 }
 
 /// Reads the target back, and compares every element with the source's.
-fn verify(
-    args: &ConvertArgs,
-    contents: &Contents,
-    options: &ConvertOptions,
-    cancel: &shardwright_engine::CancelToken,
-) -> Result<Exit, Failure> {
-    let ties = if args.names == Some(NamesOf::Hub) { &[][..] } else { &args.tie };
-    let mut target = open("TARGET", args.target.as_os_str(), ties)?;
-    if args.names == Some(NamesOf::Hub) {
-        // Made into the model again, as a load makes it.
-        target = target.with_model_names()?;
-    }
-    let weights_only = options.params_only || matches!(options.to, Target::Hf | Target::HfSharded);
-    let is_frozen = |name: &str| contents.tensor(name).is_some_and(|t| t.kind == Kind::Frozen);
-    // What was listed as lost is no difference; neither are frozen parameters that a universal checkpoint has in partitions only.
-    let is_lost = |name: &str| {
-        let state = contents.tensor(name).is_none() && name.starts_with("state.");
-        let alias = contents.aliases.iter().any(|(alias, _)| alias == name);
-        alias || weights_only && state || options.to == Target::Universal && is_frozen(name)
-    };
-    let found = carried(contents, &target, &is_lost, cancel)?;
+fn verify(args: &ConvertArgs, contents: &Contents, options: &ConvertOptions, cancel: &CancelToken) -> Result<Exit, Failure> {
+    let counted = Counted::new("verify", contents.bytes().saturating_mul(2));
+    let found = read_back(contents, options, &args.target, &ties(&args.tie)?, &|n| counted.add(n), cancel);
+    counted.finish();
+    let found = found?;
     report(&found, "the source", "the target");
-    match found.is_empty() && found.equal > 0 {
+    match found.is_right() {
         true => {
             print(&format!("verified: {} elements of {} tensors are the source's\n", found.elements, found.equal))?;
             Ok(Exit::Done)
@@ -98,38 +82,21 @@ fn verify(
     }
 }
 
-/// How a target differs from its source, but for the source's tensors that it cannot have.
-pub fn carried(
-    source: &Contents,
-    target: &Contents,
-    is_lost: &dyn Fn(&str) -> bool,
-    cancel: &shardwright_engine::CancelToken,
-) -> Result<Differences, Failure> {
-    let counted = Counted::new("verify", contents_bytes(source).saturating_add(contents_bytes(target)));
-    let found = diff(source, target, false, &|n| counted.add(n), cancel);
-    counted.finish();
-    let mut found = found?;
-    found.different.retain(|(name, difference)| *difference != Difference::OnlyFirst || !is_lost(name));
-    Ok(found)
-}
-
-pub fn contents_bytes(contents: &Contents) -> u64 {
-    let states = contents.optimizer.iter().flat_map(|o| &o.states).flat_map(|s| &s.tensors).map(|(_, data)| data);
-    contents.tensors.iter().map(|t| &t.data).chain(states).map(Data::bytes).fold(0, u64::saturating_add)
-}
-
 /// Opens a checkpoint: a path, or a hub id in the local cache.
-pub fn open(argument: &str, name: &OsStr, ties: &[String]) -> Result<Contents, Failure> {
-    let path = Path::new(name);
-    let mut contents = match path.exists() {
-        true => Contents::open(path)?,
-        false => Contents::open(find(argument, name)?.dir())?,
-    };
-    for tie in ties {
-        let (alias, to) = tie.split_once('=').ok_or_else(|| Failure::new(Exit::Usage, format_args!("--tie {tie}: expected ALIAS=NAME")))?;
-        contents.tie(alias, to)?;
+pub fn open(argument: &str, name: &OsStr, tie: &[String]) -> Result<Contents, Failure> {
+    if name.is_empty() {
+        return Err(Failure::new(Exit::Usage, format_args!("{argument} is empty, expected a directory, a file, or a hub id")));
     }
-    Ok(contents)
+    Ok(Contents::find(Path::new(name), &HubEnv::from_process())?.tied(&ties(tie)?)?)
+}
+
+/// What `--tie` says: alias and name.
+fn ties(tie: &[String]) -> Result<Vec<(String, String)>, Failure> {
+    let pair = |tie: &String| {
+        let wrong = || Failure::new(Exit::Usage, format_args!("--tie {tie}: expected ALIAS=NAME"));
+        tie.split_once('=').map(|(alias, name)| (alias.to_owned(), name.to_owned())).ok_or_else(wrong)
+    };
+    tie.iter().map(pair).collect()
 }
 
 fn options(args: &ConvertArgs) -> Result<ConvertOptions, Failure> {
@@ -184,7 +151,7 @@ fn size(text: &str) -> Option<u64> {
 pub fn compare(args: &DiffArgs) -> Result<Exit, Failure> {
     let cancel = cancel_on_signal()?;
     let (a, b) = (open("FIRST", &args.first, &args.tie)?, open("SECOND", &args.second, &args.tie)?);
-    let counted = Counted::new("diff", contents_bytes(&a).saturating_add(contents_bytes(&b)));
+    let counted = Counted::new("diff", a.bytes().saturating_add(b.bytes()));
     let found = diff(&a, &b, args.common, &|n| counted.add(n), &cancel);
     counted.finish();
     let found = found?;
@@ -221,14 +188,7 @@ const MOST: usize = 100;
 
 pub fn report(found: &Differences, first: &str, second: &str) {
     for (name, difference) in found.different.iter().take(MOST) {
-        let text = match difference {
-            Difference::OnlyFirst => format!("only in {first}"),
-            Difference::OnlySecond => format!("only in {second}"),
-            Difference::Shape(a, b) => format!("shape {a:?} and {b:?}"),
-            Difference::Elements { count, first, most } => format!("{count} elements differ, from element {first} on, by {most:e} at most"),
-            _ => "differs".to_owned(),
-        };
-        print_note(&format!("{}: {text}", shown(name)));
+        print_note(&format!("{}: {}", shown(name), difference.text(first, second)));
     }
     if found.different.len() > MOST {
         print_note(&format!("and {} more", found.different.len() - MOST));

@@ -13,13 +13,15 @@ use crate::{
     args::{Format, InspectArgs},
     exit::{Exit, Failure},
     model::find,
-    output::{print, print_next, print_note},
+    output::{print, print_json, print_next, print_note},
     table::{Align, bytes, count, render},
 };
 
 /// Runs the command.
 pub fn run(args: &InspectArgs) -> Result<Exit, Failure> {
-    if let Some(exit) = crate::contents::inspect(args)? {
+    if !args.as_model
+        && let Some(exit) = crate::contents::inspect(args)?
+    {
         return Ok(exit);
     }
     let checkpoint = find("MODEL", &args.model)?;
@@ -35,10 +37,7 @@ pub fn run(args: &InspectArgs) -> Result<Exit, Failure> {
             print(&table(&found))?;
             print_next("name it as `model` of a config; shardwright resolve CONFIG shows what a run does with it");
         }
-        Format::Json => {
-            let json = serde_json::to_string_pretty(&found).map_err(|e| Failure::new(Exit::Io, format_args!("cannot render: {e}")))?;
-            print(&format!("{json}\n"))?;
-        }
+        Format::Json => print_json(&found)?,
     }
     Ok(Exit::Done)
 }
@@ -60,10 +59,7 @@ fn as_model(args: &InspectArgs, checkpoint: &Checkpoint) -> Result<Exit, Failure
     (options.transformers, options.architecture) = (version, own.as_ref());
     let found = checkpoint.as_model(&options)?;
     match args.format {
-        Format::Json => {
-            let json = serde_json::to_string_pretty(&found).map_err(|e| Failure::new(Exit::Io, format_args!("cannot render: {e}")))?;
-            print(&format!("{json}\n"))?;
-        }
+        Format::Json => print_json(&found)?,
         Format::Table => {
             for warning in &found.warnings {
                 print_note(&format!("warning: {}", shown(warning)));

@@ -74,6 +74,12 @@ pub fn print(text: &str) -> Result<(), Failure> {
     }
 }
 
+/// Prints a value as JSON.
+pub fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
+    let json = serde_json::to_string_pretty(value).map_err(|e| Failure::new(Exit::Io, format_args!("cannot render: {e}")))?;
+    print(&format!("{json}\n"))
+}
+
 /// Says something beside the result, on standard error, which may be closed.
 pub fn print_note(text: &str) {
     drop(writeln!(io::stderr(), "{}", harmless(text.trim_end())));

@@ -1,19 +1,18 @@
 //! `shardwright verify`: files against the manifest, or against their own checksums, elements against the source, and what to say of both.
 
-use std::{collections::BTreeSet, fmt::Write as _, path::Path};
+use std::fmt::Write as _;
 
 use serde_json::json;
 use shardwright_core::text::shown;
 use shardwright_engine::{
     CancelToken,
-    convert::{self, Contents, Kind},
-    filenames::MANIFEST,
-    verify::{Verified, Verifier},
+    convert::{Contents, bytes_to_verify, verify},
+    verify::{Verified, Verifier, is_save},
 };
 
 use crate::{
     args::{Format, VerifyArgs},
-    convert::{carried, contents_bytes, open, report},
+    convert::{open, report},
     counted::Counted,
     exit::{Exit, Failure},
     model::find,
@@ -25,7 +24,7 @@ use crate::{
 /// Runs the command.
 pub fn run(args: &VerifyArgs) -> Result<Exit, Failure> {
     let cancel = cancel_on_signal()?;
-    if args.dir.is_dir() && !args.dir.join(MANIFEST).exists() && !of_ranks(&args.dir) {
+    if args.dir.is_dir() && !is_save(&args.dir) {
         return converted(args, Contents::open(&args.dir)?, &cancel);
     }
     let mut verifier = Verifier::open(&args.dir)?;
@@ -43,39 +42,15 @@ pub fn run(args: &VerifyArgs) -> Result<Exit, Failure> {
     Ok(reported)
 }
 
-/// True where a save may have begun: without its manifest nothing says that it is whole.
-fn of_ranks(dir: &Path) -> bool {
-    let names = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.file_name());
-    names.filter_map(|name| name.into_string().ok()).any(|name| ["shard-", "partition-"].iter().any(|of_rank| name.starts_with(of_rank)))
-}
-
 /// What the files themselves say of being whole, and every element where there is a source.
-fn converted(args: &VerifyArgs, mut contents: Contents, cancel: &CancelToken) -> Result<Exit, Failure> {
+fn converted(args: &VerifyArgs, contents: Contents, cancel: &CancelToken) -> Result<Exit, Failure> {
     let source = args.against.as_deref().map(|source| open("--against", source, &args.tie)).transpose()?;
-    let counted = Counted::new("verify", contents_bytes(&contents));
-    let sums = convert::check_sums(&contents, &|n| counted.add(n), cancel);
+    let counted = Counted::new("verify", bytes_to_verify(&contents, source.as_ref()));
+    let checked = verify(contents, source, &|n| counted.add(n), cancel);
     counted.finish();
-    let sums = sums?;
-    let names = |contents: &Contents| contents.tensors.iter().map(|t| t.name.clone()).collect::<BTreeSet<_>>();
-    let source = match source {
-        Some(source) if names(&source) != names(&contents) => {
-            // One may have the hub's names: both are made into the model, as a load makes it.
-            contents = contents.with_model_names()?;
-            Some(source.with_model_names()?)
-        }
-        other => other,
-    };
-    let compared = source.as_ref().map(|source| {
-        let is_lost = |name: &str| {
-            let state = contents.optimizer.is_none() && source.tensor(name).is_none() && name.starts_with("state.");
-            let frozen = contents.format == convert::Format::Universal && source.tensor(name).is_some_and(|t| t.kind == Kind::Frozen);
-            state || frozen || source.aliases.iter().any(|(alias, _)| alias == name)
-        };
-        carried(source, &contents, &is_lost, cancel)
-    });
-    let found = compared.transpose()?;
-    let good = found.as_ref().is_none_or(|found| found.is_empty() && found.equal > 0);
-    if let Some(found) = &found {
+    let checked = checked?;
+    let (contents, sums, found, good) = (&checked.contents, checked.sums, &checked.found, checked.is_right());
+    if let Some(found) = found {
         report(found, "the source", "the target");
     }
     if args.format == Format::Json {
@@ -96,7 +71,7 @@ fn converted(args: &VerifyArgs, mut contents: Contents, cancel: &CancelToken) ->
         let mut text =
             format!("{}: {}, {tensors}{states}\n{files}, {} in all: {whole}\n", args.dir.display(), contents.format, bytes(sums.bytes));
         // Writing to a string cannot fail.
-        let _ = match &found {
+        let _ = match found {
             Some(found) => writeln!(text, "{} elements of {} are the source's", found.elements, count(found.equal, "tensor")),
             None => writeln!(text, "their elements were not compared with a source: --against SOURCE does"),
         };

@@ -21,7 +21,7 @@ pub use self::{
     record::ModelRecord,
     types::{Checkpoint, CheckpointFile, Location},
 };
-pub(crate) use self::{named::Places, parts::Parts};
+pub(crate) use self::{header::holds_parts, named::Places, parts::Parts};
 pub use crate::file::Stamp;
 
 #[cfg(test)]

@@ -29,6 +29,19 @@ impl Checkpoint {
     }
 }
 
+impl Contents {
+    /// Opens a checkpoint of any format: a path, or a hub id in the local cache.
+    ///
+    /// # Errors
+    /// As [`Contents::open`], and where nothing is found, with all the places that were tried.
+    pub fn find(name: &Path, env: &HubEnv) -> Result<Self> {
+        match name.exists() {
+            true => Self::open(name),
+            false => Self::open(&ModelDir::find(&name.to_string_lossy(), &[] as &[&Path], env)?.dir),
+        }
+    }
+}
+
 impl Checkpoint {
     /// The states of a checkpoint's optimizer, each as a tensor `PARAMETER.STATE`, such as `a.weight.exp_avg`, and what else is known of them.
     ///

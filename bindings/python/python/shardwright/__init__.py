@@ -34,7 +34,7 @@ from ._errors import (
     UnsupportedError,
     WorldError,
 )
-from ._files import Inspection, TensorInfo, Verified, inspect, verify
+from ._files import Inspection, OptimizerInfo, TensorInfo, Verified, inspect, verify
 from ._native import VERSION as __version__
 from ._native import Checkpoint
 from ._plugin import Placement, PlanInput, TensorMeta, precision, refuse, strategy
@@ -57,6 +57,7 @@ __all__ = [
     "LoadReport",
     "Loaded",
     "MismatchError",
+    "OptimizerInfo",
     "OutOfMemoryError",
     "Placement",
     "Plan",

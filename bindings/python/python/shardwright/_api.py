@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from . import _native
-from ._errors import ConfigError
+from ._errors import ConfigError, MismatchError
+from ._hub import local_path
 from ._plugin import load_installed
 from ._progress import Bar
 
@@ -345,7 +346,10 @@ def load(
 
 @dataclass(frozen=True)
 class Converted:
-    """What a conversion wrote, or would write: names and sizes of files, and what the target's format cannot carry."""
+    """What a conversion wrote, or would write: names and sizes of files, and what the target's format cannot carry.
+
+    `verified` counts the elements that were compared with the source.
+    """
 
     format: str
     target: Path
@@ -356,6 +360,7 @@ class Converted:
     notes: tuple[str, ...]
     seconds: float
     written: bool
+    verified: int = 0
 
     def __repr__(self) -> str:
         did = f"{self.seconds:.2f} s" if self.written else "nothing is written"
@@ -379,6 +384,7 @@ def convert(
     tag: str | None = None,
     config: AnyPath | None = None,
     ties: Mapping[str, str] | None = None,
+    verify: bool = False,
     dry_run: bool = False,
     progress: Progress = False,
 ) -> Converted:
@@ -399,6 +405,7 @@ def convert(
             source's, else `global_step` and the step.
         config: a directory whose config and tokenizer are copied to a Hugging Face target.
         ties: tied names that the checkpoint does not record, alias to name.
+        verify: read the target back and compare every element with the source.
         dry_run: plan alone.
         progress: as for `load`.
 
@@ -407,12 +414,13 @@ def convert(
         CheckpointError: the source is missing or malformed.
         ExistsError: the target exists.
         IoError: a read or a write failed.
+        MismatchError: with `verify`, an element of the target is not the source's.
     """
     bar = Bar(progress)
     try:
         found = json.loads(
             _native.convert(
-                Path(source),
+                local_path(source),
                 Path(target),
                 to,
                 ranks=ranks,
@@ -425,6 +433,7 @@ def convert(
                 tag=tag,
                 config=None if config is None else Path(config),
                 ties=list((ties or {}).items()),
+                verify=verify,
                 dry_run=dry_run,
                 progress=bar.report,
             )
@@ -433,7 +442,11 @@ def convert(
         bar.close()
     files = {f["name"]: f["bytes"] for f in found.pop("files")}
     lost, notes = tuple(found.pop("lost")), tuple(found.pop("notes"))
-    return Converted(target=Path(target), files=files, lost=lost, notes=notes, written=not dry_run, **found)
+    checked = found.pop("verified")
+    if checked and not checked["right"]:
+        raise MismatchError("\n".join(checked["problems"]) or "the target has no tensor of the source")
+    verified: int = checked["elements"] if checked else 0
+    return Converted(target=Path(target), files=files, lost=lost, notes=notes, written=not dry_run, verified=verified, **found)
 
 
 @dataclass(frozen=True)
@@ -454,7 +467,7 @@ class Differences:
 
 
 def diff(first: AnyPath, second: AnyPath, *, common: bool = False, ties: Mapping[str, str] | None = None, progress: Progress = False) -> Differences:
-    """Compares two checkpoints of any formats, element for element: shapes have to be equal, and values after a cast to the wider dtype.
+    """Compares two checkpoints of any formats, element for element: shapes have to be equal, and values after a cast to the second one's dtype.
 
     Args:
         first, second: what `convert` takes as a source.
@@ -468,7 +481,7 @@ def diff(first: AnyPath, second: AnyPath, *, common: bool = False, ties: Mapping
     """
     bar = Bar(progress)
     try:
-        found = json.loads(_native.diff(Path(first), Path(second), common=common, ties=list((ties or {}).items()), progress=bar.report))
+        found = json.loads(_native.diff(local_path(first), local_path(second), common=common, ties=list((ties or {}).items()), progress=bar.report))
     finally:
         bar.close()
     return Differences(**{**found, "notes": tuple(found["notes"])})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from pathlib import Path
 
 from . import _native
 from ._errors import CheckpointError, ConfigError, ShardwrightError
@@ -30,6 +31,11 @@ def open_checkpoint(checkpoint: str | os.PathLike[str] | _native.Checkpoint) -> 
     for warning in opened.warnings:
         logger.warning("%s", warning)
     return opened
+
+
+def local_path(name: str | os.PathLike[str]) -> Path:
+    """The path itself, or where the files of a hub id are."""
+    return Path(name) if os.path.exists(name) else Path(open_checkpoint(name).dir)
 
 
 def _fetched(name: str, why: ShardwrightError) -> str:

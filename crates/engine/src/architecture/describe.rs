@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use shardwright_core::{Assembly, DType, TensorKind, document::Origin};
+use shardwright_core::{Assembly, DType, Name, Piece, TensorKind, document::Origin};
 
 use super::{Found, ModelOptions};
 use crate::{checkpoint::Checkpoint, error::Result, setup::Setup};
@@ -47,7 +47,8 @@ pub struct ModelTensor {
     pub shape: Vec<u64>,
     /// Its elements.
     pub numel: u64,
-    /// `whole` where it is one tensor, element for element, and `pieces` where parts are joined or rearranged.
+    /// `whole` where it is one tensor, element for element, `parts` where it is one that ranks saved in parts, and `pieces` where
+    /// tensors are joined or rearranged.
     pub made: &'static str,
     /// The tensors that it is made from, in the order of its elements.
     pub from: Vec<FromTensor>,
@@ -129,6 +130,8 @@ impl Counts {
             let is_buffer = meta.kind.map_or(!meta.dtype.is_float(), |kind| kind == TensorKind::Buffer);
             *(if is_buffer { &mut out.buffers } else { &mut out.parameters }) += 1;
             match assembly {
+                // Parts that ranks saved of the parameter itself.
+                Assembly::Pieces(pieces) if checkpoint.stored(pieces).is_some_and(|name| *name == meta.name) => {}
                 Assembly::Pieces(_) => out.assembled += 1,
                 Assembly::Whole(source) => {
                     let same = checkpoint.sources().get(*source as usize).is_some_and(|t| t.name == meta.name);
@@ -141,6 +144,13 @@ impl Counts {
 }
 
 impl Checkpoint {
+    /// The name of the one tensor that all these pieces lie in, whatever parts it was saved in.
+    fn stored(&self, pieces: &[Piece]) -> Option<&Name> {
+        let name = |piece: &Piece| self.sources().get(piece.source as usize).map(|source| &source.name);
+        let first = pieces.first().and_then(name)?;
+        pieces.iter().all(|piece| name(piece) == Some(first)).then_some(first)
+    }
+
     /// What the model's class makes of this checkpoint.
     ///
     /// # Errors
@@ -164,7 +174,13 @@ impl Checkpoint {
                         });
                         *sum = sum.saturating_add(piece.loops.iter().map(|l| l.size).product());
                     }
-                    ("pieces", order.into_iter().map(|s| FromTensor { tensor: name(s), elements: elements[&s] }).collect())
+                    if let (Some(tensor), false) = (self.stored(pieces), self.is_safetensors()) {
+                        let (parts, made) = (order.len(), if *tensor == meta.name { "parts" } else { "pieces" });
+                        let tensor = if parts == 1 { tensor.to_string() } else { format!("{tensor}, in {parts} parts") };
+                        (made, vec![FromTensor { tensor, elements: elements.values().sum() }])
+                    } else {
+                        ("pieces", order.into_iter().map(|s| FromTensor { tensor: name(s), elements: elements[&s] }).collect())
+                    }
                 }
             };
             let is_buffer = meta.kind.map_or(!meta.dtype.is_float(), |kind| kind == TensorKind::Buffer);
@@ -196,6 +212,7 @@ impl ModelTensor {
             [] => "nothing: it has no elements".into(),
             [only] if *only == self.name && self.made == "whole" => "itself".into(),
             [only] if self.made == "whole" => (*only).into(),
+            [only] if self.made == "parts" => format!("itself{}", only.strip_prefix(self.name.as_str()).unwrap_or_default()),
             [only] => format!("{only}, rearranged"),
             several => ranges(several).join(" + "),
         }

@@ -11,6 +11,7 @@ use shardwright_core::{DType, model::numel};
 
 use crate::{
     error::{EngineError, ErrorKind, Result},
+    file::open_regular,
     source::{ReadFailure, read_exact},
 };
 
@@ -96,6 +97,12 @@ fn each<T: for<'de> Deserialize<'de>>(text: &str, f: impl FnMut(T)) -> bool {
     }
     let mut json = serde_json::Deserializer::from_str(text);
     json.deserialize_map(Each(f, PhantomData)).and_then(|()| json.end()).is_ok()
+}
+
+/// True for a file whose metadata say which parts of its tensors it holds, as the files of ranks do.
+pub(crate) fn holds_parts(path: &Path) -> bool {
+    let header = open_regular(path).and_then(|(file, meta)| read(&file, path, meta.len()));
+    header.is_ok_and(|header| header.kept != Kept::Whole)
 }
 
 /// Reads the header of a file of `size` bytes.

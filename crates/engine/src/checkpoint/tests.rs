@@ -317,14 +317,25 @@ fn one_ranks_shards_are_no_checkpoint() {
         let entries = format!(r#""__metadata__":{{"format":"pt"{metadata}}},"w":{{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#);
         dir(&[(name, &file(&header(&entries), 8))])
     };
+    let of_a_rank = with("model.safetensors", &format!(",{elsewhere}"));
+    refused(of_a_rank.path(), ErrorKind::Checkpoint, &["one rank's shards", "not whole tensors", "model.safetensors"]);
     let partition = "partition-00001-of-00002.safetensors";
-    for (name, metadata) in
-        [(SHARD, at_the_start), (SHARD, elsewhere), ("model.safetensors", elsewhere), (partition, r#""partitions":"{}""#)]
-    {
+    let flat = r#""partitions":"{\"w\":{\"kind\":\"parameter\",\"shape\":[2],\"numel\":2,\"dtype\":\"float32\",\"start\":0,\"valid\":2,\"padding\":0}}""#;
+    let cases = [
+        (SHARD, elsewhere, &["tensor 'w'", "do not make it whole", "expected 4 elements"][..]),
+        (SHARD, &format!(r#"{at_the_start},"world_size":"2""#), &["files of some ranks are missing", "expected 2 files", "found 1"]),
+        (SHARD, &format!(r#"{at_the_start},"shardwright_save":"2""#), &["its save is not complete"]),
+        (partition, flat, &["tensor 'w'", "need the manifest"]),
+    ];
+    for (name, metadata, needles) in cases {
         let shard = with(name, &format!(",{metadata}"));
-        refused(shard.path(), ErrorKind::Checkpoint, &["one rank's shards", "not whole tensors", name]);
+        refused(shard.path(), ErrorKind::Checkpoint, needles);
         refused(&shard.path().join(name), ErrorKind::Checkpoint, &["one rank's shards"]);
     }
+    // All that there is of one rank, as far as it says.
+    let whole = with(SHARD, &format!(",{at_the_start}"));
+    let whole = Checkpoint::open(whole.path()).unwrap();
+    assert!(whole.warnings().iter().any(|w| w.contains("do not say how many there were")), "{:?}", whole.warnings());
     let others = r#","partitions":"3""#.to_owned();
     let whole = [("model-00001-of-00001.safetensors", format!(",{at_the_start}")), (SHARD, String::new()), ("model.safetensors", others)];
     for (name, metadata) in whole {

@@ -56,17 +56,20 @@ pub fn is_other_format(path: &Path) -> bool {
         return path.is_file() && path.extension().is_none_or(|e| e != "safetensors");
     }
     let Ok(names) = list(path) else { return false };
-    let of_ranks = names.iter().any(|n| n.starts_with("shard-") || n.starts_with("partition-"));
+    let of_ranks = !safetensors::rank_files(path, &names).is_empty();
     let plain = names.iter().any(|n| n.ends_with(".safetensors") || n == "model.safetensors.index.json");
     let deep = ["latest", "latest_universal", ".metadata"].iter().any(|name| names.iter().any(|n| n == name));
     let bin = names.iter().any(|n| n.starts_with("pytorch_model.bin") || n.ends_with("_model_states.pt"));
     of_ranks || !plain && (deep || bin || dcp::find(path, &names).is_some())
 }
 
-/// True for a directory whose tensors lie in other files than safetensors, which [`crate::Checkpoint`] reads in parts.
+/// True for a directory whose tensors lie in other files than safetensors, or in those of ranks, which [`crate::Checkpoint`] reads in parts.
 pub(crate) fn is_parted(dir: &Path) -> bool {
     let Ok(names) = list(dir) else { return false };
     let has = |name: &str| names.iter().any(|n| n == name);
+    if !safetensors::rank_files(dir, &names).is_empty() {
+        return true;
+    }
     if names.iter().any(|n| n.ends_with(".safetensors")) || has("model.safetensors.index.json") {
         return false;
     }

@@ -1,10 +1,6 @@
 //! Hugging Face safetensors: one file, several with an index, or one for each rank, as torch's writer and `load --save` leave them.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    io::Read as _,
-    path::Path,
-};
+use std::{collections::BTreeMap, io::Read as _, path::Path};
 
 use safetensors::tensor::Metadata;
 
@@ -14,19 +10,21 @@ use super::{
     types::{Contents, Format, Kind, Tensor},
 };
 use crate::{
-    checkpoint::{ModelDir, parse_header},
+    checkpoint::{ModelDir, holds_parts, parse_header},
     error::{EngineError, ErrorKind, Result},
     file::open_regular,
-    filenames::{MANIFEST, RANK_MANIFEST_SUFFIX},
-    saved::{Manifest, entries::Part, header::parts, unfinished},
+    filenames::{MANIFEST, RANK_MANIFEST_SUFFIX, SHARD_SUFFIX},
+    saved::{
+        Manifest,
+        entries::Part,
+        header::{SAVE_KEY, WORLD_SIZE, parts},
+        unfinished,
+    },
 };
 
 pub(super) fn open(path: &Path) -> Result<Contents> {
-    let rank_files: Vec<String> = match path.is_dir() {
-        true => list(path)?.into_iter().filter(|n| is_rank_file(n)).collect(),
-        false => Vec::new(),
-    };
-    // torch's own writer leaves no manifests; where this program's are, the last of them says that the save is complete.
+    let rank_files = if path.is_dir() { rank_files(path, &list(path)?) } else { Vec::new() };
+    // Shards by torch's own writer and by `convert` have no manifests; where there are some, the last one says that the save is complete.
     let manifests = |n: &String| n.ends_with(RANK_MANIFEST_SUFFIX);
     if !rank_files.is_empty() && list(path)?.iter().any(manifests) && !path.join(MANIFEST).exists() {
         return Err(EngineError::new(ErrorKind::Checkpoint, unfinished(path)).file(path));
@@ -53,7 +51,7 @@ pub(super) fn open(path: &Path) -> Result<Contents> {
             };
             checkpoint.model().tensors.iter().enumerate().map(tensor).collect::<Result<Vec<_>>>()?
         }
-        false => of_ranks(path, &rank_files, &mut files)?,
+        false => of_ranks(path, &rank_files, &mut files, &mut notes)?,
     };
     let mut contents = Contents::of_tensors(path, Format::Safetensors, common::sorted(path, tensors)?, files);
     contents.notes = notes;
@@ -62,8 +60,14 @@ pub(super) fn open(path: &Path) -> Result<Contents> {
     Ok(contents)
 }
 
-fn is_rank_file(name: &str) -> bool {
-    (name.starts_with("shard-") || name.starts_with("partition-")) && name.ends_with(".safetensors")
+/// The files of ranks in a directory: those that are called so, where the first of them says that it holds parts of tensors.
+pub(super) fn rank_files(dir: &Path, names: &[String]) -> Vec<String> {
+    let of_rank = |name: &&String| (name.starts_with("shard-") || name.starts_with("partition-")) && name.ends_with(SHARD_SUFFIX);
+    let found: Vec<String> = names.iter().filter(of_rank).cloned().collect();
+    match found.first() {
+        Some(first) if holds_parts(&dir.join(first)) => found,
+        _ => Vec::new(),
+    }
 }
 
 /// Parts of a tensor, as they are found.
@@ -80,8 +84,8 @@ struct Found {
     part: Part,
 }
 
-fn of_ranks(dir: &Path, names: &[String], files: &mut Files) -> Result<Vec<Tensor>> {
-    let mut all = BTreeMap::<String, Parts>::new();
+fn of_ranks(dir: &Path, names: &[String], files: &mut Files, notes: &mut Vec<String>) -> Result<Vec<Tensor>> {
+    let (mut all, mut counted) = (BTreeMap::<String, Parts>::new(), true);
     for name in names {
         let path = dir.join(name);
         let error = |what: String| EngineError::new(ErrorKind::Checkpoint, what).file(&path);
@@ -98,7 +102,20 @@ fn of_ranks(dir: &Path, names: &[String], files: &mut Files) -> Result<Vec<Tenso
         file.read_exact(&mut header).map_err(cannot)?;
         let entries = parse_header(&header, size - 8 - length).map_err(|e| e.file(&path))?;
         let metadata: Metadata = serde_json::from_slice(&header).map_err(|e| error(format!("not a valid safetensors header: {e}")))?;
-        let reported = parts(metadata.metadata().as_ref().unwrap_or(&HashMap::new())).map_err(error)?;
+        let strings = metadata.metadata().clone().unwrap_or_default();
+        if strings.contains_key(SAVE_KEY) && !dir.join(MANIFEST).exists() {
+            return Err(EngineError::new(ErrorKind::Checkpoint, unfinished(dir)).file(dir));
+        }
+        match strings.get(WORLD_SIZE).map(|text| text.parse::<usize>()) {
+            Some(Ok(ranks)) if ranks == names.len() => {}
+            Some(ranks) => {
+                let ranks = ranks.map_or_else(|_| "as many as its metadata say".to_owned(), |n| n.to_string());
+                let error = EngineError::new(ErrorKind::Checkpoint, "files of some ranks are missing, or of another save").file(dir);
+                return Err(error.expected(format_args!("{ranks} files")).found(names.len()));
+            }
+            None => counted = false,
+        }
+        let reported = parts(&strings).map_err(error)?;
         let number = files.add(path.clone());
         for entry in entries {
             let part = reported.get(&entry.name).cloned().ok_or_else(|| {
@@ -114,6 +131,9 @@ fn of_ranks(dir: &Path, names: &[String], files: &mut Files) -> Result<Vec<Tenso
         }
     }
     let shapes = shapes(dir)?;
+    if !counted && shapes.is_empty() {
+        notes.push(format!("the files of {} ranks do not say how many there were: a tensor ends where its last part ends", names.len()));
+    }
     all.into_iter().map(|(name, parts)| tensor(&name, &parts, shapes.get(&name)).map_err(|e| e.file(dir).tensor(&name))).collect()
 }
 

@@ -179,6 +179,21 @@ impl Contents {
         Ok(())
     }
 
+    /// Names tied aliases that the checkpoint itself does not record, each with what it is tied to.
+    ///
+    /// # Errors
+    /// As [`Contents::tie`].
+    pub fn tied(mut self, ties: &[(String, String)]) -> Result<Self> {
+        ties.iter().try_for_each(|(alias, name)| self.tie(alias, name))?;
+        Ok(self)
+    }
+
+    /// Bytes of all tensors, the optimizer's states included.
+    pub fn bytes(&self) -> u64 {
+        let states = self.optimizer.iter().flat_map(|o| &o.states).flat_map(|s| &s.tensors).map(|(_, data)| data);
+        self.tensors.iter().map(|t| &t.data).chain(states).map(Data::bytes).fold(0, u64::saturating_add)
+    }
+
     /// A tensor by name.
     pub fn tensor(&self, name: &str) -> Option<&Tensor> {
         self.tensors.binary_search_by(|t| t.name.as_str().cmp(name)).ok().map(|i| &self.tensors[i])

@@ -34,6 +34,18 @@ pub enum Difference {
     },
 }
 
+impl Difference {
+    /// In words, with the names of both checkpoints.
+    pub fn text(&self, first: &str, second: &str) -> String {
+        match self {
+            Self::OnlyFirst => format!("only in {first}"),
+            Self::OnlySecond => format!("only in {second}"),
+            Self::Shape(a, b) => format!("shape {a:?} and {b:?}"),
+            Self::Elements { count, first, most } => format!("{count} elements differ, from element {first} on, by {most:e} at most"),
+        }
+    }
+}
+
 /// What [`diff`] found.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
@@ -54,6 +66,11 @@ impl Differences {
     /// True where nothing differs.
     pub fn is_empty(&self) -> bool {
         self.different.is_empty() && self.notes.is_empty()
+    }
+
+    /// True where nothing differs, and something was compared.
+    pub fn is_right(&self) -> bool {
+        self.is_empty() && self.equal > 0
     }
 }
 

@@ -11,6 +11,7 @@ mod stage;
 mod sums;
 mod target;
 mod trainer;
+mod verify;
 mod write;
 
 pub use self::{
@@ -20,6 +21,7 @@ pub use self::{
     options::{ConvertOptions, Target},
     stage::check_free,
     sums::{Sums, check_sums},
+    verify::{Checked, bytes_to_verify, read_back, verify},
 };
 pub use crate::contents::{Contents, Data, Format, Group, Kind, Optimizer, State, Tensor, is_other_format};
 

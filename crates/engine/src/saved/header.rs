@@ -15,13 +15,20 @@ use serde::{
 };
 use shardwright_core::{DType, ShardPlan, TensorKind, TensorPlan};
 
-use super::entries::{Entries, Entry, Part};
+use super::{
+    entries::{Entries, Entry, Part},
+    manifest::VERSION,
+};
 use crate::filenames::Format;
 
 /// Tensors that the `safetensors` crate is shown at once.
 const VALIDATED_AT_ONCE: usize = 4096;
 /// Bytes of the header's length, before the header.
 const LENGTH: usize = 8;
+/// In the metadata of shards in torch's format: these are part of a save, which is whole only with its manifest. Other writers' shards lack it.
+pub(crate) const SAVE_KEY: &str = "shardwright_save";
+/// In the metadata: how many files there are, one for each rank.
+pub(crate) const WORLD_SIZE: &str = "world_size";
 /// What `safetensors` and torch refuse beyond.
 const MAX_HEADER: usize = 100_000_000;
 
@@ -122,7 +129,7 @@ impl Serialize for Header<'_> {
     }
 }
 
-/// The metadata's strings: for torch's format what torch 2.15's `_write_files_from_queue` puts there.
+/// The metadata's strings: for torch's format what torch 2.15's `_write_files_from_queue` puts there, and [`SAVE_KEY`].
 #[derive(Debug)]
 struct Strings<'a> {
     plan: &'a ShardPlan,
@@ -139,13 +146,15 @@ impl Serialize for Strings<'_> {
                 map.serialize_entry("DCP_SHARDING_INFO", &parts(false))?;
                 map.serialize_entry("DCP_VERSION", "1.0")?;
                 map.serialize_entry("format", "pt")?;
+                map.serialize_entry(SAVE_KEY, &VERSION.to_string())?;
+                map.serialize_entry(WORLD_SIZE, &self.plan.mesh.world_size().to_string())?;
             }
             Format::Flat => {
                 map.serialize_entry("format", "pt")?;
                 map.serialize_entry("partitions", &parts(true))?;
                 map.serialize_entry("rank", &self.rank.to_string())?;
                 map.serialize_entry("strategy", &self.plan.strategy)?;
-                map.serialize_entry("world_size", &self.plan.mesh.world_size().to_string())?;
+                map.serialize_entry(WORLD_SIZE, &self.plan.mesh.world_size().to_string())?;
             }
         }
         map.end()

@@ -11,7 +11,10 @@ pub(crate) fn unfinished(dir: &Path) -> String {
     let manifests = names.iter().filter(|n| is_rank_file(n) && n.ends_with(RANK_MANIFEST_SUFFIX));
     let reported: Vec<RankHead> = manifests.filter_map(|name| RankHead::peek(&dir.join(name))).collect();
     let Some(first) = reported.iter().min_by_key(|m| m.rank) else {
-        return format!("it holds no save: {MANIFEST} is missing; shardwright load CONFIG --save DIR writes one");
+        return match names.iter().any(|n| is_rank_file(n)) {
+            true => format!("its save is not complete: {MANIFEST} is missing, and no rank's manifest is there either: save again"),
+            false => format!("it holds no save: {MANIFEST} is missing; shardwright load CONFIG --save DIR writes one"),
+        };
     };
     let present: BTreeSet<u32> = reported.iter().filter(|m| m.save == first.save).map(|m| m.rank).collect();
     let missing: Vec<u32> = (0..first.world_size).filter(|r| !present.contains(r)).take(9).collect();

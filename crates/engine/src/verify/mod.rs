@@ -16,7 +16,8 @@ use std::path::{Path, PathBuf};
 use crate::{
     checkpoint::Checkpoint,
     error::{EngineError, ErrorKind, Result},
-    filenames::MANIFEST,
+    file::list,
+    filenames::{MANIFEST, RANK_MANIFEST_SUFFIX, is_rank_file},
     load::CancelToken,
     parallel,
     saved::{Manifest, unfinished},
@@ -50,6 +51,13 @@ pub struct Verified {
     pub more_problems: u64,
     /// Other files in the directory, which torch's reader ignores.
     pub unexpected: Vec<String>,
+}
+
+/// True for a directory that `load --save` has written or begun to write: it is whole only with its manifest, which [`Verifier`] checks. What else
+/// there is, [`convert::verify`](crate::convert::verify) checks.
+pub fn is_save(dir: &Path) -> bool {
+    let of_rank = |name: &str| is_rank_file(name) && (name.ends_with(RANK_MANIFEST_SUFFIX) || name.starts_with("partition-"));
+    list(dir).unwrap_or_default().iter().any(|name| name == MANIFEST || of_rank(name))
 }
 
 impl<'a> Verifier<'a> {

@@ -14,6 +14,7 @@ use crate::{
         names::{Names, OfHub},
     },
     error::{EngineError, ErrorKind, Result},
+    saved::header::WORLD_SIZE,
 };
 
 /// One tensor of a file.
@@ -72,7 +73,7 @@ impl<'a> Planner<'a> {
                 total += entry.bytes();
                 parameters += shardwright_core::model::numel(&entry.shape).unwrap_or(0);
             }
-            out.push(file(name(number), entries, false)?.into());
+            out.push(file(name(number), entries, None)?.into());
         }
         if count > 1 {
             let names: Vec<String> = (0..count).map(name).collect();
@@ -112,7 +113,7 @@ impl<'a> Planner<'a> {
             };
             entries.extend(found.map(|(offsets, shape, parts)| Entry { name: name.into(), dtype, shape, parts, offsets: Some(offsets) }));
         }
-        file(format!("shard-{:05}-model-00001-of-00001.safetensors", rank + 1), entries, true)
+        file(format!("shard-{:05}-model-00001-of-00001.safetensors", rank + 1), entries, Some(self.ranks()))
     }
 
     /// Tensors as files on the hub hold them.
@@ -148,13 +149,13 @@ impl<'a> Planner<'a> {
 }
 
 /// A safetensors file. Wide dtypes come first, so that each tensor is aligned.
-fn file<'a>(name: String, mut entries: Vec<Entry<'a>>, of_rank: bool) -> Result<OutFile<'a>> {
+fn file<'a>(name: String, mut entries: Vec<Entry<'a>>, ranks: Option<u64>) -> Result<OutFile<'a>> {
     entries.sort_by(|a, b| b.dtype.bits().cmp(&a.dtype.bits()).then(a.name.cmp(&b.name)));
     entries
         .iter()
         .try_fold(0u64, |at, entry| at.checked_add(entry.bytes()))
         .ok_or_else(|| EngineError::new(ErrorKind::Checkpoint, "the file's size overflows"))?;
-    let mut text = json_of(&Header { entries: &entries, of_rank })?;
+    let mut text = json_of(&Header { entries: &entries, ranks })?;
     text.resize(text.len().next_multiple_of(8), b' ');
     text.shrink_to_fit();
     let mut file = OutFile::new(name);
@@ -173,7 +174,8 @@ fn json_of(value: &impl Serialize) -> Result<Vec<u8>> {
 /// A file's header, written as it is gone through: a file may have hundreds of thousands of tensors.
 struct Header<'a, 'e> {
     entries: &'e [Entry<'a>],
-    of_rank: bool,
+    /// Of how many ranks the file is one's.
+    ranks: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -209,11 +211,12 @@ struct Metadata<'h, 'a, 'e>(&'h Header<'a, 'e>);
 impl Serialize for Metadata<'_, '_, '_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
-        if self.0.of_rank {
+        if let Some(ranks) = self.0.ranks {
             let places = self.0.entries.iter().map(|e| (&*e.name, Place { saved_offsets: e.offsets.as_deref() }));
             let text = serde_json::to_string(&Entries(places.collect())).map_err(S::Error::custom)?;
             map.serialize_entry("DCP_SHARDING_INFO", &text)?;
             map.serialize_entry("DCP_VERSION", "1.0")?;
+            map.serialize_entry(WORLD_SIZE, &ranks.to_string())?;
         }
         map.serialize_entry("format", "pt")?;
         map.end()
