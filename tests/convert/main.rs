@@ -18,6 +18,7 @@ tests! {
     every_source_loads_in_place_as_its_conversion_does,
     shards_load_on_other_numbers_of_ranks,
     parameters_of_a_distributed_checkpoint_keep_their_names,
+    links_that_lead_out_of_the_directory_are_followed_with_a_warning,
     shards_of_every_source_are_saved_in_place_and_verified_against_it,
     a_killed_conversion_resumes_and_is_never_taken_for_whole,
     what_convert_makes_is_verified_alone_and_against_its_source,
@@ -102,6 +103,24 @@ fn shards_load_on_other_numbers_of_ranks() {
     let load = shardwright().arg("load").arg(fsdp2(dir.path(), &sharded)).output().unwrap();
     let said = stderr(&load);
     assert!(load.status.code() == Some(4) && said.contains("expected 3 files, found 2"), "{said}");
+}
+
+/// As of safetensors: a link is its owner's, and followed.
+fn links_that_lead_out_of_the_directory_are_followed_with_a_warning() {
+    let dir = TempDir::new().unwrap();
+    let at = dir.path().join("zero3");
+    assert!(Command::new("cp").arg("-r").arg(fixture("zero3")).arg(&at).status().unwrap().success());
+    let inspect = || {
+        let output = shardwright().arg("inspect").arg(&at).output().unwrap();
+        assert!(output.status.success(), "{}", stderr(&output));
+        stderr(&output)
+    };
+    assert!(!inspect().contains("leads out"));
+    let (file, elsewhere) = (at.join("global_step3/zero_pp_rank_0_mp_rank_00_model_states.pt"), dir.path().join("elsewhere.pt"));
+    std::fs::rename(&file, &elsewhere).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &file).unwrap();
+    let said = inspect();
+    assert!(said.contains("zero_pp_rank_0_mp_rank_00_model_states.pt: a link that leads out") && said.contains("elsewhere.pt"), "{said}");
 }
 
 /// As the model's class has them, the parameters of a distributed checkpoint keep their names, whatever parts they lie in.

@@ -144,9 +144,13 @@ def test_what_convert_writes_is_verified(tmp_path):
         shardwright.verify(tmp_path / "dcp")
 
 
-def test_shards_of_ranks_are_a_source(home, tmp_path):
+@pytest.mark.parametrize("source", ["sharded", "file.bin"])
+def test_shards_of_ranks_and_files_of_torch_save_are_sources(home, tmp_path, source):
     path, tensors = home
-    shardwright.convert(path / "model", tmp_path / "sharded", "hf-sharded", ranks=3)
+    if source == "sharded":
+        shardwright.convert(path / "model", tmp_path / source, "hf-sharded", ranks=3)
+    else:
+        torch.save(tensors, tmp_path / source)
     net = torch.nn.Module()
     for name, tensor in tensors.items():
         value = torch.nn.Parameter(torch.full_like(tensor, 9), requires_grad=tensor.is_floating_point())
@@ -157,7 +161,7 @@ def test_shards_of_ranks_are_a_source(home, tmp_path):
                 at.add_module(module, torch.nn.Module())
             at = getattr(at, module)
         at.register_parameter(last, value)
-    shardwright.fill(net, tmp_path / "sharded")
+    shardwright.fill(net, tmp_path / source)
     assert all(torch.equal(parameter, tensors[name]) for name, parameter in net.named_parameters())
 
 

@@ -14,6 +14,7 @@ mod record;
 mod safetensors;
 mod types;
 
+pub(crate) use self::{find::led_out, header::holds_parts, named::Places, parts::Parts};
 pub use self::{
     find::{HubEnv, ModelDir},
     header::parse_header,
@@ -21,7 +22,6 @@ pub use self::{
     record::ModelRecord,
     types::{Checkpoint, CheckpointFile, Location},
 };
-pub(crate) use self::{header::holds_parts, named::Places, parts::Parts};
 pub use crate::file::Stamp;
 
 #[cfg(test)]

@@ -63,12 +63,13 @@ impl ModelDir {
     /// As [`Checkpoint::open`].
     pub fn checkpoint(self) -> Result<Checkpoint> {
         check_finished(&self.dir)?;
-        match self.file.is_none() && is_parted(&self.dir) {
-            true => {
-                let parts = Contents::open(&self.dir)?.parts()?;
-                self.in_parts(parts)
-            }
-            false => self.safetensors(),
+        let parted = match &self.file {
+            Some(name) => (!name.ends_with(".safetensors")).then(|| self.dir.join(name)),
+            None => is_parted(&self.dir).then(|| self.dir.clone()),
+        };
+        match parted {
+            Some(path) => self.in_parts(Contents::open(&path)?.parts()?),
+            None => self.safetensors(),
         }
     }
 }

@@ -70,7 +70,7 @@ class Inspection:
     def __repr__(self) -> str:
         kinds = sorted({t.dtype for t in self.tensors.values()})
         what = self.architecture or ("checkpoint" if self.format == "safetensors" else self.format)
-        more = f", {self.ranks} ranks" if self.ranks else ""
+        more = f", {self.ranks} rank{'s' if self.ranks > 1 else ''}" if self.ranks else ""
         more += f", step {self.step}" if self.step is not None else ""
         more += f", optimizer of {self.optimizer.parameters} parameters" if self.optimizer else ""
         size = f"{self.bytes / 1e6:.1f} MB of {', '.join(kinds)} in {len(self.files)} files"

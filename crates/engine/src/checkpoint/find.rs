@@ -115,7 +115,7 @@ impl ModelDir {
         }
     }
 
-    /// A directory, or a single `.safetensors` file.
+    /// A directory, or a single file of safetensors or of `torch.save`.
     ///
     /// # Errors
     /// [`ErrorKind::Checkpoint`] where nothing is there, [`ErrorKind::Io`] where it cannot be read.
@@ -124,9 +124,10 @@ impl ModelDir {
         let (dir, file) = if meta.is_dir() {
             (path.to_owned(), None)
         } else {
-            let name = path.file_name().and_then(|n| n.to_str()).filter(|n| n.ends_with(".safetensors"));
-            let Some(name) = name else {
-                return Err(EngineError::new(ErrorKind::Checkpoint, "neither a directory nor a .safetensors file").file(path));
+            let is_known = |name: &&str| [".safetensors", ".bin", ".pt", ".pth"].iter().any(|end| name.ends_with(end));
+            let Some(name) = path.file_name().and_then(|n| n.to_str()).filter(is_known) else {
+                let what = "neither a directory nor a .safetensors, .bin, .pt or .pth file";
+                return Err(EngineError::new(ErrorKind::Checkpoint, what).file(path));
             };
             let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
             (parent.to_owned(), Some(name.to_owned()))
@@ -186,16 +187,6 @@ impl ModelDir {
             .found(real.display()))
     }
 
-    /// Where a file of this directory lies in truth, if a link leads out of it to another place than the cache's own blobs.
-    pub(super) fn outside(&self, name: &str) -> Option<PathBuf> {
-        if self.file.is_some() {
-            return None;
-        }
-        let (real, dir) = (self.dir.join(name).canonicalize().ok()?, self.dir.canonicalize().ok()?);
-        let inside = real.starts_with(&dir) || hub_blobs(&dir).is_some_and(|b| real.starts_with(b));
-        (!inside).then_some(real)
-    }
-
     /// Names in the directory, sorted; dotfiles are left out.
     pub(super) fn list(&self) -> Result<Vec<String>> {
         let cannot = |e| EngineError::io("cannot list the directory", &self.dir, e);
@@ -210,6 +201,24 @@ impl ModelDir {
         names.sort_unstable();
         Ok(names)
     }
+}
+
+/// What to say of files of a directory that are links which lead out of it, to another place than the cache's own blobs.
+pub(crate) fn led_out<'p>(dir: &Path, files: impl Iterator<Item = &'p Path>) -> Option<String> {
+    let real_dir = dir.canonicalize().ok()?;
+    let blobs = hub_blobs(&real_dir);
+    let outside = |path: &'p Path| {
+        let real = path.canonicalize().ok()?;
+        let inside = real.starts_with(&real_dir) || blobs.as_ref().is_some_and(|blobs| real.starts_with(blobs));
+        (!inside).then_some((path, real))
+    };
+    let linked: Vec<(&Path, PathBuf)> = files.filter_map(outside).collect();
+    let (path, to) = linked.first()?;
+    let (path, to, dir) = (path.display(), to.display(), dir.display());
+    Some(match linked.len() {
+        1 => format!("{path}: a link that leads out of the checkpoint's directory, to {to}"),
+        n => format!("{dir}: {n} files are links that lead out of the directory, '{path}' to {to}"),
+    })
 }
 
 /// Like `Path::exists`, but permission denied is an error.

@@ -1,12 +1,12 @@
 //! Opens a checkpoint of safetensors files: headers, index and config, held against each other.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::collections::BTreeMap;
 
 use shardwright_core::{Model, ModelFacts, ModelMeta, TensorMeta};
 
 use super::{
     config,
-    find::{CONFIG, ModelDir},
+    find::{CONFIG, ModelDir, led_out},
     header::{self, Kept},
     index,
     types::{Checkpoint, CheckpointFile, Location},
@@ -80,11 +80,8 @@ impl ModelDir {
                 .file(&self.dir)
                 .tensor(&pair[0].0.name));
         }
-        let linked: Vec<(&str, PathBuf)> = names.iter().filter_map(|n| Some((n.as_str(), self.outside(n)?))).collect();
-        let led_out = linked.first().map(|(name, to)| match linked.len() {
-            1 => format!("{}: a link that leads out of the checkpoint's directory, to {}", self.dir.join(name).display(), to.display()),
-            n => format!("{}: {n} files are links that lead out of the directory, '{name}' to {}", self.dir.display(), to.display()),
-        });
+        let named_alone = self.file.is_some(); // by the user
+        let led_out = if named_alone { None } else { led_out(&self.dir, files.iter().map(|f| f.path.as_path())) };
         let mut warnings = index.map_or_else(|| Ok(Vec::new()), |index| check_index(&index, &files, &tensors))?;
         warnings.extend(led_out);
         warnings.extend(self.passed_over(&names));

@@ -174,7 +174,7 @@ fn what_is_missing_or_unreadable_is_named() {
     refused(empty.path(), ErrorKind::Checkpoint, &["no checkpoint here", "*.safetensors"]);
     refused(&empty.path().join("gone"), ErrorKind::Checkpoint, &["gone", "No such file"]);
     let text = dir(&[("notes.txt", b"x")]);
-    refused(&text.path().join("notes.txt"), ErrorKind::Checkpoint, &["neither a directory nor a .safetensors file"]);
+    refused(&text.path().join("notes.txt"), ErrorKind::Checkpoint, &["neither a directory nor a .safetensors, .bin"]);
     let config = dir(&[("model.safetensors", &two("a")), ("config.json", b"{,}")]);
     refused(config.path(), ErrorKind::Checkpoint, &["config.json", "not valid JSON"]);
     let folder = TempDir::new().unwrap();

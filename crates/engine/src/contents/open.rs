@@ -5,8 +5,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{common::list, dcp, deepspeed, safetensors, torch_save, types::Contents, universal};
+use super::{
+    common::list,
+    dcp, deepspeed, safetensors, torch_save,
+    types::{Contents, Format},
+    universal,
+};
 use crate::{
+    checkpoint::led_out,
     error::{EngineError, ErrorKind, Result},
     file::check_finished,
 };
@@ -26,6 +32,14 @@ impl Contents {
             };
         }
         check_finished(path)?;
+        let mut contents = Self::in_dir(path)?;
+        if contents.format != Format::Safetensors || contents.ranks.is_some() {
+            contents.notes.extend(led_out(path, contents.files.paths().map(PathBuf::as_path)));
+        }
+        Ok(contents)
+    }
+
+    fn in_dir(path: &Path) -> Result<Self> {
         let names = list(path)?;
         let has = |name: &str| names.iter().any(|n| n == name);
         if let Some(found) = dcp::find(path, &names) {
