@@ -14,6 +14,7 @@ import pytest
 torch = pytest.importorskip("torch")
 import numpy as np  # noqa: E402
 import shardwright  # noqa: E402
+import shardwright.dcp  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 
@@ -126,7 +127,8 @@ def test_other_formats_are_inspected(name, kind):
     assert (weight.shape, weight.numel, weight.bytes, weight.kind) == ((5, 3), 15, 60, "parameter")
     assert found.tensors["buf"].kind == "buffer" and sum(found.files.values()) > found.bytes
     optimizer = found.optimizer
-    assert optimizer.states == ("exp_avg", "exp_avg_sq") and optimizer.step == 3 and optimizer.groups[0]["values"]["lr"] == (0.01 if name == "fsdp2" else 0.0025)
+    assert optimizer.states == ("exp_avg", "exp_avg_sq") and optimizer.step == 3
+    assert optimizer.groups[0]["values"]["lr"] == (0.01 if name == "fsdp2" else 0.0025)
 
 
 def test_what_convert_writes_is_verified(tmp_path):
@@ -163,6 +165,9 @@ def test_shards_of_ranks_and_files_of_torch_save_are_sources(home, tmp_path, sou
         at.register_parameter(last, value)
     shardwright.fill(net, tmp_path / source)
     assert all(torch.equal(parameter, tensors[name]) for name, parameter in net.named_parameters())
+    read = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+    torch.distributed.checkpoint.load(read, storage_reader=shardwright.dcp.SafetensorsReader(tmp_path / source), no_dist=True)
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in read.items())
 
 
 def test_convert_and_diff(home, tmp_path):

@@ -23,7 +23,7 @@ from ._hub import open_checkpoint
 
 
 class SafetensorsReader(StorageReader):
-    """Reads safetensors checkpoints for `dcp.load`.
+    """Reads checkpoints of any format that `fill` takes for `dcp.load`, safetensors above all.
 
     Targets may be sharded in any way, of another dtype, on another device and not contiguous.
 
