@@ -393,6 +393,10 @@ fn names_of_the_hub_and_of_the_model_are_each_others_inverse() {
     let to_hub = [s("--to"), s("hf"), s("--names"), s("hub"), s("--config"), hub.as_os_str(), s("--verify")];
     run(&[&[s("convert"), model.as_os_str(), back.as_os_str()][..], &to_hub].concat());
     run(&[s("diff"), hub.as_os_str(), back.as_os_str()]);
+    // Of a tied model the class alone knows the second name.
+    let (tied, of_hub) = (support::checkpoint("tiny-qwen3-tied-fp32"), at("tied"));
+    run(&[&[s("convert"), tied.as_os_str(), of_hub.as_os_str()][..], &[s("--to"), s("hf"), s("--names"), s("hub"), s("--verify")]].concat());
+    run(&[s("verify"), of_hub.as_os_str(), s("--against"), tied.as_os_str()]);
     // Without the config nobody knows the names, and trainers want the model's.
     let refused = |args: &[&str]| {
         let output = shardwright().arg("convert").arg(&model).arg(at("no")).args(args).output().unwrap();

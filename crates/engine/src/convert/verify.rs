@@ -81,7 +81,7 @@ pub fn bytes_to_verify(contents: &Contents, source: Option<&Contents>) -> u64 {
 }
 
 /// How a target differs from its source, but for what it cannot have: tied names, frozen parameters of a universal checkpoint, which are in
-/// partitions only, and where it has no `states` those of the optimizer.
+/// partitions only, and where it has no `states` those of the optimizer. Names that only the target knows as tied are no difference.
 fn carried(source: &Contents, target: &Contents, states: bool, watch: &(dyn Fn(u64) + Sync), cancel: &CancelToken) -> Result<Differences> {
     let is_lost = |name: &str| {
         let tensor = source.tensor(name);
@@ -90,6 +90,11 @@ fn carried(source: &Contents, target: &Contents, states: bool, watch: &(dyn Fn(u
         state || frozen || source.aliases.iter().any(|(alias, _)| alias == name)
     };
     let mut found = diff(source, target, false, watch, cancel)?;
-    found.different.retain(|(name, difference)| *difference != Difference::OnlyFirst || !is_lost(name));
+    let is_tied = |name: &str| target.aliases.iter().any(|(alias, _)| alias == name);
+    found.different.retain(|(name, difference)| match difference {
+        Difference::OnlyFirst => !is_lost(name),
+        Difference::OnlySecond => !is_tied(name),
+        _ => true,
+    });
     Ok(found)
 }
