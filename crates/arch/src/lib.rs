@@ -18,6 +18,7 @@ mod size;
 mod stored;
 mod switch;
 mod tree;
+mod undo;
 
 pub use assemble::{
     Assembled, Made, Misfit, Missing, Options, Reason, Same, Unused, Use, assemble, attribute, knows, model_types, version, without,

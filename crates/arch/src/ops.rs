@@ -49,6 +49,11 @@ impl Op {
         self.number("dim", 0)
     }
 
+    /// The two dims that it exchanges.
+    pub fn exchanged(&self) -> Option<(usize, usize)> {
+        (self.name == "Transpose").then(|| (self.number("dim0", 0), self.number("dim1", 1)))
+    }
+
     fn number(&self, key: &str, default: usize) -> usize {
         self.arguments[key].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(default)
     }

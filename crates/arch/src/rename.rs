@@ -29,6 +29,8 @@ pub struct Transform {
 #[derive(Clone, Debug)]
 enum Kind {
     Rename,
+    /// A prefix that some files have and others do not.
+    Prefix,
     /// Paired renames, which start once the first of them has matched.
     Group,
     /// Moves the captured number.
@@ -53,6 +55,7 @@ impl Transform {
         let kind = match row[0].as_str().unwrap_or_default() {
             "WeightConverter" => Kind::Convert(row[4]["ops"].as_array().map(|ops| ops.iter().map(Op::new).collect()).unwrap_or_default()),
             "GroupWeightRename" => Kind::Group,
+            "PrefixChange" => Kind::Prefix,
             "LayerPairCollapse" => Kind::Pairs,
             "First" => Kind::Substitute { exclusive: true },
             "Substitute" => Kind::Substitute { exclusive: false },
@@ -61,7 +64,7 @@ impl Transform {
         let branches = regex.names.iter().filter_map(|(name, group)| Some((*group, name.strip_prefix('g')?.parse().ok()?))).collect();
         let sources: Vec<String> = texts(&row[2]);
         let digits = |p: &String| p.replace("\\d", "").bytes().any(|b| b.is_ascii_digit());
-        let plain = matches!(kind, Kind::Rename | Kind::Convert(_) | Kind::Substitute { .. }) && !sources.iter().any(digits);
+        let plain = matches!(kind, Kind::Rename | Kind::Prefix | Kind::Convert(_) | Kind::Substitute { .. }) && !sources.iter().any(digits);
         Ok(Self { kind, regex, branches, sources, targets: texts(&row[3]), scope: None, active: false, plain })
     }
 
@@ -75,6 +78,16 @@ impl Transform {
     /// Whether it puts one text in another's place, and no more.
     pub fn is_rename(&self) -> bool {
         matches!(self.kind, Kind::Rename)
+    }
+
+    /// Whether it takes away a prefix that some files have and others do not.
+    pub fn is_prefix(&self) -> bool {
+        matches!(self.kind, Kind::Prefix)
+    }
+
+    /// Whether it puts several texts, each in another's place.
+    pub fn is_group(&self) -> bool {
+        matches!(self.kind, Kind::Group)
     }
 
     /// The operations of a converter.

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
-use shardwright_arch::{Assembled, Missing, Options, Reason, Unused, Use, assemble};
+use shardwright_arch::{Assembled, Missing, Options, Reason, Unused, Use, assemble, hub_tensors};
 use shardwright_core::{Assembly, DType, Globs, TensorMeta};
 
 fn cases() -> Vec<Value> {
@@ -123,6 +123,42 @@ fn elements_are_where_transformers_own_conversions_put_them() {
         }
     }
     assert!(compared > 20, "{compared}");
+}
+
+/// The first of the tensors that files on the hub may hold which make this model again: those that it was made of. Files without the base model's prefix
+/// get it, and some of what is joined stays so, as nothing says where it was.
+#[test]
+fn names_of_the_hub_come_back() {
+    let other = ["bloom", "gpt2", "gpt2-saved", "wav2vec2", "qwen3_vl_moe-saved"];
+    let (mut compared, mut wrong) = (0, Vec::new());
+    for case in cases().iter().filter(|case| case["use"] != "cls") {
+        let (name, stored) = (case["name"].as_str().unwrap(), sources(case));
+        let none = Globs::default();
+        let options = Options { class: Use::Llm, exclude: &none, tied_in_each_group: false, same: None, transformers: 5, own: None };
+        let made = |of: &[TensorMeta]| assemble(of, &case["config"], &options);
+        let found = made(&stored);
+        let Some(class) = &found.class else { continue };
+        let unused: BTreeSet<u32> = found.unused.iter().map(|u| u.source).collect();
+        let tied = |t: &TensorMeta| found.aliases.iter().any(|(alias, _)| *alias == *t.name);
+        let used = stored.iter().zip(0..).filter(|(t, number)| !unused.contains(number) && !tied(t));
+        let used: BTreeMap<String, Vec<u64>> = used.map(|(t, _)| (t.name.to_string(), t.shape.clone())).collect();
+        let mut model: Vec<TensorMeta> = found.tensors.iter().map(|t| TensorMeta::new(t.name.as_str(), t.dtype, t.shape.clone())).collect();
+        model.sort_by(|a, b| a.name.cmp(&b.name));
+        let makes_it = |hub: &Vec<TensorMeta>| {
+            let again = made(hub);
+            let names = |of: &Assembled| of.tensors.iter().map(|t| (t.name.clone(), t.shape.clone())).collect::<BTreeMap<_, _>>();
+            again.misfits.is_empty() && names(&again) == names(&found)
+        };
+        let hub = hub_tensors(&model, &case["config"], class).unwrap().into_iter().find(makes_it).unwrap_or_else(|| panic!("{name}"));
+        let hub: BTreeMap<String, Vec<u64>> = hub.into_iter().map(|t| (t.name.to_string(), t.shape)).collect();
+        compared += 1;
+        if (hub != used) != other.contains(&name) {
+            let odd: Vec<_> =
+                hub.iter().filter(|t| !used.contains_key(t.0)).chain(used.iter().filter(|t| !hub.contains_key(t.0))).collect();
+            wrong.push(format!("{name}: {:?}", odd.into_iter().take(3).collect::<Vec<_>>()));
+        }
+    }
+    assert!(wrong.is_empty() && compared > 40, "of {compared}: {}", wrong.join("\n"));
 }
 
 /// The tag is often absent on the hub, where it is the class's default.

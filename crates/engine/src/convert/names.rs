@@ -107,23 +107,37 @@ impl Contents {
         };
         let class = shardwright_arch::assemble(&metas, &config, &options).class;
         let class = class.ok_or_else(|| error("the architecture is not known, so neither are its names on the hub"))?;
-        let hub = shardwright_arch::hub_tensors(&metas, &config, &class).ok_or_else(|| error("the architecture is not known"))?;
-        // What the engine makes of them must be what there is.
-        let made = shardwright_arch::assemble(&hub, &config, &options);
+        let candidates = shardwright_arch::hub_tensors(&metas, &config, &class).ok_or_else(|| error("the architecture is not known"))?;
+        let mut refused = None;
+        for hub in candidates {
+            // What the engine makes of them must be what there is.
+            let made = shardwright_arch::assemble(&hub, &config, &options);
+            match self.arranged(hub, made) {
+                Ok(arranged) => return Ok(arranged),
+                Err((what, tensor)) => {
+                    let e = error(&format!("the hub's names are not known for it: {what}"));
+                    refused.get_or_insert(if tensor.is_empty() { e } else { e.tensor(&tensor) });
+                }
+            }
+        }
+        Err(refused.unwrap_or_else(|| error("the architecture is not known")))
+    }
+
+    /// Tensors of the hub's, each as runs of these tensors, where they make exactly these; else why not, and for which tensor.
+    fn arranged(&self, hub: Vec<TensorMeta>, made: shardwright_arch::Assembled) -> std::result::Result<Vec<OfHub>, (String, String)> {
+        let wrong = |what: &str, tensor: &str| (what.to_owned(), tensor.to_owned());
         if let Some(misfit) = made.misfits.first() {
-            return Err(error(&format!("the hub's names are not known for it: {misfit}")));
+            return Err(wrong(&misfit.to_string(), ""));
         }
         let mut runs: Vec<Vec<FromModel>> = vec![Vec::new(); hub.len()];
         let mut kinds = vec![Kind::Trained; hub.len()];
         let mut from = BTreeSet::new();
         for tensor in made.tensors {
             let own = |t: &Tensor| t.name.as_str().cmp(tensor.name.as_str());
-            let Ok(index) = self.tensors.binary_search_by(own) else {
-                return Err(error("the hub's names are not known for it: they make another parameter").tensor(&tensor.name));
-            };
+            let index = self.tensors.binary_search_by(own).map_err(|_| wrong("they make another parameter", &tensor.name))?;
             from.insert(index);
             if self.tensors[index].data.shape != tensor.shape {
-                return Err(error("the hub's names are not known for it: they make another shape").tensor(&tensor.name));
+                return Err(wrong("they make another shape", &tensor.name));
             }
             let pieces = match tensor.assembly {
                 Assembly::Whole(source) => {
@@ -138,7 +152,7 @@ impl Contents {
                 kinds[piece.source as usize] = self.tensors[index].kind;
                 let (run, outer) = piece.contiguous();
                 let count = outer.iter().try_fold(1u64, |n, l| n.checked_mul(l.size)).filter(|n| *n <= MOST_RUNS);
-                let count = count.ok_or_else(|| error("its hub's form is scattered over it").tensor(&tensor.name))?;
+                let count = count.ok_or_else(|| wrong("its hub's form is scattered over it", &tensor.name))?;
                 for number in 0..count {
                     let (mut rest, mut source, mut target) = (number, piece.source_offset, piece.target_offset);
                     for step in outer.iter().rev() {
@@ -151,20 +165,20 @@ impl Contents {
             }
         }
         if let Some(lost) = (0..self.tensors.len()).find(|i| !from.contains(i)) {
-            return Err(error("the hub's names are not known for it: nothing there makes it").tensor(&self.tensors[lost].name));
+            return Err(wrong("nothing there makes it", &self.tensors[lost].name));
         }
         let tensor = |meta: TensorMeta, mut runs: Vec<FromModel>, kind: Kind| {
             runs.sort_unstable();
             let mut at = 0;
             for (start, _, _, length) in &runs {
                 if *start != at {
-                    return Err(error("its elements are not all in the model").tensor(&meta.name));
+                    return Err(wrong("its elements are not all in the model", &meta.name));
                 }
                 at += length;
             }
             match meta.numel() == Some(at) {
                 true => Ok(OfHub { meta, kind, runs: runs.into_iter().map(|(_, index, from, length)| (index, from, length)).collect() }),
-                false => Err(error("its elements are not all in the model").tensor(&meta.name)),
+                false => Err(wrong("its elements are not all in the model", &meta.name)),
             }
         };
         hub.into_iter().zip(runs).zip(kinds).map(|((meta, runs), kind)| tensor(meta, runs, kind)).collect()
