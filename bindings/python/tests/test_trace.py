@@ -89,6 +89,21 @@ def test_a_reshaped_whole_tensor_is_whole():
     assert recipe(Lazy.leaf("a", (2, 3)).transpose(0, 1), {"a": 6}).source is None
 
 
+@pytest.mark.parametrize("shape", [(5, 8, 6), (5, 6, 8)])
+def test_a_conversion_sees_the_whole_shape_of_a_partitioned_parameter(shape):
+    """Experts are transposed unless they have the parameter's shape already, which under ZeRO-3 is in `ds_shape`."""
+    core = pytest.importorskip("transformers.core_model_loading")
+    parameter = torch.nn.Parameter(torch.empty(0))
+    parameter.ds_shape = torch.Size((5, 6, 8))
+    try:
+        converter = core.WeightConverter("w", "w", operations=[core.Transpose(1, 2, check_dims=True)])
+    except (AttributeError, TypeError):
+        pytest.skip("this transformers has no Transpose that checks dims")
+    model = SimpleNamespace(config=None, get_parameter=lambda name: parameter)
+    made = _convert(converter, "layers.0.w", {"w": [torch.ones(shape)]}, model)
+    assert made["layers.0.w"].shape == (5, 6, 8)
+
+
 @pytest.mark.parametrize("shape", [(24,), (24, 10)])
 def test_an_op_that_asks_for_a_tensor_gets_one(shape):
     """transformers' PermuteForRope takes a tensor as it is, and the first item of all else."""

@@ -662,6 +662,24 @@ def _own_classes(model: Any) -> Iterator[None]:
             module.__class__ = cls
 
 
+class _WholeShapes:
+    """A model whose parameters have their whole shapes, which conversions compare with: a partitioned parameter of ZeRO-3 has none itself."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def get_parameter(self, target: str) -> Any:
+        import torch
+
+        parameter = self._model.get_parameter(target)
+        if not hasattr(parameter, "ds_shape"):
+            return parameter
+        return torch.empty(tuple(parameter.ds_shape), dtype=parameter.dtype, device="meta")
+
+
 def _convert(converter: Any, name: str, inputs: dict[str, list[Any]], model: Any) -> dict[str, Any]:
     """`WeightConverter.convert` on tensors of any kind."""
     tensors: dict[str, Any] = dict(inputs)
@@ -671,7 +689,7 @@ def _convert(converter: Any, name: str, inputs: dict[str, list[Any]], model: Any
             source_patterns=converter.source_patterns,
             target_patterns=converter.target_patterns,
             full_layer_name=name,
-            model=model,
+            model=_WholeShapes(model),
             config=model.config,
             missing_keys=None,
         )
