@@ -79,6 +79,16 @@ def wrap(model, mesh, **options):
     return model
 
 
+def as_trainers_save(path):
+    """The same checkpoint as a trainer on 2 ranks saves it: a distributed checkpoint by the names of the model's class."""
+    at = path.parent.parent / f"distributed-{dist.get_world_size()}" / path.name
+    if dist.get_rank() == 0 and not at.exists():
+        shardwright.convert(path, at, "dcp", ranks=2, names="model", params_only=True)
+        (at / "config.json").write_text((path / "config.json").read_text())
+    dist.barrier()
+    return at
+
+
 def fsdp2(folder):
     world = dist.get_world_size()
     meshes = {"flat": dist.device_mesh.init_device_mesh("cpu", (world,))}
@@ -96,9 +106,10 @@ def fsdp2(folder):
                     model = T.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
                 model.tie_weights()
                 wrap(model, mesh)
+                source = as_trainers_save(path) if how == "real" else path
                 before = {n: id(p) for n, p in model.named_parameters()}
                 calls.clear()
-                report = shardwright.fill(model, path)
+                report = shardwright.fill(model, source)
                 assert not calls, f"{path.name}: collectives {calls}"
                 assert before == {n: id(p) for n, p in model.named_parameters()}, "a parameter is another object"
                 for n, p in [*model.named_parameters(), *model.named_buffers()]:
@@ -108,7 +119,8 @@ def fsdp2(folder):
                 dist.all_reduce(read)
                 whole_model = size(path) * (2 if kind == "hsdp" else 1)
                 torch.utils.deterministic.fill_uninitialized_memory = True
-                if not any(n in want for n, _ in model.named_buffers() if n in model.state_dict()):  # buffers are whole on every rank
+                persistent = any(n in want for n, _ in model.named_buffers() if n in model.state_dict())
+                if source is path and not persistent:  # buffers are whole on every rank
                     assert int(read) == whole_model, f"{path.name} {kind}: {int(read)} bytes read of {whole_model}"
     if world == 4:
         over_tensor_parallelism(Path(folder))
@@ -200,9 +212,10 @@ def zero3(folder):
             config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero, "bf16": {"enabled": bf16}}
             model_config = T.AutoConfig.from_pretrained(path)
             dtypes = stock_buffer_dtypes(path, config)
+            source = as_trainers_save(path) if offload else path
             calls.clear()
             # The constructor itself: unlike from_config it leaves torch's default dtype as it is.
-            model = sd.build(lambda c=model_config: T.AutoModelForCausalLM._model_mapping[type(c)](c), path, config)
+            model = sd.build(lambda c=model_config: T.AutoModelForCausalLM._model_mapping[type(c)](c), source, config)
             assert not calls, f"{path.name}: collectives {calls}"
             for n, p in model.named_parameters():
                 valid = max(0, min(p.ds_tensor.ds_numel, p.ds_numel - dist.get_rank() * p.ds_tensor.ds_numel))
