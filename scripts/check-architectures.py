@@ -8,8 +8,8 @@
 
 Each model type's class is built small on the meta device, from its default config with some keys changed, and its parameters are written under the
 names that transformers saves, as headers without data. `BINARY inspect --as-model` has to take every tensor and to miss none. A config that transformers
-itself does not take is drawn anew. Prints what differs, and ends with 1 where a checkpoint was refused. Needs what make-architectures.py needs, which
-it imports; under transformers 4 the data of 4 is checked.
+itself does not take is drawn anew. Prints what differs, and ends with 1 where a checkpoint was refused. Needs what make-architectures.py needs, and
+imports its package; under transformers 4 the data of 4 is checked.
 
 --flags changes what switches parts on and off: booleans, zeros and keys that are null. Otherwise numbers, words and lists are changed as well.
 --switched changes such a key between the files and config.json, where that changes which parameters there are: "told" where all that is then missing or
@@ -19,7 +19,6 @@ unused is reported, "untold" where some is not, "wrong" where something else is.
 import argparse
 import contextlib
 import copy
-import importlib.util
 import json
 import multiprocessing
 import random
@@ -29,11 +28,22 @@ import sys
 import tempfile
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-spec = importlib.util.spec_from_file_location("make_architectures", HERE / "make-architectures.py")
-make = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(make)
-torch, transformers = make.torch, make.transformers
+from architectures.changes import KINDS, WORDS
+from architectures.configs import has_layers_of_their_own, plain, with_parts
+from architectures.default_configs import LAYERS, default_config, evened, shrunk
+from architectures.library import (
+    CONFIG_MAPPING,
+    CONFIG_MAPPING_NAMES,
+    MAJOR,
+    PreTrainedConfig,
+    PreTrainedModel,
+    autos,
+    build,
+    classes_of,
+    torch,
+    transformers,
+    use,
+)
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64", "int64": "I64", "int32": "I32", "uint8": "U8", "bool": "BOOL"}
 MOST = 4e10  # elements of a model
@@ -42,7 +52,7 @@ MOST = 4e10  # elements of a model
 def saved(model):
     """The tensors that save_pretrained would write, by their names in the file."""
     state, kept = model.state_dict(), set()
-    if make.MAJOR < 5:
+    if MAJOR < 5:
         groups = {}
         for name, p in model.named_parameters(remove_duplicate=False):
             groups.setdefault(id(p), []).append(name)
@@ -50,7 +60,7 @@ def saved(model):
             kept.update([first] if others else ())  # of a module that is in several places
             for name in others:
                 state.pop(name, None)
-    if make.MAJOR >= 5:
+    if MAJOR >= 5:
         tied = model.all_tied_weights_keys
     else:
         ties = getattr(model.config.get_text_config(decoder=True), "tie_word_embeddings", True)
@@ -58,7 +68,7 @@ def saved(model):
     for name in tied:
         if name not in kept:
             state.pop(name, None)
-    if make.MAJOR >= 5:
+    if MAJOR >= 5:
         from transformers.core_model_loading import revert_weight_conversion
 
         state = revert_weight_conversion(model, state)
@@ -68,11 +78,11 @@ def saved(model):
 def class_for(model_type, config):
     """The class that is built: the language model's, else the base model; but one that takes such a config for its own. transformers itself does not
     load what another type's class saves under it: it writes names by one type's conversions and reads them by the other's."""
-    found = make.classes_of(model_type)
-    base = make.autos.MODEL_MAPPING_NAMES.get(model_type)
-    names = [make.use(found)["llm"], base if isinstance(base, str) else base[0] if base else None, *found.values()]
+    found = classes_of(model_type)
+    base = autos.MODEL_MAPPING_NAMES.get(model_type)
+    names = [use(found)["llm"], base if isinstance(base, str) else base[0] if base else None, *found.values()]
     known = [getattr(transformers, name or "", None) for name in names]
-    classes = [cls for cls in known if isinstance(cls, type) and issubclass(cls, make.PreTrainedModel)]
+    classes = [cls for cls in known if isinstance(cls, type) and issubclass(cls, PreTrainedModel)]
     return next((cls for cls in classes if getattr(cls, "config_class", None) is type(config)), classes[0] if classes else None)
 
 
@@ -105,14 +115,14 @@ def other(rng, value):
     if value is None:
         return rng.choice([True, 4, 8, [0], [0, 2]])
     if isinstance(value, str):
-        return rng.choice(make.WORDS)
+        return rng.choice(WORDS)
     if isinstance(value, float) and value >= 1:
         return 2 * value
     if isinstance(value, (list, tuple)) and value and all(type(v) is int for v in value):
         return rng.choice([[2 * v for v in value], [v + 1 for v in value], list(reversed(value))])
     if isinstance(value, (list, tuple)) and value and all(isinstance(v, str) for v in value):
         at = rng.randrange(len(value))
-        return [*value[:at], rng.choice([*value, *make.KINDS]), *value[at + 1 :]]
+        return [*value[:at], rng.choice([*value, *KINDS]), *value[at + 1 :]]
     return value
 
 
@@ -121,9 +131,9 @@ def changed(rng, config, flags):
     config, said = copy.deepcopy(config), []
     keys = [
         (of, key, value)
-        for of in make.with_parts(config)
-        for key, value in make.plain(of).items()
-        if not isinstance(value, make.PreTrainedConfig) and key != "tie_word_embeddings" and not key.endswith(("token_id", "token_index"))
+        for of in with_parts(config)
+        for key, value in plain(of).items()
+        if not isinstance(value, PreTrainedConfig) and key != "tie_word_embeddings" and not key.endswith(("token_id", "token_index"))
     ]
     rng.shuffle(keys)
     often = rng.choice([0.1, 0.25, 0.45])
@@ -142,9 +152,9 @@ def cut(config):
     built. Parts that name layers of one another may not be cut."""
     config = copy.deepcopy(config)
     for key in getattr(config, "sub_configs", None) or ():
-        if isinstance(part := getattr(config, key, None), make.PreTrainedConfig):
-            setattr(config, key, cut(make.shrunk(part, make.LAYERS)))
-    return type(config)(**make.plain(config)) if make.has_layers_of_their_own(config) else config
+        if isinstance(part := getattr(config, key, None), PreTrainedConfig):
+            setattr(config, key, cut(shrunk(part, LAYERS)))
+    return type(config)(**plain(config)) if has_layers_of_their_own(config) else config
 
 
 def report(args, folder, version):
@@ -164,17 +174,17 @@ def switched(model_type, args, cls, small, version):
                 other_config = copy.deepcopy(config)
                 keys = [
                     (of, key, value)
-                    for of in make.with_parts(other_config)
-                    for key, value in make.plain(of).items()
+                    for of in with_parts(other_config)
+                    for key, value in plain(of).items()
                     if switches(value) and key != "tie_word_embeddings" and not key.endswith(("token_id", "token_index"))
                 ]
                 of, key, value = rng.choice(keys)
                 new = other(rng, value)
                 setattr(of, key, new)
                 config.save_pretrained(folder)
-                model = make.build(cls, type(config).from_pretrained(folder))
+                model = build(cls, type(config).from_pretrained(folder))
                 other_config.save_pretrained(folder)
-                as_said = make.build(cls, type(config).from_pretrained(folder))
+                as_said = build(cls, type(config).from_pretrained(folder))
                 has, wants, files, wanted = set(model.state_dict()), set(as_said.state_dict()), saved(model), saved(as_said)
                 if has == wants or sum(t.numel() for t in model.state_dict().values()) > MOST:
                     continue
@@ -201,7 +211,7 @@ def one_type(task):
     rng = random.Random(f"{args.seed} {model_type}")
     out = []
     try:
-        small = make.evened(make.shrunk(make.default_config(model_type), make.LAYERS))
+        small = evened(shrunk(default_config(model_type), LAYERS))
     except Exception:
         return out
     cls = class_for(model_type, small)
@@ -221,7 +231,7 @@ def one_type(task):
                 config, said = changed(rng, small, args.flags) if n != tries else (copy.deepcopy(small), [])
                 config.architectures = [cls.__name__]
                 config.save_pretrained(folder)
-                model = make.build(cls, type(config).from_pretrained(folder))
+                model = build(cls, type(config).from_pretrained(folder))
                 if sum(t.numel() for t in model.state_dict().values()) > (MOST if n < tries else 10 * MOST):
                     continue
             except Exception:
@@ -334,7 +344,7 @@ def record_switches(path):
             kinds = []
             for values in (keys, with_keys(keys, changes)):
                 with tempfile.TemporaryDirectory() as folder:
-                    config = make.CONFIG_MAPPING[model_type](**copy.deepcopy(values))
+                    config = CONFIG_MAPPING[model_type](**copy.deepcopy(values))
                     cls = class_for(model_type, config)
                     config.architectures = [cls.__name__]
                     config.save_pretrained(folder)
@@ -362,14 +372,14 @@ def record(path):
     with open(path, "w") as file:
         for model_type, keys in WHOLE:
             with tempfile.TemporaryDirectory() as folder:
-                config = make.CONFIG_MAPPING[model_type](**copy.deepcopy(keys))
+                config = CONFIG_MAPPING[model_type](**copy.deepcopy(keys))
                 cls = class_for(model_type, config)
                 config.architectures = [cls.__name__]
                 config.save_pretrained(folder)
                 said = json.loads((Path(folder) / "config.json").read_text())
             if model_type == "t5":
                 said["tie_word_embeddings"] = False  # as files on the hub say, and the class does not heed
-            state = saved(make.build(cls, config))
+            state = saved(build(cls, config))
             tensors = {n: list(t.shape) for n, t in state.items()}
             file.write(json.dumps({"type": model_type, "config": said, "tensors": tensors}, separators=(",", ":")) + "\n")
 
@@ -378,8 +388,8 @@ def record_released(path):
     """The tensors of each line's config.json, which is as its model was released, but for the number of layers and experts."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     for row in rows:
-        config = make.CONFIG_MAPPING[row["config"]["model_type"]].from_dict(copy.deepcopy(row["config"]))
-        state = saved(make.build(getattr(transformers, row["config"]["architectures"][0]), config))
+        config = CONFIG_MAPPING[row["config"]["model_type"]].from_dict(copy.deepcopy(row["config"]))
+        state = saved(build(getattr(transformers, row["config"]["architectures"][0]), config))
         row["tensors"] = {n: list(t.shape) for n, t in state.items()}
     path.write_text("".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows))
 
@@ -405,7 +415,7 @@ def main():
         return record_released(args.released)
     if not args.binary:
         sys.exit("which BINARY? target/debug/shardwright")
-    types = args.types.split(",") if args.types else list(make.CONFIG_MAPPING_NAMES)
+    types = args.types.split(",") if args.types else list(CONFIG_MAPPING_NAMES)
     found, built = {}, set()
     with multiprocessing.get_context("fork").Pool(args.jobs, maxtasksperchild=10) as pool:
         for rows in pool.imap_unordered(one_type, [(t, args) for t in types]):
