@@ -29,20 +29,20 @@ import tempfile
 from pathlib import Path
 
 from architectures.changes import KINDS, WORDS
-from architectures.configs import has_layers_of_their_own, plain, with_parts
+from architectures.configs import has_layers_of_their_own, parts_of, plain, with_parts
 from architectures.default_configs import LAYERS, default_config, evened, shrunk
 from architectures.library import (
     CONFIG_MAPPING,
     CONFIG_MAPPING_NAMES,
     MAJOR,
     PreTrainedConfig,
-    PreTrainedModel,
-    autos,
+    base_of,
     build,
+    by_use,
     classes_of,
+    is_model,
     torch,
     transformers,
-    use,
 )
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64", "int64": "I64", "int32": "I32", "uint8": "U8", "bool": "BOOL"}
@@ -79,10 +79,8 @@ def class_for(model_type, config):
     """The class that is built: the language model's, else the base model; but one that takes such a config for its own. transformers itself does not
     load what another type's class saves under it: it writes names by one type's conversions and reads them by the other's."""
     found = classes_of(model_type)
-    base = autos.MODEL_MAPPING_NAMES.get(model_type)
-    names = [use(found)["llm"], base if isinstance(base, str) else base[0] if base else None, *found.values()]
-    known = [getattr(transformers, name or "", None) for name in names]
-    classes = [cls for cls in known if isinstance(cls, type) and issubclass(cls, PreTrainedModel)]
+    names = [by_use(found)["llm"], base_of(model_type), *found.values()]
+    classes = [cls for name in names if is_model(cls := getattr(transformers, name or "", None))]
     return next((cls for cls in classes if getattr(cls, "config_class", None) is type(config)), classes[0] if classes else None)
 
 
@@ -103,7 +101,7 @@ def write(folder, state):
 
 
 def switches(value):
-    return value is None or isinstance(value, bool) or type(value) is int and value <= 0
+    return value is None or isinstance(value, bool) or (type(value) is int and value <= 0)
 
 
 def other(rng, value):
@@ -151,9 +149,8 @@ def cut(config):
     """A config whose parts are cut short as well, and whose layers' own values are those of the layers that it has: for types of which no other draw is
     built. Parts that name layers of one another may not be cut."""
     config = copy.deepcopy(config)
-    for key in getattr(config, "sub_configs", None) or ():
-        if isinstance(part := getattr(config, key, None), PreTrainedConfig):
-            setattr(config, key, cut(shrunk(part, LAYERS)))
+    for key, part in parts_of(config).items():
+        setattr(config, key, cut(shrunk(part, LAYERS)))
     return type(config)(**plain(config)) if has_layers_of_their_own(config) else config
 
 
@@ -222,7 +219,7 @@ def one_type(task):
         return switched(model_type, args, cls, small, version)
     tries = 6 * args.configs
     for n in range(2 * tries):
-        if len(out) == args.configs or n == tries and out:
+        if len(out) == args.configs or (n == tries and out):
             break
         if n == tries:
             small = cut(small)

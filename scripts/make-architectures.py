@@ -4,9 +4,9 @@
     python scripts/make-architectures.py [--out FILE] [--types llama,qwen3] [--jobs 2]
     python scripts/make-architectures.py --check [--types llama,qwen3]      names the model types that the installed transformers has otherwise
 
-The work is done by the package beside it: architectures/__init__.py says how, and which module does what. The file has one line a module class, sorted, so
-that a new version of transformers shows as a diff. Needs torch and transformers, and timm, torchvision and scipy for the classes that need them. Takes
-ten minutes on a quiet machine.
+The package architectures/ beside this does the work: its __init__.py says how, and which module does what. The file has one line a module class,
+sorted, so that a new version of transformers shows as a diff. Needs torch and transformers, and timm, torchvision and scipy for the classes that need
+them. Takes ten minutes on a quiet machine.
 """
 
 import argparse

@@ -12,11 +12,12 @@ IGNORED_KEYS = {
     "transformers_version", "architectures", "id2label", "label2id", "return_dict", "output_hidden_states", "output_attentions", "problem_type",
     "dtype", "torch_dtype", "chunk_size_feed_forward", "is_encoder_decoder", "use_cache", "gradient_checkpointing", "name_or_path",
 }  # fmt: skip
-LAYER_COUNTS = {"num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers", "depth"}
+LAYER_COUNTS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers", "depth")
+"""Keys that say how many layers there are."""
 
 
 def plain(config):
-    """A config's own keys."""
+    """A config's own keys and values, but those that no parameter depends on."""
     return {k: v for k, v in vars(config).items() if not k.startswith("_") and k not in IGNORED_KEYS}
 
 
@@ -32,7 +33,7 @@ def unlisted(cls, config):
             value = ast.literal_eval(default)
             if not hasattr(config, key) and (value is None or isinstance(value, (bool, str))):
                 out[key] = value
-    # one that is not there and true would be the same
+    # to lack the key is the same as to have it true
     for key in re.findall(r'True if not hasattr\(config, "(\w+)"\) else config\.', source):
         if not hasattr(config, key):
             out.setdefault(key, True)
@@ -40,7 +41,7 @@ def unlisted(cls, config):
 
 
 def with_parts(config):
-    """A config and those inside of it."""
+    """A config and its parts, and theirs."""
     yield config
     for part in vars(config).values():
         if isinstance(part, PreTrainedConfig):
@@ -48,21 +49,25 @@ def with_parts(config):
 
 
 def parts_of(config):
-    """{key: config} of the parts that a model's config has, each of a class of its own."""
+    """{key: config} of a config's parts that its class lists."""
     return {k: v for k in (config.sub_configs or {}) if isinstance(v := getattr(config, k, None), PreTrainedConfig)}
 
 
-def numbers_of(config):
-    """A config's own keys, and those of its parts."""
-    values = plain(config)
+def keys_in_parts(config):
+    """(part, key, value) of a config's parts, whether these are configs or dicts."""
     for part, of in plain(config).items():
         keys = of if isinstance(of, dict) else plain(of) if isinstance(of, PreTrainedConfig) else {}
-        values |= {f"{part}.{key}": value for key, value in keys.items()}
-    return values
+        for key, value in keys.items():
+            yield part, key, value
+
+
+def numbers_of(config):
+    """A config's own keys, and `part.key` of its parts."""
+    return {**plain(config), **{f"{part}.{key}": value for part, key, value in keys_in_parts(config)}}
 
 
 def put(config, key, value):
-    """Sets a key, or one of a part."""
+    """Sets a key, or `part.key`."""
     *parts, key = key.split(".")
     for part in parts:
         config = getattr(config, part)
@@ -78,5 +83,5 @@ def has_layers_of_their_own(config):
 
 
 def is_token(key):
-    """Whether a key's number is a token's, and not how many there are."""
+    """Whether a key's number is that of a token, and not how many there are."""
     return "token" in key and not re.search("(^|[.])num_", key)

@@ -14,7 +14,7 @@ LEGACY_BEFORE_5 = [
 
 
 def conversions():
-    """transformers' tables as data; before transformers 5 each class has its own."""
+    """{model type or class: rows} of transformers' tables; before transformers 5 each class has its own."""
     if MAJOR < 5:
         return {"legacy": LEGACY_BEFORE_5}
     from transformers import conversion_mapping as tables
@@ -41,7 +41,7 @@ def conversions():
 
 
 def mapping_before_5(cls):
-    """The renames that `from_pretrained` of transformers 4 does for a class: the first that matches, then no other."""
+    """The renames that `from_pretrained` of transformers 4 does for a class, of which the first that matches is done."""
     from transformers import modeling_utils
 
     listed = any(name in cls.__name__.lower() for name in getattr(modeling_utils, "VLMS", ()))

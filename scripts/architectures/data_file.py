@@ -1,16 +1,17 @@
-"""The data file: its format, writing and reading it, and which model types it has otherwise than the installed transformers.
+"""The data file: its format, writing and reading it, and which model types differ in the installed transformers.
 
 Lines, a name and JSON apart by a tab:
+
     %version        {"transformers": "5.24.0"}
     >KEY            conversions registered for a model type or a class: [kind, regex, sources, targets, more]
-    :MODEL_TYPE     classes by use, the names of attributes, defaults of keys that sizes depend on, where nothing else
-                    decides them, or how they derive from others, older names of these, keys that switch parts on with
-                    their defaults, keys that it sets in its parts, the numbers of parts that config.json may lack as a
-                    whole, and of which kind each layer is; `TYPE/KEY` is a part of a type that transformers does not list
-    !CLASS          a model's class: its root module, prefix of the base model, dtypes, tied weights, parts that layers share, names that it ignores
-    MODULE          a module: flags, parameters and buffers, children. What not every config has says when it is there: "key" (neither false, zero, null
-                    nor empty), "key?" (not null), "!key", "!key?", or 0 where that is not one key's business; a child of two classes, when
-                    it is of the first
+    :MODEL_TYPE     classes by use; names of attributes; defaults of keys that sizes depend on, where nothing else decides them, and formulas of those
+                    made of others; older names of keys; keys that switch parts on, with their defaults; keys that the type sets in its parts; numbers
+                    of parts that config.json may lack as a whole; of which kind each layer is. TYPE/KEY is a part of a type that transformers does
+                    not list
+    !CLASS          a model's class: its root module, the base model's prefix, dtypes, tied weights, parts that layers share, names that it ignores
+    MODULE          a module: flags, parameters and buffers, children. One that not every config has ends with its condition: "key" (neither false,
+                    zero, null nor empty), "key?" (not null), "!key", "!key?", or 0 where more than one key decides. A child of two classes ends with
+                    the condition under which it is of the first
 """
 
 import base64
@@ -32,19 +33,19 @@ def of_installed():
 
 
 def when(always, first=()):
-    """How a line says when something is there: always, where more than one key decides, or by a condition; and when it is of the first of two classes."""
+    """How a parameter or child ends: with nothing where it is always there, else its condition; then when it is of the first of two classes."""
     return [1 if always is True else always or 0, *first] if first or always is not True else []
 
 
 class Table:
-    """Modules by content. A class that is built in one way has its own name, one that is built in several a digest of each behind it, so that
-    a new module changes no line but those of what it is part of."""
+    """Modules by content. The name of a class that is built in several ways is followed by a digest of each, so that a new module changes no line but
+    those of what it is part of."""
 
     def __init__(self):
         self.modules, self.lengths = {}, {}
 
     def add(self, packed):
-        """Takes a tree in; its digest stands for it."""
+        """Adds a packed tree, and gives its digest."""
         cls, flags, params, children = packed
         listed = []
         for name, always, length, variants, first in children:
@@ -57,10 +58,12 @@ class Table:
         return digest
 
     def name(self, digest):
+        """The name of a module's line, once `lines` has been called."""
         cls = self.modules[digest][0]
         return cls if not self.lengths[cls] else f"{cls}#{digest[: self.lengths[cls]]}"
 
     def lines(self):
+        """{name: JSON} of all modules."""
         by_class = {}
         for digest, (cls, *_) in self.modules.items():
             by_class.setdefault(cls, []).append(digest)
@@ -70,7 +73,6 @@ class Table:
         out = {}
         for digest, (_, flags, params, children) in self.modules.items():
             values = [[n, kind, json.loads(shape), *when(always)] for n, kind, shape, always in params]
-            # A list has one child, which stands for every element.
             listed = [
                 [n, [key if sub is None else self.name(sub) for key, sub in kinds], length, *when(always, first)]
                 for n, kinds, length, always, *first in children
@@ -80,7 +82,7 @@ class Table:
 
 
 def read(path):
-    """What a file of this script's says: {model type: (its line, its classes)}. The inverse of `write`."""
+    """What a data file says: {model type: (its line, its classes)}. The inverse of `write`."""
     rows = dict(line.split("\t", 1) for line in path.read_text().splitlines())
     packed = {}
 
@@ -116,6 +118,7 @@ def read(path):
 
 
 def write(path, done, tables):
+    """Writes what is known of model types ({model type: (its line, its classes)}), and transformers' tables of conversions."""
     table, lines, classes_of_all = Table(), {"%version": json.dumps({"transformers": transformers.__version__})}, {}
     for key, rows in tables.items():
         lines[f">{key}"] = json.dumps(rows, separators=(",", ":"))
@@ -140,7 +143,7 @@ def write(path, done, tables):
 
 
 def check(path, done):
-    """Says which model types a file has otherwise than the installed transformers."""
+    """Prints which model types differ between a data file and what is known of the installed transformers; whether any does."""
     had = json.loads(path.read_text().split("%version\t", 1)[1].split("\n", 1)[0])["transformers"]
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         write(Path(folder) / path.name, done, {})  # as a file has it

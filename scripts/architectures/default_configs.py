@@ -2,10 +2,10 @@
 
 import copy
 
-from .configs import plain, with_parts
+from .configs import LAYER_COUNTS, plain, with_parts
 from .library import CONFIG_MAPPING, MAJOR, PreTrainedConfig
 
-LAYERS = 8 if MAJOR >= 5 else 5  # of a list, at most, where a default config has more
+LAYERS = 8 if MAJOR >= 5 else 5  # the most layers of a list that are built
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 MOE = {"num_experts": 128, "top_k_experts": 8, "moe_intermediate_size": 704}
 INDEXER = {"indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 256, "indexer_budget": 2048, "indexer_compress_ratio": 16}
@@ -30,7 +30,7 @@ LACKS = {
     "emu3": {"vocabulary_map": {"<image>": 4, "<|extra_0|>": 5}},
     "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}},
 }
-"""What a model type's default config does not say and its class wants."""
+"""What a model type's default config does not say and its classes need."""
 if MAJOR < 5:
     MROPE = {"rope_scaling": {"rope_type": "default", "mrope_section": [24, 20, 20]}}
     LACKS |= {name: {"text_config": {"model_type": "llama", "vocab_size": 128260}} for name in ("idefics3", "smolvlm")}
@@ -40,7 +40,7 @@ if MAJOR < 5:
         "thinker_config": {"text_config": MROPE},
         "talker_config": {"text_config": {**MROPE, "shared_expert_intermediate_size": 1024}, "spatial_merge_size": 2},
     }
-LACKS_AFTER = {
+LACKS_AFTER = {  # the same, set when the config is made
     "aya_vision": {"vision_config.num_attention_heads": 16},
     "dbrx": {"attn_config.rope_theta": 500000.0},
     "hunyuan_vl": {"text_config.head_dim": 128},
@@ -57,6 +57,7 @@ LACKS_AFTER = {
 
 
 def default_config(model_type):
+    """The config of a model type that says nothing, with what its classes need."""
     config = CONFIG_MAPPING[model_type](**LACKS.get(model_type, {}))
     for path, value in LACKS_AFTER.get(model_type, {}).items():
         *to, last = path.split(".")
@@ -69,7 +70,7 @@ def default_config(model_type):
 
 
 def repaired(config):
-    """A default config that no class takes, with what it lacks."""
+    """A default config that no class takes, with what most classes need."""
     config = copy.deepcopy(config)
     lacks = {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "rope_theta": 10000.0}
     hidden, heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
@@ -92,14 +93,14 @@ def repaired(config):
 
 
 def shrunk(config, most):
-    """Long lists of layers cut short; keys that are as long as the number of layers follow."""
+    """A config with at most `most` layers; lists as long as the number of layers follow."""
     config = copy.deepcopy(config)
     for of in (config, *(v for v in vars(config).values() if isinstance(v, PreTrainedConfig))) if MAJOR < 5 else ():
-        # each expert is a module of its own there
+        # each expert is a module of its own before transformers 5
         for key, n in plain(of).items():
             if "experts" in key and isinstance(n, int) and not isinstance(n, bool) and n > 8:
                 setattr(of, key, 8)
-    for key in ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers", "depth"):
+    for key in LAYER_COUNTS:
         n = vars(config).get(key)
         if isinstance(n, int) and n > most:
             setattr(config, key, most)
@@ -110,7 +111,7 @@ def shrunk(config, most):
 
 
 def evened(config):
-    """Images that have an even number of patches along a side, and still have when the patches are doubled; heads that divide the hidden size."""
+    """A config whose images have an even number of patches along a side, also with patches twice as large, and whose heads divide the hidden size."""
     config = copy.deepcopy(config)
     for of in with_parts(config):
         hidden, heads, groups = (vars(of).get(key) for key in ("hidden_size", "num_attention_heads", "num_key_value_heads"))

@@ -1,10 +1,13 @@
-"""A size as a number, a product or a sum of config keys, from what doubling each key adds to it. Arithmetic alone: no model is built here."""
+"""A size as a number, a product or a sum of config keys. Arithmetic alone: no model is built here.
+
+`depends` is {key: (its value, what doubling it adds to the size)}; a value of 0 is that of a key whose effect has no formula.
+"""
 
 import itertools
 import re
 
 GROWTH = {1: 1, 2: 3, -1: -0.5, -2: -0.75}
-"""What doubling a key adds to a product in which it has this power, in parts of the product."""
+"""{power of a key in a product: what doubling the key adds, as a fraction of the product}."""
 
 
 def solve(n, depends):
@@ -31,13 +34,13 @@ def solve(n, depends):
 
 
 def product(n, powers, depends):
-    """A product of keys of these powers as text, where it is `n` up to a small whole factor."""
+    """A product of powers of keys as text, if it is `n` up to a small whole factor; else None."""
     up = sorted((k for k, p in powers.items() if p > 0), key=lambda k: depends[k][0])
     down = [k for k, p in powers.items() if p < 0]
     factors, value = [], 1
     up = [k for k in up for _ in range(powers[k])]
     for key in [k for k in down for _ in range(-powers[k])]:
-        # a width is divided: the largest
+        # the largest number is divided: a width
         if not up or depends[up[-1]][0] % depends[key][0]:
             return None
         over = up.pop()
@@ -52,7 +55,7 @@ def product(n, powers, depends):
 
 
 def one_product(n, depends):
-    """Powers, and one or two more, as of class tokens among patches."""
+    """A product of powers of keys, or one with 1 or 2 added, as for class tokens beside patches; else None."""
     for rest in (0, 1, 2):
         powers = {}
         for key, (_, more) in depends.items():
@@ -71,7 +74,7 @@ def two_products(n, depends):
     for powers in itertools.product(kinds, repeat=len(depends)):
         # of a first product x: more = g*x + h*(n - x) for every key
         x = None
-        for (_, more), (p, q) in zip(depends.values(), powers):
+        for (_, more), (p, q) in zip(depends.values(), powers, strict=True):
             g, h = GROWTH.get(p, 0), GROWTH.get(q, 0)
             if g == h:
                 if more != h * n:
@@ -84,8 +87,8 @@ def two_products(n, depends):
         else:
             if x is None or x != int(x) or not 0 < x < n:
                 continue
-            first = product(int(x), {k: p for k, (p, _) in zip(depends, powers) if p}, depends)
-            second = product(n - int(x), {k: q for k, (_, q) in zip(depends, powers) if q}, depends)
+            first = product(int(x), {k: p for k, (p, _) in zip(depends, powers, strict=True) if p}, depends)
+            second = product(n - int(x), {k: q for k, (_, q) in zip(depends, powers, strict=True) if q}, depends)
             if first and second:
                 found.add("+".join(sorted((first, second))))
     return tuple(sorted(found)) if 0 < len(found) <= 8 else None
@@ -99,7 +102,7 @@ def evaluate(formula, values):
         for factor in term.split("*"):
             over, _, under = factor.partition("/")
             parts = [int(k) if re.fullmatch(r"-?\d+", k) else values.get(k) for k in (over, under) if k]
-            if any(type(part) is not int for part in parts) or len(parts) > 1 and (not parts[1] or parts[0] % parts[1]):
+            if any(type(part) is not int for part in parts) or (len(parts) > 1 and (not parts[1] or parts[0] % parts[1])):
                 return None
             amount *= parts[0] if len(parts) == 1 else parts[0] // parts[1]
         total += amount
@@ -107,11 +110,12 @@ def evaluate(formula, values):
 
 
 def keys_of(formula):
+    """The keys that a formula has."""
     return set(re.findall(r"[A-Za-z_][\w.]*", formula)) if isinstance(formula, str) else set()
 
 
 def is_plain(formula):
-    """Of one key, or a product: what single changes show is enough."""
-    return (
-        not isinstance(formula, (str, tuple)) or isinstance(formula, str) and "/" not in formula and ("+" not in formula or len(keys_of(formula)) < 2)
+    """Whether a formula is of one key, or a product, which changes of one key are enough to confirm."""
+    return not isinstance(formula, (str, tuple)) or (
+        isinstance(formula, str) and "/" not in formula and ("+" not in formula or len(keys_of(formula)) < 2)
     )

@@ -28,13 +28,14 @@ __all__ = [
     "PreTrainedConfig",
     "PreTrainedModel",
     "at_home",
-    "autos",
+    "base_of",
     "build",
+    "by_use",
     "classes_of",
-    "modules_beside",
+    "is_model",
+    "modeling_files",
     "torch",
     "transformers",
-    "use",
 ]
 
 MAJOR = int(transformers.__version__.split(".")[0])
@@ -42,11 +43,11 @@ SECONDS = 20  # for one build
 
 
 class Slow(Exception):
-    pass
+    """A model takes too long to build."""
 
 
 def build(cls, config):
-    """The model on the meta device, parameters in bfloat16: what is float32 all the same is so by the class's own choice."""
+    """The model on the meta device, with bfloat16 as the default dtype: what is float32 is so by the class's own choice."""
 
     def alarm(*_):
         raise Slow
@@ -64,7 +65,7 @@ def build(cls, config):
 
 
 def classes_of(model_type):
-    """The classes of a model type, by auto-mapping."""
+    """{auto-mapping: class} of a model type."""
     out = {}
     for name, names in vars(autos).items():
         if name.startswith("MODEL_") and name.endswith("_MAPPING_NAMES") and model_type in names:
@@ -73,15 +74,28 @@ def classes_of(model_type):
     return out
 
 
-def use(found):
-    """LLaMA-Factory's choice for model_class llm, cls and other."""
-    first = lambda *keys: next((found[k] for k in keys if k in found), None)
-    base = found.get("MAPPING") or vars(autos)["MODEL_MAPPING_NAMES"].get("")
-    return {"llm": first("FOR_IMAGE_TEXT_TO_TEXT", "FOR_MULTIMODAL_LM", "FOR_CAUSAL_LM"), "cls": first("FOR_TOKEN_CLASSIFICATION"), "base": base}
+def base_of(model_type):
+    """The class of the base model of a type."""
+    base = autos.MODEL_MAPPING_NAMES.get(model_type)
+    return base[0] if isinstance(base, (list, tuple)) and base else base
 
 
-def modules_beside(module, config_class):
-    """A model type's modeling files, that of its classes first."""
+def by_use(found):
+    """The classes that LLaMA-Factory takes for model_class llm and cls, of all classes of a type."""
+
+    def first(*keys):
+        return next((found[k] for k in keys if k in found), None)
+
+    return {"llm": first("FOR_IMAGE_TEXT_TO_TEXT", "FOR_MULTIMODAL_LM", "FOR_CAUSAL_LM"), "cls": first("FOR_TOKEN_CLASSIFICATION")}
+
+
+def is_model(cls):
+    """Whether this is a class of a model."""
+    return isinstance(cls, type) and issubclass(cls, PreTrainedModel)
+
+
+def modeling_files(module, config_class):
+    """The modeling files of a model type as modules, that of its classes first."""
     package = sys.modules.get(config_class.__module__.rpartition(".")[0])
     found = [module] if module is not None else []
     for path in sorted(Path(package.__file__).parent.glob("modeling_*.py")) if package is not None and package.__file__ else []:

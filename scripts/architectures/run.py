@@ -8,7 +8,7 @@ from .model_types import one_type
 
 
 def add(done, model_type, line, classes, failed):
-    """Adds what was found of a type to what is known of it; some of a part's classes are found with the whole model's."""
+    """Adds what was found of a type to what is known of it: some of a part's classes are found with the whole model's."""
     line_before, before = done.get(model_type, ({}, []))
     line = {**{k: v for k, v in line_before.items() if k != "none"}, **line}
     classes = [*[c for c in before if c[0] not in {name for name, *_ in classes}], *classes]
@@ -32,7 +32,7 @@ def resumed(state):
 
 
 def make(types, done, had, jobs, state=None, log=None):
-    """Adds to `done` what it lacks of these model types, and of their parts; `had` is what the data file has. Progress goes to `log`, failures to stderr."""
+    """Adds to `done` what it lacks of these model types and their parts. `had` is what the data file has. Progress goes to `log`."""
     with multiprocessing.get_context("fork").Pool(jobs, maxtasksperchild=20) as pool:
         for all_of_it in pool.imap_unordered(one_type, [t for t in types if t not in done]):
             for model_type, line, classes, failed in all_of_it:

@@ -1,92 +1,136 @@
-"""What a model has, as a tree of modules. The trees of one class under several configs are merged: what not all have is optional."""
+"""What a model has, as a tree of modules. The trees of one class under several configs are merged: what not all have is optional.
 
-from .library import PreTrainedConfig, PreTrainedModel, torch
+A place is a path in a tree: a tuple of names, each child's followed by its class. The place of a size ends with a dim, or with "len" for how many
+elements a list has.
+"""
+
+from dataclasses import dataclass
+
+from .library import PreTrainedConfig, PreTrainedModel, build, torch
+
+
+@dataclass(eq=False)
+class Value:
+    """A parameter or buffer. `kind` is "p", or "f" where it is float32 by the class's choice; of a buffer "b" or "B", or "n" where it is not saved.
+    `shape` has sizes, then formulas in their place, or None where a size is not known."""
+
+    kind: str
+    always: bool | str  # or the condition under which it is there
+    shape: list | None
+
+
+@dataclass(eq=False)
+class Child:
+    """A child by its class: {class: Node}, or {"@part:CLASS": None} for another model. `length` is of "*", the elements of a list."""
+
+    variants: dict
+    always: bool | str
+    length: int | str | None
 
 
 class Node:
-    """A module, or what several of one class have in common: `params` name -> [kind, sizes, always], `children` name -> [variants, always, length]."""
+    """A module, or what several of one class have in common."""
 
     def __init__(self, cls):
-        self.cls, self.flags, self.model = cls, "", None
-        self.params, self.children = {}, {}
-        self.first = {}  # of a child of two classes: when it is of the first
+        self.cls, self.flags = cls, ""
+        self.params, self.children = {}, {}  # by name
+        self.first = {}  # by the name of a child of two classes: when it is of the first
 
     def merge(self, other):
         """Of two configs or two elements of a list: what only one has is optional."""
         for mine, theirs in ((self.params, other.params), (self.children, other.children)):
             for name in [*mine, *theirs]:
                 if name not in theirs:
-                    mine[name][1] = False
+                    mine[name].always = False
                 elif name not in mine:
                     mine[name] = theirs[name]
-                    mine[name][1] = False
-        for name, (_, always, shape) in other.params.items():
+                    mine[name].always = False
+        for name, value in other.params.items():
             mine = self.params[name]
-            if mine is other.params[name]:
+            if mine is value:
                 continue
-            mine[1] = mine[1] and always
-            if shape is not None and mine[2] is not None:
-                same = len(shape) == len(mine[2])
-                mine[2] = [a if a == b else None for a, b in zip(mine[2], shape)] if same else None
-        for name, (variants, always, length) in other.children.items():
+            mine.always = mine.always and value.always
+            if value.shape is not None and mine.shape is not None:
+                same = len(value.shape) == len(mine.shape)
+                mine.shape = [a if a == b else None for a, b in zip(mine.shape, value.shape, strict=True)] if same else None
+        for name, child in other.children.items():
             mine = self.children[name]
-            if mine is other.children[name]:
+            if mine is child:
                 continue
-            mine[1] = mine[1] and always
-            for key, node in variants.items():
-                if key not in mine[0]:
-                    mine[0][key] = node
-                elif isinstance(node, Node) and node is not mine[0][key]:
-                    mine[0][key].merge(node)
-            if length is not None and mine[2] != length:
-                mine[2] = None
+            mine.always = mine.always and child.always
+            for key, node in child.variants.items():
+                if key not in mine.variants:
+                    mine.variants[key] = node
+                elif isinstance(node, Node) and node is not mine.variants[key]:
+                    mine.variants[key].merge(node)
+            if child.length is not None and mine.length != child.length:
+                mine.length = None
         return self
 
 
+def tree_of(cls, config, within):
+    """The tree of a class under a config, where references to other models do not matter."""
+    model = build(cls, config)
+    return tree(model, model.config, set(), base=within)
+
+
 def tree(module, owner, references, path="", base=None):
-    """A module's node. `owner` is the config of the model that it is part of; models with a config of their own are references."""
+    """A module's node. `owner` is the config of the model that it is part of. Models with a config of their own are references, and are added to
+    `references`; so is the base model, where `base` names its class."""
     node = Node(type(module).__name__)
     if isinstance(module, torch.nn.Embedding):
         node.flags += "E"
-    for name, p in module._parameters.items():
-        if p is not None:
-            node.params[name] = ["p" if p.dtype != torch.float32 else "f", True, list(p.shape)]
+    node.params.update(parameters(module))
     for name, b in module._buffers.items():
         if b is not None:
             saved = name not in module._non_persistent_buffers_set
-            node.params[name] = [("B" if b.dtype == torch.float32 else "b") if saved else "n", True, list(b.shape)]
+            node.params[name] = Value(("B" if b.dtype == torch.float32 else "b") if saved else "n", True, list(b.shape))
     if isinstance(module, PreTrainedModel):
         node.flags += "M"
-        node.model = type(module).__name__
     for name, child in module._modules.items():
         if child is None:
             continue
-        listed = isinstance(child, (torch.nn.ModuleList, torch.nn.Sequential)) and len(child) and all(k.isdigit() for k in child._modules)
-        same = listed and (isinstance(child, torch.nn.ModuleList) or len(child) > 3 and len({type(c) for c in child}) == 1)
-        if same:
-            elements = Node(type(child).__name__)
-            elements.flags = "L"
-            for n, p in child._parameters.items():  # a parametrization is such a list
-                if p is not None:
-                    elements.params[n] = ["p" if p.dtype != torch.float32 else "f", True, list(p.shape)]
-            merged = {}
-            for i, element in enumerate(child):
-                if element is None:
-                    continue
-                key, sub = variant(element, owner, references, f"{path}.{name}.{i}", base)
-                if key in merged and isinstance(sub, Node):
-                    merged[key].merge(sub)
-                else:
-                    merged.setdefault(key, sub)
-            elements.children["*"] = [merged, True, None if any(element is None for element in child) else len(child)]
-            node.children[name] = [{elements.cls: elements}, True, None]
+        if is_list(child):
+            elements = elements_of(child, owner, references, f"{path}.{name}", base)
+            node.children[name] = Child({elements.cls: elements}, True, None)
         else:
             key, sub = variant(child, owner, references, f"{path}.{name}", base)
-            node.children[name] = [{key: sub}, True, None]
+            node.children[name] = Child({key: sub}, True, None)
+    return node
+
+
+def parameters(module):
+    """{name: Value} of a module's own parameters."""
+    return {n: Value("p" if p.dtype != torch.float32 else "f", True, list(p.shape)) for n, p in module._parameters.items() if p is not None}
+
+
+def is_list(module):
+    """Whether a module's children are elements of a list, which are merged."""
+    if not isinstance(module, (torch.nn.ModuleList, torch.nn.Sequential)) or not len(module) or not all(k.isdigit() for k in module._modules):
+        return False
+    return isinstance(module, torch.nn.ModuleList) or (len(module) > 3 and len({type(c) for c in module}) == 1)
+
+
+def elements_of(module, owner, references, path, base):
+    """The node of a list, whose one child "*" stands for all elements."""
+    node = Node(type(module).__name__)
+    node.flags = "L"
+    node.params.update(parameters(module))  # a parametrization is such a list
+    merged = {}
+    for i, element in enumerate(module):
+        if element is None:
+            continue
+        key, sub = variant(element, owner, references, f"{path}.{i}", base)
+        if key in merged and isinstance(sub, Node):
+            merged[key].merge(sub)
+        else:
+            merged.setdefault(key, sub)
+    node.children["*"] = Child(merged, True, None if any(element is None for element in module) else len(module))
     return node
 
 
 def variant(module, owner, references, path, base=None):
+    """(class, Node) of a module, or ("@part:CLASS", None) of a reference: ":CLASS" after "@" alone is the base model, "?" any class."""
     if isinstance(module, PreTrainedModel) and module.config is owner and type(module).__name__ == base:
         return f"@:{base}", None
     if type(module).__module__.split(".")[0] == "timm" and path.endswith("timm_model"):
@@ -103,91 +147,111 @@ def variant(module, owner, references, path, base=None):
     return node.cls, node
 
 
-def sizes(node, into, path=()):
-    """Every size in a tree by its place."""
-    for name, entry in node.params.items():
-        for d, n in enumerate(entry[2] or ()):
+def sizes(node, into=None, path=()):
+    """{place: (size, its Value or Child, dim)} of every size in a tree."""
+    into = {} if into is None else into
+    for name, value in node.params.items():
+        for d, n in enumerate(value.shape or ()):
             if n is not None:
-                into[(*path, name, d)] = (n, entry, d)
+                into[(*path, name, d)] = (n, value, d)
     for name, child in node.children.items():
-        if child[2] is not None:
-            into[(*path, name, "len")] = (child[2], child, None)
-        for key, sub in child[0].items():
+        if child.length is not None:
+            into[(*path, name, "len")] = (child.length, child, None)
+        for key, sub in child.variants.items():
             if isinstance(sub, Node):
                 sizes(sub, into, (*path, name, key))
     return into
 
 
-def entries(node, into, path=()):
-    """Every parameter, buffer and child in a tree by its place, with how many dims it has."""
-    for name, entry in node.params.items():
-        into[(*path, name)] = len(entry[2] or ())
+def entries(node, into=None, path=()):
+    """{place: how many dims it has} of every parameter, buffer and child in a tree."""
+    into = {} if into is None else into
+    for name, value in node.params.items():
+        into[(*path, name)] = len(value.shape or ())
     for name, child in node.children.items():
         into[(*path, name)] = 0
-        for key, sub in child[0].items():
+        for key, sub in child.variants.items():
             if isinstance(sub, Node):
                 entries(sub, into, (*path, name, key))
     return into
 
 
-def presence(node, into, path=(), alone=True):
-    """What a tree of one config has, by its place: parameters, buffers and children (False where only some elements of a list have them), and the
-    modules around them by their class, whose places have an even number of parts (False where other elements have one of another class)."""
+def presence(node, into=None, path=(), alone=True):
+    """What a tree of one config has, by place: parameters, buffers and children (False where only some elements of a list have them), and the modules
+    around them by their class, whose places have an even number of parts (False where other elements have one of another class)."""
+    into = {} if into is None else into
     into[path] = alone
-    for name, entry in node.params.items():
-        into[(*path, name)] = entry[1]
+    for name, value in node.params.items():
+        into[(*path, name)] = value.always
     for name, child in node.children.items():
-        into[(*path, name)] = child[1]
-        for key, sub in child[0].items():
-            into[(*path, name, key)] = len(child[0]) == 1
+        into[(*path, name)] = child.always
+        for key, sub in child.variants.items():
+            into[(*path, name, key)] = len(child.variants) == 1
             if isinstance(sub, Node):
-                presence(sub, into, (*path, name, key), len(child[0]) == 1)
+                presence(sub, into, (*path, name, key), len(child.variants) == 1)
     return into
 
 
-def optional(node, into, path=()):
-    """The entries of what not every config has, by place, and the nodes of what is of one of two classes, by the place of the first; elements of lists
-    and buffers that no checkpoint has aside."""
-    for name, entry in node.params.items():
-        if not entry[1] and entry[0] != "n":
-            into[(*path, name)] = entry
+def optional(node, into=None, path=()):
+    """{place: Value or Child} of what not every config has, and {place of the first class: Node around it} of children of two classes. Elements of
+    lists and buffers that are not saved are left out."""
+    into = {} if into is None else into
+    for name, value in node.params.items():
+        if not value.always and value.kind != "n":
+            into[(*path, name)] = value
     for name, child in node.children.items():
-        if not child[1] and name != "*":
+        if not child.always and name != "*":
             into[(*path, name)] = child
-        if len(child[0]) == 2 and name != "*":
-            into[(*path, name, next(iter(child[0])))] = node
-        for key, sub in child[0].items():
+        if len(child.variants) == 2 and name != "*":
+            into[(*path, name, next(iter(child.variants)))] = node
+        for key, sub in child.variants.items():
             if isinstance(sub, Node):
                 optional(sub, into, (*path, name, key))
     return into
 
 
-def formulas(node):
-    """Trees of other configs: their sizes are not formulas."""
-    for entry in node.params.values():
-        entry[2] = None
+def put_size(holder, dim, size):
+    """Puts a size or formula in place of what a Value has in a dim, or a Child as its length."""
+    if dim is None:
+        holder.length = size
+    else:
+        holder.shape[dim] = size
+
+
+def forget_sizes(node):
+    """Takes the sizes out of a tree of another config: they are no formulas."""
+    for value in node.params.values():
+        value.shape = None
     for child in node.children.values():
-        if child[2] is not None:
-            child[2] = None
-        for sub in child[0].values():
+        child.length = None
+        for sub in child.variants.values():
             if isinstance(sub, Node):
-                formulas(sub)
+                forget_sizes(sub)
 
 
 def has_reference(node, key):
-    return any(k == key or isinstance(sub, Node) and has_reference(sub, key) for c in node.children.values() for k, sub in c[0].items())
+    """Whether a tree has a reference."""
+    return any(k == key or (isinstance(sub, Node) and has_reference(sub, key)) for c in node.children.values() for k, sub in c.variants.items())
 
 
-def of_length(node, path):
-    """The entry of a list's elements in a tree."""
+def elements_at(node, path):
+    """The Child that stands for the elements of the list at a path of names."""
     for name in path:
-        node = next(iter(node.children[name][0].values()))
+        node = next(iter(node.children[name].variants.values()))
     return node.children["*"]
 
 
 def pack(node):
-    """A tree as plain lists: [class, flags, params, children]."""
-    params = [[n, kind, always, shape] for n, (kind, always, shape) in node.params.items()]
-    children = [[n, always, length, [[key, pack(sub) if isinstance(sub, Node) else None] for key, sub in variants.items()], node.first.get(n)]
-                for n, (variants, always, length) in node.children.items()]  # fmt: skip
+    """A tree as plain lists, which go from process to process: [class, flags, params, children]."""
+    params = [[n, value.kind, value.always, value.shape] for n, value in node.params.items()]
+    children = [
+        [
+            n,
+            child.always,
+            child.length,
+            [[key, pack(sub) if isinstance(sub, Node) else None] for key, sub in child.variants.items()],
+            node.first.get(n),
+        ]
+        for n, child in node.children.items()
+    ]
     return [node.cls, node.flags, params, children]
