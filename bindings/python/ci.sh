@@ -67,8 +67,8 @@ done
 echo "== python: lint and types"
 cargo fmt --check
 cargo clippy --quiet --all-targets --locked -- -D warnings
-ruff check python tests reference.py
-ruff format --check python tests reference.py
+ruff check --config pyproject.toml python tests reference.py ../../scripts/architectures ../../scripts/make-architectures.py
+ruff format --config pyproject.toml --check python tests reference.py ../../scripts/architectures ../../scripts/make-architectures.py
 mypy
 "$home/current/bin/python" reference.py "$wheels/python-reference.md"
 cmp "$wheels/python-reference.md" ../../docs/python-reference.md ||
