@@ -1,8 +1,8 @@
-//! From a model's parameters back to the names and shapes that files on the hub have: the transforms the other way round.
+//! From a model's parameters back to the names and shapes that files on the hub have: the inverse of the transforms.
 //!
-//! Only what can be turned round is: renames whose target says again what the pattern took (of prefixes that files may have or not, those of vision towers), experts that were merged, alone or joined in equal
-//! parts, and tensors that were cut into equal parts. Whether the result is right is for [`crate::assemble`] to say, which must make the same
-//! parameters of it.
+//! Inverted are renames whose target holds all that the pattern matched (of prefixes that files may have or not, those of vision towers), experts
+//! that were merged, alone or joined in equal parts, and tensors that were cut into equal parts. Whether the result is right is for
+//! [`crate::assemble`] to say, which must make the same parameters of it.
 
 use std::collections::{HashMap, HashSet};
 
@@ -11,15 +11,15 @@ use shardwright_core::TensorMeta;
 
 use crate::{
     data::Data,
+    inverse::{Inverse, literal},
     ops::Op,
     rename::Transform,
     tree::Tree,
-    undo::{Undo, literal},
 };
 
-/// Which transforms are turned round.
+/// Which transforms are inverted.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Turned {
+enum Inverted {
     /// All that can be.
     All,
     /// Renames of texts, and experts.
@@ -54,8 +54,8 @@ pub fn hub_tensors(model: &[TensorMeta], config: &Value, class: &str) -> Option<
         }
     }
     let mut candidates: Vec<Vec<TensorMeta>> = Vec::new();
-    for turned in [Turned::All, Turned::Texts, Turned::Experts] {
-        let found = turned_round(&model, &transforms, turned);
+    for which in [Inverted::All, Inverted::Texts, Inverted::Experts] {
+        let found = inverted(&model, &transforms, which);
         if !candidates.contains(&found) {
             candidates.push(found);
         }
@@ -63,11 +63,11 @@ pub fn hub_tensors(model: &[TensorMeta], config: &Value, class: &str) -> Option<
     Some(candidates)
 }
 
-fn turned_round(model: &[TensorMeta], transforms: &[(String, Transform)], turned: Turned) -> Vec<TensorMeta> {
+fn inverted(model: &[TensorMeta], transforms: &[(String, Transform)], which: Inverted) -> Vec<TensorMeta> {
     let mut out = Vec::with_capacity(model.len());
     for tensor in model {
         let split = transforms.iter().find_map(|(prefix, transform)| {
-            let halves = || halves(tensor, prefix, transform).filter(|_| turned == Turned::All);
+            let halves = || halves(tensor, prefix, transform).filter(|_| which == Inverted::All);
             experts(tensor, prefix, transform).or_else(halves)
         });
         out.extend(split.unwrap_or_else(|| vec![tensor.clone()]));
@@ -75,13 +75,13 @@ fn turned_round(model: &[TensorMeta], transforms: &[(String, Transform)], turned
     // Names are changed first, then converted.
     let (converters, renames): (Vec<_>, Vec<_>) = transforms.iter().rev().partition(|(_, transform)| transform.operations().is_some());
     for (prefix, transform) in converters.into_iter().chain(renames) {
-        if turned == Turned::All {
+        if which == Inverted::All {
             join(&mut out, prefix, transform);
         }
-        let Some(Undos { renames, exchanged }) = undos(prefix, transform, turned) else { continue };
+        let Some(Inverses { renames, exchanged }) = inverses(prefix, transform, which) else { continue };
         for tensor in &mut out {
             let Some(rest) = tensor.name.strip_prefix(prefix.as_str()) else { continue };
-            let Some(before) = renames.iter().find_map(|undo| undo.apply(rest)) else { continue };
+            let Some(before) = renames.iter().find_map(|inverse| inverse.apply(rest)) else { continue };
             tensor.name = format!("{prefix}{before}").into();
             for (a, b) in &exchanged {
                 if tensor.shape.len() > *a.max(b) {
@@ -94,23 +94,23 @@ fn turned_round(model: &[TensorMeta], transforms: &[(String, Transform)], turned
     out
 }
 
-/// How a transform of one tensor into one is turned round.
-struct Undos {
+/// The inverse of a transform of one tensor into one.
+struct Inverses {
     /// The first that fits gives the name.
-    renames: Vec<Undo>,
+    renames: Vec<Inverse>,
     /// Pairs of dims to exchange.
     exchanged: Vec<(usize, usize)>,
 }
 
-fn undos(prefix: &str, transform: &Transform, turned: Turned) -> Option<Undos> {
-    let renames = || transform.sources.iter().zip(&transform.targets).filter_map(|(source, target)| Undo::new(source, target)).collect();
-    let (mut renames, exchanged): (Vec<Undo>, _) = match (turned, transform.operations()) {
-        (Turned::Experts, _) => return None,
-        (Turned::Texts, None) if transform.is_rename() && transform.sources.len() == 1 => (renames(), Vec::new()),
-        (Turned::All, None) if transform.is_rename() || transform.is_group() || is_vision_model(prefix, transform) => {
+fn inverses(prefix: &str, transform: &Transform, which: Inverted) -> Option<Inverses> {
+    let renames = || transform.sources.iter().zip(&transform.targets).filter_map(|(source, target)| Inverse::new(source, target)).collect();
+    let (mut renames, exchanged): (Vec<Inverse>, _) = match (which, transform.operations()) {
+        (Inverted::Experts, _) => return None,
+        (Inverted::Texts, None) if transform.is_rename() && transform.sources.len() == 1 => (renames(), Vec::new()),
+        (Inverted::All, None) if transform.is_rename() || transform.is_group() || is_vision_model(prefix, transform) => {
             (renames(), Vec::new())
         }
-        (Turned::All, Some(ops)) if transform.sources.len() == 1 && transform.targets.len() == 1 => {
+        (Inverted::All, Some(ops)) if transform.sources.len() == 1 && transform.targets.len() == 1 => {
             if !ops.iter().all(|op| matches!(op.name(), "Transpose" | "PermuteForRope")) {
                 return None;
             }
@@ -118,8 +118,8 @@ fn undos(prefix: &str, transform: &Transform, turned: Turned) -> Option<Undos> {
         }
         _ => return None,
     };
-    renames.retain(|undo| turned == Turned::All || undo.is_literal);
-    (!renames.is_empty()).then_some(Undos { renames, exchanged })
+    renames.retain(|inverse| which == Inverted::All || inverse.is_literal);
+    (!renames.is_empty()).then_some(Inverses { renames, exchanged })
 }
 
 /// Files may have a prefix or not, and mostly do not. Those of vision towers have one: until version 5 the tower's class had such a module.

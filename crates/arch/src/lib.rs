@@ -7,6 +7,7 @@ mod assemble;
 mod contract;
 mod data;
 mod hub;
+mod inverse;
 mod kinds;
 mod lazy;
 mod names;
@@ -18,7 +19,6 @@ mod size;
 mod stored;
 mod switch;
 mod tree;
-mod undo;
 
 pub use assemble::{
     Assembled, Made, Misfit, Missing, Options, Reason, Same, Unused, Use, assemble, attribute, knows, model_types, version, without,

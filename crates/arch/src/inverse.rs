@@ -1,13 +1,15 @@
-//! A rename of transformers' tables the other way round.
+//! The inverse of a rename in transformers' tables: from the name that it makes back to the name that it matched.
 
 use crate::regex::Regex;
 
-/// One rename, from the name that it makes back to the one that it takes.
+/// The inverse of one rename.
 #[derive(Clone, Debug)]
-pub(crate) struct Undo {
+pub(crate) struct Inverse {
+    /// Matches what the rename puts there.
     regex: Regex,
+    /// What the rename matched; groups are those of `regex`.
     parts: Vec<Part>,
-    /// Whether its pattern is a text alone.
+    /// Whether the rename matches one text and nothing else.
     pub(crate) is_literal: bool,
 }
 
@@ -18,8 +20,8 @@ enum Part {
     Group(usize),
 }
 
-impl Undo {
-    /// `None` where the pattern matches more than the target says again.
+impl Inverse {
+    /// Of the rename from the pattern `source` to `target`. `None` where the target does not hold all that the pattern matched.
     pub(crate) fn new(source: &str, target: &str) -> Option<Self> {
         let (anchored, source) = source.strip_prefix('^').map_or((false, source), |rest| (true, rest));
         let (ended, source) = source.strip_suffix('$').map_or((false, source), |rest| (true, rest));
@@ -37,25 +39,25 @@ impl Undo {
         }
         let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
         match target.last() {
-            Some(Part::Text(text)) if ended => pattern.push_str(if text.is_empty() { "" } else { "$" }),
-            // A name does not end within a word.
+            Some(_) if ended => pattern.push('$'),
+            // As transformers compiles its patterns: the match does not end within a word.
             Some(Part::Text(text)) if text.ends_with(is_word) => pattern.push_str(r"(?!\w)"),
             Some(_) => {}
             None => return None,
         }
-        // Each group has to be said again, once.
+        // The target has to hold each group once.
         numbers.sort_unstable();
         if !numbers.iter().copied().eq(1..=groups.len()) {
             return None;
         }
-        // The groups of the new pattern stand in the target's order.
+        // `regex` has the groups in the target's order.
         let order = target.iter().filter(|part| matches!(part, Part::Group(_)));
         let place = |part: &Part| order.clone().position(|p| p == part).map(|at| Part::Group(at + 1));
         let parts = parts.into_iter().map(|part| if matches!(part, Part::Group(_)) { place(&part) } else { Some(part) });
         Some(Self { regex: Regex::new(&pattern).ok()?, parts: parts.collect::<Option<_>>()?, is_literal: groups.is_empty() })
     }
 
-    /// The name before the rename, if that has made it.
+    /// The name that the rename made this one of; `None` where it made it of none.
     pub(crate) fn apply(&self, name: &str) -> Option<String> {
         let found = self.regex.search(name)?;
         let (start, end) = found.first().copied().flatten()?;
@@ -184,18 +186,18 @@ mod tests {
             (r"blocks.(\d+).wo", r"blocks.\1.attn.proj", "blocks.12.attn.proj.weight", "blocks.12.wo.weight"),
             (r"(\d+)\.(w\d)", r"\2.of.\1", "w3.of.5.x", "5.w3.x"),
         ] {
-            let undo = Undo::new(source, target).unwrap_or_else(|| panic!("{source}"));
-            assert_eq!(undo.apply(name).as_deref(), Some(before), "{source} -> {target}");
+            let inverse = Inverse::new(source, target).unwrap_or_else(|| panic!("{source}"));
+            assert_eq!(inverse.apply(name).as_deref(), Some(before), "{source} -> {target}");
         }
     }
 
     #[test]
-    fn what_is_not_said_again_does_not_go_back() {
+    fn a_rename_that_loses_something_has_no_inverse() {
         for (source, target) in [(r"layers\.\d+\.a", "a"), (r"(a|b)\.c", "c"), ("a.*b", "c"), ("a|b", "c"), ("((a)b)", r"\1\2"), ("a", "")]
         {
-            assert!(Undo::new(source, target).is_none(), "{source} -> {target}");
+            assert!(Inverse::new(source, target).is_none(), "{source} -> {target}");
         }
-        assert_eq!(Undo::new("proj", "q_proj").unwrap().apply("q_projector"), None);
+        assert_eq!(Inverse::new("proj", "q_proj").unwrap().apply("q_projector"), None);
         assert_eq!((literal(r"\.a.b"), literal("a+")), (Some(".a.b".to_owned()), None));
     }
 }
