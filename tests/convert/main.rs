@@ -99,6 +99,16 @@ fn shards_load_on_other_numbers_of_ranks() {
             assert!(shards == whole, "{} on {world_size}", source.display());
         }
     }
+    // Whole tensors beside them count, as for transformers; beside a save it is not clear what is meant.
+    let whole = |dir: &Path| std::fs::copy(model.join("model.safetensors"), dir.join("model.safetensors")).unwrap();
+    let inspect = |dir: &Path| shardwright().arg("inspect").arg(dir).output().unwrap();
+    whole(&sharded);
+    let said = stderr(&inspect(&sharded));
+    assert!(said.contains("and 2 more is left out: shards of ranks") && said.contains("'model.safetensors' is read"), "{said}");
+    std::fs::remove_file(sharded.join("model.safetensors")).unwrap();
+    whole(&sources[0]);
+    let said = inspect(&sources[0]);
+    assert!(said.status.code() == Some(4) && stderr(&said).contains("keep one of the two"), "{}", stderr(&said));
     std::fs::remove_file(sharded.join("shard-00003-model-00001-of-00001.safetensors")).unwrap();
     let load = shardwright().arg("load").arg(fsdp2(dir.path(), &sharded)).output().unwrap();
     let said = stderr(&load);

@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, io};
 
 use super::{find::ModelDir, index};
-use crate::error::{EngineError, ErrorKind, Result};
+use crate::{
+    error::{EngineError, ErrorKind, Result},
+    filenames::is_rank_file,
+};
 
 /// The one file of a small model.
 const SINGLE: &str = "model.safetensors";
@@ -19,7 +22,7 @@ impl ModelDir {
             return Ok((vec![file.clone()], None));
         }
         if self.dir.join(crate::filenames::MANIFEST).exists() {
-            let what = "it holds shards that were saved for one world, not a checkpoint; `shardwright verify` checks them";
+            let what = "it holds a save of shards, and whole tensors beside it; keep one of the two there";
             return Err(EngineError::new(ErrorKind::Checkpoint, what).file(&self.dir));
         }
         let [single, indexed] = [SINGLE, index::INDEX].map(|name| self.dir.join(name).symlink_metadata().is_ok());
@@ -71,17 +74,16 @@ impl ModelDir {
             };
             found.push(format!("{}: '{read}' and '{left}' are both there: '{read}' is read, {why}", self.dir.display()));
         }
-        let is_left = |n: &String| n.starts_with("consolidated") && n.ends_with(".safetensors") && !names.contains(n);
-        let left: Vec<String> = self.list().unwrap_or_default().into_iter().filter(is_left).collect();
-        if let Some(first) = left.first() {
-            let more = if left.len() == 1 { String::new() } else { format!(" and {} more", left.len() - 1) };
-            let what = "the same weights under Mistral's own names, by that name";
-            found.push(format!(
-                "{}: '{first}'{more} is left out: {what}; '{}' is read",
-                self.dir.display(),
-                names.first().map_or("", String::as_str)
-            ));
-        }
+        let all = self.list().unwrap_or_default();
+        let others = || all.iter().filter(|n| n.ends_with(".safetensors") && !names.contains(n));
+        let mut left_out = |left: Vec<&String>, what: &str| {
+            let [first, others @ ..] = left.as_slice() else { return };
+            let more = if others.is_empty() { String::new() } else { format!(" and {} more", others.len()) };
+            let read = names.first().map_or("", String::as_str);
+            found.push(format!("{}: '{first}'{more} is left out: {what}; '{read}' is read", self.dir.display()));
+        };
+        left_out(others().filter(|n| n.starts_with("consolidated")).collect(), "the same weights under Mistral's own names, by that name");
+        left_out(others().filter(|n| is_rank_file(n)).collect(), "shards of ranks, by that name");
         found
     }
 

@@ -60,8 +60,12 @@ pub(super) fn open(path: &Path) -> Result<Contents> {
     Ok(contents)
 }
 
-/// The files of ranks in a directory: those that are called so, where the first of them says that it holds parts of tensors.
+/// The files of ranks in a directory: those that are called so, where the first of them says that it holds parts of tensors. Beside whole
+/// tensors by the names that transformers reads they do not count.
 pub(super) fn rank_files(dir: &Path, names: &[String]) -> Vec<String> {
+    if names.iter().any(|n| n == "model.safetensors" || n == "model.safetensors.index.json") {
+        return Vec::new();
+    }
     let of_rank = |name: &&String| (name.starts_with("shard-") || name.starts_with("partition-")) && name.ends_with(SHARD_SUFFIX);
     let found: Vec<String> = names.iter().filter(of_rank).cloned().collect();
     match found.first() {
