@@ -98,6 +98,14 @@ def test_a_repository_is_fetched_once(hub, tmp_path):
     assert again.communicate(timeout=300)[0] == "288 2016.0\n" and len(hub.got) == 2
 
 
+def test_a_repository_without_safetensors_is_fetched_too(hub, tmp_path):
+    (hub.folder / "model.safetensors").unlink()
+    torch.save({"weight": torch.arange(64.0).view(8, 8), "bias": torch.zeros(8)}, hub.folder / "pytorch_model.bin")
+    out, err = start(hub, tmp_path, "acme/tiny").communicate(timeout=300)
+    assert out == "288 2016.0\n", err
+    assert sorted(hub.got) == ["config.json", "pytorch_model.bin"], hub.got
+
+
 def test_offline_and_unknown_repositories_are_errors(hub, tmp_path):
     for name, env in (("acme/tiny", {"HF_HUB_OFFLINE": "1"}), ("acme/nothing", {})):
         out, err = start(hub, tmp_path, name, **env).communicate(timeout=300)

@@ -13,6 +13,8 @@ from ._errors import CheckpointError, ConfigError, ShardwrightError
 logger = logging.getLogger("shardwright")
 
 WANTED = ["config.json", "*.safetensors", "*.safetensors.index.json"]
+OLDER = ["config.json", "pytorch_model*.bin", "pytorch_model.bin.index.json"]
+"""What is fetched of a repository without safetensors."""
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -46,7 +48,10 @@ def _fetched(name: str, why: ShardwrightError) -> str:
         raise why from None
     logger.info("fetching '%s' from the hub: %s", name, why)
     try:
-        return str(snapshot_download(name, allow_patterns=WANTED))
+        found = Path(snapshot_download(name, allow_patterns=WANTED))
+        if not any(found.glob("*.safetensors")):
+            found = Path(snapshot_download(name, allow_patterns=OLDER))
+        return str(found)
     except Exception as error:
         # Offline, unknown, gated, or out of disk: it says so itself.
         raise CheckpointError(f"'{name}' is neither a path nor in the cache, and cannot be fetched from the hub: {error}") from error
