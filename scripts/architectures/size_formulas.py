@@ -45,7 +45,7 @@ class Dependence:
 
 
 def names_sizes(config, key):
-    """Whether a size's formula may have this key. A key of a part may be used if the part is no model itself, or if it is the vocabulary's size:
+    """Whether a size's formula may use this key. A key of a part may be used if the part is not a model itself, or if it is the vocabulary's size:
     other sizes of a sub-model are compared there, and what is made of them outside depends on more than integers."""
     part, _, inner = key.rpartition(".")
     if not part or inner == "vocab_size":

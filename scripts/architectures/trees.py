@@ -219,7 +219,7 @@ def put_size(holder, dim, size):
 
 
 def forget_sizes(node):
-    """Takes the sizes out of a tree of another config: they are no formulas."""
+    """Takes the sizes out of a tree of another config: they are not formulas."""
     for value in node.params.values():
         value.shape = None
     for child in node.children.values():

@@ -19,6 +19,7 @@ tests! {
     shards_load_on_other_numbers_of_ranks,
     parameters_of_a_distributed_checkpoint_keep_their_names,
     links_that_lead_out_of_the_directory_are_followed_with_a_warning,
+    a_cached_model_without_safetensors_is_inspected,
     shards_of_every_source_are_saved_in_place_and_verified_against_it,
     a_killed_conversion_resumes_and_is_never_taken_for_whole,
     what_convert_makes_is_verified_alone_and_against_its_source,
@@ -144,6 +145,21 @@ fn parameters_of_a_distributed_checkpoint_keep_their_names() {
     let count = |name: &str| found["counts"][name].as_u64().unwrap();
     assert!(count("parameters") > 0 && count("renamed") == 0 && count("assembled") == 0, "{}", found["counts"]);
     assert_eq!(found["tensors"][0]["from"][0]["tensor"], "lm_head.weight, in 3 parts");
+}
+
+/// A hub id is looked at like a directory, whatever its format.
+fn a_cached_model_without_safetensors_is_inspected() {
+    let dir = TempDir::new().unwrap();
+    let commit = "0123456789abcdef0123456789abcdef01234567";
+    let cached = dir.path().join("hub/models--acme--tiny");
+    let snapshot = cached.join("snapshots").join(commit);
+    std::fs::create_dir_all(cached.join("refs")).unwrap();
+    std::fs::create_dir_all(cached.join("snapshots")).unwrap();
+    std::fs::write(cached.join("refs/main"), commit).unwrap();
+    assert!(Command::new("cp").arg("-r").arg(fixture("zero3")).arg(&snapshot).status().unwrap().success());
+    let output = shardwright().args(["inspect", "acme/tiny"]).env("HF_HOME", dir.path()).output().unwrap();
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert!(table.contains("DeepSpeed ZeRO-3") && table.contains("exp_avg") && !table.contains(", part "), "{table}");
 }
 
 /// A load from a checkpoint where it lies gives every rank the bytes that a load from its conversion to safetensors gives.

@@ -16,8 +16,7 @@ use crate::{
 };
 
 /// Runs the command, where the checkpoint is of such a format.
-pub fn inspect(args: &InspectArgs) -> Result<Option<Exit>, Failure> {
-    let path = Path::new(&args.model);
+pub fn inspect(args: &InspectArgs, path: &Path) -> Result<Option<Exit>, Failure> {
     if !is_other_format(path) {
         return Ok(None);
     }

@@ -1,5 +1,7 @@
 //! `shardwright inspect`: a checkpoint's headers as tables or JSON.
 
+use std::path::Path;
+
 use shardwright_config::TransformersVersion;
 use shardwright_core::{diagnostic::Source, text::shown};
 use shardwright_engine::{
@@ -19,12 +21,20 @@ use crate::{
 
 /// Runs the command.
 pub fn run(args: &InspectArgs) -> Result<Exit, Failure> {
+    let path = Path::new(&args.model);
     if !args.as_model
-        && let Some(exit) = crate::contents::inspect(args)?
+        && let Some(exit) = crate::contents::inspect(args, path)?
     {
         return Ok(exit);
     }
     let checkpoint = find("MODEL", &args.model)?;
+    // A hub id, whose files need not be safetensors.
+    if !args.as_model
+        && !path.exists()
+        && let Some(exit) = crate::contents::inspect(args, checkpoint.dir())?
+    {
+        return Ok(exit);
+    }
     for warning in checkpoint.warnings() {
         print_note(&format!("warning: {warning}"));
     }

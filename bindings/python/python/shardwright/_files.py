@@ -108,7 +108,7 @@ def inspect(checkpoint: str | os.PathLike[str] | _native.Checkpoint) -> Inspecti
     Raises:
         CheckpointError: it is missing or malformed.
     """
-    path = checkpoint.dir if isinstance(checkpoint, _native.Checkpoint) else checkpoint
+    path = checkpoint.dir if isinstance(checkpoint, _native.Checkpoint) else local_path(checkpoint)
     if _native.is_other_format(path):
         return _of_contents(json.loads(_native.inspect_contents(path)))
     found = json.loads(_native.inspect(open_checkpoint(checkpoint)))

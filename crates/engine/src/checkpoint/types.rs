@@ -79,7 +79,10 @@ impl Checkpoint {
         // Parts of a tensor follow each other, under its name.
         let before = sources[..source].iter().rev().take_while(|s| s.name == *name).count();
         let behind = sources[source..].iter().take_while(|s| s.name == *name).count();
-        format!("{name}, part {} of {}", before + 1, before + behind)
+        match before + behind {
+            1 => name.to_string(),
+            all => format!("{name}, part {} of {all}", before + 1),
+        }
     }
 
     /// The same files as parameters of a model's class instead of as the tensors that they are.

@@ -1,6 +1,10 @@
 //! Hugging Face safetensors: one file, several with an index, or one for each rank, as torch's writer and `load --save` leave them.
 
-use std::{collections::BTreeMap, io::Read as _, path::Path};
+use std::{
+    collections::{BTreeMap, HashMap},
+    io::Read as _,
+    path::Path,
+};
 
 use safetensors::tensor::Metadata;
 
@@ -106,7 +110,8 @@ fn of_ranks(dir: &Path, names: &[String], files: &mut Files, notes: &mut Vec<Str
         file.read_exact(&mut header).map_err(cannot)?;
         let entries = parse_header(&header, size - 8 - length).map_err(|e| e.file(&path))?;
         let metadata: Metadata = serde_json::from_slice(&header).map_err(|e| error(format!("not a valid safetensors header: {e}")))?;
-        let strings = metadata.metadata().clone().unwrap_or_default();
+        let none = HashMap::new();
+        let strings = metadata.metadata().as_ref().unwrap_or(&none); // one of them may be as long as a header
         if strings.contains_key(SAVE_KEY) && !dir.join(MANIFEST).exists() {
             return Err(EngineError::new(ErrorKind::Checkpoint, unfinished(dir)).file(dir));
         }
@@ -119,7 +124,7 @@ fn of_ranks(dir: &Path, names: &[String], files: &mut Files, notes: &mut Vec<Str
             }
             None => counted = false,
         }
-        let reported = parts(&strings).map_err(error)?;
+        let reported = parts(strings).map_err(error)?;
         let number = files.add(path.clone());
         for entry in entries {
             let part = reported.get(&entry.name).cloned().ok_or_else(|| {

@@ -34,7 +34,7 @@ impl Checked {
 }
 
 /// Compares the checksums that the files of a checkpoint state, and every element with the source. Where tensors have the hub's names on one side,
-/// both are made into the model, as a load does. `watch` is told of bytes, up to [`bytes_to_verify`].
+/// both are made into the model, as a load does. `watch` is called with the bytes of each step, [`bytes_to_verify`] in all at most.
 ///
 /// # Errors
 /// [`ErrorKind::Checkpoint`](crate::ErrorKind::Checkpoint) where a checksum differs or a file is malformed, [`ErrorKind::Io`](crate::ErrorKind::Io)
@@ -52,7 +52,7 @@ pub fn verify(contents: Contents, source: Option<Contents>, watch: &(dyn Fn(u64)
 }
 
 /// Reads back what a conversion by these options wrote, and compares every element with what it was made of. `ties` are names that the target
-/// does not record as tied, alias first. `watch` is told of bytes, up to twice [`Contents::bytes`].
+/// does not record as tied, alias first. `watch` is called with the bytes of each step, twice [`Contents::bytes`] in all at most.
 ///
 /// # Errors
 /// As [`verify`].
@@ -74,14 +74,14 @@ pub fn read_back(
     carried(contents, &target, states, watch, cancel)
 }
 
-/// Bytes that [`verify`] tells its `watch` of, at most.
+/// The most bytes that [`verify`] calls its `watch` with, in all.
 pub fn bytes_to_verify(contents: &Contents, source: Option<&Contents>) -> u64 {
     let sums = contents.bytes();
     source.map_or(sums, |source| sums.saturating_mul(2).saturating_add(source.bytes()))
 }
 
 /// How a target differs from its source, but for what it cannot have: tied names, frozen parameters of a universal checkpoint, which are in
-/// partitions only, and where it has no `states` those of the optimizer. Names that only the target knows as tied are no difference.
+/// partitions only, and where it has no `states` those of the optimizer. A name that only the target knows as tied is not a difference.
 fn carried(source: &Contents, target: &Contents, states: bool, watch: &(dyn Fn(u64) + Sync), cancel: &CancelToken) -> Result<Differences> {
     let is_lost = |name: &str| {
         let tensor = source.tensor(name);
