@@ -80,7 +80,7 @@ impl TorchFile {
             let what = "not a file of torch.save in its zip format";
             return Err(match old {
                 true => FormatError::new(format_args!("{what}: it is older than torch 1.6; load it and save it again with torch.save")),
-                false => FormatError::new(what),
+                false => FormatError::new(format_args!("{what}; if it is one, its start is damaged: copy or save it again")),
             });
         }
         let members = zip::members(source)?;

@@ -119,7 +119,11 @@ fn of_ranks(dir: &Path, names: &[String], files: &mut Files, notes: &mut Vec<Str
             Some(Ok(ranks)) if ranks == names.len() => {}
             Some(ranks) => {
                 let ranks = ranks.map_or_else(|_| "as many as its metadata say".to_owned(), |n| n.to_string());
-                let error = EngineError::new(ErrorKind::Checkpoint, "files of some ranks are missing, or of another save").file(dir);
+                let error = EngineError::new(
+                    ErrorKind::Checkpoint,
+                    "files of some ranks are missing, or of another save; copy all of them here, or save again",
+                )
+                .file(dir);
                 return Err(error.expected(format_args!("{ranks} files")).found(names.len()));
             }
             None => counted = false,
