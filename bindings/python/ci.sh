@@ -89,7 +89,7 @@ cd "$wheels"
 echo "== python: tests, current versions"
 timeout 1800 python -m pytest -q "$here/tests" -p no:cacheprovider "$@"
 echo "== python: tests, LLaMA-Factory and the oldest transformers"
-PATH=$home/llamafactory/bin:$PATH timeout 1800 python -m pytest -q "$here"/tests/test_{trace,llamafactory,resume}.py -p no:cacheprovider "$@"
+PATH=$home/llamafactory/bin:$PATH timeout 1800 python -m pytest -q "$here"/tests/test_{trace,llamafactory,resume,engines}.py -p no:cacheprovider "$@"
 echo "== python: tests, the oldest torch and transformers"
 # DeepSpeed is not among its packages: what wants it is in the other environments.
 PATH=$home/oldest/bin:$PATH timeout 900 python -m pytest -q "$here"/tests/test_{engines,api,optimizer,fallback,bad_input,native_fill}.py -p no:cacheprovider "$@"

@@ -79,20 +79,48 @@ def zero_init(config: dict[str, Any] | str | os.PathLike[str], *, dtype: torch.d
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
 
     with contextlib.ExitStack() as stack:
-        # Entered before zero.Init, or RoPE's frequencies are made in the training dtype.
         with contextlib.suppress(ImportError):
             from transformers import initialization
-            from transformers.integrations.deepspeed import prevent_arange_dtype_change
 
             stack.enter_context(initialization.no_init_weights())
             if hasattr(initialization, "no_tie_weights"):
                 stack.enter_context(initialization.no_tie_weights())
-            stack.enter_context(prevent_arange_dtype_change())
+        stack.enter_context(_arange_keeps_dtype())
         init = quiet_init_class()(config_dict_or_path=read, dtype=dtype, data_parallel_group=group)
         stack.enter_context(init)
         with contextlib.suppress(ImportError):
             stack.enter_context(_default_dtype(init.dtype))
         yield
+
+
+@contextlib.contextmanager
+def _arange_keeps_dtype() -> Iterator[None]:
+    """Keeps zero.Init from casting what `torch.arange` makes, of which RoPE's frequencies are computed. It is entered before zero.Init.
+
+    transformers has a context for the same, but only in newer versions.
+    """
+    from deepspeed.runtime.zero import partition_parameters
+
+    wrap = partition_parameters.zero_wrapper_for_fp_tensor_constructor
+
+    def wrap_all_but_arange(make: Any, *args: Any, **kwargs: Any) -> Any:
+        wrapped = wrap(make, *args, **kwargs)
+        if make is not partition_parameters._orig_torch_arange:
+            return wrapped
+
+        @functools.wraps(make)
+        def arange(*args: Any, **kwargs: Any) -> Any:
+            if kwargs.get("device") is None:
+                kwargs["device"] = wrapped(0).device  # integers are not cast
+            return make(*args, **kwargs)
+
+        return arange
+
+    partition_parameters.zero_wrapper_for_fp_tensor_constructor = wrap_all_but_arange
+    try:
+        yield
+    finally:
+        partition_parameters.zero_wrapper_for_fp_tensor_constructor = wrap
 
 
 @contextlib.contextmanager
