@@ -21,7 +21,8 @@ command -v "$python" >/dev/null || skip "no $python"
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || skip "$("$python" --version) is older than 3.10"
 command -v c++ >/dev/null || skip "no C++ compiler, which DeepSpeed needs to build its communication"
 
-# ---- three environments: the current versions, over them LLaMA-Factory with the oldest supported transformers, and the oldest torch
+# ---- three environments: the current versions, over them LLaMA-Factory with the oldest supported transformers of major version 5, and the
+# oldest torch and transformers
 key=$({ cat requirements/*.txt; "$python" -c 'import sys; print(sys.version, sys.base_prefix)'; } | cksum | cut -d' ' -f1)
 home=${SHARDWRIGHT_PYTHON_ENV:-${XDG_CACHE_HOME:-$HOME/.cache}/shardwright/python-$key}
 mkdir -p "$home"
@@ -88,8 +89,8 @@ fi
 cd "$wheels"
 echo "== python: tests, current versions"
 timeout 1800 python -m pytest -q "$here/tests" -p no:cacheprovider "$@"
-echo "== python: tests, LLaMA-Factory and the oldest transformers"
+echo "== python: tests, LLaMA-Factory and the oldest transformers 5"
 PATH=$home/llamafactory/bin:$PATH timeout 1800 python -m pytest -q "$here"/tests/test_{trace,llamafactory,resume,engines}.py -p no:cacheprovider "$@"
 echo "== python: tests, the oldest torch and transformers"
 # DeepSpeed is not among its packages: what wants it is in the other environments.
-PATH=$home/oldest/bin:$PATH timeout 900 python -m pytest -q "$here"/tests/test_{engines,api,optimizer,fallback,bad_input,native_fill}.py -p no:cacheprovider "$@"
+PATH=$home/oldest/bin:$PATH timeout 900 python -m pytest -q "$here"/tests/test_{engines,api,optimizer,fallback,bad_input,native_fill,trainers}.py -p no:cacheprovider "$@"

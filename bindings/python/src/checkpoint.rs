@@ -5,11 +5,15 @@ use std::{path::PathBuf, sync::Arc};
 use pyo3::prelude::*;
 use serde_json::{Value as Json, json};
 use shardwright::{
-    engine::{Checkpoint as Engine, HubEnv, contents::Optimizer},
+    config::TransformersVersion,
+    engine::{self, Checkpoint as Engine, HubEnv, contents::Optimizer},
     formats::pickle::Plain,
 };
 
-use crate::errors;
+use crate::{
+    errors,
+    fill::{self, Assembly},
+};
 
 /// A checkpoint whose headers were read and checked.
 #[pyclass(frozen, module = "shardwright._native")]
@@ -58,6 +62,36 @@ impl Checkpoint {
         let tensors = &self.0.model().tensors;
         tensors.iter().map(|t| (t.name.to_string(), t.dtype.torch_name(), t.shape.clone())).collect()
     }
+
+    /// How the architecture data makes the parameters of a class: the first of the `architectures` in `config`, the JSON of the model's config.
+    fn recipes(&self, py: Python<'_>, config: &str, transformers: &str) -> PyResult<Recipes> {
+        let config: Json = serde_json::from_str(config).map_err(|e| errors::raise("ConfigError", &format!("the model's config: {e}")))?;
+        let found = py.detach(|| self.0.find_class(&config, TransformersVersion::parse(transformers))).map_err(errors::engine)?;
+        let sources = self.0.named();
+        let name = |source: u32| sources.get(source as usize).map_or_else(String::new, |t| t.name.to_string());
+        let model = found.model;
+        let made = model.meta.tensors.iter().zip(&model.assemblies);
+        Ok((
+            found.class,
+            made.map(|(meta, assembly)| {
+                let float32 = meta.keep_fp32 || meta.made_fp32;
+                (meta.name.to_string(), meta.shape.clone(), fill::assembly(assembly, name), float32)
+            })
+            .collect(),
+            model.unused.iter().map(|u| name(u.source)).collect(),
+            model.aliases.iter().map(|(alias, of)| (alias.to_string(), of.to_string())).collect(),
+        ))
+    }
+}
+
+/// The class, where the data has it; name, shape and assembly of each parameter, and whether the class keeps it in float32; the tensors that fill
+/// nothing; tied names, each with the parameter's own.
+type Recipes = (Option<String>, Vec<(String, Vec<u64>, Assembly, bool)>, Vec<String>, Vec<(String, String)>);
+
+/// The version of transformers whose classes the data describes, for an installed one.
+#[pyfunction]
+pub fn architecture_version(transformers: &str) -> String {
+    engine::architecture::architecture_version(TransformersVersion::parse(transformers))
 }
 
 /// The states of a checkpoint's optimizer as tensors `PARAMETER.STATE`, and, as JSON, its groups and which parameter has which states.

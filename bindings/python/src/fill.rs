@@ -22,10 +22,21 @@ use crate::{checkpoint::Checkpoint, errors, memory, wait};
 type LoopOf = (u64, u64, u64);
 
 /// How a parameter is made: one whole tensor, or pieces (source, source offset, target offset, loops).
-#[derive(FromPyObject)]
+#[derive(FromPyObject, IntoPyObject)]
 pub enum Assembly {
     Whole(String),
     Pieces(Vec<(String, u64, u64, Vec<LoopOf>)>),
+}
+
+/// An assembly over sources by index, as one over their names.
+pub fn assembly(of: &Pieces, name: impl Fn(u32) -> String) -> Assembly {
+    let loops = |piece: &Piece| piece.loops.iter().map(|l| (l.size, l.source_stride, l.target_stride)).collect();
+    match of {
+        Pieces::Whole(source) => Assembly::Whole(name(*source)),
+        Pieces::Pieces(pieces) => {
+            Assembly::Pieces(pieces.iter().map(|p| (name(p.source), p.source_offset, p.target_offset, loops(p))).collect())
+        }
+    }
 }
 
 /// Name, shape, assembly, dtype to round through, ranges by dim, flat range, address, bytes, dtype.

@@ -23,7 +23,7 @@ mod _native {
     #[pymodule_export]
     use super::{
         api::{Plan, Resolution, Shards, Tensor, plan, resolve, world},
-        checkpoint::{Checkpoint, open_optimizer},
+        checkpoint::{Checkpoint, architecture_version, open_optimizer},
         convert::{convert, diff},
         files::{inspect, inspect_contents, is_other_format, is_save, verify, verify_contents},
         fill::{casts, device_refused, fill},

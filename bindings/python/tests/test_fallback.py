@@ -144,3 +144,57 @@ def test_zero_init_of_another_form_broadcasts(monkeypatch, caplog):
     with caplog.at_level(logging.WARNING):
         assert quiet_init_class() is Init
     assert "broadcast first" in caplog.text
+
+
+def _on_meta(transformers, path, auto):
+    from accelerate import init_empty_weights
+
+    with init_empty_weights():
+        model = auto.from_config(transformers.AutoConfig.from_pretrained(path), dtype=torch.float32)
+    model.tie_weights()
+    return model
+
+
+@pytest.mark.parametrize("head", ["AutoModelForCausalLM", "AutoModel"])
+def test_where_conversions_are_of_an_unknown_form_the_architecture_data_decides(folder, monkeypatch, caplog, head):
+    transformers = pytest.importorskip("transformers")
+
+    def moved(*_):
+        raise TypeError("rename_source_key() got an unexpected keyword argument 'prefix'")
+
+    monkeypatch.setattr("shardwright._architecture.trace", moved)
+    auto = getattr(transformers, head)
+    for path in sorted(p for p in folder.iterdir() if p.is_dir()):
+        want = auto.from_pretrained(path, dtype=torch.float32)
+        model = _on_meta(transformers, path, auto)
+        with caplog.at_level(logging.INFO):
+            report = shardwright.fill(model, path, unexpected="ignore")
+        assert "unexpected keyword argument 'prefix'" in caplog.text and "weights are converted as transformers" in caplog.text
+        assert not report.missing and not report.initialised
+        assert set(report.unexpected) <= {"lm_head.weight"}, path.name
+        found = model.state_dict()
+        assert found.keys() == want.state_dict().keys()
+        for name, tensor in want.state_dict().items():
+            assert torch.equal(found[name], tensor), f"{path.name}: {name}"
+
+
+def test_conversions_of_another_version_are_compared_with_the_architecture_data(folder, monkeypatch, caplog):
+    transformers = pytest.importorskip("transformers", minversion="5")
+    from shardwright import _architecture, _trace
+
+    monkeypatch.setattr(_architecture, "_version", lambda: "5.99.0")
+    for path in sorted(p for p in folder.iterdir() if p.is_dir()):
+        shardwright.fill(_on_meta(transformers, path, transformers.AutoModelForCausalLM), path)
+    assert "other elements" not in caplog.text
+
+    def halves_exchanged(*args):
+        traced = _trace.trace(*args)
+        recipe = traced.recipes["model.layers.0.mlp.experts.gate_up_proj"]
+        half = max(target for _, _, target, _ in recipe.pieces if target < recipe.shape[1] * recipe.shape[2])
+        recipe.pieces = [(n, s, t + half if t % (2 * half) < half else t - half, loops) for n, s, t, loops in recipe.pieces]
+        return traced
+
+    monkeypatch.setattr(_architecture, "trace", halves_exchanged)
+    shardwright.fill(_on_meta(transformers, folder / "qwen3_moe", transformers.AutoModelForCausalLM), folder / "qwen3_moe")
+    assert "transformers 5.99.0 makes 1 parameter(s) of other elements" in caplog.text
+    assert "'model.layers.0.mlp.experts.gate_up_proj'" in caplog.text

@@ -96,6 +96,11 @@ fn is_of(asked: TransformersVersion, has: &str) -> bool {
     asked.minor.is_none() || asked.minor == minor
 }
 
+/// The version of transformers whose classes the data is of, the newest with the major version of `transformers`.
+pub fn architecture_version(transformers: Option<TransformersVersion>) -> String {
+    shardwright_arch::version(transformers.map_or(NEWEST, |version| version.major))
+}
+
 /// The JSON Schema of what [`parse_architecture`] reads.
 pub fn architecture_schema() -> Value {
     Architecture::schema()
@@ -180,8 +185,29 @@ impl Checkpoint {
         Ok((self.assemble(model)?.recorded(found.record), found.warnings))
     }
 
+    /// The model of a class that is built already: the first of the `architectures` of `config`, its config in the form of `config.json`. Made of
+    /// [`Checkpoint::named`].
+    ///
+    /// # Errors
+    /// As [`Checkpoint::find_model`].
+    pub fn find_class(&self, config: &Value, transformers: Option<TransformersVersion>) -> Result<Found> {
+        let wanted = config["architectures"][0].as_str();
+        let of = |class| self.find_by(Some(config), &ModelOptions { transformers, ..ModelOptions::new(class) });
+        let first = of("other")?;
+        if first.class.as_deref() == wanted {
+            return Ok(first);
+        }
+        // Some types have classes of another type.
+        let found = ["llm", "cls"].into_iter().find_map(|class| of(class).ok().filter(|found| found.class.as_deref() == wanted));
+        Ok(found.unwrap_or(first))
+    }
+
     /// As [`Checkpoint::find_model`], made of [`Checkpoint::named`].
     fn find_over_names(&self, options: &ModelOptions<'_>) -> Result<Found> {
+        self.find_by(self.config_value().as_ref(), options)
+    }
+
+    fn find_by(&self, config: Option<&Value>, options: &ModelOptions<'_>) -> Result<Found> {
         let (sources, facts) = (self.named(), &self.model().facts);
         let mut source = options.source();
         let record = options.record(&source);
@@ -192,11 +218,11 @@ impl Checkpoint {
                 "save it again with stage3_gather_16bit_weights_on_model_save, or convert the engine's own checkpoint with zero_to_fp32";
             return Err(EngineError::new(ErrorKind::Checkpoint, format!("{what}; {help}")).file(self.dir()));
         }
-        let Some(config) = self.config_value() else {
+        let Some(config) = config else {
             let meta = ModelMeta::new(sources.to_vec(), facts.clone()).map_err(|n| error(format!("'{n}' occurs twice")))?;
             return Ok(Found { model: Model::identity(meta), class: None, source: "no config.json".into(), warnings: Vec::new(), record });
         };
-        self.refuse_quantized(&config)?;
+        self.refuse_quantized(config)?;
         let class = match options.class {
             "cls" => Use::Cls,
             "other" => Use::Other,
@@ -214,7 +240,7 @@ impl Checkpoint {
             transformers: options.major(),
             own: options.architecture,
         };
-        let assembled = shardwright_arch::assemble(sources, &config, &wanted);
+        let assembled = shardwright_arch::assemble(sources, config, &wanted);
         if let Some(error) = failed.take() {
             return Err(error);
         }
@@ -234,7 +260,7 @@ impl Checkpoint {
             ));
         }
         if assembled.class.is_none() {
-            warnings.extend(unknown(&config, &source, options.major()));
+            warnings.extend(unknown(config, &source, options.major()));
         }
         warnings.extend(left_over(&assembled, sources));
         warnings.extend(missing(&assembled));

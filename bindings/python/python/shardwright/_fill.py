@@ -15,11 +15,12 @@ from typing import Any, Literal
 import torch
 
 from . import _device, _native
+from ._architecture import recipes_of
 from ._errors import ConfigError, PlanError, UnsupportedError
 from ._hub import open_checkpoint
 from ._model import Part, Slot, base_of, check_writable, distinct, initialise, materialise, named_modules, part, refresh, reshard, slots
 from ._progress import Bar as _Bar
-from ._trace import Recipe, Traced, trace
+from ._trace import Recipe, Traced
 
 logger = logging.getLogger("shardwright")
 
@@ -106,7 +107,7 @@ def fill(model: torch.nn.Module, checkpoint: str | os.PathLike[str] | _native.Ch
     """Fills a model that `fully_shard` or `zero.Init` sharded, or a whole one, from a checkpoint: each rank reads its own bytes.
 
     Tensors on meta are given memory first. The model decides names, shapes, dtypes and placements; weights are converted by the rules of the
-    installed transformers. No collective is called.
+    installed transformers, or by shardwright's architecture data where it has none. No collective is called.
 
     Args:
         model: a module, wrapped in any way. Parameters may be on meta. The whole shape of each, over all ranks, has to be the checkpoint's, after
@@ -179,7 +180,7 @@ def _fill_all(model: torch.nn.Module, checkpoint: Any, options: Options) -> Load
     whole, model = model, base_of(model)
     kept, transient = slots(model, named if model is whole else None)
     tensors = opened.tensors()
-    report, jobs, new = resolve(model, tensors, kept, options)
+    report, jobs, new = resolve(model, opened, tensors, kept, options)
     without = {id(s.tensor) for s in kept}.difference((id(s.tensor) for s, _ in jobs), (id(s.tensor) for s in new)) if options.defer else ()
     fresh = materialise(whole, modules, options.device, without)
     if fresh:
@@ -198,17 +199,17 @@ def _fill_all(model: torch.nn.Module, checkpoint: Any, options: Options) -> Load
 
 
 def resolve(
-    model: torch.nn.Module, tensors: list[_Listed], kept: list[Slot], options: Options
+    model: torch.nn.Module, opened: _native.Checkpoint, tensors: list[_Listed], kept: list[Slot], options: Options
 ) -> tuple[LoadReport, list[tuple[Slot, Recipe]], list[Slot]]:
     """Which slot is made how, and which are new. Depends on the model and the headers alone, so it is the same on every rank."""
     shapes = {name: shape for name, _, shape in tensors}
     state = {name: slot.tensor for slot in kept for name in slot.names}
-    traced = trace(model, shapes, options.conversions, state)
+    traced = recipes_of(model, opened, shapes, options.conversions, state)
     if traced.errors:
         name, why = next(iter(traced.errors.items()))
         raise PlanError(f"tensor '{name}': its conversion failed: {why}")
     report = LoadReport(conversions=traced.conversions)
-    ties = _ties(model)
+    ties = {**traced.ties, **_ties(model)}
     jobs, new = [], []
     wrong: list[str] = []
     recipes = traced.recipes
@@ -322,7 +323,7 @@ def read(
             if len(kinds) > 1:
                 raise UnsupportedError(f"tensor '{slot.name}': made of tensors of different dtypes: {', '.join(sorted(kinds))}")
             kind = kinds.pop() if kinds else _name(local.dtype)
-        through = rounding(slot, kind)
+        through = None if recipe.float32 else rounding(slot, kind)
         way = ways.get((kind, local.dtype, through))
         if way is None:
             _check_kind(slot, kind, local.dtype)
@@ -385,7 +386,7 @@ def _read_staged(opened: _native.Checkpoint, later: list[Any], rounding: Any, re
         size = 0
         while later and (not staged or size < STAGING_BYTES):
             slot, where, recipe, kind = later.pop()
-            through, local = rounding(slot, kind), where.local
+            through, local = None if recipe.float32 else rounding(slot, kind), where.local
             castable = all(_native.casts(a, b) for a, b in _steps(kind, through, _name(local.dtype)))
             dtype = local.dtype if castable else getattr(torch, kind)
             buffer = torch.empty(local.shape, dtype=dtype)
@@ -460,6 +461,17 @@ def remake(model: torch.nn.Module, new: list[Slot], transient: list[Slot], fresh
     report.initialised += [s.name for s in wanted]
 
 
+def kept_dtypes(model: Any, dtype: torch.dtype) -> list[tuple[re.Pattern[str], torch.dtype]]:
+    """Names of parameters and buffers that the model's class keeps in another dtype than the one it is loaded in, with theirs."""
+    if hasattr(model, "_get_dtype_plan"):
+        return [(re.compile(p.replace("*", ".*")), d) for p, d in model._get_dtype_plan(dtype).items()]
+    # transformers 4
+    names = list(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+    if dtype == torch.float16:
+        names += getattr(model, "_keep_in_fp32_modules", None) or ()
+    return [(re.compile(rf"((^|\.){name}($|\.))"), torch.float32) for name in names]
+
+
 def _rounding(model: torch.nn.Module, options: Options) -> Callable[[Slot, str], str | None]:
     """The dtype that a slot's values are rounded through."""
     to = options.round_to
@@ -469,10 +481,7 @@ def _rounding(model: torch.nn.Module, options: Options) -> Callable[[Slot, str],
         to = getattr(getattr(model, "config", None), "dtype", None)
     if not isinstance(to, torch.dtype):
         return lambda slot, kind: None
-    plan: dict[str, Any] = {}
-    if hasattr(model, "_get_dtype_plan"):
-        plan = model._get_dtype_plan(to)
-    patterns = [(re.compile(p.replace("*", ".*")), d) for p, d in plan.items()]
+    patterns = kept_dtypes(model, to)
     name = _name(to)
 
     @functools.cache

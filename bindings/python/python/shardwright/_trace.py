@@ -454,6 +454,8 @@ class Recipe:
     source: str | None = None
     pieces: list[Piece] | None = None
     group: Group | None = None
+    float32: bool = False
+    """The class keeps it in float32, whatever dtype the model is loaded in. Only the architecture data says so here."""
 
     def sources(self) -> set[str]:
         if self.group is not None:
@@ -489,6 +491,8 @@ class Traced:
     """Parameters whose conversion failed, with the reason."""
     conversions: list[Any] = field(default_factory=list)
     """The conversion objects that were used, as `save_pretrained` wants them in `model._weight_conversions`."""
+    ties: dict[str, str] = field(default_factory=dict)
+    """Names that are tied to others by the architecture data, where it decides."""
 
 
 def recipe(tensor: Lazy, sizes: Mapping[str, int]) -> Recipe:
@@ -561,14 +565,17 @@ def trace(
     return out
 
 
+def is_of_transformers(model: Any) -> bool:
+    """Whether it is a model of transformers."""
+    return hasattr(model, "base_model_prefix") and hasattr(model, "config")
+
+
 def _mapping(model: Any) -> list[Any] | None:
     """The conversions that the installed transformers has for this model; None if it is not one of its models."""
-    if not hasattr(model, "base_model_prefix") or not hasattr(model, "config"):
+    if not is_of_transformers(model):
         return None
-    try:
-        from transformers.conversion_mapping import get_model_conversion_mapping
-    except ImportError:
-        return None
+    from transformers.conversion_mapping import get_model_conversion_mapping
+
     with _own_classes(model), _patterns_compiled_late():
         return [*_dequantisation(model), *get_model_conversion_mapping(model)]
 
@@ -646,15 +653,22 @@ def _method(config: Any) -> str:
     return str(getattr(method, "value", method))
 
 
+def own_class(module: Any) -> type:
+    """The class of a module as it was before `fully_shard`, which gives each a class of a new name."""
+    cls = type(module)
+    sharded = cls.__name__.startswith("FSDP") and len(cls.__bases__) == 2 and hasattr(module, "_get_fsdp_state")
+    return cls.__bases__[1] if sharded else cls
+
+
 @contextmanager
 def _own_classes(model: Any) -> Iterator[None]:
-    """`fully_shard` gives each module a class of a new name, and transformers looks conversions up by the name of the class."""
+    """transformers looks conversions up by the name of the class."""
     changed = []
     for module in model.modules():
-        cls = type(module)
-        if cls.__name__.startswith("FSDP") and len(cls.__bases__) == 2 and hasattr(module, "_get_fsdp_state"):
+        cls, own = type(module), own_class(module)
+        if own is not cls:
             changed.append((module, cls))
-            module.__class__ = cls.__bases__[1]
+            module.__class__ = own
     try:
         yield
     finally:

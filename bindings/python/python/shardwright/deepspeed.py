@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ import torch
 
 from . import _native
 from ._errors import ConfigError, PlanError, UnsupportedError
-from ._fill import LoadReport, Options, _item, _native_fill, fill, options_of, resolve
+from ._fill import LoadReport, Options, _item, _native_fill, fill, kept_dtypes, options_of, resolve
 from ._hub import open_checkpoint
 from ._model import Part, Slot, part, slots
 from ._progress import Bar as _Bar
@@ -79,18 +80,26 @@ def zero_init(config: dict[str, Any] | str | os.PathLike[str], *, dtype: torch.d
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
 
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(ImportError):
-            from transformers import initialization
-
-            stack.enter_context(initialization.no_init_weights())
-            if hasattr(initialization, "no_tie_weights"):
-                stack.enter_context(initialization.no_tie_weights())
+        for name in ("no_init_weights", "no_tie_weights"):
+            make = _of_transformers(name)
+            if make is not None:
+                stack.enter_context(make())
         stack.enter_context(_arange_keeps_dtype())
         init = quiet_init_class()(config_dict_or_path=read, dtype=dtype, data_parallel_group=group)
         stack.enter_context(init)
         with contextlib.suppress(ImportError):
             stack.enter_context(_default_dtype(init.dtype))
         yield
+
+
+def _of_transformers(name: str) -> Any:
+    """A context of transformers for building models, from where its version has it; None where it has none."""
+    for module in ("transformers.initialization", "transformers.modeling_utils"):
+        with contextlib.suppress(ImportError):
+            found = getattr(importlib.import_module(module), name, None)
+            if found is not None:
+                return found
+    return None
 
 
 @contextlib.contextmanager
@@ -214,12 +223,7 @@ def build(
 
 def keep_float32_buffers(model: torch.nn.Module) -> None:
     """Buffers that the model's class keeps in float32, such as a router's bias, which zero.Init made in the training dtype."""
-    if not hasattr(model, "_get_dtype_plan"):
-        return
-    import re
-
-    plan = model._get_dtype_plan(torch.bfloat16)
-    patterns = [(re.compile(p.replace("*", ".*")), d) for p, d in plan.items()]
+    patterns = kept_dtypes(model, torch.bfloat16)
     for name, buffer in list(model.named_buffers()):
         kept = next((d for p, d in patterns if p.search(name)), None)
         if kept is not None and buffer.is_floating_point() and buffer.dtype != kept:
@@ -257,7 +261,7 @@ def _fill_into(model: torch.nn.Module, checkpoint: Any, memory: dict[int, torch.
     opened = open_checkpoint(checkpoint)
     chosen = options_of({**options, "unexpected": "ignore"})
     tensors = opened.tensors()
-    _, jobs, _ = resolve(model, tensors, slots(model)[0], chosen)
+    _, jobs, _ = resolve(model, opened, tensors, slots(model)[0], chosen)
     with torch.no_grad():
         # A slot with a plain tensor is filled whole.
         plain = [(Slot(memory[id(s.tensor)], s.names), r) for s, r in jobs if id(s.tensor) in memory]
@@ -289,7 +293,7 @@ def fill_masters(engine: Any, checkpoint: str | os.PathLike[str] | _native.Check
     if not kept:
         raise ConfigError("no parameter of the model is partitioned: fill_masters is for ZeRO-3 engines")
     tensors = opened.tensors()
-    _, jobs, _ = resolve(model, tensors, kept, chosen)
+    _, jobs, _ = resolve(model, opened, tensors, kept, chosen)
     dtypes = {name: dtype for name, dtype, _ in tensors}
     report = LoadReport()
     bar = _Bar(chosen.progress)
