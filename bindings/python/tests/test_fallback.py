@@ -146,6 +146,26 @@ def test_zero_init_of_another_form_broadcasts(monkeypatch, caplog):
     assert "broadcast first" in caplog.text
 
 
+def test_a_model_is_built_in_the_training_dtype_where_deepspeed_leaves_constructors_in_subclasses(folder, monkeypatch):
+    transformers = pytest.importorskip("transformers")
+    from shardwright.deepspeed import _default_dtype
+
+    class Model(transformers.Qwen3PreTrainedModel):
+        def __init__(self, config):
+            super().__init__(config)
+            self.inside = torch.get_default_dtype()
+            self.post_init()
+
+    config = transformers.AutoConfig.from_pretrained(folder / "qwen3")
+    for own in (False, True):
+        if own:
+            monkeypatch.setattr(transformers.Qwen3PreTrainedModel, "__init__", transformers.PreTrainedModel.__init__)
+        with _default_dtype(torch.float16):
+            assert Model(config).inside == torch.float16
+            assert torch.get_default_dtype() == torch.float32
+        assert Model(config).inside == torch.float32
+
+
 def _on_meta(transformers, path, auto):
     from accelerate import init_empty_weights
 

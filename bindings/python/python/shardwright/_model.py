@@ -427,6 +427,15 @@ def _order(slot: Slot, spec: Any) -> list[int]:
     return order + strided
 
 
+def _partition_rank(tensor: Any) -> int:
+    """This rank's number among those that share the parameter."""
+    if hasattr(tensor, "ds_zero_partition_rank"):
+        return int(tensor.ds_zero_partition_rank)
+    import torch.distributed as dist  # DeepSpeed before 0.19.3 does not say it of a parameter
+
+    return dist.get_rank(tensor.ds_process_group)
+
+
 def _partition(slot: Slot) -> Part:
     """A ZeRO-3 partition: a range of the flattened parameter, padded at the end."""
     tensor: Any = slot.tensor
@@ -437,7 +446,7 @@ def _partition(slot: Slot) -> Part:
         raise UnsupportedError(f"tensor '{slot.name}': zero_hpz_partition_size (hpZ) keeps a second copy of the partition, which is not filled")
     if hasattr(data, "ds_quant_scale"):
         raise UnsupportedError(f"tensor '{slot.name}': zero_quantized_weights stores codes instead of weights, which are not filled")
-    size, rank = int(data.ds_numel), int(tensor.ds_zero_partition_rank)
+    size, rank = int(data.ds_numel), _partition_rank(tensor)
     first = min(rank * size, int(tensor.ds_numel))
     end = min(first + size, int(tensor.ds_numel))
     if data.numel() < size:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import inspect
 import json
 import logging
 import os
@@ -137,17 +138,23 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
     """Sets torch's default dtype while a transformers model is constructed, as `from_pretrained` does: computed buffers have it."""
     from transformers import PreTrainedModel
 
-    begin, end = PreTrainedModel.__init__, PreTrainedModel.post_init
+    # DeepSpeed before 0.18 leaves the inherited constructor in each subclass as its own.
+    constructor = inspect.unwrap(PreTrainedModel.__init__)
+    classes = [c for c in _with_subclasses(PreTrainedModel) if "__init__" in vars(c) and inspect.unwrap(c.__init__) is constructor]
+    begins, end = {c: c.__init__ for c in classes}, PreTrainedModel.post_init
     outermost: Any = None
     before = torch.get_default_dtype()
 
-    @functools.wraps(begin)
-    def begins(model: Any, *args: Any, **kwargs: Any) -> None:
-        nonlocal outermost, before
-        if outermost is None:
-            outermost, before = model, torch.get_default_dtype()
-            torch.set_default_dtype(dtype)
-        begin(model, *args, **kwargs)
+    def setting(begin: Any) -> Any:
+        @functools.wraps(begin)
+        def constructs(model: Any, *args: Any, **kwargs: Any) -> None:
+            nonlocal outermost, before
+            if outermost is None:
+                outermost, before = model, torch.get_default_dtype()
+                torch.set_default_dtype(dtype)
+            begin(model, *args, **kwargs)
+
+        return constructs
 
     @functools.wraps(end)
     def ends(model: Any) -> None:
@@ -157,13 +164,21 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
             outermost = None
             torch.set_default_dtype(before)
 
-    PreTrainedModel.__init__, PreTrainedModel.post_init = begins, ends
+    for cls, begin in begins.items():
+        cls.__init__ = setting(begin)
+    PreTrainedModel.post_init = ends
     try:
         yield
     finally:
-        PreTrainedModel.__init__, PreTrainedModel.post_init = begin, end
+        PreTrainedModel.post_init = end
+        for cls, begin in begins.items():
+            cls.__init__ = begin
         if outermost is not None:  # its constructor failed, or ended without post_init
             torch.set_default_dtype(before)
+
+
+def _with_subclasses(cls: type) -> set[type]:
+    return {cls}.union(*(_with_subclasses(c) for c in cls.__subclasses__()))
 
 
 def quiet_init_class() -> Any:
