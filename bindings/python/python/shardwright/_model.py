@@ -433,7 +433,7 @@ def _partition_rank(tensor: Any) -> int:
         return int(tensor.ds_zero_partition_rank)
     import torch.distributed as dist  # DeepSpeed before 0.19.3 does not say it of a parameter
 
-    return dist.get_rank(tensor.ds_process_group)
+    return int(dist.get_rank(tensor.ds_process_group))
 
 
 def _partition(slot: Slot) -> Part:

@@ -140,7 +140,7 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
     # DeepSpeed before 0.18 leaves the inherited constructor in each subclass as its own.
     constructor = inspect.unwrap(PreTrainedModel.__init__)
-    classes = [c for c in _with_subclasses(PreTrainedModel) if "__init__" in vars(c) and inspect.unwrap(c.__init__) is constructor]
+    classes: list[Any] = [c for c in _with_subclasses(PreTrainedModel) if "__init__" in vars(c) and inspect.unwrap(c.__init__) is constructor]
     begins, end = {c: c.__init__ for c in classes}, PreTrainedModel.post_init
     outermost: Any = None
     before = torch.get_default_dtype()
@@ -177,8 +177,8 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
             torch.set_default_dtype(before)
 
 
-def _with_subclasses(cls: type) -> set[type]:
-    return {cls}.union(*(_with_subclasses(c) for c in cls.__subclasses__()))
+def _with_subclasses(cls: Any) -> set[Any]:
+    return {cls, *(c for sub in cls.__subclasses__() for c in _with_subclasses(sub))}
 
 
 def quiet_init_class() -> Any:
