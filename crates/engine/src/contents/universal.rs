@@ -32,11 +32,19 @@ pub(super) fn find(path: &Path, names: &[String]) -> Result<Option<PathBuf>> {
     Ok((plain && path.join(&tag).join("zero").is_dir()).then(|| path.join(tag)))
 }
 
+/// The elements that `ds_to_universal` of DeepSpeed before 0.19.3 writes for a parameter of `count`: those of ranks whose partition lies beyond its end
+/// come after it, though they are padding.
+fn padded(count: u64, ranks: u64) -> u64 {
+    let part = count.div_ceil(ranks);
+    (0..ranks).fold(0, |sum: u64, rank| sum.saturating_add(part.min(count.abs_diff(rank.saturating_mul(part)))))
+}
+
 pub(super) fn open(path: &Path, dir: &Path) -> Result<Contents> {
     let names = list(dir)?;
     let mut files = Files::default();
     let missing = || EngineError::new(ErrorKind::Checkpoint, "it has no *_model_states.pt").file(dir);
     let name = names.iter().find(|n| n.ends_with("_model_states.pt")).ok_or_else(missing)?;
+    let ranks = names.iter().filter(|n| n.ends_with("_model_states.pt")).count() as u64;
     let model_path = dir.join(name);
     let source = Bytes::open(&model_path)?;
     let model = TorchFile::open(&source).and_then(|file| ModelStates::read(&file, &source)).map_err(malformed(&model_path))?;
@@ -71,7 +79,8 @@ pub(super) fn open(path: &Path, dir: &Path) -> Result<Contents> {
             });
             let Some(tensor) = read.map_err(malformed(&file_path))? else { continue };
             let count = numel(shape).unwrap_or(0);
-            if tensor.numel() != count || !tensor.is_contiguous() {
+            let padded = ranks > 1 && tensor.numel() == padded(count, ranks);
+            if tensor.numel() != count && !padded || !tensor.is_contiguous() {
                 let error = EngineError::new(ErrorKind::Checkpoint, "the file has another number of elements").file(file_path).tensor(name);
                 return Err(error.expected(count).found(tensor.numel()));
             }

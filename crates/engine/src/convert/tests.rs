@@ -138,6 +138,25 @@ fn sub_groups_are_cut_as_deepspeed_cuts_them_and_read_back() {
 }
 
 #[test]
+fn padding_that_older_versions_write_into_universal_checkpoints_is_left_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path().join("universal");
+    convert(&open("zero3"), &options(Target::Universal, 6), &at);
+    let param = |name: &str| at.join("global_step3_universal/zero").join(name).join("exp_avg.pt");
+    let states = |name: &str| {
+        let contents = Contents::open(&at).unwrap();
+        let state = contents.optimizer.as_ref().unwrap().states.iter().find(|s| s.param == name).unwrap();
+        bytes_of(&contents.files, &state.tensors.iter().find(|(key, _)| key == "exp_avg").unwrap().1)
+    };
+    // One element on 6 ranks: ranks 2 to 5 add one each, as many as "a.bias" has.
+    let longer = states("a.bias");
+    fs::copy(param("a.bias"), param("one")).unwrap();
+    assert_eq!(states("one"), longer[..4]);
+    fs::copy(param("b.weight"), param("one")).unwrap();
+    refused(&at, "another number of elements: expected 1, found 15");
+}
+
+#[test]
 fn what_is_lost_is_listed_before_anything_is_written() {
     let source = open("zero3");
     let lost = Conversion::plan(&source, &options(Target::Hf, 1)).unwrap().lost().join("; ");
