@@ -3,6 +3,7 @@ says so."""
 
 import logging
 import sys
+import types
 
 import pytest
 
@@ -113,7 +114,7 @@ def test_a_load_that_meets_something_moved_goes_the_usual_way(monkeypatch, caplo
     transformers = pytest.importorskip("transformers")
     from shardwright import transformers as ours
 
-    calls = []
+    calls, config = [], types.SimpleNamespace(is_quantized=False)
 
     def stock(model, state_dict, checkpoint_files, load_config, expected_keys=None, *, more=None):
         calls.append(more)
@@ -127,10 +128,10 @@ def test_a_load_that_meets_something_moved_goes_the_usual_way(monkeypatch, caplo
     monkeypatch.setattr(ours, "_why_not", lambda *_: None)
     monkeypatch.setattr(ours, "_ours", moved)
     with ours.patched():
-        assert transformers.PreTrainedModel._load_pretrained_model("model", None, [], load_config=None, more=1) == "stock"
+        assert transformers.PreTrainedModel._load_pretrained_model("model", None, [], load_config=config, more=1) == "stock"
     assert calls == [1] and "cannot import name 'LoadStateDictInfo'" in caplog.text
     with ours.patched(fallback=False), pytest.raises(shardwright.UnsupportedError, match="LoadStateDictInfo"):
-        transformers.PreTrainedModel._load_pretrained_model("model", None, [], None)
+        transformers.PreTrainedModel._load_pretrained_model("model", None, [], config)
 
 
 def test_zero_init_of_another_form_broadcasts(monkeypatch, caplog):

@@ -5,7 +5,7 @@ from launch import HERE, torchrun
 
 pytest.importorskip("transformers")
 
-WAYS = {"native": "transformers.distributed", "lora": "peft", "freeze": "torch", "accelerate": "accelerate"}
+WAYS = {"native": "transformers.distributed", "zero3": "deepspeed", "lora": "peft", "freeze": "torch", "accelerate": "accelerate"}
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -85,7 +85,7 @@ def zero_init(config: dict[str, Any] | str | os.PathLike[str], *, dtype: torch.d
             make = _of_transformers(name)
             if make is not None:
                 stack.enter_context(make())
-        stack.enter_context(_arange_keeps_dtype())
+        stack.enter_context(arange_keeps_dtype())
         init = quiet_init_class()(config_dict_or_path=read, dtype=dtype, data_parallel_group=group)
         stack.enter_context(init)
         with contextlib.suppress(ImportError):
@@ -104,7 +104,7 @@ def _of_transformers(name: str) -> Any:
 
 
 @contextlib.contextmanager
-def _arange_keeps_dtype() -> Iterator[None]:
+def arange_keeps_dtype() -> Iterator[None]:
     """Keeps zero.Init from casting what `torch.arange` makes, of which RoPE's frequencies are computed. It is entered before zero.Init.
 
     transformers has a context for the same, but only in newer versions.

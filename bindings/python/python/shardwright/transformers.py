@@ -12,10 +12,14 @@ import contextlib
 import inspect
 import logging
 import os
-from collections.abc import Iterator
-from typing import Any
+import re
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from ._errors import ShardwrightError, UnsupportedError
+
+if TYPE_CHECKING:
+    from ._fill import LoadReport
 
 logger = logging.getLogger("shardwright")
 
@@ -28,6 +32,8 @@ _filled_is = logging.INFO
 """The level at which a load that went through shardwright is logged, by rank 0."""
 
 _NEEDED = ("model", "state_dict", "checkpoint_files", "load_config")
+_NEEDED_OF_4 = ("model", "state_dict", "checkpoint_files", "hf_quantizer", "key_mapping")
+"""Of transformers 4, which has a class method."""
 
 
 def enable(*, fallback: bool = True) -> None:
@@ -40,10 +46,19 @@ def enable(*, fallback: bool = True) -> None:
     _fallback = fallback
     if _originals:
         return
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, modeling_utils
 
     load, context = (PreTrainedModel.__dict__.get(name) for name in ("_load_pretrained_model", "get_init_context"))
-    if not isinstance(load, staticmethod) or not set(_NEEDED) <= set(inspect.signature(load.__func__).parameters):
+
+    def takes(kind: Any, needed: tuple[str, ...]) -> bool:
+        return isinstance(load, kind) and set(needed) <= set(inspect.signature(load.__func__).parameters)
+
+    ours: Any = None
+    if takes(staticmethod, _NEEDED):
+        ours = staticmethod(_load)
+    elif takes(classmethod, _NEEDED_OF_4) and hasattr(modeling_utils, "load_shard_file"):
+        ours = classmethod(_load_of_4)
+    if ours is None:
         import transformers
 
         why = f"transformers {transformers.__version__} has no PreTrainedModel._load_pretrained_model({', '.join(_NEEDED)})"
@@ -54,7 +69,7 @@ def enable(*, fallback: bool = True) -> None:
     from . import _fill  # noqa: F401  imported now, not within the first load
 
     _originals["load"] = load
-    PreTrainedModel._load_pretrained_model = staticmethod(_load)
+    PreTrainedModel._load_pretrained_model = ours
     if isinstance(context, classmethod):
         _originals["context"] = context
         PreTrainedModel.get_init_context = classmethod(_init_context)
@@ -86,18 +101,19 @@ def patched(*, fallback: bool = True) -> Iterator[None]:
 
 
 def _init_context(cls: Any, *args: Any, **kwargs: Any) -> Any:
-    """zero.Init broadcasts memory that nobody has written yet (`no_init_weights` is on); without it nothing is lost."""
+    """zero.Init broadcasts memory that nobody has written yet (`no_init_weights` is on); without it nothing is lost. RoPE's frequencies keep their
+    dtype, as newer versions of transformers see to themselves."""
     original = _originals["context"].__func__
     if not _zero3():
         return original(cls, *args, **kwargs)
     import deepspeed
 
-    from .deepspeed import quiet_init_class
+    from .deepspeed import arange_keeps_dtype, quiet_init_class
 
     init = deepspeed.zero.Init
     deepspeed.zero.Init = quiet_init_class()
     try:
-        return original(cls, *args, **kwargs)
+        return [arange_keeps_dtype(), *original(cls, *args, **kwargs)]
     finally:
         deepspeed.zero.Init = init
 
@@ -120,7 +136,7 @@ def _sharded(model: Any) -> str | None:
     return None
 
 
-def _why_not(state_dict: Any, files: Any, config: Any) -> str | None:
+def _why_not(state_dict: Any, files: Any, quantised: bool) -> str | None:
     """Why a load goes the usual way."""
     if state_dict is not None:
         return "a state dict was given"
@@ -128,7 +144,7 @@ def _why_not(state_dict: Any, files: Any, config: Any) -> str | None:
         return "the checkpoint is not in safetensors format"
     if len({os.path.dirname(f) for f in files}) != 1:
         return "the checkpoint's files are in different directories"
-    if config.is_quantized:
+    if quantised:
         return "the model is quantised"
     return None
 
@@ -141,39 +157,80 @@ def _load(*args: Any, **kwargs: Any) -> Any:
         model, state_dict, files, config = (given[name] for name in _NEEDED)
     except (TypeError, KeyError):
         return original(*args, **kwargs)
+
+    def ours() -> Any:
+        why = _why_not(state_dict, files, config.is_quantized)
+        if why is not None:
+            raise UnsupportedError(why)
+        return _ours(model, files, config)
+
+    return _either(model, ours, lambda: original(*args, **kwargs))
+
+
+def _load_of_4(cls: Any, *args: Any, **kwargs: Any) -> Any:
+    """In place of `PreTrainedModel._load_pretrained_model` of transformers 4: its own does all but read the files."""
+    original = _originals["load"].__func__
+    try:
+        given = inspect.signature(original).bind(cls, *args, **kwargs).arguments
+        model, state_dict, files = (given[name] for name in _NEEDED_OF_4[:3])
+    except (TypeError, KeyError):
+        return original(cls, *args, **kwargs)
+
+    def ours() -> Any:
+        why = _why_not(state_dict, files, given.get("hf_quantizer") is not None)
+        if why is None and given.get("key_mapping") != getattr(model, "_checkpoint_conversion_mapping", None) and given.get("key_mapping"):
+            why = "key_mapping was given"
+        if why is not None:
+            raise UnsupportedError(why)
+        report = _fill_from(model, files, None)
+        with _no_file_is_read():
+            done = original(cls, *args, **kwargs)
+        ignored = [re.compile(p) for p in getattr(model, "_keys_to_ignore_on_load_missing", None) or ()]
+        left = [n for n in report.missing if n not in done[1] and not any(p.search(n) for p in ignored)]
+        if left:
+            raise UnsupportedError(f"the architecture data has nothing for '{left[0]}', which transformers finds in the checkpoint")
+        return done
+
+    return _either(model, ours, lambda: original(cls, *args, **kwargs))
+
+
+@contextlib.contextmanager
+def _no_file_is_read() -> Iterator[None]:
+    from transformers import modeling_utils
+
+    read = modeling_utils.load_shard_file
+    modeling_utils.load_shard_file = lambda args: ([], None)
+    try:
+        yield
+    finally:
+        modeling_utils.load_shard_file = read
+
+
+def _either(model: Any, ours: Callable[[], Any], theirs: Callable[[], Any]) -> Any:
+    """A load of a sharded model through shardwright, or where it does not do that, the usual way."""
     how = _sharded(model)
     if how is None:
-        return original(*args, **kwargs)
+        return theirs()
     try:
-        why = _why_not(state_dict, files, config)
-        if why is None:
-            return _ours(model, files, config)
+        return ours()
     except MOVED as error:
         why = str(error) if isinstance(error, UnsupportedError) else f"{type(error).__name__}: {error}"
-        cause: BaseException | None = error
+        cause: BaseException = error
     except ShardwrightError as error:
         if not (_fallback and "shapes differ" in str(error)):
             raise
         # transformers has its own report, and `ignore_mismatched_sizes`.
         why, cause = str(error), error
-    else:
-        cause = None
     if not _fallback:
         raise UnsupportedError(f"shardwright does not load this {how} model: {why}") from cause
     logger.warning("shardwright does not load this %s model, transformers does: %s", how, why)
-    return original(*args, **kwargs)
+    return theirs()
 
 
 def _ours(model: Any, files: Any, config: Any) -> Any:
     from transformers.utils.loading_report import LoadStateDictInfo
 
-    from . import _native
-    from ._fill import Options, _fill
-
-    folder = os.path.dirname(files[0])
-    opened = _native.Checkpoint.open(folder if len(files) > 1 or _alone(folder) else files[0])
-    options = Options(missing="keep", unexpected="ignore", conversions=config.weight_mapping, round_to=None, defer=True)
-    report = _fill(model, opened, options)
+    report = _fill_from(model, files, config.weight_mapping)
     fields: dict[str, Any] = {
         # Aliases are missing as long as they are not tied, but for those that the checkpoint has: transformers compares these before it ties them.
         "missing_keys": set(report.missing) | (set(report.tied) - set(report.filled)),
@@ -185,9 +242,20 @@ def _ours(model: Any, files: Any, config: Any) -> Any:
     }
     known = LoadStateDictInfo.__dataclass_fields__
     model._weight_conversions = report.conversions
+    return LoadStateDictInfo(**{k: v for k, v in fields.items() if k in known}), None
+
+
+def _fill_from(model: Any, files: Any, conversions: Any) -> LoadReport:
+    """Fills a model from these files of one directory, in the precision that they have; transformers initialises and ties the rest."""
+    from . import _native
+    from ._fill import Options, _fill
+
+    folder = os.path.dirname(files[0])
+    opened = _native.Checkpoint.open(folder if len(files) > 1 or _alone(folder) else files[0])
+    report = _fill(model, opened, Options(missing="keep", unexpected="ignore", conversions=conversions, round_to=None, defer=True))
     if os.environ.get("RANK", "0") == "0":
         logger.log(_filled_is, "shardwright filled the model: %r", report)
-    return LoadStateDictInfo(**{k: v for k, v in fields.items() if k in known}), None
+    return report
 
 
 def _alone(folder: str) -> bool:
