@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -23,7 +25,8 @@ def prepare(
     """Wraps a model that was built on meta, fills it, and prepares it with the rest.
 
     accelerate returns a model that is sharded already as it is, but its wrap policies do not find the renamed classes, and it maps optimizer
-    parameters by address, which empty shards share. So the model is wrapped here and the optimizer is made after it.
+    parameters by address, which empty shards share and older versions do not find. So the model is wrapped here, the optimizer is made after it,
+    and its parameters are kept from the mapping.
 
     Args:
         accelerator: an `Accelerator` with an FSDP2 plugin.
@@ -47,8 +50,26 @@ def prepare(
     if plugin is not None and getattr(plugin, "auto_wrap_policy", None) is not None:
         # The model is wrapped; a policy would look for class names that `fully_shard` has changed.
         plugin.auto_wrap_policy = None
-    made = [optimizer(model.parameters())] if optimizer is not None else []
-    return accelerator.prepare(model, *made, *others)
+    if optimizer is None:
+        return accelerator.prepare(model, *others)
+    made = optimizer(model.parameters())
+    with _parameters_aside(made):
+        return accelerator.prepare(model, made, *others)
+
+
+@contextlib.contextmanager
+def _parameters_aside(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Takes an optimizer's parameters and their states out of it for a while."""
+    params, state = [group["params"] for group in optimizer.param_groups], optimizer.state
+    optimizer.state = defaultdict(dict)
+    for group in optimizer.param_groups:
+        group["params"] = []
+    try:
+        yield
+    finally:
+        optimizer.state = state
+        for group, mine in zip(optimizer.param_groups, params, strict=True):
+            group["params"] = mine
 
 
 def _wrap(accelerator: Any) -> Callable[[torch.nn.Module], None]:
