@@ -187,14 +187,19 @@ class Fsdp:
 
         return (get_model_state_dict(self.model, options=self.options()), get_optimizer_state_dict(self.model, self.opt, options=self.options()))
 
-    def save(self, out, accelerate=False, native=False):
+    def save(self, out, accelerate=False, native=False, together=False):
         import torch.distributed.checkpoint as dcp
 
         model, opt = self.dicts()
-        if native:  # as transformers' save_optimizer_distributed does
+        if native or together:  # as transformers' save_optimizer_distributed does, and torchtitan
             from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
 
             opt = get_optimizer_state_dict(self.model, self.opt, options=StateDictOptions(flatten_optimizer_state_dict=True))
+        if together:
+            trainer = {"train_state": {"step": torch.tensor(STEPS), "tokens": STEPS}, "lr_scheduler": {"last_epoch": STEPS}}
+            dcp.save({**model, "optimizer": opt, **trainer}, checkpoint_id=out)
+            return
+        if native:
             dcp.save(model, checkpoint_id=out + "/model")
             dcp.save({"optimizer": opt}, checkpoint_id=out + "/optimizer")
             return
@@ -323,6 +328,7 @@ def saving(kinds, world, out):
         yield "columns", "all", lambda: Fsdp("all", columns=True)
         yield "accelerate", "all", lambda: Fsdp("all")
         yield "native", "all", lambda: Fsdp("all")
+        yield "together", "all", lambda: Fsdp("all")
         for stage in (1, 2, 3) if deepspeed else ():
             for kind in kinds if stage == 3 else ["all"]:
                 yield f"zero{stage}", kind, lambda kind=kind, stage=stage: DeepSpeed(kind, stage)
@@ -333,7 +339,7 @@ def saving(kinds, world, out):
             engine = make()
             for step in range(STEPS):
                 engine.step(step)
-            engine.save(at, **({name: True} if name in ("accelerate", "native") else {}))
+            engine.save(at, **({name: True} if name in ("accelerate", "native", "together") else {}))
             state = engine.state()
             state["losses"] = [engine.step(STEPS + n) for n in range(MORE)]
             if rank == 0:

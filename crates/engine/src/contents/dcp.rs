@@ -31,10 +31,15 @@ enum Place {
     Model(String),
     State(String, String),
     Group(String, String),
+    /// Under a key of the trainer's own.
+    Trainer(String),
 }
 
 /// Keys that say no more than that what follows is the model or the optimizer.
 const PREFIXES: [&str; 5] = ["model", "optimizer", "optim", "app", "state_dict"];
+
+/// Keys under which trainers that save everything at once, as torchtitan does, keep neither the model nor the optimizer.
+const TRAINERS: [&str; 6] = ["train_state", "lr_scheduler", "scheduler", "dataloader", "rng_state", "extra_state"];
 
 fn place(name: &str, path: Option<&Vec<Plain>>, second: bool) -> Place {
     let key = |plain: &Plain| match plain {
@@ -43,14 +48,18 @@ fn place(name: &str, path: Option<&Vec<Plain>>, second: bool) -> Place {
         other => format!("{other:?}"),
     };
     let mut keys: Vec<String> = path.map_or_else(|| vec![name.to_owned()], |path| path.iter().map(key).collect());
+    let mut of_optimizer = second;
     while keys.len() > 1 && PREFIXES.contains(&keys[0].as_str()) {
-        keys.remove(0);
+        of_optimizer |= keys.remove(0).starts_with("optim");
+    }
+    if keys.len() > 1 && TRAINERS.contains(&keys[0].as_str()) {
+        return Place::Trainer(keys.swap_remove(0));
     }
     let flat = keys.join(".");
     let in_state = |rest: &str| rest.rsplit_once('.').map(|(param, state)| Place::State(param.to_owned(), state.to_owned()));
     let in_group = |rest: &str| rest.rsplit_once('.').map(|(group, key)| Place::Group(group.to_owned(), key.to_owned()));
     // A model's own tensor may be called so too: only in an optimizer's directory, or under its own key, is one a state.
-    let nested = keys.len() > 1 || second;
+    let nested = keys.len() > 1 || of_optimizer;
     let state = flat.strip_prefix("state.").filter(|_| nested).and_then(in_state);
     let group = flat.strip_prefix("param_groups.").filter(|_| nested).and_then(in_group);
     state.or(group).unwrap_or(Place::Model(flat))
@@ -81,7 +90,15 @@ struct Found {
     groups: Groups,
     files: Files,
     notes: Vec<String>,
+    /// What is not carried, how often and the first of it, by the key that it is under.
+    left: BTreeMap<String, (usize, String)>,
     ranks: usize,
+}
+
+impl Found {
+    fn leave(&mut self, key: &str, name: &str) {
+        self.left.entry(key.to_owned()).or_insert_with(|| (0, name.to_owned())).0 += 1;
+    }
 }
 
 pub(super) fn open(path: &Path, dirs: &[PathBuf]) -> Result<Contents> {
@@ -89,7 +106,11 @@ pub(super) fn open(path: &Path, dirs: &[PathBuf]) -> Result<Contents> {
     for (number, dir) in dirs.iter().enumerate() {
         read(dir, number > 0, &mut found)?;
     }
-    let Found { tensors, states, groups, files, mut notes, ranks } = found;
+    let Found { tensors, states, groups, files, mut notes, left, ranks } = found;
+    notes.extend(left.into_iter().map(|(key, (count, first))| match count {
+        1 => format!("value '{first}' is not carried"),
+        _ => format!("{count} values under '{key}' are not carried, '{first}' the first"),
+    }));
     let optimizer = optimizer(states, groups, &mut notes);
     let mut contents = Contents {
         path: path.to_owned(),
@@ -147,6 +168,7 @@ fn read(dir: &Path, second: bool, found: &mut Found) -> Result<()> {
                 }
             }
             Place::Group(_, key) => found.notes.push(format!("the optimizer's '{key}' is a tensor, which is not carried")),
+            Place::Trainer(key) => found.leave(&key, &tensor.name),
         }
     }
     for (name, item) in &metadata.values {
@@ -157,7 +179,8 @@ fn read(dir: &Path, second: bool, found: &mut Found) -> Result<()> {
                 let entry = found.states.entry(param.clone()).or_insert_with(|| State { param, step: 0.0, tensors: Vec::new() });
                 entry.step = value.number().unwrap_or(0.0);
             }
-            (_, Place::Model(name) | Place::State(name, _)) => found.notes.push(format!("value '{name}' is not carried")),
+            (_, Place::Model(_) | Place::State(..)) => found.leave(name.split('.').next().unwrap_or(name), name),
+            (_, Place::Trainer(key)) => found.leave(&key, name),
             (Err(e), Place::Group(..)) => return Err(e),
         }
     }
