@@ -219,3 +219,30 @@ def test_conversions_of_another_version_are_compared_with_the_architecture_data(
     shardwright.fill(_on_meta(transformers, folder / "qwen3_moe", transformers.AutoModelForCausalLM), folder / "qwen3_moe")
     assert "transformers 5.99.0 makes 1 parameter(s) of other elements" in caplog.text
     assert "'model.layers.0.mlp.experts.gate_up_proj'" in caplog.text
+
+
+def test_a_model_with_attributes_of_transformers_needs_no_transformers(checkpoint, monkeypatch):
+    class Model(torch.nn.Linear):
+        base_model_prefix = "model"
+        config = None
+
+    monkeypatch.setattr("shardwright._trace.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    model = Model(4, 3, bias=False)
+    shardwright.fill(model, checkpoint)
+    assert torch.equal(model.weight, torch.arange(12.0).view(3, 4))
+
+
+@pytest.mark.parametrize("config", [{}, object()])
+def test_a_model_of_a_class_that_nobody_knows_takes_tensors_by_their_names(checkpoint, monkeypatch, caplog, config):
+    pytest.importorskip("transformers")
+
+    def moved(*_):
+        raise AttributeError("no conversions")
+
+    monkeypatch.setattr("shardwright._architecture.trace", moved)
+    model = torch.nn.Linear(4, 3, bias=False)
+    model.base_model_prefix, model.config = "model", config
+    shardwright.fill(model, checkpoint)
+    assert torch.equal(model.weight, torch.arange(12.0).view(3, 4))
+    assert "nothing is known of Linear: no name is converted" in caplog.text

@@ -51,7 +51,10 @@ def _installed() -> str:
 
 
 def _data(model: Any, opened: _native.Checkpoint) -> Any:
-    config = json.loads(model.config.to_json_string(use_diff=False))
+    try:
+        config = json.loads(model.config.to_json_string(use_diff=False))
+    except (AttributeError, TypeError, ValueError):  # a config that is not transformers', or that JSON cannot hold
+        config = json.loads(opened.config_text or "{}")
     config["architectures"] = [own_class(model).__name__]
     return opened.recipes(json.dumps(config), _installed())
 
@@ -91,7 +94,7 @@ def _compare(model: Any, opened: _native.Checkpoint, traced: Traced) -> None:
     """Logs where the installed transformers makes a parameter of other elements than the version that was tested."""
     try:
         found, made, _, _ = _data(model, opened)
-    except (ShardwrightError, AttributeError, TypeError) as error:
+    except (ShardwrightError, ValueError) as error:
         logger.debug("not compared with the architecture data: %s", error)
         return
     if found != own_class(model).__name__:

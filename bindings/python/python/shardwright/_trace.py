@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 from ._errors import UnsupportedError
@@ -566,8 +567,8 @@ def trace(
 
 
 def is_of_transformers(model: Any) -> bool:
-    """Whether it is a model of transformers."""
-    return hasattr(model, "base_model_prefix") and hasattr(model, "config")
+    """Whether it is a model of transformers, as far as its attributes tell."""
+    return hasattr(model, "base_model_prefix") and hasattr(model, "config") and find_spec("transformers") is not None
 
 
 def _mapping(model: Any) -> list[Any] | None:
