@@ -190,7 +190,8 @@ def test_where_conversions_are_of_an_unknown_form_the_architecture_data_decides(
         model = _on_meta(transformers, path, auto)
         with caplog.at_level(logging.INFO):
             report = shardwright.fill(model, path, unexpected="ignore")
-        assert "unexpected keyword argument 'prefix'" in caplog.text and "weights are converted as transformers" in caplog.text
+        old = transformers.__version__.startswith("4.")
+        assert ("has no conversions" if old else "(rename_source_key() got an unexpected keyword argument 'prefix')") in caplog.text
         assert not report.missing and not report.initialised
         assert set(report.unexpected) <= {"lm_head.weight"}, path.name
         found = model.state_dict()
@@ -245,4 +246,4 @@ def test_a_model_of_a_class_that_nobody_knows_takes_tensors_by_their_names(check
     model.base_model_prefix, model.config = "model", config
     shardwright.fill(model, checkpoint)
     assert torch.equal(model.weight, torch.arange(12.0).view(3, 4))
-    assert "nothing is known of Linear: no name is converted" in caplog.text
+    assert "no conversions are known for Linear" in caplog.text

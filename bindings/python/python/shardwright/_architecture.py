@@ -64,10 +64,12 @@ def _by_data(model: Any, opened: _native.Checkpoint, state: Mapping[str, Any], w
     of = _native.architecture_version(_installed())
     name = own_class(model).__name__
     found, made, unused, aliases = _data(model, opened)
-    known = f"weights are converted as transformers {of} converts them" if found is not None else f"nothing is known of {name}: no name is converted"
-    # Before 5, transformers has no conversions.
-    level = logging.INFO if found is not None and _installed().startswith("4.") else logging.WARNING
-    logger.log(level, "transformers %s has no conversions in a form that is known (%s): %s", _version(), why, known)
+    if found is None:
+        logger.warning("transformers %s: no conversions are known for %s: its weights are taken under their own names", _version(), name)
+    elif _installed().startswith("4."):
+        logger.info("transformers %s has no conversions: weights are named as in the architecture data of %s", _version(), of)
+    else:
+        logger.warning("the conversions of transformers %s have another form than is known (%s): those of %s are used", _version(), why, of)
     prefix = getattr(model, "base_model_prefix", "") + "."
 
     def here(name: str) -> str:
