@@ -587,6 +587,14 @@ def hub(binary, out):
             theirs = [name.replace("vision_tower.", "vision_tower.vision_model.", 1) for name in theirs]
         if names(at) != theirs:
             bad.append(f"{kind}: names {names(at)}, save_pretrained has {theirs}")
+        # Names that are the hub's already stay, as those of a trainer with transformers 4 are.
+        for source, to, more in ((at + "-theirs", "dcp", []), (at + "-kept", "hf", ["--names", "hub", "--config", at + "-theirs", "--verify"])):
+            command = [binary, "convert", source, at + ("-kept" if to == "dcp" else "-again"), "--to", to, *more]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                bad.append(f"{kind}: the hub's names again: exit code {done.returncode}: {done.stdout}{done.stderr}")
+        if names(at + "-again") != names(at + "-theirs"):
+            bad.append(f"{kind}: names {names(at + '-again')}, they were {names(at + '-theirs')}")
         found, want = auto.from_pretrained(at, dtype=torch.float32).state_dict(), model.state_dict()
         bad += [f"{kind}: {n} differs" for n in want if n not in found or not torch.equal(found[n], want[n])]
     return bad, len(configs)

@@ -1,7 +1,11 @@
 //! The model's names and the hub's: a checkpoint's tensors as parameters of the model's class, and back as files on the hub hold them.
 
-use std::{collections::BTreeSet, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
+use shardwright_arch::{Assembled, Reason};
 use shardwright_core::{Assembly, DType, Globs, Model, Piece, TensorKind, TensorMeta};
 
 use crate::{
@@ -88,8 +92,26 @@ impl Contents {
         Ok(self)
     }
 
-    /// The tensors as files on the hub hold them, by the `config.json` in `dir`.
-    pub(super) fn of_hub(&self, dir: &std::path::Path) -> Result<Vec<OfHub>> {
+    /// The tensors as files on the hub hold them, by the `config.json` in `dir`; those that have the hub's names already as they are.
+    pub(super) fn of_hub(&self, dir: &Path) -> Result<Vec<OfHub>> {
+        self.arranged_as_on_hub(dir).map(|found| found.unwrap_or_else(|| self.as_they_are()))
+    }
+
+    /// Whether the tensors have the hub's names already, by the `config.json` in `dir`.
+    pub(super) fn is_of_hub(&self, dir: &Path) -> Result<bool> {
+        self.arranged_as_on_hub(dir).map(|found| found.is_none())
+    }
+
+    fn as_they_are(&self) -> Vec<OfHub> {
+        let whole = |(index, tensor): (usize, &Tensor)| {
+            let runs = vec![(index, 0, tensor.data.numel())];
+            OfHub { meta: meta(tensor), kind: tensor.kind, runs }
+        };
+        self.tensors.iter().enumerate().map(whole).collect()
+    }
+
+    /// The model's tensors as files on the hub hold them; `None` where these are no model's tensors, but those of the hub.
+    fn arranged_as_on_hub(&self, dir: &Path) -> Result<Option<Vec<OfHub>>> {
         let path: PathBuf = dir.join("config.json");
         let error = |what: &str| EngineError::new(ErrorKind::Config, what).file(&path);
         let found = ModelDir::open(dir)?;
@@ -105,26 +127,29 @@ impl Contents {
             transformers: 5,
             own: None,
         };
-        let class = shardwright_arch::assemble(&metas, &config, &options).class;
-        let class = class.ok_or_else(|| error("the architecture is not known, so neither are its names on the hub"))?;
+        let model = shardwright_arch::assemble(&metas, &config, &options);
+        let class = model.class.clone().ok_or_else(|| error("the architecture is not known, so neither are its names on the hub"))?;
         let candidates = shardwright_arch::hub_tensors(&metas, &config, &class).ok_or_else(|| error("the architecture is not known"))?;
         let mut refused = None;
         for hub in candidates {
             // What the engine makes of them must be what there is.
             let made = shardwright_arch::assemble(&hub, &config, &options);
             match self.arranged(hub, made) {
-                Ok(arranged) => return Ok(arranged),
+                Ok(arranged) => return Ok(Some(arranged)),
                 Err((what, tensor)) => {
                     let e = error(&format!("the hub's names are not known for it: {what}"));
                     refused.get_or_insert(if tensor.is_empty() { e } else { e.tensor(&tensor) });
                 }
             }
         }
-        Err(refused.unwrap_or_else(|| error("the architecture is not known")))
+        match is_made_of_all(&model) {
+            true => Ok(None),
+            false => Err(refused.unwrap_or_else(|| error("the architecture is not known"))),
+        }
     }
 
     /// Tensors of the hub's, each as runs of these tensors, where they make exactly these; else why not, and for which tensor.
-    fn arranged(&self, hub: Vec<TensorMeta>, made: shardwright_arch::Assembled) -> std::result::Result<Vec<OfHub>, (String, String)> {
+    fn arranged(&self, hub: Vec<TensorMeta>, made: Assembled) -> std::result::Result<Vec<OfHub>, (String, String)> {
         let wrong = |what: &str, tensor: &str| (what.to_owned(), tensor.to_owned());
         if let Some(misfit) = made.misfits.first() {
             return Err(wrong(&misfit.to_string(), ""));
@@ -183,6 +208,12 @@ impl Contents {
         };
         hub.into_iter().zip(runs).zip(kinds).map(|((meta, runs), kind)| tensor(meta, runs, kind)).collect()
     }
+}
+
+/// Whether a model is made of every tensor that there is, but for those that its class does not want.
+fn is_made_of_all(model: &Assembled) -> bool {
+    let unwanted = |reason: &Reason| matches!(reason, Reason::Ignored | Reason::MadeAnew | Reason::TiedTo(_) | Reason::Beyond(..));
+    model.misfits.is_empty() && model.missing.is_empty() && model.unused.iter().all(|unused| unwanted(&unused.reason))
 }
 
 fn meta(tensor: &Tensor) -> TensorMeta {

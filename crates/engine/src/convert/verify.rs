@@ -65,7 +65,9 @@ pub fn read_back(
     cancel: &CancelToken,
 ) -> Result<Differences> {
     let target = Contents::open(target)?;
+    let dir = options.config.as_deref().unwrap_or(&contents.path);
     let target = match options.names {
+        Some(Names::Hub) if contents.is_of_hub(dir)? => target,
         // Made into the model again, as a load makes it.
         Some(Names::Hub) => target.with_model_names()?,
         _ => target.tied(ties)?,
