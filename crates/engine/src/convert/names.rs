@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use shardwright_arch::{Assembled, Reason};
+use shardwright_arch::{Assembled, Made, Reason};
 use shardwright_core::{Assembly, DType, Globs, Model, Piece, TensorKind, TensorMeta};
 
 use crate::{
@@ -142,7 +142,7 @@ impl Contents {
                 }
             }
         }
-        match is_made_of_all(&model) {
+        match makes_all(&model, &metas) {
             true => Ok(None),
             false => Err(refused.unwrap_or_else(|| error("the architecture is not known"))),
         }
@@ -210,10 +210,12 @@ impl Contents {
     }
 }
 
-/// Whether a model is made of every tensor that there is, but for those that its class does not want.
-fn is_made_of_all(model: &Assembled) -> bool {
-    let unwanted = |reason: &Reason| matches!(reason, Reason::Ignored | Reason::MadeAnew | Reason::TiedTo(_) | Reason::Beyond(..));
-    model.misfits.is_empty() && model.missing.is_empty() && model.unused.iter().all(|unused| unwanted(&unused.reason))
+/// Whether tensors make the whole model, and are not its own by name or leave nothing over but what its class does not want.
+fn makes_all(model: &Assembled, tensors: &[TensorMeta]) -> bool {
+    let unwanted = |reason: &Reason| matches!(reason, Reason::Ignored | Reason::MadeAnew | Reason::TiedTo(_));
+    let other = |made: &Made| !matches!(made.assembly, Assembly::Whole(source) if tensors[source as usize].name == *made.name);
+    let whole = model.misfits.is_empty() && model.missing.is_empty();
+    whole && (model.unused.iter().all(|unused| unwanted(&unused.reason)) || model.tensors.iter().any(other))
 }
 
 fn meta(tensor: &Tensor) -> TensorMeta {
