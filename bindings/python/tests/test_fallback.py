@@ -207,7 +207,7 @@ def test_conversions_of_another_version_are_compared_with_the_architecture_data(
     monkeypatch.setattr(_architecture, "_version", lambda: "5.99.0")
     for path in sorted(p for p in folder.iterdir() if p.is_dir()):
         shardwright.fill(_on_meta(transformers, path, transformers.AutoModelForCausalLM), path)
-    assert "other elements" not in caplog.text
+    assert "from other elements" not in caplog.text
 
     def halves_exchanged(*args):
         traced = _trace.trace(*args)
@@ -218,7 +218,7 @@ def test_conversions_of_another_version_are_compared_with_the_architecture_data(
 
     monkeypatch.setattr(_architecture, "trace", halves_exchanged)
     shardwright.fill(_on_meta(transformers, folder / "qwen3_moe", transformers.AutoModelForCausalLM), folder / "qwen3_moe")
-    assert "transformers 5.99.0 makes 1 parameter(s) of other elements" in caplog.text
+    assert "transformers 5.99.0 builds 1 parameter(s) from other elements" in caplog.text
     assert "'model.layers.0.mlp.experts.gate_up_proj'" in caplog.text
 
 

@@ -193,13 +193,13 @@ impl Checkpoint {
     pub fn find_class(&self, config: &Value, transformers: Option<TransformersVersion>) -> Result<Found> {
         let wanted = config["architectures"][0].as_str();
         let of = |class| self.find_by(Some(config), &ModelOptions { transformers, ..ModelOptions::new(class) });
-        let first = of("other")?;
-        if first.class.as_deref() == wanted {
-            return Ok(first);
+        let first = of("other");
+        if first.as_ref().is_ok_and(|found| found.class.as_deref() == wanted) {
+            return first;
         }
         // Some types have classes of another type.
         let found = ["llm", "cls"].into_iter().find_map(|class| of(class).ok().filter(|found| found.class.as_deref() == wanted));
-        Ok(found.unwrap_or(first))
+        found.map_or(first, Ok)
     }
 
     /// As [`Checkpoint::find_model`], made of [`Checkpoint::named`].

@@ -1,5 +1,5 @@
-"""From a checkpoint's tensors to a model's parameters: by transformers' own conversions, and by shardwright's architecture data where the installed
-transformers has them in a form that is not known. Versions that the data is not of are compared with it."""
+"""From a checkpoint's tensors to a model's parameters: by the conversions of the installed transformers, or by shardwright's architecture data where
+they cannot be read. The conversions of versions other than the data's are checked against it."""
 
 from __future__ import annotations
 
@@ -93,10 +93,10 @@ def _by_data(model: Any, opened: _native.Checkpoint, state: Mapping[str, Any], w
 
 
 def _compare(model: Any, opened: _native.Checkpoint, traced: Traced) -> None:
-    """Logs where the installed transformers makes a parameter of other elements than the version that was tested."""
+    """Logs where the installed transformers builds a parameter from other elements than the tested version. It never fails a load."""
     try:
         found, made, _, _ = _data(model, opened)
-    except (ShardwrightError, ValueError) as error:
+    except Exception as error:
         logger.debug("not compared with the architecture data: %s", error)
         return
     if found != own_class(model).__name__:
@@ -105,7 +105,7 @@ def _compare(model: Any, opened: _native.Checkpoint, traced: Traced) -> None:
     other = [name for name, recipe, shape, assembly in both if not _same(recipe, shape, assembly)]
     if other:
         logger.warning(
-            "transformers %s makes %d parameter(s) of other elements than %s, which was tested, '%s' the first; the installed version decides",
+            "transformers %s builds %d parameter(s) from other elements than %s, the tested version, '%s' the first; the installed version is followed",
             _version(),
             len(other),
             _native.architecture_version(_installed()),

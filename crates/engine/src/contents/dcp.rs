@@ -329,6 +329,28 @@ fn optimizer(states: BTreeMap<String, State>, groups: Groups, notes: &mut Vec<St
 mod tests {
     use super::*;
 
+    #[test]
+    fn keys_say_what_is_the_models_the_optimizers_and_the_trainers() {
+        let at = |keys: &[&str]| {
+            let path: Vec<Plain> = keys.iter().map(|key| Plain::Str((*key).to_owned())).collect();
+            match place(&keys.join("."), Some(&path), false) {
+                Place::Model(name) => format!("model {name}"),
+                Place::State(param, state) => format!("state {state} of {param}"),
+                Place::Group(group, key) => format!("{key} of group {group}"),
+                Place::Trainer(key) => format!("trainer {key}"),
+            }
+        };
+        assert_eq!(at(&["layer.weight"]), "model layer.weight");
+        assert_eq!(at(&["app", "model", "layer.weight"]), "model layer.weight");
+        assert_eq!(at(&["optimizer", "state", "layer.weight", "exp_avg"]), "state exp_avg of layer.weight");
+        assert_eq!(at(&["optimizer", "state.layer.weight.exp_avg"]), "state exp_avg of layer.weight");
+        assert_eq!(at(&["optimizer", "param_groups.layer.weight.lr"]), "lr of group layer.weight");
+        // A model's own tensors may be called so.
+        assert_eq!(at(&["state.layer.weight"]), "model state.layer.weight");
+        assert_eq!(at(&["train_state.weight"]), "model train_state.weight");
+        assert_eq!(at(&["train_state", "step"]), "trainer train_state");
+    }
+
     /// transformers flattens the optimizer by parameter; ZeRO-3's partitions need the optimizer's own order back.
     #[test]
     fn a_flattened_optimizer_keeps_the_order_of_its_parameters() {

@@ -79,8 +79,7 @@ pub(super) fn open(path: &Path, dir: &Path) -> Result<Contents> {
             });
             let Some(tensor) = read.map_err(malformed(&file_path))? else { continue };
             let count = numel(shape).unwrap_or(0);
-            let padded = ranks > 1 && tensor.numel() == padded(count, ranks);
-            if tensor.numel() != count && !padded || !tensor.is_contiguous() {
+            if tensor.numel() != count && tensor.numel() != padded(count, ranks) || !tensor.is_contiguous() {
                 let error = EngineError::new(ErrorKind::Checkpoint, "the file has another number of elements").file(file_path).tensor(name);
                 return Err(error.expected(count).found(tensor.numel()));
             }

@@ -210,7 +210,7 @@ impl Contents {
     }
 }
 
-/// Whether tensors make the whole model, and are not its own by name or leave nothing over but what its class does not want.
+/// Whether the tensors make the whole model, and either some are renamed or rearranged for it, or only those that its class ignores are left over.
 fn makes_all(model: &Assembled, tensors: &[TensorMeta]) -> bool {
     let unwanted = |reason: &Reason| matches!(reason, Reason::Ignored | Reason::MadeAnew | Reason::TiedTo(_));
     let other = |made: &Made| !matches!(made.assembly, Assembly::Whole(source) if tensors[source as usize].name == *made.name);
