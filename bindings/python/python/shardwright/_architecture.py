@@ -105,7 +105,7 @@ def _compare(model: Any, opened: _native.Checkpoint, traced: Traced) -> None:
     other = [name for name, recipe, shape, assembly in both if not _same(recipe, shape, assembly)]
     if other:
         logger.warning(
-            "transformers %s builds %d parameter(s) from other elements than %s, the tested version, '%s' the first; the installed version is followed",
+            "transformers %s builds %d parameter(s) from other elements than %s, the tested version, '%s' the first; the installed one is followed",
             _version(),
             len(other),
             _native.architecture_version(_installed()),
