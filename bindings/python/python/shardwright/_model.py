@@ -454,50 +454,101 @@ def _partition(slot: Slot) -> Part:
     return Part(data.data.view(-1)[:size], [(0, n) for n in tensor.ds_shape], (first, end), size - (end - first))
 
 
+LEVELS = 4
+"""Modules that are asked to initialise a tensor: its own, and those above it."""
+
+
 def initialise(model: torch.nn.Module, targets: list[Slot], seed: int, put: Callable[[Slot, torch.Tensor], None]) -> list[str]:
     """Runs the model's own initialisation for these slots, each as a whole tensor on the CPU, with a seed that depends on the name alone, so that
     every rank makes the same values; `put` takes each. Returns the names for which the model has no initialisation."""
     import zlib
 
     wanted = {id(s.tensor): s for s in targets}
-    owners = _owners(model)
+    owners, parents = _owners(model)
     done: set[int] = set()
     for slot in targets:
         if id(slot.tensor) in done:
             continue
         module, _ = slot.modules[0]
         names = {n: wanted[id(t)] for n, t in [*module._parameters.items(), *module._buffers.items()] if t is not None and id(t) in wanted}
-        dtype = next((s.tensor.dtype for s in names.values() if s.tensor.is_floating_point()), torch.float32)
-        clone = _clone(module, names, dtype)
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(seed ^ zlib.crc32(slot.name.encode()))
-            if slot.adapter and not _adapt(slot, clone):
-                continue
-            if not slot.adapter and not _run_init(owners.get(id(module)), clone):
-                continue
-        for name, target in names.items():
-            value = clone._parameters.get(name, clone._buffers.get(name))
-            if value is not None and not bool(torch.isnan(value).any() if value.is_floating_point() else False):
-                put(target, value.detach())
-                done.add(id(target.tensor))
-    return [s.name for s in targets if id(s.tensor) not in done]
+        at: torch.nn.Module | None = module
+        # Some classes initialise what belongs to modules within them.
+        for _ in range(1 if slot.adapter else LEVELS):
+            if at is None:
+                break
+            clones: dict[int, torch.nn.Module] = {}
+            clone = _clone(at, {id(s.tensor): s for s in names.values()}, clones)
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                torch.manual_seed(seed ^ zlib.crc32(slot.name.encode()))
+                if slot.adapter:
+                    _adapt(slot, clone)
+                else:
+                    _run_init(owners.get(id(at)), clone)
+            made = clones[id(module)]
+            for name, target in names.items():
+                value = made._parameters.get(name, made._buffers.get(name))
+                if value is not None and _is_initialised(value):
+                    put(target, value.detach())
+                    done.add(id(target.tensor))
+            names = {n: s for n, s in names.items() if id(s.tensor) not in done}
+            if not names:
+                break
+            at = parents.get(id(at))
+    left = [s for s in targets if id(s.tensor) not in done]
+    buffers = _built_anew(model) if any(s.buffer for s in left) else {}
+    for slot in left:
+        value = buffers.get(slot.name) if slot.buffer else None
+        if value is not None and not value.is_meta and tuple(value.shape) == slot.shape:
+            put(slot, value)
+            done.add(id(slot.tensor))
+    return [s.name for s in left if id(s.tensor) not in done]
 
 
-def _adapt(slot: Slot, clone: torch.nn.Module) -> bool:
-    """LoRA's default: A as a linear layer's, B zero, so that the adapter changes nothing at first. Of other adapters it says False."""
+def _is_initialised(value: torch.Tensor) -> bool:
+    """Whether something has written to a tensor that `_clone` made, or took its place."""
+    if value.is_meta:
+        return False
+    return not bool(torch.isnan(value).any()) if value.is_floating_point() else getattr(value, _UNTOUCHED, None) != value._version
+
+
+_UNTOUCHED = "_shardwright_version"
+
+
+def _built_anew(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The buffers of another model of this class, by name: transformers 4 computes them where it builds a model, and nowhere else."""
+    config: Any = getattr(model, "config", None)
+    kind = next((c for c in type(model).__mro__ if c.__module__.partition(".")[0] == "transformers"), None)
+    if kind is None or config is None or not isinstance(model, kind):
+        return {}
+    try:
+        from accelerate import init_empty_weights
+    except ImportError:
+        return {}
+    dtype, before = getattr(config, "dtype", None), torch.get_default_dtype()
+    try:
+        if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
+            torch.set_default_dtype(dtype)  # as `from_pretrained` does
+        with init_empty_weights(include_buffers=False), torch.random.fork_rng(devices=[]):
+            return dict(kind(config).named_buffers(remove_duplicate=False))
+    except (NotImplementedError, RuntimeError, TypeError, ValueError):
+        return {}  # a class that looks at values of parameters, which have none here
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _adapt(slot: Slot, clone: torch.nn.Module) -> None:
+    """LoRA's default: A as a linear layer's, B zero, so that the adapter changes nothing at first. Other adapters stay as they are."""
     if ".lora_B." in slot.name or ".lora_embedding_A." in slot.name:
         for parameter in clone.parameters():
             parameter.zero_()
-        return True
-    if ".lora_A." in slot.name and hasattr(clone, "reset_parameters"):
+    elif ".lora_A." in slot.name and hasattr(clone, "reset_parameters"):
         clone.reset_parameters()  # type: ignore[operator]
-        return True
-    return False
 
 
-def _owners(model: torch.nn.Module) -> dict[int, torch.nn.Module]:
-    """The nearest module above each one that initialises weights, as transformers' models do."""
+def _owners(model: torch.nn.Module) -> tuple[dict[int, torch.nn.Module], dict[int, torch.nn.Module]]:
+    """The nearest module above each one that initialises weights, as transformers' models do, and the one right above it."""
     owners: dict[int, torch.nn.Module] = {}
+    parents: dict[int, torch.nn.Module] = {}
 
     def walk(module: torch.nn.Module, owner: torch.nn.Module | None) -> None:
         if hasattr(module, "_init_weights"):
@@ -505,41 +556,52 @@ def _owners(model: torch.nn.Module) -> dict[int, torch.nn.Module]:
         if owner is not None:
             owners.setdefault(id(module), owner)
         for child in module.children():
+            parents.setdefault(id(child), module)
             walk(child, owner)
 
     walk(model, None)
-    return owners
+    return owners, parents
 
 
-def _clone(module: torch.nn.Module, names: dict[str, Slot], dtype: torch.dtype) -> torch.nn.Module:
-    """A shallow copy of a module in which these tensors are whole, on the CPU and NaN, and all others say that they are initialised."""
+def _clone(module: torch.nn.Module, wanted: dict[int, Slot], clones: dict[int, torch.nn.Module]) -> torch.nn.Module:
+    """A copy of a module and those within, in which the wanted tensors are whole, on the CPU and NaN. What is done to other tensors is lost:
+    parameters are on meta, buffers are copies, and all say that they are initialised. `clones` gets each by the module's id."""
+    if id(module) in clones:
+        return clones[id(module)]
     # Not the class's own `__new__`: that of an FSDP2 module makes the class without FSDP2.
-    clone = object.__new__(module.__class__)
+    clone = clones[id(module)] = object.__new__(module.__class__)
     clone.__dict__ = dict(module.__dict__)
-    parameters, buffers = dict(module._parameters), dict(module._buffers)
-    for of in (parameters, buffers):
-        for name, tensor in of.items():
-            if tensor is None:
-                continue
-            if name in names:
-                kind = tensor.dtype
-                whole = torch.full(names[name].shape, math.nan if kind.is_floating_point else 0, dtype=kind)
-                of[name] = torch.nn.Parameter(whole, requires_grad=False) if of is parameters else whole
-            else:
-                tensor._is_hf_initialized = True  # type: ignore[union-attr]
-    clone.__dict__["_parameters"], clone.__dict__["_buffers"] = parameters, buffers
+
+    def other(tensor: torch.Tensor, parameter: bool) -> torch.Tensor:
+        slot = wanted.get(id(tensor))
+        shape = tuple(getattr(tensor, "ds_shape", tensor.shape)) if slot is None else slot.shape
+        made: torch.Tensor
+        if slot is not None:
+            made = torch.full(shape, math.nan if tensor.is_floating_point() else 0, dtype=tensor.dtype)
+        elif parameter:
+            made = torch.empty(shape, dtype=tensor.dtype, device="meta")
+        else:
+            made = tensor.detach().clone()
+        if parameter:
+            made = torch.nn.Parameter(made, requires_grad=False)
+        if slot is None:
+            made._is_hf_initialized = True  # type: ignore[attr-defined]
+        else:
+            setattr(made, _UNTOUCHED, made._version)
+        return made
+
+    for of, parameter in (("_parameters", True), ("_buffers", False)):
+        clone.__dict__[of] = {n: None if t is None else other(t, parameter) for n, t in getattr(module, of).items()}
+    clone.__dict__["_modules"] = {n: None if m is None else _clone(m, wanted, clones) for n, m in module._modules.items()}
     clone.__dict__["_is_hf_initialized"] = False
     return clone
 
 
-def _run_init(owner: torch.nn.Module | None, clone: torch.nn.Module) -> bool:
+def _run_init(owner: torch.nn.Module | None, clone: torch.nn.Module) -> None:
     if owner is not None:
         owner._init_weights(clone)  # type: ignore[operator]
-        return True
-    if hasattr(clone, "reset_parameters"):
+    elif hasattr(clone, "reset_parameters"):
         clone.reset_parameters()  # type: ignore[operator]
-        return True
-    return False
 
 
 def check_writable(slot: Slot, local: torch.Tensor) -> None:
