@@ -31,19 +31,20 @@ def shards(model):
 
 
 @contextlib.contextmanager
-def loading(model):
-    """What lies inside is the load."""
-    times["build"], before = time.perf_counter() - started, shards(model)
+def loading(model=None):
+    """What lies inside is the load, of a model or of one that is built there and handed over by the function that is given."""
+    made = []
+    times["build"], before = (time.perf_counter() - started, shards(model)) if model is not None else (0.0, 0)
     dist.barrier()
     ready()
     dist.barrier()
     with open("/proc/self/clear_refs", "w") as peak:
         peak.write("5")
     idle, begun = status_mb("VmRSS"), time.perf_counter()
-    yield
+    yield made.append
     dist.barrier()
     seconds, peak = time.perf_counter() - begun, status_mb("VmHWM")
-    shard = shards(model)
+    shard = shards(made[0] if made else model)
     given = (shard - before) / 1e6
     line = {"rank": dist.get_rank(), "seconds": seconds, "build": times["build"], "shard_mb": shard / 1e6, "over_mb": peak - idle - given}
     print(json.dumps(line), flush=True)
@@ -143,6 +144,23 @@ def accelerate():
             first = dist.get_rank() == 0
             whole = T.AutoModelForCausalLM.from_pretrained(path, dtype="auto").state_dict() if first else {}
             fsdp2_load_full_state_dict(SimpleNamespace(is_main_process=first), model, whole)
+
+
+def trainer():
+    """What transformers' Trainer does with `fsdp_config`: `from_pretrained`, an optimizer, `Accelerator.prepare`. bfloat16."""
+    from accelerate import Accelerator, FullyShardedDataParallelPlugin
+    from accelerate.utils import DistributedType
+
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=True)
+    accelerator = Accelerator(cpu=True)
+    # accelerate refuses FSDP on a CPU.
+    accelerator.state._shared_state.update(distributed_type=DistributedType.FSDP, fsdp_plugin=plugin)
+    accelerator.state.__dict__.update(accelerator.state._shared_state)
+    enable()
+    with loading() as made:
+        model = T.AutoModelForCausalLM.from_pretrained(path, dtype="auto")
+        model, _ = accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
+        made(model)
 
 
 def dcp():

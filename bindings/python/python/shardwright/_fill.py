@@ -81,6 +81,8 @@ class Options:
     agree: bool = False
     defer: bool = False
     """For callers that initialise what is missing and make the ties themselves: aliases that are not tied yet get neither memory nor values."""
+    transient: bool = True
+    """Whether buffers that are never saved are computed where they had no memory."""
 
     def check(self) -> None:
         for name, allowed in {
@@ -94,7 +96,7 @@ class Options:
 
 def options_of(given: dict[str, Any]) -> Options:
     """Checked options from keyword arguments."""
-    known = {f.name for f in fields(Options)} - {"defer"}
+    known = {f.name for f in fields(Options)} - {"defer", "transient"}
     for name in given:
         if name not in known:
             raise TypeError(f"unknown option '{name}'; there are {', '.join(sorted(known))}")
@@ -137,10 +139,15 @@ def fill(model: torch.nn.Module, checkpoint: str | os.PathLike[str] | _native.Ch
     chosen = options_of(options)
     if not chosen.agree:
         return _fill(model, checkpoint, chosen)
+    return agreeing(lambda: _fill(model, checkpoint, chosen))
+
+
+def agreeing(load: Callable[[], LoadReport]) -> LoadReport:
+    """Runs a fill, then an all-reduce, so that a failure on one rank is an error on all."""
     failure: BaseException | None = None
     report = LoadReport()
     try:
-        report = _fill(model, checkpoint, chosen)
+        report = load()
     except BaseException as error:  # every rank must reach the all-reduce
         failure = error
     import torch.distributed as dist
@@ -161,23 +168,34 @@ def _collective_device() -> torch.device:
 
 
 def _fill(model: torch.nn.Module, checkpoint: Any, options: Options) -> LoadReport:
+    return fill_within(base_of(model), checkpoint, options, model)
+
+
+def fill_within(model: torch.nn.Module, checkpoint: Any, options: Options, whole: torch.nn.Module) -> LoadReport:
+    """Fills a model that is a part of another one, or is that one itself. What has no memory in the other one gets some."""
     # Many small objects are made and none of them in cycles: the collector would go through them again and again.
     collecting = gc.isenabled()
     gc.disable()
     try:
-        return _fill_all(model, checkpoint, options)
+        return _fill_all(model, checkpoint, options, whole)
     finally:
         if collecting:
             gc.enable()
 
 
-def _fill_all(model: torch.nn.Module, checkpoint: Any, options: Options) -> LoadReport:
+def plan_of(model: torch.nn.Module, checkpoint: Any, options: Options) -> LoadReport:
+    """What a fill of this model would do, from the model and the headers alone."""
+    opened = open_checkpoint(checkpoint)
+    kept, _ = slots(model)
+    return resolve(model, opened, opened.tensors(), kept, options)[0]
+
+
+def _fill_all(model: torch.nn.Module, checkpoint: Any, options: Options, whole: torch.nn.Module) -> LoadReport:
     started = time.perf_counter()
     opened = open_checkpoint(checkpoint)
-    named = named_modules(model)
+    named = named_modules(whole)
     modules = distinct(named)
     reshard(modules)
-    whole, model = model, base_of(model)
     kept, transient = slots(model, named if model is whole else None)
     tensors = opened.tensors()
     report, jobs, new = resolve(model, opened, tensors, kept, options)
@@ -190,7 +208,7 @@ def _fill_all(model: torch.nn.Module, checkpoint: Any, options: Options) -> Load
     with torch.no_grad():
         read(model, opened, tensors, jobs, report, options, fresh)
         if not options.defer:
-            remake(model, new, transient, fresh, report, options)
+            remake(model, new, transient if options.transient else [], fresh, report, options)
     for slot, _ in jobs:
         slot.tensor._is_hf_initialized = True  # type: ignore[attr-defined]
     report.seconds = time.perf_counter() - started

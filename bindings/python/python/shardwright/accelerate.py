@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from ._deferred import aside
 from ._errors import ConfigError
 from ._fill import fill
 
@@ -53,23 +52,8 @@ def prepare(
     if optimizer is None:
         return accelerator.prepare(model, *others)
     made = optimizer(model.parameters())
-    with _parameters_aside(made):
+    with aside(made):
         return accelerator.prepare(model, made, *others)
-
-
-@contextlib.contextmanager
-def _parameters_aside(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Takes an optimizer's parameters and their states out of it for a while."""
-    params, state = [group["params"] for group in optimizer.param_groups], optimizer.state
-    optimizer.state = defaultdict(dict)
-    for group in optimizer.param_groups:
-        group["params"] = []
-    try:
-        yield
-    finally:
-        optimizer.state = state
-        for group, mine in zip(optimizer.param_groups, params, strict=True):
-            group["params"] = mine
 
 
 def _wrap(accelerator: Any) -> Callable[[torch.nn.Module], None]:

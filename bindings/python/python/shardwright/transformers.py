@@ -1,4 +1,4 @@
-"""`from_pretrained` through shardwright: under ZeRO-3, and with `distributed_config=` (FSDP2), each rank reads its own bytes.
+"""`from_pretrained` through shardwright: under ZeRO-3, with `distributed_config=`, and for accelerate's FSDP2, each rank reads its own bytes.
 
     import shardwright.transformers
     shardwright.transformers.enable()
@@ -39,6 +39,11 @@ _NEEDED_OF_4 = ("model", "state_dict", "checkpoint_files", "hf_quantizer", "key_
 def enable(*, fallback: bool = True) -> None:
     """Lets `from_pretrained` load sharded models through shardwright; `fallback=False` raises where it would go the usual way.
 
+    Under ZeRO-3 and with `distributed_config=`, what it returns is loaded. Where accelerate is going to shard the model by FSDP2 with
+    `cpu_ram_efficient_loading`, as a `Trainer` does whose `fsdp_config` asks for it, the parameters stay on meta until `Accelerator.prepare`, and
+    each rank reads its own bytes then. A model that is run, saved, moved or resized before that is loaded whole at that moment, with a line in the
+    log.
+
     Raises:
         UnsupportedError: with `fallback=False`, this transformers loads in another way than is known; else the log says so and nothing is changed.
     """
@@ -70,6 +75,9 @@ def enable(*, fallback: bool = True) -> None:
 
     _originals["load"] = load
     PreTrainedModel._load_pretrained_model = ours
+    from ._deferred import watch
+
+    watch()
     if isinstance(context, classmethod):
         _originals["context"] = context
         PreTrainedModel.get_init_context = classmethod(_init_context)
@@ -83,9 +91,12 @@ def disable() -> None:
         return
     from transformers import PreTrainedModel
 
+    from ._deferred import uninstall
+
     PreTrainedModel._load_pretrained_model = _originals.pop("load")
     if "context" in _originals:
         PreTrainedModel.get_init_context = _originals.pop("context")
+    uninstall()
 
 
 @contextlib.contextmanager
@@ -164,34 +175,62 @@ def _load(*args: Any, **kwargs: Any) -> Any:
             raise UnsupportedError(why)
         return _ours(model, files, config)
 
-    return _either(model, ours, lambda: original(*args, **kwargs))
+    def deferred() -> Any:
+        from ._deferred import defer, install
+
+        why = _why_not(state_dict, files, config.is_quantized) or ("a device_map was given" if config.device_map is not None else None) or install()
+        if why is not None:
+            raise UnsupportedError(why)
+
+        return _info(model, defer(model, _opened(files), config))
+
+    if _awaits_accelerate(model):
+        return _either("FSDP2", deferred, lambda: original(*args, **kwargs))
+    return _either(_sharded(model), ours, lambda: original(*args, **kwargs))
+
+
+def _awaits_accelerate(model: Any) -> bool:
+    """Whether accelerate will shard this model, which is on meta."""
+    from ._deferred import wanted
+
+    return not _zero3() and wanted() and not any(hasattr(p, "placements") for p in model.parameters())
 
 
 def _load_of_4(cls: Any, *args: Any, **kwargs: Any) -> Any:
     """In place of `PreTrainedModel._load_pretrained_model` of transformers 4: its own does all but read the files."""
+    from ._deferred import defer_of_4, install
+
     original = _originals["load"].__func__
     try:
         given = inspect.signature(original).bind(cls, *args, **kwargs).arguments
         model, state_dict, files = (given[name] for name in _NEEDED_OF_4[:3])
     except (TypeError, KeyError):
         return original(cls, *args, **kwargs)
+    awaited = _awaits_accelerate(model)
+
+    def unread() -> Any:
+        with _no_file_is_read():
+            return original(cls, *args, **kwargs)
 
     def ours() -> Any:
         why = _why_not(state_dict, files, given.get("hf_quantizer") is not None)
         if why is None and given.get("key_mapping") != getattr(model, "_checkpoint_conversion_mapping", None) and given.get("key_mapping"):
             why = "key_mapping was given"
+        if why is None and awaited:
+            why = "a device_map was given" if given.get("device_map") is not None else install(older=True)
         if why is not None:
             raise UnsupportedError(why)
+        if awaited:
+            return defer_of_4(model, _opened(files), unread)
         report = _fill_from(model, files, None)
-        with _no_file_is_read():
-            done = original(cls, *args, **kwargs)
+        done = unread()
         ignored = [re.compile(p) for p in getattr(model, "_keys_to_ignore_on_load_missing", None) or ()]
         left = [n for n in report.missing if n not in done[1] and not any(p.search(n) for p in ignored)]
         if left:
             raise UnsupportedError(f"the architecture data has nothing for '{left[0]}', which transformers finds in the checkpoint")
         return done
 
-    return _either(model, ours, lambda: original(cls, *args, **kwargs))
+    return _either("FSDP2" if awaited else _sharded(model), ours, lambda: original(cls, *args, **kwargs))
 
 
 @contextlib.contextmanager
@@ -206,9 +245,8 @@ def _no_file_is_read() -> Iterator[None]:
         modeling_utils.load_shard_file = read
 
 
-def _either(model: Any, ours: Callable[[], Any], theirs: Callable[[], Any]) -> Any:
-    """A load of a sharded model through shardwright, or where it does not do that, the usual way."""
-    how = _sharded(model)
+def _either(how: str | None, ours: Callable[[], Any], theirs: Callable[[], Any]) -> Any:
+    """A load of a model that is sharded, by what `how` says, through shardwright, or where it does not do that, the usual way."""
     if how is None:
         return theirs()
     try:
@@ -228,9 +266,13 @@ def _either(model: Any, ours: Callable[[], Any], theirs: Callable[[], Any]) -> A
 
 
 def _ours(model: Any, files: Any, config: Any) -> Any:
+    return _info(model, _fill_from(model, files, config.weight_mapping))
+
+
+def _info(model: Any, report: LoadReport) -> Any:
+    """What transformers' own loading returns."""
     from transformers.utils.loading_report import LoadStateDictInfo
 
-    report = _fill_from(model, files, config.weight_mapping)
     fields: dict[str, Any] = {
         # Aliases are missing as long as they are not tied, but for those that the checkpoint has: transformers compares these before it ties them.
         "missing_keys": set(report.missing) | (set(report.tied) - set(report.filled)),
@@ -247,15 +289,20 @@ def _ours(model: Any, files: Any, config: Any) -> Any:
 
 def _fill_from(model: Any, files: Any, conversions: Any) -> LoadReport:
     """Fills a model from these files of one directory, in the precision that they have; transformers initialises and ties the rest."""
-    from . import _native
     from ._fill import Options, _fill
 
-    folder = os.path.dirname(files[0])
-    opened = _native.Checkpoint.open(folder if len(files) > 1 or _alone(folder) else files[0])
-    report = _fill(model, opened, Options(missing="keep", unexpected="ignore", conversions=conversions, round_to=None, defer=True))
+    report = _fill(model, _opened(files), Options(missing="keep", unexpected="ignore", conversions=conversions, round_to=None, defer=True))
     if os.environ.get("RANK", "0") == "0":
         logger.log(_filled_is, "shardwright filled the model: %r", report)
     return report
+
+
+def _opened(files: Any) -> Any:
+    """The checkpoint that has these files, which are in one directory."""
+    from . import _native
+
+    folder = os.path.dirname(files[0])
+    return _native.Checkpoint.open(folder if len(files) > 1 or _alone(folder) else files[0])
 
 
 def _alone(folder: str) -> bool:

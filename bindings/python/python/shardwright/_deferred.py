@@ -1,0 +1,462 @@
+"""`from_pretrained` for FSDP2 under accelerate (`cpu_ram_efficient_loading`): the weights are read once `prepare` has sharded the model.
+
+transformers loads the whole model on every rank, before accelerate shards it and broadcasts rank 0's. Here the model stays on meta until then, with a
+note of its checkpoint; `Accelerator.prepare` shards it, each rank reads its own bytes, and what is not from the checkpoint (adapters, new heads) is
+broadcast as accelerate does. A model that is needed whole before that, to resize its embeddings or to run, is loaded whole at that moment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import importlib.util
+import logging
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from ._errors import PlanError, UnsupportedError
+from ._fill import LoadReport, Options, agreeing, fill_within, kept_dtypes, plan_of
+from ._model import WRAPPERS
+
+logger = logging.getLogger("shardwright")
+
+NOTE = "_shardwright_deferred"
+"""The attribute of a model that has not been loaded yet."""
+
+_originals: dict[tuple[Any, str], Any] = {}
+_version: int | None = None
+"""Of FSDP, as the latest `TrainingArguments` say."""
+
+
+class Deferred:
+    """What a model that stays on meta will be loaded from."""
+
+    def __init__(self, checkpoint: Any, conversions: Any) -> None:
+        self.checkpoint = checkpoint
+        self.conversions = conversions
+        self.tensors: dict[str, torch.Tensor] = {}
+        self.versions: dict[str, int] = {}
+
+    def note(self, model: torch.nn.Module) -> None:
+        """Notes the tensors that will be filled, as they are now."""
+        self.tensors = {n: t for n, t in _tensors(model).items() if t.is_meta}
+        self.versions = {n: t._version for n, t in self.tensors.items()}
+
+    def check(self, model: torch.nn.Module) -> None:
+        """Raises where something that will be filled has been changed or replaced: its checkpoint's values would undo that."""
+        now = {id(t): t for t in _tensors(model).values()}
+        for name, tensor in self.tensors.items():
+            if id(tensor) not in now or tensor._version != self.versions[name] or not tensor.is_meta:
+                how = "replaced" if id(tensor) not in now or not tensor.is_meta else "changed"
+                raise UnsupportedError(
+                    f"tensor '{name}' was {how} after from_pretrained, before the weights are read: shardwright reads them in Accelerator.prepare; "
+                    "for this model call shardwright.transformers.disable() before from_pretrained"
+                )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Deferred:
+        import copy
+
+        made = Deferred(self.checkpoint, self.conversions)
+        made.tensors = {n: copy.deepcopy(t, memo) for n, t in self.tensors.items()}
+        made.versions = {n: t._version for n, t in made.tensors.items()}
+        return made
+
+
+def _tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
+
+
+def wanted() -> bool:
+    """Whether accelerate is about to shard models by FSDP2 from rank 0's weights in this process."""
+    import torch.distributed as dist
+
+    if not dist.is_available() or not dist.is_initialized() or not _true("FSDP_CPU_RAM_EFFICIENT_LOADING"):
+        return False
+    if importlib.util.find_spec("accelerate") is None:
+        return False
+    from accelerate.state import AcceleratorState
+
+    plugin = AcceleratorState._shared_state.get("fsdp_plugin")
+    if plugin is not None:
+        return getattr(plugin, "fsdp_version", 1) == 2 and bool(getattr(plugin, "cpu_ram_efficient_loading", False))
+    if _true("ACCELERATE_USE_FSDP") and os.environ.get("FSDP_VERSION"):
+        return os.environ["FSDP_VERSION"] == "2"
+    return _version == 2
+
+
+def _true(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() in ("1", "true", "yes", "on", "y", "t")
+
+
+def watch() -> None:
+    """Looks at which FSDP the arguments of a `Trainer` ask for; it is nowhere else before the `Trainer` is made."""
+    from transformers import TrainingArguments
+
+    def post_init(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
+        global _version
+        made = original(self, *args, **kwargs)
+        asked = getattr(self, "fsdp_plugin_args", None)
+        if isinstance(asked, dict) and "fsdp_version" in asked:
+            _version = int(asked["fsdp_version"])
+        return made
+
+    _wrap(TrainingArguments, "__post_init__", post_init)
+
+
+def install(older: bool = False) -> str | None:
+    """Puts what is needed into accelerate and transformers, the `older` of which is 4, or returns why that cannot be done."""
+    if any(of.__name__ == "Accelerator" for of, _ in _originals if isinstance(of, type)):
+        return None
+    import accelerate
+    from accelerate.utils import fsdp_utils
+    from transformers import PreTrainedModel, modeling_utils
+
+    for of, name in (
+        (accelerate.Accelerator, "_prepare_fsdp2"),
+        (fsdp_utils, "fsdp2_load_full_state_dict"),
+        *([(PreTrainedModel, _MOVE_OF_4)] if older else [(PreTrainedModel, "_finalize_model_loading"), (PreTrainedModel, _MOVE)]),
+        (modeling_utils, "is_fsdp_enabled"),
+        (modeling_utils, "is_local_dist_rank_0"),
+    ):
+        if not callable(getattr(of, name, None)):
+            return f"{getattr(of, '__name__', of)} has no {name}"
+    _wrap(accelerate.Accelerator, "_prepare_fsdp2", _prepare)
+    _wrap(PreTrainedModel, "_finalize_model_loading", _finalize)
+    _wrap(PreTrainedModel, "resize_token_embeddings", _resize)
+    _wrap(PreTrainedModel, "save_pretrained", _resize)
+    _wrap(PreTrainedModel, "to", _to)
+    if importlib.util.find_spec("peft") is not None:
+        from peft.tuners.tuners_utils import BaseTuner
+
+        _wrap(BaseTuner, "inject_adapter", _inject)
+    return None
+
+
+def uninstall() -> None:
+    """Puts everything back."""
+    global _version
+    for (of, name), original in _originals.items():
+        setattr(of, name, original)
+    _originals.clear()
+    _version = None
+
+
+def _wrap(of: Any, name: str, around: Callable[..., Any]) -> None:
+    """Puts `around(original, …)` in the place of a method or function."""
+    raw = of.__dict__.get(name)
+    if raw is None or (of, name) in _originals:
+        return
+    original = raw.__func__ if isinstance(raw, staticmethod | classmethod) else raw
+
+    @functools.wraps(original)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        return around(original, *args, **kwargs)
+
+    _originals[of, name] = raw
+    setattr(of, name, type(raw)(called) if isinstance(raw, staticmethod | classmethod) else called)
+
+
+def defer(model: torch.nn.Module, checkpoint: Any, config: Any) -> LoadReport:
+    """Leaves a model on meta, to be loaded later. Names and shapes are compared now."""
+    report = _defer(model, checkpoint, config.weight_mapping)
+    if config.dtype is not None:
+        kept = kept_dtypes(model, config.dtype)
+        for name, tensor in _tensors(model).items():
+            dtype = next((d for p, d in kept if p.search(name)), None)
+            if dtype is not None and tensor.is_floating_point() and tensor.dtype != dtype:
+                tensor.data = tensor.data.to(dtype)
+    return report
+
+
+def _defer(model: torch.nn.Module, checkpoint: Any, conversions: Any) -> LoadReport:
+    _to_meta(model)
+    options = Options(missing="keep", unexpected="ignore", conversions=conversions, round_to=None, defer=True)
+    report = plan_of(model, checkpoint, options)
+    model.__dict__[NOTE] = Deferred(checkpoint, report.conversions if conversions is not None else None)
+    model.register_forward_pre_hook(_before_forward, with_kwargs=True)
+    return report
+
+
+def _to_meta(model: torch.nn.Module) -> None:
+    """Takes their memory from parameters that a class makes on the CPU wherever it is built."""
+    made: dict[int, torch.nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and not parameter.is_meta:
+                empty = torch.nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
+                module._parameters[name] = made.setdefault(id(parameter), empty)
+
+
+def _finalize(original: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
+    """What transformers does after it has read the weights, as it does on ranks whose parameters stay on meta."""
+    note = model.__dict__.get(NOTE)
+    if note is None:
+        return original(model, *args, **kwargs)
+    with _parameters_stay(model, _MOVE):
+        done = original(model, *args, **kwargs)
+    note.note(model)
+    return done
+
+
+_MOVE, _MOVE_OF_4 = "_move_missing_keys_from_meta_to_device", "_move_missing_keys_from_meta_to_cpu"
+"""transformers' method that gives memory to what the checkpoint lacks."""
+
+
+@contextlib.contextmanager
+def _parameters_stay(model: torch.nn.Module, move: str) -> Iterator[None]:
+    """transformers takes this rank for one that gets its parameters from another."""
+    from transformers import modeling_utils
+
+    before = modeling_utils.is_fsdp_enabled, modeling_utils.is_local_dist_rank_0
+    modeling_utils.is_fsdp_enabled, modeling_utils.is_local_dist_rank_0 = lambda: True, lambda: False
+    model.__dict__[move] = lambda *_, **__: _give_buffers(model)
+    try:
+        yield
+    finally:
+        del model.__dict__[move]
+        modeling_utils.is_fsdp_enabled, modeling_utils.is_local_dist_rank_0 = before
+
+
+def defer_of_4(model: Any, checkpoint: Any, load: Callable[[], Any]) -> Any:
+    """`defer` for transformers 4, whose own loading, which is called here, does all but read."""
+    report = _defer(model, checkpoint, None)
+    with _parameters_stay(model, _MOVE_OF_4):
+        done = load()
+    ignored = [re.compile(p) for p in getattr(model, "_keys_to_ignore_on_load_missing", None) or ()]
+    left = [n for n in report.missing if n not in done[1] and not any(p.search(n) for p in ignored)]
+    if left:
+        raise PlanError(
+            f"the architecture data has nothing for '{left[0]}', which transformers finds in the checkpoint; call "
+            "shardwright.transformers.disable() before from_pretrained"
+        )
+    model.tie_weights()
+    model.__dict__[NOTE].note(model)
+    return done
+
+
+def _give_buffers(model: torch.nn.Module) -> None:
+    """Memory for the buffers that no checkpoint has; transformers computes their values next."""
+    for module in model.modules():
+        for name in module._non_persistent_buffers_set:
+            buffer = module._buffers.get(name)
+            if buffer is not None and buffer.is_meta:
+                module._buffers[name] = torch.zeros_like(buffer, device="cpu")
+
+
+def _deferred(model: torch.nn.Module) -> list[tuple[torch.nn.Module, Deferred]]:
+    return [(m, m.__dict__[NOTE]) for m in model.modules() if NOTE in m.__dict__]
+
+
+def _forget(model: torch.nn.Module) -> None:
+    del model.__dict__[NOTE]
+    hooks = model._forward_pre_hooks
+    for key in [k for k, h in hooks.items() if h is _before_forward]:
+        del hooks[key]
+        model._forward_pre_hooks_with_kwargs.pop(key, None)
+
+
+def _load_now(model: torch.nn.Module, why: str, device: torch.device | None = None) -> None:
+    """Loads models whole that are still on meta."""
+    for inner, note in _deferred(model):
+        note.check(inner)
+        options = Options(device=device, missing="keep", unexpected="ignore", conversions=note.conversions)
+        report = fill_within(inner, note.checkpoint, options, inner)
+        _forget(inner)
+        logger.warning("every rank holds this model whole, for %s: %r", why, report)
+
+
+def _before_forward(model: torch.nn.Module, args: Any, kwargs: Any) -> None:
+    if NOTE in model.__dict__ and not any(hasattr(p, "placements") for p in model.parameters()):
+        _load_now(model, "it runs before Accelerator.prepare has sharded it")
+
+
+def _resize(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
+    _load_now(self, f"{original.__name__} needs its values")
+    return original(self, *args, **kwargs)
+
+
+def _to(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
+    if _deferred(self):
+        try:
+            device = torch._C._nn._parse_to(*args, **kwargs)[0]
+        except (TypeError, RuntimeError):
+            device = None  # the original says what is wrong
+        if device is not None and device.type != "meta":
+            _load_now(self, f"it is moved to {device}", device)
+    return original(self, *args, **kwargs)
+
+
+def _inject(original: Any, self: Any, model: Any, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
+    """PEFT puts adapters where the base is; those of a base that will be read later have values of their own already."""
+    if not _deferred(model):
+        return original(self, model, adapter_name, *args, **kwargs)
+    config = self.peft_config[adapter_name]
+    if not _is_plain_lora(config):
+        _load_now(model, f"{type(config).__name__} may need its values")
+        return original(self, model, adapter_name, *args, **kwargs)
+    move = torch.nn.Module.to
+
+    def to(module: Any, *where: Any, **options: Any) -> Any:
+        device, dtype = torch._C._nn._parse_to(*where, **options)[:2]
+        if device is not None and device.type == "meta":
+            return module if dtype is None else move(module, dtype)
+        return move(module, *where, **options)
+
+    torch.nn.Module.to = to  # type: ignore[method-assign, assignment]
+    try:
+        return original(self, model, adapter_name, *args, **kwargs)
+    finally:
+        torch.nn.Module.to = move  # type: ignore[method-assign]
+
+
+_OF_PLAIN_LORA = [
+    "r",
+    "target_modules",
+    "exclude_modules",
+    "lora_alpha",
+    "lora_dropout",
+    "fan_in_fan_out",
+    "bias",
+    "use_rslora",
+    "init_lora_weights",
+    "layers_to_transform",
+    "layers_pattern",
+    "rank_pattern",
+    "alpha_pattern",
+    "runtime_config",
+    "lora_bias",
+    "task_type",
+    "peft_type",
+    "auto_mapping",
+    "peft_version",
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+]
+
+
+def _is_plain_lora(config: Any) -> bool:
+    """Whether adapters are made without a look at the base's values: LoRA with none of the options that are not known to need none."""
+    if type(config).__name__ != "LoraConfig" or config.init_lora_weights not in (True, False, "gaussian"):
+        return False
+    plain = type(config)()
+    return all(getattr(config, f.name) == getattr(plain, f.name) for f in dataclasses.fields(config) if f.name not in _OF_PLAIN_LORA)
+
+
+def _prepare(original: Any, self: Any, *args: Any) -> Any:
+    """`Accelerator._prepare_fsdp2` of a model that has not been loaded yet."""
+    models = [a for a in args if isinstance(a, torch.nn.Module)]
+    found = [pair for model in models for pair in _deferred(model)]
+    if not found:
+        return original(self, *args)
+    from accelerate.utils import fsdp_utils
+
+    for inner, note in found:
+        note.check(inner)
+    mine = {id(t) for _, note in found for t in note.tensors.values()}
+    names = {id(p): _clean(n) for model in models for n, p in model.named_parameters()}
+    filled = {_clean(n) for model in models for n, t in _tensors(model).items() if id(t) in mine}
+    whole = fsdp_utils.fsdp2_load_full_state_dict
+
+    def load(accelerator: Any, model: torch.nn.Module, full: dict[str, torch.Tensor], *more: Any, **options: Any) -> torch.nn.Module:
+        _share_rest(whole, accelerator, model, full, filled, more, options)
+        for inner, note in found:
+            _fill_now(inner, note, model)
+        return model
+
+    optimizers = [a for a in args if isinstance(a, torch.optim.Optimizer)]
+    fsdp_utils.fsdp2_load_full_state_dict = load
+    try:
+        with contextlib.ExitStack() as stack:
+            putting = [stack.enter_context(aside(o)) for o in optimizers]
+            result = original(self, *args)
+            now = {_clean(n): p for r in result if isinstance(r, torch.nn.Module) for n, p in r.named_parameters()}
+            for put in putting:
+                put(lambda parameter: now[names[id(parameter)]] if id(parameter) in names else parameter)
+    finally:
+        fsdp_utils.fsdp2_load_full_state_dict = whole
+    left = [n for r in result if isinstance(r, torch.nn.Module) for n, p in r.named_parameters() if p.is_meta]
+    if left:
+        raise UnsupportedError(f"parameter '{left[0]}' has no memory after Accelerator.prepare: this accelerate loads in another way than is known")
+    for inner, _ in found:
+        _forget(inner)
+    return result
+
+
+def _clean(name: str) -> str:
+    for wrapper in WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name
+
+
+def _share_rest(
+    whole: Any, accelerator: Any, model: torch.nn.Module, full: dict[str, torch.Tensor], filled: set[str], more: Any, options: Any
+) -> None:
+    """What is not from the checkpoint comes from rank 0, by accelerate's own function."""
+    rest = {n: t for n, t in model.state_dict().items() if _clean(n) not in filled}
+    for name in rest:
+        if name not in full or full[name].is_meta:
+            raise UnsupportedError(
+                f"tensor '{name}' has no values: it is not in the checkpoint, and was made on meta, where the model is until Accelerator.prepare; "
+                "for this model call shardwright.transformers.disable() before from_pretrained"
+            )
+    sharded = {n: t for n, t in rest.items() if hasattr(t, "device_mesh")}
+    if sharded:
+        whole(accelerator, _Rest(model, sharded), {n: full[n] for n in sharded}, *more, **options)
+    plain = {n: full[n].to(accelerator.device) for n in rest if n not in sharded}
+    if plain:
+        model.load_state_dict(plain, strict=False, assign=True)
+
+
+class _Rest:
+    """A model that has these tensors alone."""
+
+    def __init__(self, model: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
+        self._model, self._state = model, state
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return dict(self._state)
+
+    def load_state_dict(self, state: dict[str, torch.Tensor], assign: bool = False, **_: Any) -> Any:
+        return self._model.load_state_dict(state, strict=False, assign=assign)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+def _fill_now(inner: torch.nn.Module, note: Deferred, around: torch.nn.Module) -> None:
+    from . import transformers
+
+    # What is not from the checkpoint has its values by now. accelerate puts back the buffers that no checkpoint has.
+    options = Options(missing="keep", unexpected="ignore", conversions=note.conversions, transient=False)
+    report = agreeing(lambda: fill_within(inner, note.checkpoint, options, around))
+    if os.environ.get("RANK", "0") == "0":
+        logger.log(transformers._filled_is, "shardwright filled the model: %r", report)
+
+
+@contextlib.contextmanager
+def aside(optimizer: torch.optim.Optimizer) -> Iterator[Callable[[Callable[[Any], Any]], None]]:
+    """Takes an optimizer's parameters and their states out of it for a while. What it gives changes the parameters that are put back."""
+    params, state = [group["params"] for group in optimizer.param_groups], optimizer.state
+    optimizer.state = defaultdict(dict)
+    for group in optimizer.param_groups:
+        group["params"] = []
+    renewed = params
+
+    def put(renew: Callable[[Any], Any]) -> None:
+        nonlocal renewed, state
+        renewed = [[renew(p) for p in group] for group in params]
+        state = defaultdict(dict, {renew(p): s for p, s in state.items()})
+
+    try:
+        yield put
+    finally:
+        optimizer.state = state
+        for group, mine in zip(optimizer.param_groups, renewed, strict=True):
+            group["params"] = mine

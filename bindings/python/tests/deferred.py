@@ -1,0 +1,250 @@
+"""Run by torchrun on two ranks: `from_pretrained` and `Accelerator.prepare` under FSDP2, against what they do without us."""
+
+import contextlib
+import copy
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["ACCELERATE_USE_CPU"] = "true"
+import shardwright
+import shardwright.transformers
+import torch
+import torch.distributed as dist
+import transformers as T
+from accelerate import Accelerator, FullyShardedDataParallelPlugin, state
+from accelerate.utils import DistributedType
+from worker import agree, calls, check, count_collectives, reference, size, wrong
+
+FSDP = {"auto_wrap_policy": "transformer_based_wrap", "cpu_ram_efficient_loading": True}
+TOKENS = torch.arange(8).view(1, 8)
+
+
+def whole(tensor):
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def allow_fsdp():
+    """accelerate refuses FSDP on a CPU."""
+    make = state.AcceleratorState.__init__
+
+    def init(self, *args, fsdp_plugin=None, **kwargs):
+        make(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        if fsdp_plugin is not None:
+            if self._mixed_precision != "no":
+                fsdp_plugin.set_mixed_precision(self._mixed_precision)
+            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+            state.PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+    state.AcceleratorState.__init__ = init
+
+
+@contextlib.contextmanager
+def accelerator(ours=True):
+    """An accelerator that shards by FSDP2, with `from_pretrained` through shardwright or not."""
+    with shardwright.transformers.patched(fallback=False) if ours else contextlib.nullcontext():
+        plugin = FullyShardedDataParallelPlugin(fsdp_version=2, **FSDP)
+        try:
+            yield Accelerator(cpu=True, fsdp_plugin=plugin)
+        finally:
+            state.AcceleratorState._reset_state(True)
+            for name in ("ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING"):
+                os.environ.pop(name, None)
+
+
+def is_deferred(model):
+    return all(p.is_meta for p in model.parameters())
+
+
+def expect(name, kind, text, attempt):
+    try:
+        attempt()
+    except kind as error:
+        check(f"{name}: {error}", text in str(error))
+    else:
+        check(f"{name}: no error", False)
+
+
+def prepare(folder):
+    """Every parameter and buffer is that of the whole model, each rank reads its part, and nothing is broadcast."""
+    for path in sorted(p for p in folder.iterdir() if p.is_dir()):
+        want = reference(path)
+        for dtype in (torch.float32, torch.float16):
+            with accelerator() as acc:
+                model = T.AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+                check(f"{path.name} is read later", is_deferred(model))
+                optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+                kinds = {n: p.dtype for n, p in model.named_parameters()}
+                calls.clear()
+                model, optimizer = acc.prepare(model, optimizer)
+                moved = [c for c in calls if c != "all_reduce"]
+                check(f"{path.name}: collectives {calls}", not moved and calls.count("all_reduce") == 1)
+            for n, t in [*model.named_parameters(), *model.named_buffers()]:
+                check(f"{path.name} {dtype} {n}", torch.equal(whole(t), want[n].to(t.dtype)) and t.dtype == kinds.get(n, t.dtype))
+            check(f"{path.name} is sharded", all(hasattr(p, "placements") for p in model.parameters()))
+            mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            check(f"{path.name}: the optimizer's parameters", mine == {id(p) for p in model.parameters()})
+    path = folder / "qwen3"
+    with accelerator() as acc:
+        model = T.AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16)
+        with reports() as made:
+            acc.prepare(model, torch.optim.AdamW(model.parameters()))
+    read = torch.tensor([sum(report.bytes_read for report in made)])
+    dist.all_reduce(read)
+    check(f"{int(read)} bytes read of {size(path)}", int(read) == size(path))
+
+
+@contextlib.contextmanager
+def reports():
+    """The reports of what is filled meanwhile."""
+    from shardwright import _deferred
+
+    made, fill = [], _deferred.fill_within
+    _deferred.fill_within = lambda *args: made.append(fill(*args)) or made[-1]
+    try:
+        yield made
+    finally:
+        _deferred.fill_within = fill
+
+
+def trainer(folder):
+    """transformers' Trainer: losses and gradient norms are those of a run without us, to the last digit."""
+    os.environ["FSDP_VERSION"] = "2"  # which the arguments do not say with transformers 4
+
+    def losses(path, ours, change, dtype, **options):
+        with shardwright.transformers.patched(fallback=False) if ours else contextlib.nullcontext():
+            T.set_seed(0)
+            fsdp = {"fsdp": "full_shard auto_wrap", "fsdp_config": {"version": 2, "cpu_ram_efficient_loading": True}}
+            arguments = T.TrainingArguments(
+                str(folder.parent / "out"),
+                max_steps=3,
+                logging_steps=1,
+                report_to=[],
+                use_cpu=True,
+                save_strategy="no",
+                disable_tqdm=True,
+                **fsdp,
+                **options,
+            )
+            model = T.AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+            check(f"{path.name} is read later", is_deferred(model) == ours)
+            torch.manual_seed(1)
+            model = change(model)
+            rows = [{"input_ids": torch.randint(0, 60, (16,)), "labels": torch.randint(0, 60, (16,))} for _ in range(32)]
+            run = T.Trainer(model, arguments, train_dataset=rows)
+            run.train()
+            state.AcceleratorState._reset_state(True)
+        return [(h["loss"], h["grad_norm"]) for h in run.state.log_history if "loss" in h]
+
+    def adapters(model):
+        from peft import LoraConfig, get_peft_model
+
+        return get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+
+    def computed_adapters(model):
+        from peft import LoraConfig, get_peft_model
+
+        return get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"], use_dora=True, modules_to_save=["lm_head"]))
+
+    def longer(model):
+        model.resize_token_embeddings(model.config.vocab_size + 5, mean_resizing=False)
+        return model
+
+    for name, change, dtype, options in (
+        ("qwen3", lambda m: m, torch.float32, {}),
+        ("qwen3-tied", lambda m: m, torch.bfloat16, {"bf16": True}),
+        ("qwen3-tied", adapters, torch.bfloat16, {"bf16": True}),
+        ("qwen3", adapters, torch.float32, {}),
+        ("qwen3", computed_adapters, torch.float32, {}),
+        ("qwen3", longer, torch.float32, {}),
+        ("gpt_oss", copy.deepcopy, torch.float32, {}),
+    ):
+        stock, ours = (losses(folder / name, side, change, dtype, **options) for side in (False, True))
+        check(f"{name} {change.__name__} {options}: {ours} instead of {stock}", ours == stock and len(ours) == 3)
+
+
+def changes(folder):
+    """What is done to a model before it is sharded is kept, or refused."""
+    path, want = folder / "qwen3", reference(folder / "qwen3")
+
+    def prepared(acc, model):
+        return acc.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))[0]
+
+    with accelerator() as acc:
+        model = T.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        logits = model(input_ids=TOKENS).logits  # loads it whole
+        check("a forward", torch.equal(logits, T.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).to("cpu")(input_ids=TOKENS).logits))
+        with torch.no_grad():
+            model.lm_head.weight.mul_(2)
+        model = prepared(acc, model)
+        check("a change of what was loaded", torch.equal(whole(model.lm_head.weight), want["lm_head.weight"] * 2))
+    with accelerator() as acc:
+        model = T.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        with torch.no_grad():
+            model.lm_head.weight.mul_(2)
+        expect("changed", shardwright.UnsupportedError, "tensor 'lm_head.weight' was changed after from_pretrained", lambda: prepared(acc, model))
+    with accelerator() as acc:
+        model = T.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        model.lm_head = torch.nn.Linear(32, 7)
+        expect("replaced", shardwright.UnsupportedError, "tensor 'lm_head.weight' was replaced after from_pretrained", lambda: prepared(acc, model))
+    with accelerator() as acc:
+        model = T.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        with torch.device("meta"):
+            model.extra = torch.nn.Linear(32, 7)
+        expect("on meta", shardwright.UnsupportedError, "tensor 'extra.weight' has no values", lambda: prepared(acc, model))
+    # A head that the checkpoint lacks is alike on all ranks; what the user adds is rank 0's.
+    with accelerator() as acc:
+        model = T.AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32, num_labels=3)
+        torch.manual_seed(dist.get_rank())
+        model.register_module("extra", torch.nn.Linear(32, 7))
+        model.register_buffer("scale", torch.full((3,), 2.0))
+        model = prepared(acc, model)
+        torch.manual_seed(0)
+        first = torch.nn.Linear(32, 7)
+        check("the user's module", torch.equal(whole(model.extra.weight), first.weight) and torch.equal(whole(model.extra.bias), first.bias))
+        check("the user's buffer", torch.equal(model.scale, torch.full((3,), 2.0)))
+        score = whole(model.score.weight).detach()
+        check("a new head", bool(torch.isfinite(score).all()) and float(score.std()) > 0)
+        every = [torch.empty_like(score) for _ in range(dist.get_world_size())]
+        dist.all_gather(every, score.contiguous())
+        check("a new head is alike", all(torch.equal(e, score) for e in every))
+        check("the rest", torch.equal(whole(model.model.norm.weight), want["model.norm.weight"]))
+        check("it runs", bool(torch.isfinite(model(input_ids=TOKENS).logits).all()))
+    # Saved before it is sharded, copied, and moved.
+    with accelerator() as acc:
+        model = T.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        twin = copy.deepcopy(model)
+        check("a copy is read later too", is_deferred(twin))
+        twin.save_pretrained(folder.parent / f"saved-{dist.get_rank()}")
+        check("it is saved whole", all(torch.equal(t, want[n]) for n, t in twin.named_parameters()))
+        moved = T.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).to("cpu")
+        check("it is moved whole", all(torch.equal(t, want[n]) for n, t in moved.named_parameters()))
+        for n, p in prepared(acc, model).named_parameters():
+            check(f"the copied one: {n}", torch.equal(whole(p), want[n]))
+    # Without an accelerator, or with another one, nothing is deferred.
+    with shardwright.transformers.patched():
+        model = T.AutoModelForCausalLM.from_pretrained(path)
+        check("no accelerator", not is_deferred(model))
+
+
+if __name__ == "__main__":
+    dist.init_process_group("gloo")
+    count_collectives()
+    allow_fsdp()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    for what in sys.argv[2:]:
+        try:
+            globals()[what](Path(sys.argv[1]))
+        except Exception as error:
+            import traceback
+
+            traceback.print_exc()
+            wrong.append(f"{what}: {type(error).__name__}: {error}")
+        agree()
+        if dist.get_rank() == 0:
+            print(f"{what}: as it should be", flush=True)
+    dist.barrier()
+    os._exit(0)
