@@ -16,7 +16,7 @@ import torch.distributed as dist
 import transformers as T
 from accelerate import Accelerator, FullyShardedDataParallelPlugin, state
 from accelerate.utils import DistributedType
-from worker import agree, calls, check, count_collectives, reference, size, wrong
+from worker import agree, calls, check, count_collectives, reference, size, wrap, wrong
 
 FSDP = {"auto_wrap_policy": "transformer_based_wrap", "cpu_ram_efficient_loading": True}
 TOKENS = torch.arange(8).view(1, 8)
@@ -223,6 +223,13 @@ def changes(folder):
         check("it is moved whole", all(torch.equal(t, want[n]) for n, t in moved.named_parameters()))
         for n, p in prepared(acc, model).named_parameters():
             check(f"the copied one: {n}", torch.equal(whole(p), want[n]))
+    # Sharded by somebody else, as TRL does with its reference models.
+    with accelerator():
+        model = T.AutoModelForCausalLM.from_pretrained(folder / "qwen3-tied", dtype=torch.float32)
+        wrap(model, dist.device_mesh.init_device_mesh("cpu", (dist.get_world_size(),)))
+        logits = model(input_ids=TOKENS).logits
+    whole_model = T.AutoModelForCausalLM.from_pretrained(folder / "qwen3-tied", dtype=torch.float32)
+    check("sharded by hand", torch.equal(logits, whole_model(input_ids=TOKENS).logits))
     # Without an accelerator, or with another one, nothing is deferred.
     with shardwright.transformers.patched():
         model = T.AutoModelForCausalLM.from_pretrained(path)

@@ -48,12 +48,14 @@ class Deferred:
         self.tensors = {n: t for n, t in _tensors(model).items() if t.is_meta}
         self.versions = {n: t._version for n, t in self.tensors.items()}
 
-    def check(self, model: torch.nn.Module) -> None:
-        """Raises where something that will be filled has been changed or replaced: its checkpoint's values would undo that."""
-        now = {id(t): t for t in _tensors(model).values()}
+    def check(self, model: torch.nn.Module, sharded: bool = False) -> None:
+        """Raises where something that will be filled has been changed or replaced: its checkpoint's values would undo that. In a model that is
+        sharded already all parameters are others."""
+        now = set() if sharded else {id(t) for t in _tensors(model).values()}
         for name, tensor in self.tensors.items():
-            if id(tensor) not in now or tensor._version != self.versions[name] or not tensor.is_meta:
-                how = "replaced" if id(tensor) not in now or not tensor.is_meta else "changed"
+            replaced = not sharded and (id(tensor) not in now or not tensor.is_meta)
+            if replaced or tensor._version != self.versions[name]:
+                how = "replaced" if replaced else "changed"
                 raise UnsupportedError(
                     f"tensor '{name}' was {how} after from_pretrained, before the weights are read: shardwright reads them in Accelerator.prepare; "
                     "for this model call shardwright.transformers.disable() before from_pretrained"
@@ -131,6 +133,10 @@ def install(older: bool = False) -> str | None:
     _wrap(PreTrainedModel, "resize_token_embeddings", _resize)
     _wrap(PreTrainedModel, "save_pretrained", _resize)
     _wrap(PreTrainedModel, "to", _to)
+    with contextlib.suppress(ImportError):
+        from torch.distributed.fsdp._fully_shard._fsdp_state import FSDPState
+
+        _wrap(FSDPState, "_lazy_init", _first_forward)
     if importlib.util.find_spec("peft") is not None:
         from peft.tuners.tuners_utils import BaseTuner
 
@@ -271,9 +277,20 @@ def _load_now(model: torch.nn.Module, why: str, device: torch.device | None = No
         logger.warning("every rank holds this model whole, for %s: %r", why, report)
 
 
-def _before_forward(model: torch.nn.Module, args: Any, kwargs: Any) -> None:
+def _before_forward(model: torch.nn.Module, args: Any, kwargs: Any = None) -> None:
     if NOTE in model.__dict__ and not any(hasattr(p, "placements") for p in model.parameters()):
         _load_now(model, "it runs before Accelerator.prepare has sharded it")
+
+
+def _first_forward(original: Any, self: Any) -> Any:
+    """What FSDP2 does before the first forward of a model, which somebody has sharded without `Accelerator.prepare`, as TRL its reference models."""
+    for root in getattr(self, "_modules", ()):
+        for inner, note in _deferred(root):
+            if any(hasattr(p, "placements") for p in inner.parameters()):
+                note.check(inner, sharded=True)
+                _fill_now(inner, note, root)
+                _forget(inner)
+    return original(self)
 
 
 def _resize(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -433,7 +450,7 @@ class _Rest:
 def _fill_now(inner: torch.nn.Module, note: Deferred, around: torch.nn.Module) -> None:
     from . import transformers
 
-    # What is not from the checkpoint has its values by now. accelerate puts back the buffers that no checkpoint has.
+    # What is not from the checkpoint has its values by now. accelerate puts back the buffers that no checkpoint has; elsewhere they stay as they are.
     options = Options(missing="keep", unexpected="ignore", conversions=note.conversions, transient=False)
     report = agreeing(lambda: fill_within(inner, note.checkpoint, options, around))
     if os.environ.get("RANK", "0") == "0":
