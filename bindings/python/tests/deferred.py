@@ -187,8 +187,12 @@ def changes(folder):
         expect("changed", shardwright.UnsupportedError, "tensor 'lm_head.weight' was changed after from_pretrained", lambda: prepared(acc, model))
     with accelerator() as acc:
         model = T.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        torch.manual_seed(dist.get_rank())
         model.lm_head = torch.nn.Linear(32, 7)
-        expect("replaced", shardwright.UnsupportedError, "tensor 'lm_head.weight' was replaced after from_pretrained", lambda: prepared(acc, model))
+        model = prepared(acc, model)
+        torch.manual_seed(0)
+        check("replaced", torch.equal(whole(model.lm_head.weight), torch.nn.Linear(32, 7).weight))
+        check("not replaced", torch.equal(whole(model.model.norm.weight), want["model.norm.weight"]))
     with accelerator() as acc:
         model = T.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
         with torch.device("meta"):

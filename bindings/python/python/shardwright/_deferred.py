@@ -22,7 +22,7 @@ import torch
 
 from ._errors import PlanError, UnsupportedError
 from ._fill import LoadReport, Options, agreeing, fill_within, kept_dtypes, plan_of
-from ._model import WRAPPERS
+from ._model import WRAPPERS, slots
 
 logger = logging.getLogger("shardwright")
 
@@ -37,9 +37,10 @@ _version: int | None = None
 class Deferred:
     """What a model that stays on meta will be loaded from."""
 
-    def __init__(self, checkpoint: Any, conversions: Any) -> None:
+    def __init__(self, checkpoint: Any, conversions: Any, device: Any) -> None:
         self.checkpoint = checkpoint
         self.conversions = conversions
+        self.device = device
         self.tensors: dict[str, torch.Tensor] = {}
         self.versions: dict[str, int] = {}
 
@@ -48,23 +49,19 @@ class Deferred:
         self.tensors = {n: t for n, t in _tensors(model).items() if t.is_meta}
         self.versions = {n: t._version for n, t in self.tensors.items()}
 
-    def check(self, model: torch.nn.Module, sharded: bool = False) -> None:
-        """Raises where something that will be filled has been changed or replaced: its checkpoint's values would undo that. In a model that is
-        sharded already all parameters are others."""
-        now = set() if sharded else {id(t) for t in _tensors(model).values()}
+    def check(self) -> None:
+        """Raises where something that will be filled has been changed: the checkpoint's values would undo that."""
         for name, tensor in self.tensors.items():
-            replaced = not sharded and (id(tensor) not in now or not tensor.is_meta)
-            if replaced or tensor._version != self.versions[name]:
-                how = "replaced" if replaced else "changed"
+            if tensor._version != self.versions[name]:
                 raise UnsupportedError(
-                    f"tensor '{name}' was {how} after from_pretrained, before the weights are read: shardwright reads them in Accelerator.prepare; "
+                    f"tensor '{name}' was changed after from_pretrained, before the weights are read: shardwright reads them in Accelerator.prepare; "
                     "for this model call shardwright.transformers.disable() before from_pretrained"
                 )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Deferred:
         import copy
 
-        made = Deferred(self.checkpoint, self.conversions)
+        made = Deferred(self.checkpoint, self.conversions, self.device)
         made.tensors = {n: copy.deepcopy(t, memo) for n, t in self.tensors.items()}
         made.versions = {n: t._version for n, t in made.tensors.items()}
         return made
@@ -129,6 +126,7 @@ def install(older: bool = False) -> str | None:
         if not callable(getattr(of, name, None)):
             return f"{getattr(of, '__name__', of)} has no {name}"
     _wrap(accelerate.Accelerator, "_prepare_fsdp2", _prepare)
+    _wrap(fsdp_utils, "fsdp2_load_full_state_dict", _load_full)
     _wrap(PreTrainedModel, "_finalize_model_loading", _finalize)
     _wrap(PreTrainedModel, "resize_token_embeddings", _resize)
     _wrap(PreTrainedModel, "save_pretrained", _resize)
@@ -168,9 +166,9 @@ def _wrap(of: Any, name: str, around: Callable[..., Any]) -> None:
     setattr(of, name, type(raw)(called) if isinstance(raw, staticmethod | classmethod) else called)
 
 
-def defer(model: torch.nn.Module, checkpoint: Any, config: Any) -> LoadReport:
-    """Leaves a model on meta, to be loaded later. Names and shapes are compared now."""
-    report = _defer(model, checkpoint, config.weight_mapping)
+def defer(model: torch.nn.Module, checkpoint: Any, config: Any, device: Any) -> LoadReport:
+    """Leaves a model on meta, to be loaded later, on that device if it is needed whole. Names and shapes are compared now."""
+    report = _defer(model, checkpoint, config.weight_mapping, device)
     if config.dtype is not None:
         kept = kept_dtypes(model, config.dtype)
         for name, tensor in _tensors(model).items():
@@ -180,11 +178,16 @@ def defer(model: torch.nn.Module, checkpoint: Any, config: Any) -> LoadReport:
     return report
 
 
-def _defer(model: torch.nn.Module, checkpoint: Any, conversions: Any) -> LoadReport:
+def _defer(model: torch.nn.Module, checkpoint: Any, conversions: Any, device: Any = None) -> LoadReport:
     _to_meta(model)
     options = Options(missing="keep", unexpected="ignore", conversions=conversions, round_to=None, defer=True)
     report = plan_of(model, checkpoint, options)
-    model.__dict__[NOTE] = Deferred(checkpoint, report.conversions if conversions is not None else None)
+    # transformers 4 builds buffers with their values; these get the checkpoint's.
+    for slot in slots(model)[0]:
+        if slot.buffer and slot.name in report.filled and not slot.tensor.is_meta:
+            for module, name in slot.modules:
+                module._buffers[name] = slot.tensor.to("meta")
+    model.__dict__[NOTE] = Deferred(checkpoint, report.conversions if conversions is not None else None, device)
     model.register_forward_pre_hook(_before_forward, with_kwargs=True)
     return report
 
@@ -270,8 +273,9 @@ def _forget(model: torch.nn.Module) -> None:
 def _load_now(model: torch.nn.Module, why: str, device: torch.device | None = None) -> None:
     """Loads models whole that are still on meta."""
     for inner, note in _deferred(model):
-        note.check(inner)
-        options = Options(device=device, missing="keep", unexpected="ignore", conversions=note.conversions)
+        note.check()
+        to = note.device if device is None else device
+        options = Options(device=to, missing="init", unexpected="ignore", conversions=note.conversions, only_meta=True)
         report = fill_within(inner, note.checkpoint, options, inner)
         _forget(inner)
         logger.warning("every rank holds this model whole, for %s: %r", why, report)
@@ -287,7 +291,7 @@ def _first_forward(original: Any, self: Any) -> Any:
     for root in getattr(self, "_modules", ()):
         for inner, note in _deferred(root):
             if any(hasattr(p, "placements") for p in inner.parameters()):
-                note.check(inner, sharded=True)
+                note.check()
                 _fill_now(inner, note, root)
                 _forget(inner)
     return original(self)
@@ -367,42 +371,20 @@ def _is_plain_lora(config: Any) -> bool:
 
 
 def _prepare(original: Any, self: Any, *args: Any) -> Any:
-    """`Accelerator._prepare_fsdp2` of a model that has not been loaded yet."""
+    """`Accelerator._prepare_fsdp2`, which finds optimizers' parameters by addresses: parameters on meta have none."""
     models = [a for a in args if isinstance(a, torch.nn.Module)]
-    found = [pair for model in models for pair in _deferred(model)]
-    if not found:
+    if not any(_deferred(m) for m in models):
         return original(self, *args)
-    from accelerate.utils import fsdp_utils
-
-    for inner, note in found:
-        note.check(inner)
-    mine = {id(t) for _, note in found for t in note.tensors.values()}
-    names = {id(p): _clean(n) for model in models for n, p in model.named_parameters()}
-    filled = {_clean(n) for model in models for n, t in _tensors(model).items() if id(t) in mine}
-    whole = fsdp_utils.fsdp2_load_full_state_dict
-
-    def load(accelerator: Any, model: torch.nn.Module, full: dict[str, torch.Tensor], *more: Any, **options: Any) -> torch.nn.Module:
-        _share_rest(whole, accelerator, model, full, filled, more, options)
-        for inner, note in found:
-            _fill_now(inner, note, model)
-        return model
-
-    optimizers = [a for a in args if isinstance(a, torch.optim.Optimizer)]
-    fsdp_utils.fsdp2_load_full_state_dict = load
-    try:
-        with contextlib.ExitStack() as stack:
-            putting = [stack.enter_context(aside(o)) for o in optimizers]
-            result = original(self, *args)
-            now = {_clean(n): p for r in result if isinstance(r, torch.nn.Module) for n, p in r.named_parameters()}
-            for put in putting:
-                put(lambda parameter: now[names[id(parameter)]] if id(parameter) in names else parameter)
-    finally:
-        fsdp_utils.fsdp2_load_full_state_dict = whole
-    left = [n for r in result if isinstance(r, torch.nn.Module) for n, p in r.named_parameters() if p.is_meta]
-    if left:
-        raise UnsupportedError(f"parameter '{left[0]}' has no memory after Accelerator.prepare: this accelerate loads in another way than is known")
-    for inner, _ in found:
-        _forget(inner)
+    names = {id(p): _clean(n) for m in models for n, p in m.named_parameters()}
+    with contextlib.ExitStack() as stack:
+        putting = [stack.enter_context(aside(o)) for o in args if isinstance(o, torch.optim.Optimizer)]
+        result = original(self, *args)
+        now = {_clean(n): p for r in result if isinstance(r, torch.nn.Module) for n, p in r.named_parameters()}
+        for put in putting:
+            put(lambda parameter: now[names[id(parameter)]] if id(parameter) in names else parameter)
+    left = next((n for n, p in now.items() if p.is_meta), None)
+    if left is not None:
+        raise UnsupportedError(f"parameter '{left}' has no memory after Accelerator.prepare: this accelerate loads in another way than is known")
     return result
 
 
@@ -412,23 +394,33 @@ def _clean(name: str) -> str:
     return name
 
 
-def _share_rest(
-    whole: Any, accelerator: Any, model: torch.nn.Module, full: dict[str, torch.Tensor], filled: set[str], more: Any, options: Any
-) -> None:
-    """What is not from the checkpoint comes from rank 0, by accelerate's own function."""
-    rest = {n: t for n, t in model.state_dict().items() if _clean(n) not in filled}
+def _load_full(original: Any, accelerator: Any, model: torch.nn.Module, full_sd: dict[str, torch.Tensor], *more: Any, **options: Any) -> Any:
+    """What accelerate does to a model that it has sharded: it broadcasts rank 0's tensors, `full_sd`, and puts each rank's part into the model."""
+    found = _deferred(model)
+    if not found:
+        return original(accelerator, model, full_sd, *more, **options)
+    for _, note in found:
+        note.check()
+    filled = {id(s.tensor) for inner, note in found for s in slots(inner)[0] if not note.tensors.keys().isdisjoint(s.names)}
+    state = model.state_dict(keep_vars=True)
+    # What the user has put in the place of something that the checkpoint has is kept.
+    rest = {n: t for n, t in state.items() if id(t) not in filled or (n in full_sd and not full_sd[n].is_meta)}
     for name in rest:
-        if name not in full or full[name].is_meta:
+        if name not in full_sd or full_sd[name].is_meta:
             raise UnsupportedError(
                 f"tensor '{name}' has no values: it is not in the checkpoint, and was made on meta, where the model is until Accelerator.prepare; "
                 "for this model call shardwright.transformers.disable() before from_pretrained"
             )
     sharded = {n: t for n, t in rest.items() if hasattr(t, "device_mesh")}
     if sharded:
-        whole(accelerator, _Rest(model, sharded), {n: full[n] for n in sharded}, *more, **options)
-    plain = {n: full[n].to(accelerator.device) for n in rest if n not in sharded}
+        original(accelerator, _Rest(model, sharded), {n: full_sd[n] for n in sharded}, *more, **options)
+    plain = {n: full_sd[n].to(accelerator.device) for n in rest if n not in sharded}
     if plain:
         model.load_state_dict(plain, strict=False, assign=True)
+    for inner, note in found:
+        _fill_now(inner, note, model)
+        _forget(inner)
+    return model
 
 
 class _Rest:
@@ -450,8 +442,8 @@ class _Rest:
 def _fill_now(inner: torch.nn.Module, note: Deferred, around: torch.nn.Module) -> None:
     from . import transformers
 
-    # What is not from the checkpoint has its values by now. accelerate puts back the buffers that no checkpoint has; elsewhere they stay as they are.
-    options = Options(missing="keep", unexpected="ignore", conversions=note.conversions, transient=False)
+    # What is not from the checkpoint has memory by now. accelerate puts back the buffers that no checkpoint has; elsewhere they stay as they are.
+    options = Options(missing="init", unexpected="ignore", conversions=note.conversions, only_meta=True, transient=False)
     report = agreeing(lambda: fill_within(inner, note.checkpoint, options, around))
     if os.environ.get("RANK", "0") == "0":
         logger.log(transformers._filled_is, "shardwright filled the model: %r", report)

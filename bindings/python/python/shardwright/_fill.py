@@ -81,6 +81,8 @@ class Options:
     agree: bool = False
     defer: bool = False
     """For callers that initialise what is missing and make the ties themselves: aliases that are not tied yet get neither memory nor values."""
+    only_meta: bool = False
+    """What has memory already is left as it is."""
     transient: bool = True
     """Whether buffers that are never saved are computed where they had no memory."""
 
@@ -96,7 +98,7 @@ class Options:
 
 def options_of(given: dict[str, Any]) -> Options:
     """Checked options from keyword arguments."""
-    known = {f.name for f in fields(Options)} - {"defer", "transient"}
+    known = {f.name for f in fields(Options)} - {"defer", "only_meta", "transient"}
     for name in given:
         if name not in known:
             raise TypeError(f"unknown option '{name}'; there are {', '.join(sorted(known))}")
@@ -232,6 +234,8 @@ def resolve(
     wrong: list[str] = []
     recipes = traced.recipes
     for slot in kept:
+        if options.only_meta and not slot.tensor.is_meta:
+            continue
         names = slot.names
         if len(names) == 1 and names[0] in recipes:
             found: str | None = names[0]

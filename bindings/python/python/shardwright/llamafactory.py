@@ -1,9 +1,11 @@
-"""LLaMA-Factory v1 with shardwright: the same YAML, each rank reads its own bytes.
+"""LLaMA-Factory with shardwright: the same YAML, each rank reads its own bytes.
 
-    torchrun --nproc_per_node 8 -m shardwright.llamafactory sft train.yaml
+    torchrun --nproc_per_node 8 -m shardwright.llamafactory sft train.yaml      # v1
+    torchrun --nproc_per_node 8 -m shardwright.llamafactory train train.yaml    # v0: model_name_or_path, stage, deepspeed
 
-FSDP2 with `init_config: {name: init_on_meta}` and DeepSpeed ZeRO-3 are loaded by shardwright, everything else as before. A section `shardwright:`
-in the YAML may set `missing`, `threads` and `masters`; the rest of it is for the `shardwright` command. Scripts of one's own call `install()`.
+Of v0, ZeRO-3 and FSDP2 with `cpu_ram_efficient_loading` go through `shardwright.transformers`. Of v1, FSDP2 with `init_config: {name: init_on_meta}`
+and DeepSpeed ZeRO-3 are loaded by shardwright, everything else as before. A section `shardwright:` in the YAML may set `missing`, `threads` and
+`masters` for v1; the rest of it is for the `shardwright` command. Scripts of one's own call `install()`.
 """
 
 from __future__ import annotations
@@ -189,10 +191,27 @@ def _overrides(own: list[str]) -> Any:
     return OmegaConf.select(OmegaConf.from_cli(own), "shardwright") or {}
 
 
+def _run_v0() -> None:
+    """What `llamafactory-cli train` does in each process: transformers' Trainer, whose models `from_pretrained` loads."""
+    if importlib.util.find_spec("llamafactory.train") is None:
+        raise ConfigError("this LLaMA-Factory has no v0, which the command 'train' runs")
+    os.environ["USE_V1"] = "0"
+    transformers._filled_is = logging.WARNING  # LLaMA-Factory shows no less
+    transformers.enable()
+    del sys.argv[1]
+    from llamafactory.train.tuner import run_exp
+
+    run_exp()
+
+
 def main() -> None:
     """What `python -m shardwright.llamafactory` runs."""
-    os.environ.setdefault("USE_V1", "1")
     sys.argv[1:], section = _own_section(sys.argv[1:])
+    if sys.argv[1:2] == ["train"]:
+        # Gloo, as below.
+        atexit.register(time.sleep, 0.5)
+        return _run_v0()
+    os.environ.setdefault("USE_V1", "1")
     options = {k: section[k] for k in ("masters", "missing", "threads") if section.get(k) is not None}
     for name, kind in {"masters": bool, "missing": str, "threads": int}.items():
         if name in options and not isinstance(options[name], kind):

@@ -178,11 +178,12 @@ def _load(*args: Any, **kwargs: Any) -> Any:
     def deferred() -> Any:
         from ._deferred import defer, install
 
-        why = _why_not(state_dict, files, config.is_quantized) or ("a device_map was given" if config.device_map is not None else None) or install()
+        places = set((config.device_map or {}).values())
+        why = _why_not(state_dict, files, config.is_quantized) or ("device_map has several devices" if len(places) > 1 else None) or install()
         if why is not None:
             raise UnsupportedError(why)
 
-        return _info(model, defer(model, _opened(files), config))
+        return _info(model, defer(model, _opened(files), config, next(iter(places), None)))
 
     if _awaits_accelerate(model):
         return _either("FSDP2", deferred, lambda: original(*args, **kwargs))
