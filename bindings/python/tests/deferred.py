@@ -9,13 +9,13 @@ from pathlib import Path
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["ACCELERATE_USE_CPU"] = "true"
+import cpu_fsdp
 import shardwright
 import shardwright.transformers
 import torch
 import torch.distributed as dist
 import transformers as T
 from accelerate import Accelerator, FullyShardedDataParallelPlugin, state
-from accelerate.utils import DistributedType
 from worker import agree, calls, check, count_collectives, reference, size, wrap, wrong
 
 FSDP = {"auto_wrap_policy": "transformer_based_wrap", "cpu_ram_efficient_loading": True}
@@ -24,21 +24,6 @@ TOKENS = torch.arange(8).view(1, 8)
 
 def whole(tensor):
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-
-
-def allow_fsdp():
-    """accelerate refuses FSDP on a CPU."""
-    make = state.AcceleratorState.__init__
-
-    def init(self, *args, fsdp_plugin=None, **kwargs):
-        make(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
-        if fsdp_plugin is not None:
-            if self._mixed_precision != "no":
-                fsdp_plugin.set_mixed_precision(self._mixed_precision)
-            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
-            state.PartialState._shared_state["distributed_type"] = DistributedType.FSDP
-
-    state.AcceleratorState.__init__ = init
 
 
 @contextlib.contextmanager
@@ -243,7 +228,7 @@ def changes(folder):
 if __name__ == "__main__":
     dist.init_process_group("gloo")
     count_collectives()
-    allow_fsdp()
+    cpu_fsdp.allow()
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     for what in sys.argv[2:]:

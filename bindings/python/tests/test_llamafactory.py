@@ -1,4 +1,4 @@
-"""LLaMA-Factory v1 with and without shardwright: the same losses, and what it saves it resumes."""
+"""LLaMA-Factory with and without shardwright: the same losses, and what it saves it resumes."""
 
 import re
 
@@ -52,3 +52,32 @@ def test_ten_steps_are_those_without_us(home, engine, kind, resumes):
             again = {"resume_from_checkpoint": f"out-{name}-{side}/checkpoint-5"}
             resumed, _ = train(home, tiny.save_config(home, f"{name}-{side}-again", kind, engine, **again), *launched)
             assert resumed == {step: want[step] for step in range(6, 11)}, side
+
+
+FSDP = {"fsdp": "full_shard auto_wrap", "fsdp_config": {"version": 2, "cpu_ram_efficient_loading": True}, "use_cpu": True, "bf16": True}
+LORA = {"finetuning_type": "lora", "lora_rank": 4, "lora_target": "all"}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "options"),
+    [
+        ("zero3", "dense", {"deepspeed": "ds_zero3.json"}),
+        ("zero3-lora", "tied", {"deepspeed": "ds_zero3.json", **LORA}),
+        ("fsdp", "tied", FSDP),
+        ("fsdp-lora", "dense", {**FSDP, **LORA}),
+        ("fsdp-freeze", "dense", {**FSDP, "finetuning_type": "freeze", "freeze_trainable_layers": 1}),
+    ],
+)
+def test_five_steps_of_v0_are_those_without_us(home, name, kind, options):
+    pytest.importorskip("trl")
+    env = {"DS_ACCELERATOR": "cpu", "DISABLE_VERSION_CHECK": "1", "PYTHONHASHSEED": "0"}
+
+    def losses(side):
+        config = tiny.save_v0_config(home, f"v0-{name}-{side}", home / kind, **options)
+        printed = torchrun(2, HERE / "v0.py", side, config, cwd=home, env=env)
+        return sorted(set(re.findall(r"'loss': '([\d.]+)', 'grad_norm': '([\d.]+)'", printed))), printed
+
+    want, _ = losses("stock")
+    got, printed = losses("ours")
+    assert len(want) == 5 and got == want
+    assert "shardwright filled the model" in printed

@@ -103,3 +103,32 @@ def save_config(folder, name, model, engine, **more):
     path = folder / f"{name}.yaml"
     path.write_text(json.dumps(config))  # JSON is YAML
     return path
+
+
+def save_v0_config(folder, name, model, **more):
+    """Writes a training config of LLaMA-Factory's v0 and the description of its data set, and returns the config's path."""
+    folder = Path(folder)
+    (folder / "ds_zero3.json").write_text(json.dumps(ZERO3))
+    (folder / "dataset_info.json").write_text(json.dumps({"demo": {"file_name": "data.json"}}))
+    config = {
+        "model_name_or_path": str(model),
+        "stage": "sft",
+        "do_train": True,
+        "finetuning_type": "full",
+        "dataset": "demo",
+        "dataset_dir": str(folder),
+        "template": "empty",
+        "cutoff_len": 64,
+        "output_dir": f"out-{name}",
+        "per_device_train_batch_size": 1,
+        "max_steps": 5,
+        "logging_steps": 1,
+        "learning_rate": 1.0e-3,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        **more,
+    }
+    path = folder / f"{name}.yaml"
+    path.write_text(json.dumps(config))
+    return path
