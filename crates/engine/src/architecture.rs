@@ -15,6 +15,7 @@ use shardwright_core::{
 
 use crate::{
     checkpoint::{Checkpoint, Location, ModelRecord},
+    codes,
     error::{EngineError, ErrorKind, Result},
     file::open_regular,
 };
@@ -333,17 +334,22 @@ impl Checkpoint {
     /// Codes are not weights.
     fn refuse_quantized(&self, config: &Value) -> Result<()> {
         let quantization = ["quantization_config", "compression_config"].into_iter().find_map(|k| config.get(k).filter(|v| v.is_object()));
-        let Some(quantization) = quantization else { return Ok(()) };
         let plain = |d: DType| matches!(d, DType::F64 | DType::F32 | DType::BF16 | DType::F16 | DType::I64 | DType::Bool);
-        let Some(codes) = self.named().iter().find(|t| !plain(t.dtype)) else { return Ok(()) };
-        let method = quantization["quant_method"].as_str().unwrap_or("of an unnamed kind");
-        let what = format!("the checkpoint is quantized ({method}): its tensors are codes and scales, not the model's weights");
+        let found = match quantization {
+            Some(quantization) => self.named().iter().find(|t| !plain(t.dtype)).map(|t| {
+                let method = quantization["quant_method"].as_str().unwrap_or("of an unnamed kind");
+                (t.name.as_str(), t.dtype, format!("({method}): its tensors are codes and scales, not the model's weights"))
+            }),
+            None => codes::find(self.named().iter().map(|t| (t.name.as_str(), t.dtype)))
+                .map(|c| (c.name, c.dtype, format!("though config.json does not say so: these are codes, with scales in '{}'", c.scales))),
+        };
+        let Some((name, dtype, how)) = found else { return Ok(()) };
         let help = "dequantize it first: load it with transformers, call model.dequantize() and save_pretrained";
-        Err(EngineError::new(ErrorKind::Checkpoint, format!("{what}; {help}"))
+        Err(EngineError::new(ErrorKind::Checkpoint, format!("the checkpoint is quantized {how}; {help}"))
             .file(self.dir().join("config.json"))
-            .tensor(&codes.name)
+            .tensor(name)
             .expected("float32, bfloat16 or float16")
-            .found(codes.dtype))
+            .found(dtype))
     }
 
     /// Names that carry a wrapper's prefix: an error where they are no names of the model's.

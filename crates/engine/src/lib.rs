@@ -4,6 +4,7 @@
 
 pub mod architecture;
 pub mod checkpoint;
+mod codes;
 pub mod contents;
 pub mod convert;
 pub mod device;

@@ -90,12 +90,15 @@ __all__ = [
 ]
 
 _TORCH = {"fill": "_fill", "LoadReport": "_fill", "fill_optimizer": "_optimizer"}
+_MODULES = {"accelerate", "dcp", "deepspeed", "llamafactory", "testkit", "transformers"}
 
 
 def __getattr__(name: str) -> Any:
-    """What needs torch is imported when it is first asked for."""
-    if name in _TORCH:
-        from importlib import import_module
+    """What needs torch, or another library, is imported when it is first asked for."""
+    from importlib import import_module
 
+    if name in _TORCH:
         return getattr(import_module(f".{_TORCH[name]}", __name__), name)
+    if name in _MODULES:
+        return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

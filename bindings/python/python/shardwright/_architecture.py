@@ -29,7 +29,7 @@ def recipes_of(
     if conversions is not None or not is_of_transformers(model):
         return trace(model, tensors, conversions, state)
     try:
-        traced = trace(model, tensors, None, state)
+        traced = trace(model, tensors, None, state, opened.config_text)
     except ShardwrightError:
         raise
     except Exception as why:

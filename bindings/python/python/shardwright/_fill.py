@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -324,6 +324,8 @@ def read(
 ) -> None:
     """Reads every slot's part into its memory. `fresh` are the ids of tensors whose memory was made just now."""
     dtypes = {name: dtype for name, dtype, _ in tensors}
+    jobs = list(jobs)
+    codes = Codes(dtypes, lambda: {s for _, recipe in jobs for s in recipe.sources()})
     ways: dict[tuple[str, torch.dtype, str | None], _Way] = {}
     ranges: dict[Any, Any] = {}
     rounding = _rounding(model, options)
@@ -345,6 +347,8 @@ def read(
             if len(kinds) > 1:
                 raise UnsupportedError(f"tensor '{slot.name}': made of tensors of different dtypes: {', '.join(sorted(kinds))}")
             kind = kinds.pop() if kinds else _name(local.dtype)
+        if kind in CODES and not slot.buffer:
+            codes.refuse(slot.name, recipe.source or next(iter(recipe.sources())), _name(local.dtype))
         through = None if recipe.float32 else rounding(slot, kind)
         way = ways.get((kind, local.dtype, through))
         if way is None:
@@ -368,6 +372,38 @@ def read(
         _compute(model, opened, computed, report, options)
     finally:
         bar.close()
+
+
+CODES = {"int8", "uint8", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"}
+"""Dtypes in which checkpoints hold codes, which are weights only once they are scaled."""
+
+_SCALES = re.compile("scale|scb|absmax|zero|quant", re.IGNORECASE)
+
+
+class Codes:
+    """Tells codes of quantised checkpoints from values. `dtypes` are the checkpoint's, by name; `used` gives the names of what is read."""
+
+    def __init__(self, dtypes: Mapping[str, str], used: Callable[[], set[str]]) -> None:
+        self._dtypes, self._used = dtypes, used
+        self._scales: dict[str, str] | None = None
+
+    def refuse(self, name: str, source: str, to: str, integers: bool = True) -> None:
+        """Raises if the source, whose dtype is of `CODES`, holds codes, and the parameter has another dtype. With `integers`, integers without a
+        scale are taken for codes too."""
+        kind = self._dtypes[source]
+        if kind == to or (kind.startswith("float8") and to.startswith("float8")):
+            return
+        if self._scales is None:
+            used = self._used()
+            self._scales = {n.rpartition(".")[0]: n for n in self._dtypes if n not in used and _SCALES.search(n.rpartition(".")[2])}
+        scale = self._scales.get(source.rpartition(".")[0])
+        if scale is None and (kind.startswith("float8") or not integers):
+            return
+        scaled = f"codes of {kind}, to be scaled by '{scale}'" if scale is not None else kind
+        raise UnsupportedError(
+            f"tensor '{name}': {to} in the model, {scaled} in the checkpoint; a quantised checkpoint is read into models of transformers only, "
+            "by the quantization_config of its config.json"
+        )
 
 
 def _steps(kind: str, through: str | None, to: str) -> list[tuple[str, str]]:

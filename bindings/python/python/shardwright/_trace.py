@@ -8,11 +8,12 @@ tensors. Nothing here reads a file, and torch is only needed by the models that 
 from __future__ import annotations
 
 import inspect
+import json
 import math
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -514,17 +515,21 @@ def identity(names: Iterable[str], tensors: Mapping[str, Sequence[int]]) -> Trac
 
 
 def trace(
-    model: Any, tensors: Mapping[str, Sequence[int]], conversions: Sequence[Any] | None = None, state: Mapping[str, Any] | None = None
+    model: Any,
+    tensors: Mapping[str, Sequence[int]],
+    conversions: Sequence[Any] | None = None,
+    state: Mapping[str, Any] | None = None,
+    config: str | None = None,
 ) -> Traced:
     """Traces the conversions of a transformers model over a checkpoint's tensors, given as shapes by name.
 
-    `conversions` replaces what transformers has for the model, `state` its `state_dict()`. A model of another kind takes tensors under their own
-    names.
+    `conversions` replaces what transformers has for the model, `state` its `state_dict()`; `config` is the text of the checkpoint's config.json. A
+    model of another kind takes tensors under their own names.
     """
     if state is None:
         state = model.state_dict(keep_vars=True)
     if conversions is None:
-        conversions = _mapping(model)
+        conversions = _mapping(model, config)
     if conversions is None:
         return identity(state, tensors)
     from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
@@ -571,14 +576,14 @@ def is_of_transformers(model: Any) -> bool:
     return hasattr(model, "base_model_prefix") and hasattr(model, "config") and find_spec("transformers") is not None
 
 
-def _mapping(model: Any) -> list[Any] | None:
+def _mapping(model: Any, config: str | None) -> list[Any] | None:
     """The conversions that the installed transformers has for this model; None if it is not one of its models."""
     if not is_of_transformers(model):
         return None
     from transformers.conversion_mapping import get_model_conversion_mapping
 
     with _own_classes(model), _patterns_compiled_late():
-        return [*_dequantisation(model), *get_model_conversion_mapping(model)]
+        return [*_dequantisation(model, config), *get_model_conversion_mapping(model)]
 
 
 class _Pattern:
@@ -630,10 +635,16 @@ def _patterns_compiled_late() -> Iterator[None]:
         core_model_loading.re = re
 
 
-def _dequantisation(model: Any) -> list[Any]:
+def _dequantisation(model: Any, config: str | None) -> list[Any]:
     """For a model that is not quantised, the conversions that turn its checkpoint's codes and scales into weights."""
+    if getattr(model, "is_quantized", False):
+        return []
     quantised = getattr(model.config, "quantization_config", None)
-    if quantised is None or getattr(model, "is_quantized", False):
+    if quantised is None and config is not None and "quantization_config" in config:
+        # The model was built from another config, or the section was taken out of it, and the weights are codes nevertheless.
+        with suppress(ValueError):
+            quantised = json.loads(config).get("quantization_config")
+    if not quantised:
         return []
     from transformers.quantizers.auto import AutoHfQuantizer
 

@@ -18,7 +18,7 @@ from torch.futures import Future
 
 from . import _device, _native
 from ._errors import PlanError, UnsupportedError
-from ._fill import STAGING_BYTES, _name, _neighbours
+from ._fill import CODES, STAGING_BYTES, Codes, _name, _neighbours
 from ._hub import open_checkpoint
 
 
@@ -73,6 +73,7 @@ class SafetensorsReader(StorageReader):
         committed: list[tuple[Any, torch.Tensor]] = []
         staged: list[tuple[Any, torch.Tensor, torch.Tensor, Any]] = []
         size = 0
+        codes = Codes({name: dtype for name, (dtype, _) in tensors.items()}, lambda: {request.storage_index.fqn for request in plan.items})
         for request in plan.items:
             name = request.storage_index.fqn
             if name not in tensors:
@@ -82,6 +83,8 @@ class SafetensorsReader(StorageReader):
             ranges = [(o, o + n) for o, n in zip(request.storage_offsets, request.lengths, strict=True)]
             if tuple(target.shape) != tuple(request.lengths):
                 raise PlanError(f"tensor '{name}': expected a target of shape {tuple(request.lengths)}, found {tuple(target.shape)}")
+            if dtype in CODES:
+                codes.refuse(name, name, _name(target.dtype), integers=False)
             memory = target
             if not _device.in_place(target) or not _native.casts(dtype, _name(target.dtype)):
                 kind = target.dtype if _native.casts(dtype, _name(target.dtype)) else getattr(torch, dtype)

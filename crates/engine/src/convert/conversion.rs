@@ -15,6 +15,7 @@ use super::{
     target, trainer, write,
 };
 use crate::{
+    codes,
     contents::Contents,
     digest::{Hasher, Sha256},
     error::{EngineError, ErrorKind, Result},
@@ -68,6 +69,19 @@ impl<'a> Conversion<'a> {
             return Err(EngineError::new(ErrorKind::Config, "parameters cannot be of that dtype")
                 .expected("a float of whole bytes")
                 .found(dtype));
+        }
+        if let Some(dtype) = options.dtype {
+            let codes = codes::find(contents.tensors.iter().map(|t| (t.name.as_str(), t.data.dtype)));
+            if let Some(codes) = codes.filter(|codes| codes.dtype != dtype) {
+                let what = format!("a cast takes codes for values: the checkpoint is quantized, with scales in '{}'", codes.scales);
+                let help =
+                    "leave --dtype out, or dequantize it first: load it with transformers, call model.dequantize() and save_pretrained";
+                return Err(EngineError::new(ErrorKind::Config, format!("{what}; {help}"))
+                    .file(&contents.path)
+                    .tensor(codes.name)
+                    .expected(dtype)
+                    .found(codes.dtype));
+            }
         }
         if options.names == Some(Names::Hub) && options.to != Target::Hf {
             return Err(EngineError::new(ErrorKind::Config, "only --to hf has the hub's names; trainers resume by the model's"));

@@ -5,13 +5,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use shardwright_core::DType;
+use shardwright_core::{DType, TensorMeta};
 use shardwright_formats::torch_file::TorchFile;
 
 use super::*;
 use crate::{
     contents::data::{self, Bytes},
     error::ErrorKind,
+    generate::{Content, write_checkpoint},
     load::CancelToken,
 };
 
@@ -371,4 +372,23 @@ fn files_that_go_along_are_regular_and_stay_what_they_are() {
     assert!(std::process::Command::new("mkfifo").arg(&file).status().unwrap().success());
     let error = plan().unwrap_err().to_string();
     assert!(error.contains("tokenizer.json") && error.contains("not a regular file"), "{error}");
+}
+
+#[test]
+fn codes_of_a_quantized_checkpoint_are_not_cast() {
+    let dir = tempfile::tempdir().unwrap();
+    let tensors = [
+        TensorMeta::new("l.weight", DType::F8E4M3, [4, 4]),
+        TensorMeta::new("l.weight_scale_inv", DType::F32, [1, 1]),
+        TensorMeta::new("norm.weight", DType::BF16, [4]),
+    ];
+    write_checkpoint(dir.path(), &tensors, 1 << 20, Content::Random).unwrap();
+    let contents = Contents::open(dir.path()).unwrap();
+    for to in [Target::Hf, Target::Dcp] {
+        let error = Conversion::plan(&contents, &ConvertOptions { dtype: Some(DType::BF16), ..options(to, 2) }).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config);
+        let error = error.to_string();
+        assert!(error.contains("tensor 'l.weight'") && error.contains("scales in 'l.weight_scale_inv'"), "{error}");
+        Conversion::plan(&contents, &options(to, 2)).unwrap();
+    }
 }
