@@ -78,7 +78,7 @@ def test_the_checkpoints_own_config_says_how_to_undo_it(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": section}))
     filled = T.Qwen3ForCausalLM(model.config).to(torch.bfloat16)
     if T.__version__.startswith("4."):
-        with pytest.raises(shardwright.ShardwrightError, match="quanti[sz]ed"):
+        with pytest.raises(shardwright.ShardwrightError, match=r"quanti[sz]ed"):
             shardwright.fill(filled, tmp_path)
         return
     report = shardwright.fill(filled, tmp_path)

@@ -20,7 +20,7 @@ from ._errors import ConfigError, PlanError, UnsupportedError
 from ._hub import open_checkpoint
 from ._model import Part, Slot, base_of, check_writable, distinct, initialise, materialise, named_modules, part, refresh, reshard, slots
 from ._progress import Bar as _Bar
-from ._trace import Recipe, Traced
+from ._trace import Recipe, Traced, is_of_transformers
 
 logger = logging.getLogger("shardwright")
 
@@ -281,10 +281,11 @@ def _judge(model: torch.nn.Module, report: LoadReport, traced: Traced, wrong: li
     optional = [re.compile(p) for p in getattr(model, "_keys_to_ignore_on_load_missing", None) or ()]
     needed = [n for n in report.missing if not any(p.search(n) for p in optional)]
     if needed and options.missing == "error":
-        raise PlanError(
-            f"the checkpoint lacks {len(needed)} of the model's tensors: {_listed(needed)}; "
-            "missing='init' initialises them, missing='keep' leaves them"
-        )
+        within = None if is_of_transformers(model) else next((n for n, m in model.named_modules() if is_of_transformers(m)), None)
+        help = "missing='init' initialises them, missing='keep' leaves them"
+        if within is not None:
+            help = f"'{within}' is a model of transformers: fill that one, or {help}"
+        raise PlanError(f"the checkpoint lacks {len(needed)} of the model's tensors: {_listed(needed)}; {help}")
     ignored = [re.compile(p) for p in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
     report.unexpected = [n for n, name in traced.unexpected if not any(p.search(name) for p in ignored)]
     if report.unexpected:

@@ -81,11 +81,32 @@ class Part:
 
 
 def base_of(model: torch.nn.Module) -> torch.nn.Module:
-    """The model under PEFT's wrapper, else the model itself."""
-    if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
-        found: torch.nn.Module = model.get_base_model()  # type: ignore[operator]
-        return found
+    """The model within the wrappers of data parallelism, torch.compile, DeepSpeed and PEFT, else the model itself.
+
+    Raises:
+        UnsupportedError: FSDP1 has flattened the parameters.
+    """
+    while True:
+        inner: Any = None
+        if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
+            inner = model.get_base_model()  # type: ignore[operator]
+        elif type(model).__name__ in _INNER:
+            inner = model._modules.get(_INNER[type(model).__name__])
+        if inner is None or inner is model:
+            break
+        model = inner
+    if any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules()):
+        raise UnsupportedError("FSDP1 (FullyShardedDataParallel) flattens parameters, which are not filled; shard the model by fully_shard (FSDP2)")
     return model
+
+
+_INNER = {
+    "DistributedDataParallel": "module",
+    "DataParallel": "module",
+    "DeepSpeedEngine": "module",
+    "OptimizedModule": "_orig_mod",
+}
+"""Wrappers by the names of their classes, and the attribute that is the model."""
 
 
 def slots(model: torch.nn.Module, modules: NamedModules | None = None) -> tuple[list[Slot], list[Slot]]:

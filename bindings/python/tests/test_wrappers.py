@@ -1,0 +1,78 @@
+"""Models within the wrappers that trainers put around them."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+T = pytest.importorskip("transformers")
+
+import shardwright  # noqa: E402
+from models import BASE  # noqa: E402
+from torch.nn.parallel import DistributedDataParallel  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    path = tmp_path_factory.mktemp("wrapped")
+    model = T.Qwen3ForCausalLM(T.Qwen3Config(**BASE))
+    model.save_pretrained(path)
+    return model, path
+
+
+@pytest.fixture(scope="module")
+def group(tmp_path_factory):
+    """A process group of one."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path_factory.mktemp('group')}/store", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def lora(model):
+    peft = pytest.importorskip("peft")
+    return peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj"]))
+
+
+WRAPS = {
+    "DDP": DistributedDataParallel,
+    "DataParallel": torch.nn.DataParallel,
+    "compile": torch.compile,
+    "DDP of a compiled one": lambda m: DistributedDataParallel(torch.compile(m)),
+    "a compiled DDP": lambda m: torch.compile(DistributedDataParallel(m)),
+    "DDP of PEFT": lambda m: DistributedDataParallel(lora(m)),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPS.values(), ids=WRAPS)
+def test_the_model_within_is_filled(saved, group, wrap):
+    want, path = saved
+    torch.manual_seed(1)
+    model = T.Qwen3ForCausalLM(want.config)
+    kept = {n: p for n, p in model.named_parameters()}
+    report = shardwright.fill(wrap(model), path, unexpected="error")
+    assert len(report.filled) == len(kept)
+    for name, parameter in want.named_parameters():
+        assert torch.equal(kept[name], parameter), name
+
+
+class FullyShardedDataParallel(torch.nn.Module):
+    """By its name torch's, which does not run without an accelerator."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self._fsdp_wrapped_module = inner
+
+
+def test_fsdp1_is_refused_by_name(saved):
+    with pytest.raises(shardwright.UnsupportedError, match="FSDP1"):
+        shardwright.fill(FullyShardedDataParallel(torch.nn.Linear(2, 2)), saved[1])
+
+
+def test_a_model_within_another_module_is_named(saved):
+    class WithHead(torch.nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.pretrained, self.value = model, torch.nn.Linear(32, 1)
+
+    model = WithHead(T.Qwen3ForCausalLM(saved[0].config))
+    with pytest.raises(shardwright.PlanError, match="'pretrained' is a model of transformers: fill that one"):
+        shardwright.fill(model, saved[1])
+    shardwright.fill(model.pretrained, saved[1], unexpected="error")
