@@ -76,3 +76,20 @@ def test_a_model_within_another_module_is_named(saved):
     with pytest.raises(shardwright.PlanError, match="'pretrained' is a model of transformers: fill that one"):
         shardwright.fill(model, saved[1])
     shardwright.fill(model.pretrained, saved[1], unexpected="error")
+
+
+def test_buffers_go_where_the_shards_do(saved, group, monkeypatch):
+    """On a device's mesh there is a card for them; what is asked for its device here is a shard, whatever the tensor."""
+    from shardwright import _model
+    from torch.distributed.fsdp import fully_shard
+
+    want, _ = saved
+    asked = []
+    monkeypatch.setattr(_model, "_device_of", lambda tensor: asked.append(tensor) or torch.device("cpu"))
+    with torch.device("meta"):
+        model = T.Qwen3ForCausalLM(want.config)
+    model.register_buffer("mask", torch.zeros(3, device="meta"), persistent=True)
+    fully_shard(model, mesh=torch.distributed.device_mesh.init_device_mesh("cpu", (1,)))
+    _model.materialise(model, list(model.modules()), None)
+    assert all(not b.is_meta for b in model.buffers())
+    assert asked and all(hasattr(tensor, "placements") for tensor in asked)

@@ -418,7 +418,7 @@ def _load_full(original: Any, accelerator: Any, model: torch.nn.Module, full_sd:
     if plain:
         model.load_state_dict(plain, strict=False, assign=True)
     for inner, note in found:
-        _fill_now(inner, note, model)
+        _fill_now(inner, note, model, accelerator.device)
         _forget(inner)
     return model
 
@@ -439,11 +439,11 @@ class _Rest:
         return getattr(self._model, name)
 
 
-def _fill_now(inner: torch.nn.Module, note: Deferred, around: torch.nn.Module) -> None:
+def _fill_now(inner: torch.nn.Module, note: Deferred, around: torch.nn.Module, device: torch.device | None = None) -> None:
     from . import transformers
 
     # What is not from the checkpoint has memory by now. accelerate puts back the buffers that no checkpoint has; elsewhere they stay as they are.
-    options = Options(missing="init", unexpected="ignore", conversions=note.conversions, only_meta=True, transient=False)
+    options = Options(device=device, missing="init", unexpected="ignore", conversions=note.conversions, only_meta=True, transient=False)
     report = agreeing(lambda: fill_within(inner, note.checkpoint, options, around))
     if os.environ.get("RANK", "0") == "0":
         logger.log(transformers._filled_is, "shardwright filled the model: %r", report)

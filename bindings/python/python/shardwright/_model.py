@@ -212,12 +212,15 @@ def materialise(model: torch.nn.Module, modules: list[torch.nn.Module], device: 
     devices: dict[int, torch.device] = {}
     cpu = torch.device("cpu")
     given = None if device is None else torch.device(device)
+    sharded = next((p for m in modules for p in m._parameters.values() if type(p) is DTensor), None)
 
     def where(tensor: torch.Tensor) -> torch.device:
         if id(tensor) in on_cpu:
             return cpu
         if given is not None:
             return given
+        if type(tensor) is not DTensor and sharded is not None:
+            tensor = sharded  # buffers, and parameters that were left out, run where the shards do
         mesh = tensor._spec.mesh if type(tensor) is DTensor else getattr(tensor, "device_mesh", None)
         if id(mesh) not in devices:
             devices[id(mesh)] = _device_of(tensor)
@@ -242,8 +245,8 @@ def materialise(model: torch.nn.Module, modules: list[torch.nn.Module], device: 
     # What `model._apply(give)` does, without the steps that only matter to parameters with values or gradients, which take torch several times as
     # long; not where a module has an `_apply` of its own, or torch another form than is known.
     known = {torch.nn.Module._apply, *units}
-    sharded = [(g, p) for g in groups for p in g.fsdp_params]
-    direct = _SWAPS and all(c._apply in known for c in {type(m) for m in modules}) and all(hasattr(p, "reset_sharded_param") for _, p in sharded)
+    grouped = [(g, p) for g in groups for p in g.fsdp_params]
+    direct = _SWAPS and all(c._apply in known for c in {type(m) for m in modules}) and all(hasattr(p, "reset_sharded_param") for _, p in grouped)
     if direct and not any(p.grad is not None for p in parameters.values()):
         with torch.no_grad():
             places = [(p, where(p)) for p in parameters.values()]
@@ -252,7 +255,7 @@ def materialise(model: torch.nn.Module, modules: list[torch.nn.Module], device: 
                 _give_memory(parameter, to, arena)
             for module, name, buffer in buffers:
                 module._buffers[name] = give(buffer)
-            for group, param in sharded:
+            for group, param in grouped:
                 if not _resets_later(group, param):
                     param.reset_sharded_param()
         return fresh | {id(t) for t in made.values()}
