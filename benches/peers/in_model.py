@@ -66,7 +66,7 @@ def enable():
     if ours:
         import shardwright.transformers
 
-        shardwright.transformers.enable(fallback=False)
+        shardwright.transformers.enable(fallback=False, fsdp2=True)
 
 
 def on_meta(dtype):

@@ -29,7 +29,7 @@ def whole(tensor):
 @contextlib.contextmanager
 def accelerator(ours=True):
     """An accelerator that shards by FSDP2, with `from_pretrained` through shardwright or not."""
-    with shardwright.transformers.patched(fallback=False) if ours else contextlib.nullcontext():
+    with shardwright.transformers.patched(fallback=False, fsdp2=True) if ours else contextlib.nullcontext():
         plugin = FullyShardedDataParallelPlugin(fsdp_version=2, **FSDP)
         try:
             yield Accelerator(cpu=True, fsdp_plugin=plugin)
@@ -99,7 +99,7 @@ def trainer(folder):
     os.environ["FSDP_VERSION"] = "2"  # which the arguments do not say with transformers 4
 
     def losses(path, ours, change, dtype, **options):
-        with shardwright.transformers.patched(fallback=False) if ours else contextlib.nullcontext():
+        with shardwright.transformers.patched(fallback=False, fsdp2=True) if ours else contextlib.nullcontext():
             T.set_seed(0)
             fsdp = {"fsdp": "full_shard auto_wrap", "fsdp_config": {"version": 2, "cpu_ram_efficient_loading": True}}
             arguments = T.TrainingArguments(
@@ -133,6 +133,14 @@ def trainer(folder):
 
         return get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"], use_dora=True, modules_to_save=["lm_head"]))
 
+    def merged(model):
+        model = adapters(model)
+        with torch.no_grad():
+            for n, p in model.named_parameters():
+                if "lora_B" in n:
+                    p.fill_(0.25)
+        return model.merge_and_unload().requires_grad_()
+
     def longer(model):
         model.resize_token_embeddings(model.config.vocab_size + 5, mean_resizing=False)
         return model
@@ -144,6 +152,7 @@ def trainer(folder):
         ("qwen3", adapters, torch.float32, {}),
         ("qwen3", computed_adapters, torch.float32, {}),
         ("qwen3", longer, torch.float32, {}),
+        ("qwen3", merged, torch.float32, {}),
         ("gpt_oss", copy.deepcopy, torch.float32, {}),
     ):
         stock, ours = (losses(folder / name, side, change, dtype, **options) for side in (False, True))
@@ -182,7 +191,41 @@ def changes(folder):
         model = T.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
         with torch.device("meta"):
             model.extra = torch.nn.Linear(32, 7)
-        expect("on meta", shardwright.UnsupportedError, "tensor 'extra.weight' has no values", lambda: prepared(acc, model))
+        expect("on meta", shardwright.UnsupportedError, "tensor 'extra.weight' was made without values", lambda: prepared(acc, model))
+    # What is elsewhere or another one by then is refused on all ranks, whatever has its name.
+    for name, change, text in (
+        ("scaled", lambda m: setattr(m.lm_head.weight, "data", m.lm_head.weight.data * 2), "'lm_head.weight' was changed"),
+        ("moved", lambda m: setattr(m.model, "layers", m.model.layers[1:]), "was moved or tied by hand"),
+        ("tied", lambda m: setattr(m.lm_head, "weight", m.model.embed_tokens.weight), "was moved or tied by hand"),
+        ("made anew", lambda m: setattr(m.lm_head, "weight", torch.nn.Parameter(m.lm_head.weight.detach() * 2)), "was replaced by one without"),
+        ("copied", lambda m: m.model.layers.insert(0, copy.deepcopy(m.model.layers[0])), "was replaced by one without"),
+    ):
+        with accelerator() as acc:
+            model = T.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+            if dist.get_rank() == 0 or name != "scaled":
+                change(model)
+            expect(name, shardwright.UnsupportedError, text, lambda: prepared(acc, model))  # noqa: B023
+
+    # Several in one module, one of them in another's place.
+    class Two(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = T.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+            self.b = T.AutoModelForCausalLM.from_pretrained(folder / "qwen3-tied", dtype=torch.float32)
+            self.a.model = T.AutoModel.from_pretrained(folder / "qwen3-tied", dtype=torch.float32)
+
+    with accelerator() as acc:
+        both, other = prepared(acc, Two()), reference(folder / "qwen3-tied")
+        for n, t in [*both.named_parameters(), *both.named_buffers()]:
+            name = n.partition(".")[2]
+            check(f"two: {n}", torch.equal(whole(t), want[name] if n == "a.lm_head.weight" else other[name]))
+    # A rank that has loaded it whole meanwhile makes the others do so.
+    with accelerator() as acc:
+        model = T.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        if dist.get_rank() == 0:
+            model(input_ids=TOKENS)
+        for n, t in prepared(acc, model).named_parameters():
+            check(f"one rank whole: {n}", torch.equal(whole(t), want[n]))
     # A head that the checkpoint lacks is alike on all ranks; what the user adds is rank 0's.
     with accelerator() as acc:
         model = T.AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32, num_labels=3)
@@ -220,7 +263,7 @@ def changes(folder):
     whole_model = T.AutoModelForCausalLM.from_pretrained(folder / "qwen3-tied", dtype=torch.float32)
     check("sharded by hand", torch.equal(logits, whole_model(input_ids=TOKENS).logits))
     # Without an accelerator, or with another one, nothing is deferred.
-    with shardwright.transformers.patched():
+    with shardwright.transformers.patched(fsdp2=True):
         model = T.AutoModelForCausalLM.from_pretrained(path)
         check("no accelerator", not is_deferred(model))
 

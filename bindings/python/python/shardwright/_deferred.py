@@ -34,37 +34,71 @@ _version: int | None = None
 """Of FSDP, as the latest `TrainingArguments` say."""
 
 
+WAS = "_shardwright_was_deferred"
+"""The attribute of a model that has been loaded whole before it was sharded."""
+
+_HELP = "for this model call shardwright.transformers.enable(fsdp2=False) before from_pretrained"
+
+
 class Deferred:
     """What a model that stays on meta will be loaded from."""
 
-    def __init__(self, checkpoint: Any, conversions: Any, device: Any) -> None:
+    def __init__(self, checkpoint: Any, conversions: Any, device: Any, dtype: Any) -> None:
         self.checkpoint = checkpoint
         self.conversions = conversions
         self.device = device
-        self.tensors: dict[str, torch.Tensor] = {}
-        self.versions: dict[str, int] = {}
+        self.dtype = dtype
+        self.tensors: list[tuple[torch.Tensor, frozenset[str], Any]] = []
+        """Those that will be filled, with their names and states when they were noted."""
 
     def note(self, model: torch.nn.Module) -> None:
         """Notes the tensors that will be filled, as they are now."""
-        self.tensors = {n: t for n, t in _tensors(model).items() if t.is_meta}
-        self.versions = {n: t._version for n, t in self.tensors.items()}
+        self.tensors = [(s.tensor, frozenset(s.names), _state(s.tensor)) for s in slots(model)[0] if s.tensor.is_meta]
 
     def check(self) -> None:
         """Raises where something that will be filled has been changed: the checkpoint's values would undo that."""
-        for name, tensor in self.tensors.items():
-            if tensor._version != self.versions[name]:
-                raise UnsupportedError(
-                    f"tensor '{name}' was changed after from_pretrained, before the weights are read: shardwright reads them in Accelerator.prepare; "
-                    "for this model call shardwright.transformers.disable() before from_pretrained"
-                )
+        for tensor, names, (version, dtype, storage) in self.tensors:
+            # A cast gives it other memory; so does what is assigned to `.data`, but for its dtype.
+            other = tensor.dtype == dtype and tensor.is_meta and tensor.untyped_storage()._cdata != storage._cdata
+            if tensor._version != version or other:
+                raise UnsupportedError(f"tensor '{min(names)}' was changed after from_pretrained, before its values are read; {_HELP}")
+
+    def check_places(self, model: torch.nn.Module, others: set[int]) -> None:
+        """Raises where a tensor without values is not one that was noted, or is at another place: the checkpoint's values are by names. `others` are
+        those of models within."""
+        noted = {id(tensor): names for tensor, names, _ in self.tensors}
+        for slot in slots(model)[0]:
+            if slot.tensor.is_meta and id(slot.tensor) not in others and not slot.adapter and noted.get(id(slot.tensor)) != frozenset(slot.names):
+                known = any(slot.name in names for names in noted.values())
+                what = "moved or tied by hand" if id(slot.tensor) in noted else "replaced by one without values" if known else "made without values"
+                raise UnsupportedError(f"tensor '{slot.name}' was {what} after from_pretrained, before its values are read; {_HELP}")
+
+    def options(self, device: Any, only: set[int], seed: int) -> Options:
+        """How these tensors are filled. Buffers that no checkpoint has are there; what is not from the checkpoint has memory."""
+        return Options(
+            device=device,
+            missing="init",
+            unexpected="ignore",
+            conversions=self.conversions,
+            round_to=self.dtype,
+            seed=seed % (1 << 32),
+            only=only,
+            transient=False,
+        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Deferred:
         import copy
 
-        made = Deferred(self.checkpoint, self.conversions, self.device)
-        made.tensors = {n: copy.deepcopy(t, memo) for n, t in self.tensors.items()}
-        made.versions = {n: t._version for n, t in made.tensors.items()}
+        self.check()
+        made = Deferred(self.checkpoint, self.conversions, self.device, self.dtype)
+        for tensor, names, _ in self.tensors:
+            copied = copy.deepcopy(tensor, memo)
+            made.tensors.append((copied, names, _state(copied)))
         return made
+
+
+def _state(tensor: torch.Tensor) -> tuple[int, torch.dtype, Any]:
+    return tensor._version, tensor.dtype, tensor.untyped_storage()
 
 
 def _tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -119,6 +153,8 @@ def install(older: bool = False) -> str | None:
     for of, name in (
         (accelerate.Accelerator, "_prepare_fsdp2"),
         (fsdp_utils, "fsdp2_load_full_state_dict"),
+        (fsdp_utils, "fsdp2_prepare_model"),
+        (accelerate.accelerator, "fsdp2_prepare_model"),
         *([(PreTrainedModel, _MOVE_OF_4)] if older else [(PreTrainedModel, "_finalize_model_loading"), (PreTrainedModel, _MOVE)]),
         (modeling_utils, "is_fsdp_enabled"),
         (modeling_utils, "is_local_dist_rank_0"),
@@ -127,6 +163,8 @@ def install(older: bool = False) -> str | None:
             return f"{getattr(of, '__name__', of)} has no {name}"
     _wrap(accelerate.Accelerator, "_prepare_fsdp2", _prepare)
     _wrap(fsdp_utils, "fsdp2_load_full_state_dict", _load_full)
+    _wrap(fsdp_utils, "fsdp2_prepare_model", _prepare_model)
+    _wrap(accelerate.accelerator, "fsdp2_prepare_model", _prepare_model)
     _wrap(PreTrainedModel, "_finalize_model_loading", _finalize)
     _wrap(PreTrainedModel, "resize_token_embeddings", _resize)
     _wrap(PreTrainedModel, "save_pretrained", _resize)
@@ -139,6 +177,8 @@ def install(older: bool = False) -> str | None:
         from peft.tuners.tuners_utils import BaseTuner
 
         _wrap(BaseTuner, "inject_adapter", _inject)
+        for name in ("merge_adapter", "unmerge_adapter", "_unload_and_optionally_merge"):
+            _wrap(BaseTuner, name, _merge)
     return None
 
 
@@ -168,7 +208,7 @@ def _wrap(of: Any, name: str, around: Callable[..., Any]) -> None:
 
 def defer(model: torch.nn.Module, checkpoint: Any, config: Any, device: Any) -> LoadReport:
     """Leaves a model on meta, to be loaded later, on that device if it is needed whole. Names and shapes are compared now."""
-    report = _defer(model, checkpoint, config.weight_mapping, device)
+    report = _defer(model, checkpoint, config.weight_mapping, device, config.dtype)
     if config.dtype is not None:
         kept = kept_dtypes(model, config.dtype)
         for name, tensor in _tensors(model).items():
@@ -178,7 +218,7 @@ def defer(model: torch.nn.Module, checkpoint: Any, config: Any, device: Any) -> 
     return report
 
 
-def _defer(model: torch.nn.Module, checkpoint: Any, conversions: Any, device: Any = None) -> LoadReport:
+def _defer(model: Any, checkpoint: Any, conversions: Any, device: Any, dtype: Any) -> LoadReport:
     _to_meta(model)
     options = Options(missing="keep", unexpected="ignore", conversions=conversions, round_to=None, defer=True)
     report = plan_of(model, checkpoint, options)
@@ -187,7 +227,7 @@ def _defer(model: torch.nn.Module, checkpoint: Any, conversions: Any, device: An
         if slot.buffer and slot.name in report.filled and not slot.tensor.is_meta:
             for module, name in slot.modules:
                 module._buffers[name] = slot.tensor.to("meta")
-    model.__dict__[NOTE] = Deferred(checkpoint, report.conversions if conversions is not None else None, device)
+    model.__dict__[NOTE] = Deferred(checkpoint, report.conversions if conversions is not None else None, device, dtype)
     model.register_forward_pre_hook(_before_forward, with_kwargs=True)
     return report
 
@@ -234,7 +274,7 @@ def _parameters_stay(model: torch.nn.Module, move: str) -> Iterator[None]:
 
 def defer_of_4(model: Any, checkpoint: Any, load: Callable[[], Any]) -> Any:
     """`defer` for transformers 4, whose own loading, which is called here, does all but read."""
-    report = _defer(model, checkpoint, None)
+    report = _defer(model, checkpoint, None, None, getattr(model.config, "dtype", None))
     with _parameters_stay(model, _MOVE_OF_4):
         done = load()
     ignored = [re.compile(p) for p in getattr(model, "_keys_to_ignore_on_load_missing", None) or ()]
@@ -270,15 +310,36 @@ def _forget(model: torch.nn.Module) -> None:
         model._forward_pre_hooks_with_kwargs.pop(key, None)
 
 
+def _parts(model: torch.nn.Module) -> list[tuple[torch.nn.Module, Deferred, set[int]]]:
+    """The deferred models within a model, innermost first, with the ids of those tensors of each that have no values and are not of one within."""
+    taken: set[int] = set()
+    found = []
+    for inner, note in reversed(_deferred(model)):
+        mine = {id(s.tensor) for s in slots(inner)[0] if s.tensor.is_meta and not s.adapter} - taken
+        found.append((inner, note, mine))
+        taken |= mine
+    return found
+
+
+def _check(model: torch.nn.Module) -> None:
+    taken: set[int] = set()
+    for inner, note, mine in _parts(model):
+        note.check()
+        note.check_places(inner, taken)
+        taken |= mine
+
+
 def _load_now(model: torch.nn.Module, why: str, device: torch.device | None = None) -> None:
     """Loads models whole that are still on meta."""
-    for inner, note in _deferred(model):
-        note.check()
-        to = note.device if device is None else device
-        options = Options(device=to, missing="init", unexpected="ignore", conversions=note.conversions, only_meta=True)
+    if not _deferred(model):
+        return
+    _check(model)
+    for inner, note, mine in _parts(model):
+        options = note.options(note.device if device is None else device, mine, int(torch.initial_seed()))
         report = fill_within(inner, note.checkpoint, options, inner)
         _forget(inner)
-        logger.warning("every rank holds this model whole, for %s: %r", why, report)
+        inner.__dict__[WAS] = True
+        logger.warning("this rank holds the model whole: %s: %r", why, report)
 
 
 def _before_forward(model: torch.nn.Module, args: Any, kwargs: Any = None) -> None:
@@ -289,11 +350,8 @@ def _before_forward(model: torch.nn.Module, args: Any, kwargs: Any = None) -> No
 def _first_forward(original: Any, self: Any) -> Any:
     """What FSDP2 does before the first forward of a model, which somebody has sharded without `Accelerator.prepare`, as TRL its reference models."""
     for root in getattr(self, "_modules", ()):
-        for inner, note in _deferred(root):
-            if any(hasattr(p, "placements") for p in inner.parameters()):
-                note.check()
-                _fill_now(inner, note, root)
-                _forget(inner)
+        if any(hasattr(p, "placements") for inner, _ in _deferred(root) for p in inner.parameters()):
+            _fill_now(root, None, _seed_of_rank_0())
     return original(self)
 
 
@@ -310,6 +368,11 @@ def _to(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
             device = None  # the original says what is wrong
         if device is not None and device.type != "meta":
             _load_now(self, f"it is moved to {device}", device)
+    return original(self, *args, **kwargs)
+
+
+def _merge(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
+    _load_now(self.model, "adapters are merged into it")
     return original(self, *args, **kwargs)
 
 
@@ -394,22 +457,51 @@ def _clean(name: str) -> str:
     return name
 
 
+def _seed_of_rank_0() -> int:
+    import torch.distributed as dist
+
+    seed = [int(torch.initial_seed())]
+    dist.broadcast_object_list(seed, src=0)
+    return seed[0]
+
+
+def _prepare_model(original: Any, accelerator: Any, model: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """What accelerate shards a model by. The ranks agree first on whether the weights are still to be read."""
+    import torch.distributed as dist
+
+    waiting = bool(_deferred(model))
+    if waiting or any(WAS in m.__dict__ for m in model.modules()):
+        every: list[Any] = [None] * dist.get_world_size()
+        problem = None
+        try:
+            if waiting:
+                _check(model)
+        except UnsupportedError as error:
+            problem = str(error)
+        dist.all_gather_object(every, (waiting, problem))
+        found = next((p for _, p in every if p is not None), None)
+        if found is not None:
+            raise UnsupportedError(found)
+        if waiting and not all(w for w, _ in every):
+            _load_now(model, "another rank does")
+    left = next((n for n, p in model.named_parameters() if p.is_meta), None)
+    if left is not None and not _deferred(model):
+        raise UnsupportedError(f"parameter '{left}' has no values: it is of a model that was to be read later, without that model; {_HELP}")
+    return original(accelerator, model, *args, **kwargs)
+
+
 def _load_full(original: Any, accelerator: Any, model: torch.nn.Module, full_sd: dict[str, torch.Tensor], *more: Any, **options: Any) -> Any:
     """What accelerate does to a model that it has sharded: it broadcasts rank 0's tensors, `full_sd`, and puts each rank's part into the model."""
-    found = _deferred(model)
-    if not found:
+    if not _deferred(model):
         return original(accelerator, model, full_sd, *more, **options)
-    for _, note in found:
-        note.check()
-    filled = {id(s.tensor) for inner, note in found for s in slots(inner)[0] if not note.tensors.keys().isdisjoint(s.names)}
+    noted = {n for inner, note, _ in _parts(model) for n in _named(model, inner, note)}
     state = model.state_dict(keep_vars=True)
     # What the user has put in the place of something that the checkpoint has is kept.
-    rest = {n: t for n, t in state.items() if id(t) not in filled or (n in full_sd and not full_sd[n].is_meta)}
+    rest = {n: t for n, t in state.items() if _clean(n) not in noted or (n in full_sd and not full_sd[n].is_meta)}
     for name in rest:
         if name not in full_sd or full_sd[name].is_meta:
             raise UnsupportedError(
-                f"tensor '{name}' has no values: it is not in the checkpoint, and was made on meta, where the model is until Accelerator.prepare; "
-                "for this model call shardwright.transformers.disable() before from_pretrained"
+                f"tensor '{name}' has no values: it is not in the checkpoint, and was put on meta, where the model is until then; {_HELP}"
             )
     sharded = {n: t for n, t in rest.items() if hasattr(t, "device_mesh")}
     if sharded:
@@ -417,10 +509,20 @@ def _load_full(original: Any, accelerator: Any, model: torch.nn.Module, full_sd:
     plain = {n: full_sd[n].to(accelerator.device) for n in rest if n not in sharded}
     if plain:
         model.load_state_dict(plain, strict=False, assign=True)
-    for inner, note in found:
-        _fill_now(inner, note, model, accelerator.device)
-        _forget(inner)
+    _fill_now(model, accelerator.device, _seed_of_rank_0())
     return model
+
+
+def _named(model: torch.nn.Module, inner: torch.nn.Module, note: Deferred) -> set[str]:
+    """The noted names as they are in the whole model."""
+    names = {name for _, names, _ in note.tensors for name in names}
+    prefix = next(n for n, m in model.named_modules() if m is inner)
+    prefix = prefix + "." if prefix else ""
+    return {
+        _clean(prefix + n)
+        for n, _ in [*inner.named_parameters(remove_duplicate=False), *inner.named_buffers(remove_duplicate=False)]
+        if _clean(n).replace(".base_layer.", ".") in names
+    }
 
 
 class _Rest:
@@ -439,14 +541,15 @@ class _Rest:
         return getattr(self._model, name)
 
 
-def _fill_now(inner: torch.nn.Module, note: Deferred, around: torch.nn.Module, device: torch.device | None = None) -> None:
+def _fill_now(model: torch.nn.Module, device: torch.device | None, seed: int) -> None:
+    """Fills the deferred models within a sharded one."""
     from . import transformers
 
-    # What is not from the checkpoint has memory by now. accelerate puts back the buffers that no checkpoint has; elsewhere they stay as they are.
-    options = Options(device=device, missing="init", unexpected="ignore", conversions=note.conversions, only_meta=True, transient=False)
-    report = agreeing(lambda: fill_within(inner, note.checkpoint, options, around))
-    if os.environ.get("RANK", "0") == "0":
-        logger.log(transformers._filled_is, "shardwright filled the model: %r", report)
+    for inner, note, mine in _parts(model):
+        report = agreeing(lambda: fill_within(inner, note.checkpoint, note.options(device, mine, seed), model))  # noqa: B023
+        _forget(inner)
+        if os.environ.get("RANK", "0") == "0":
+            logger.log(transformers._filled_is, "shardwright filled the model: %r", report)
 
 
 @contextlib.contextmanager

@@ -81,8 +81,8 @@ class Options:
     agree: bool = False
     defer: bool = False
     """For callers that initialise what is missing and make the ties themselves: aliases that are not tied yet get neither memory nor values."""
-    only_meta: bool = False
-    """What has memory already is left as it is."""
+    only: Container[int] | None = None
+    """The ids of the tensors to fill; others are left as they are, on meta too."""
     transient: bool = True
     """Whether buffers that are never saved are computed where they had no memory."""
 
@@ -98,7 +98,7 @@ class Options:
 
 def options_of(given: dict[str, Any]) -> Options:
     """Checked options from keyword arguments."""
-    known = {f.name for f in fields(Options)} - {"defer", "only_meta", "transient"}
+    known = {f.name for f in fields(Options)} - {"defer", "only", "transient"}
     for name in given:
         if name not in known:
             raise TypeError(f"unknown option '{name}'; there are {', '.join(sorted(known))}")
@@ -201,7 +201,12 @@ def _fill_all(model: torch.nn.Module, checkpoint: Any, options: Options, whole: 
     kept, transient = slots(model, named if model is whole else None)
     tensors = opened.tensors()
     report, jobs, new = resolve(model, opened, tensors, kept, options)
-    without = {id(s.tensor) for s in kept}.difference((id(s.tensor) for s, _ in jobs), (id(s.tensor) for s in new)) if options.defer else ()
+    without: Container[int] = ()
+    if options.defer:
+        without = {id(s.tensor) for s in kept}.difference((id(s.tensor) for s, _ in jobs), (id(s.tensor) for s in new))
+    elif options.only is not None:
+        tensors_of = (t for m in modules for t in (*m._parameters.values(), *m._buffers.values()) if t is not None)
+        without = {id(t) for t in tensors_of if id(t) not in options.only}
     fresh = materialise(whole, modules, options.device, without)
     if fresh:
         for slot in [*kept, *transient]:
@@ -234,7 +239,7 @@ def resolve(
     wrong: list[str] = []
     recipes = traced.recipes
     for slot in kept:
-        if options.only_meta and not slot.tensor.is_meta:
+        if options.only is not None and id(slot.tensor) not in options.only:
             continue
         names = slot.names
         if len(names) == 1 and names[0] in recipes:

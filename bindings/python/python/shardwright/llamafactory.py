@@ -197,7 +197,7 @@ def _run_v0() -> None:
         raise ConfigError("this LLaMA-Factory has no v0, which the command 'train' runs")
     os.environ["USE_V1"] = "0"
     transformers._filled_is = logging.WARNING  # LLaMA-Factory shows no less
-    transformers.enable()
+    transformers.enable(fsdp2=True)
     del sys.argv[1]
     from llamafactory.train.tuner import run_exp
 

@@ -28,6 +28,7 @@ MOVED = (UnsupportedError, ImportError, AttributeError, TypeError, NotImplemente
 
 _originals: dict[str, Any] = {}
 _fallback = True
+_fsdp2 = False
 _filled_is = logging.INFO
 """The level at which a load that went through shardwright is logged, by rank 0."""
 
@@ -36,19 +37,21 @@ _NEEDED_OF_4 = ("model", "state_dict", "checkpoint_files", "hf_quantizer", "key_
 """Of transformers 4, which has a class method."""
 
 
-def enable(*, fallback: bool = True) -> None:
+def enable(*, fallback: bool = True, fsdp2: bool = False) -> None:
     """Lets `from_pretrained` load sharded models through shardwright; `fallback=False` raises where it would go the usual way.
 
-    Under ZeRO-3 and with `distributed_config=`, what it returns is loaded. Where accelerate is going to shard the model by FSDP2 with
-    `cpu_ram_efficient_loading`, as a `Trainer` does whose `fsdp_config` asks for it, the parameters stay on meta until `Accelerator.prepare`, and
-    each rank reads its own bytes then. A model that is run, saved, moved or resized before that is loaded whole at that moment, with a line in the
-    log.
+    Under ZeRO-3 and with `distributed_config=`, what it returns is loaded.
+
+    With `fsdp2=True`, where accelerate is going to shard the model by FSDP2 with `cpu_ram_efficient_loading`, as a `Trainer` does whose `fsdp_config`
+    asks for it, the parameters stay on meta until `Accelerator.prepare`, and each rank reads its own bytes then. A model that is run, saved, moved,
+    resized or merged with adapters before that is loaded whole at that moment, with a line in the log; weights that are replaced, moved or changed in
+    place meanwhile end in an `UnsupportedError`. What is written through `.data` is not seen: do not use it with scripts that do that.
 
     Raises:
         UnsupportedError: with `fallback=False`, this transformers loads in another way than is known; else the log says so and nothing is changed.
     """
-    global _fallback
-    _fallback = fallback
+    global _fallback, _fsdp2
+    _fallback, _fsdp2 = fallback, fsdp2
     if _originals:
         return
     from transformers import PreTrainedModel, modeling_utils
@@ -100,10 +103,10 @@ def disable() -> None:
 
 
 @contextlib.contextmanager
-def patched(*, fallback: bool = True) -> Iterator[None]:
+def patched(*, fallback: bool = True, fsdp2: bool = False) -> Iterator[None]:
     """`enable` for as long as the context lasts."""
     before = bool(_originals)
-    enable(fallback=fallback)
+    enable(fallback=fallback, fsdp2=fsdp2)
     try:
         yield
     finally:
@@ -192,9 +195,11 @@ def _load(*args: Any, **kwargs: Any) -> Any:
 
 def _awaits_accelerate(model: Any) -> bool:
     """Whether accelerate will shard this model, which is on meta."""
-    from ._deferred import wanted
+    if not _fsdp2 or getattr(model, "peft_config", None):
+        return False
+    from ._deferred import NOTE, wanted
 
-    return not _zero3() and wanted() and not any(hasattr(p, "placements") for p in model.parameters())
+    return NOTE not in model.__dict__ and not _zero3() and wanted() and not any(hasattr(p, "placements") for p in model.parameters())
 
 
 def _load_of_4(cls: Any, *args: Any, **kwargs: Any) -> Any:
