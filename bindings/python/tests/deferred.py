@@ -27,9 +27,9 @@ def whole(tensor):
 
 
 @contextlib.contextmanager
-def accelerator(ours=True):
-    """An accelerator that shards by FSDP2, with `from_pretrained` through shardwright or not."""
-    with shardwright.transformers.patched(fallback=False, fsdp2=True) if ours else contextlib.nullcontext():
+def accelerator(fallback=False):
+    """An accelerator that shards by FSDP2, with `from_pretrained` through shardwright."""
+    with shardwright.transformers.patched(fallback=fallback, fsdp2=True):
         plugin = FullyShardedDataParallelPlugin(fsdp_version=2, **FSDP)
         try:
             yield Accelerator(cpu=True, fsdp_plugin=plugin)
@@ -214,8 +214,9 @@ def changes(folder):
             self.b = T.AutoModelForCausalLM.from_pretrained(folder / "qwen3-tied", dtype=torch.float32)
             self.a.model = T.AutoModel.from_pretrained(folder / "qwen3-tied", dtype=torch.float32)
 
+    other = reference(folder / "qwen3-tied")
     with accelerator() as acc:
-        both, other = prepared(acc, Two()), reference(folder / "qwen3-tied")
+        both = prepared(acc, Two())
         for n, t in [*both.named_parameters(), *both.named_buffers()]:
             name = n.partition(".")[2]
             check(f"two: {n}", torch.equal(whole(t), want[name] if n == "a.lm_head.weight" else other[name]))
@@ -262,6 +263,23 @@ def changes(folder):
         logits = model(input_ids=TOKENS).logits
     whole_model = T.AutoModelForCausalLM.from_pretrained(folder / "qwen3-tied", dtype=torch.float32)
     check("sharded by hand", torch.equal(logits, whole_model(input_ids=TOKENS).logits))
+    # A model without its outer one, which has the note.
+    with accelerator() as acc:
+        model = torch.nn.Sequential(T.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).model)
+        model._no_split_modules = ["Qwen3DecoderLayer"]
+        expect("without its note", shardwright.UnsupportedError, "it is of a model that was to be read later", lambda: prepared(acc, model))
+    # What shardwright does not read goes the usual way, by which ranks may have parameters on meta.
+    pickled = folder.parent / "pickled"
+    if dist.get_rank() == 0:
+        pickled.mkdir()
+        torch.save(T.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).state_dict(), pickled / "pytorch_model.bin")
+        (pickled / "config.json").write_text((path / "config.json").read_text())
+    dist.barrier()
+    with accelerator(fallback=True) as acc:
+        model = T.AutoModelForSequenceClassification.from_pretrained(pickled, dtype=torch.float32, num_labels=3)
+        check("a pickle is not read later", not is_deferred(model))
+        model = prepared(acc, model)
+        check("a pickle's values", torch.equal(whole(model.model.norm.weight), want["model.norm.weight"]))
     # Without an accelerator, or with another one, nothing is deferred.
     with shardwright.transformers.patched(fsdp2=True):
         model = T.AutoModelForCausalLM.from_pretrained(path)

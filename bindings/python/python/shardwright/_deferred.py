@@ -37,6 +37,9 @@ _version: int | None = None
 WAS = "_shardwright_was_deferred"
 """The attribute of a model that has been loaded whole before it was sharded."""
 
+_NOTED = "_shardwright_is_noted"
+"""The attribute of a deferred model's tensors."""
+
 _HELP = "for this model call shardwright.transformers.enable(fsdp2=False) before from_pretrained"
 
 
@@ -54,6 +57,8 @@ class Deferred:
     def note(self, model: torch.nn.Module) -> None:
         """Notes the tensors that will be filled, as they are now."""
         self.tensors = [(s.tensor, frozenset(s.names), _state(s.tensor)) for s in slots(model)[0] if s.tensor.is_meta]
+        for tensor, _, _ in self.tensors:
+            setattr(tensor, _NOTED, True)
 
     def check(self) -> None:
         """Raises where something that will be filled has been changed: the checkpoint's values would undo that."""
@@ -94,6 +99,7 @@ class Deferred:
         for tensor, names, _ in self.tensors:
             copied = copy.deepcopy(tensor, memo)
             made.tensors.append((copied, names, _state(copied)))
+            setattr(copied, _NOTED, True)
         return made
 
 
@@ -484,7 +490,8 @@ def _prepare_model(original: Any, accelerator: Any, model: torch.nn.Module, *arg
             raise UnsupportedError(found)
         if waiting and not all(w for w, _ in every):
             _load_now(model, "another rank does")
-    left = next((n for n, p in model.named_parameters() if p.is_meta), None)
+    # Without us ranks have parameters on meta too.
+    left = next((n for n, p in model.named_parameters() if p.is_meta and hasattr(p, _NOTED)), None)
     if left is not None and not _deferred(model):
         raise UnsupportedError(f"parameter '{left}' has no values: it is of a model that was to be read later, without that model; {_HELP}")
     return original(accelerator, model, *args, **kwargs)
