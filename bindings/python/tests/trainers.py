@@ -3,8 +3,6 @@
 import contextlib
 import os
 import shutil
-import sys
-from pathlib import Path
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -15,7 +13,7 @@ import torch.distributed as dist
 import transformers as T
 from accelerate import init_empty_weights
 from safetensors.torch import load_file, save_file
-from worker import agree, calls, check, count_collectives, reference, wrap, wrong
+from worker import calls, check, reference, run_each, wrap
 
 
 def whole(tensor):
@@ -186,20 +184,4 @@ def accelerate(folder):
 if __name__ == "__main__":
     import shardwright.transformers
 
-    dist.init_process_group("gloo")
-    count_collectives()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    for what in sys.argv[2:]:
-        try:
-            globals()[what](Path(sys.argv[1]))
-        except Exception as error:
-            import traceback
-
-            traceback.print_exc()
-            wrong.append(f"{what}: {type(error).__name__}: {error}")
-        agree()
-        if dist.get_rank() == 0:
-            print(f"{what}: as it should be", flush=True)
-    dist.barrier()
-    os._exit(0)
+    run_each(globals())

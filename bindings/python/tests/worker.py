@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from pathlib import Path
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -271,6 +272,25 @@ def masters(folder):
         size, rank = p.ds_tensor.ds_numel, dist.get_rank()
         part = want[n].reshape(-1)[rank * size : (rank + 1) * size]
         check(f"master of {n}", torch.equal(safe_get_local_fp32_param(p)[: part.numel()], part))
+
+
+def run_each(functions):
+    """What is named on the command line, after the directory that each is given, on all ranks; what is wrong on any rank fails all of them."""
+    dist.init_process_group("gloo")
+    count_collectives()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    for what in sys.argv[2:]:
+        try:
+            functions[what](Path(sys.argv[1]))
+        except Exception as error:
+            traceback.print_exc()
+            wrong.append(f"{what}: {type(error).__name__}: {error}")
+        agree()
+        if dist.get_rank() == 0:
+            print(f"{what}: as it should be", flush=True)
+    dist.barrier()
+    os._exit(0)
 
 
 if __name__ == "__main__":

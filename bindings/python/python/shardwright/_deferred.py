@@ -14,7 +14,6 @@ import importlib.util
 import logging
 import os
 import re
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,6 +22,7 @@ import torch
 from ._errors import PlanError, UnsupportedError
 from ._fill import LoadReport, Options, agreeing, fill_within, kept_dtypes, plan_of
 from ._model import WRAPPERS, slots
+from ._optimizer import parameters_aside
 
 logger = logging.getLogger("shardwright")
 
@@ -33,7 +33,6 @@ _originals: dict[tuple[Any, str], Any] = {}
 _version: int | None = None
 """Of FSDP, as the latest `TrainingArguments` say."""
 
-
 WAS = "_shardwright_was_deferred"
 """The attribute of a model that has been loaded whole before it was sharded."""
 
@@ -41,6 +40,7 @@ _NOTED = "_shardwright_is_noted"
 """The attribute of a deferred model's tensors."""
 
 _HELP = "for this model call shardwright.transformers.enable(fsdp2=False) before from_pretrained"
+_READ = f"Accelerator.prepare, which reads the weights; {_HELP}"
 
 
 class Deferred:
@@ -66,7 +66,7 @@ class Deferred:
             # A cast gives it other memory; so does what is assigned to `.data`, but for its dtype.
             other = tensor.dtype == dtype and tensor.is_meta and tensor.untyped_storage()._cdata != storage._cdata
             if tensor._version != version or other:
-                raise UnsupportedError(f"tensor '{min(names)}' was changed after from_pretrained, before its values are read; {_HELP}")
+                raise UnsupportedError(f"tensor '{min(names)}' was changed between from_pretrained and {_READ}")
 
     def check_places(self, model: torch.nn.Module, others: set[int]) -> None:
         """Raises where a tensor without values is not one that was noted, or is at another place: the checkpoint's values are by names. `others` are
@@ -76,7 +76,7 @@ class Deferred:
             if slot.tensor.is_meta and id(slot.tensor) not in others and not slot.adapter and noted.get(id(slot.tensor)) != frozenset(slot.names):
                 known = any(slot.name in names for names in noted.values())
                 what = "moved or tied by hand" if id(slot.tensor) in noted else "replaced by one without values" if known else "made without values"
-                raise UnsupportedError(f"tensor '{slot.name}' was {what} after from_pretrained, before its values are read; {_HELP}")
+                raise UnsupportedError(f"tensor '{slot.name}' was {what} between from_pretrained and {_READ}")
 
     def options(self, device: Any, only: set[int], seed: int) -> Options:
         """How these tensors are filled. Buffers that no checkpoint has are there; what is not from the checkpoint has memory."""
@@ -286,10 +286,7 @@ def defer_of_4(model: Any, checkpoint: Any, load: Callable[[], Any]) -> Any:
     ignored = [re.compile(p) for p in getattr(model, "_keys_to_ignore_on_load_missing", None) or ()]
     left = [n for n in report.missing if n not in done[1] and not any(p.search(n) for p in ignored)]
     if left:
-        raise PlanError(
-            f"the architecture data has nothing for '{left[0]}', which transformers finds in the checkpoint; call "
-            "shardwright.transformers.disable() before from_pretrained"
-        )
+        raise PlanError(f"the architecture data has nothing for '{left[0]}', which transformers finds in the checkpoint; {_HELP}")
     model.tie_weights()
     model.__dict__[NOTE].note(model)
     return done
@@ -355,6 +352,8 @@ def _before_forward(model: torch.nn.Module, args: Any, kwargs: Any = None) -> No
 
 def _first_forward(original: Any, self: Any) -> Any:
     """What FSDP2 does before the first forward of a model, which somebody has sharded without `Accelerator.prepare`, as TRL its reference models."""
+    if getattr(self, "_is_root", None) is not None:
+        return original(self)  # not its first: this is called in every forward
     for root in getattr(self, "_modules", ()):
         if any(hasattr(p, "placements") for inner, _ in _deferred(root) for p in inner.parameters()):
             _fill_now(root, None, _seed_of_rank_0())
@@ -446,7 +445,7 @@ def _prepare(original: Any, self: Any, *args: Any) -> Any:
         return original(self, *args)
     names = {id(p): _clean(n) for m in models for n, p in m.named_parameters()}
     with contextlib.ExitStack() as stack:
-        putting = [stack.enter_context(aside(o)) for o in args if isinstance(o, torch.optim.Optimizer)]
+        putting = [stack.enter_context(parameters_aside(o)) for o in args if isinstance(o, torch.optim.Optimizer)]
         result = original(self, *args)
         now = {_clean(n): p for r in result if isinstance(r, torch.nn.Module) for n, p in r.named_parameters()}
         for put in putting:
@@ -493,7 +492,9 @@ def _prepare_model(original: Any, accelerator: Any, model: torch.nn.Module, *arg
     # Without us ranks have parameters on meta too.
     left = next((n for n, p in model.named_parameters() if p.is_meta and hasattr(p, _NOTED)), None)
     if left is not None and not _deferred(model):
-        raise UnsupportedError(f"parameter '{left}' has no values: it is of a model that was to be read later, without that model; {_HELP}")
+        raise UnsupportedError(
+            f"parameter '{left}' has no values: it was taken out of the model whose weights Accelerator.prepare would have read; {_HELP}"
+        )
     return original(accelerator, model, *args, **kwargs)
 
 
@@ -507,9 +508,7 @@ def _load_full(original: Any, accelerator: Any, model: torch.nn.Module, full_sd:
     rest = {n: t for n, t in state.items() if _clean(n) not in noted or (n in full_sd and not full_sd[n].is_meta)}
     for name in rest:
         if name not in full_sd or full_sd[name].is_meta:
-            raise UnsupportedError(
-                f"tensor '{name}' has no values: it is not in the checkpoint, and was put on meta, where the model is until then; {_HELP}"
-            )
+            raise UnsupportedError(f"tensor '{name}' has no values: it is not in the checkpoint, and was made or moved to the meta device; {_HELP}")
     sharded = {n: t for n, t in rest.items() if hasattr(t, "device_mesh")}
     if sharded:
         original(accelerator, _Rest(model, sharded), {n: full_sd[n] for n in sharded}, *more, **options)
@@ -557,25 +556,3 @@ def _fill_now(model: torch.nn.Module, device: torch.device | None, seed: int) ->
         _forget(inner)
         if os.environ.get("RANK", "0") == "0":
             logger.log(transformers._filled_is, "shardwright filled the model: %r", report)
-
-
-@contextlib.contextmanager
-def aside(optimizer: torch.optim.Optimizer) -> Iterator[Callable[[Callable[[Any], Any]], None]]:
-    """Takes an optimizer's parameters and their states out of it for a while. What it gives changes the parameters that are put back."""
-    params, state = [group["params"] for group in optimizer.param_groups], optimizer.state
-    optimizer.state = defaultdict(dict)
-    for group in optimizer.param_groups:
-        group["params"] = []
-    renewed = params
-
-    def put(renew: Callable[[Any], Any]) -> None:
-        nonlocal renewed, state
-        renewed = [[renew(p) for p in group] for group in params]
-        state = defaultdict(dict, {renew(p): s for p, s in state.items()})
-
-    try:
-        yield put
-    finally:
-        optimizer.state = state
-        for group, mine in zip(optimizer.param_groups, renewed, strict=True):
-            group["params"] = mine

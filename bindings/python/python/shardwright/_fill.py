@@ -383,7 +383,7 @@ def read(
 CODES = {"int8", "uint8", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"}
 """Dtypes in which checkpoints hold codes, which are weights only once they are scaled."""
 
-_SCALES = re.compile("scale|scb|absmax|zero|quant", re.IGNORECASE)
+_SCALES = re.compile("scale|^SCB$|absmax")
 
 
 class Codes:

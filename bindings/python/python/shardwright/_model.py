@@ -514,7 +514,8 @@ def initialise(model: torch.nn.Module, targets: list[Slot], seed: int, put: Call
                 if value is not None and _is_initialised(value):
                     put(target, value.detach())
                     done.add(id(target.tensor))
-            names = {n: s for n, s in names.items() if id(s.tensor) not in done}
+            # Buffers that are not initialised now are those of a class that computes them where it is built.
+            names = {n: s for n, s in names.items() if id(s.tensor) not in done and not s.buffer}
             if not names:
                 break
             at = parents.get(id(at))

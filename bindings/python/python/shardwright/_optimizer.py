@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -129,3 +131,25 @@ def _hyperparameters(groups: list[Any], names: list[str]) -> dict[str, Any]:
     """Those of the checkpoint's group that has these parameters; none where several have."""
     found = [group for group in groups if any(name in set(group["params"]) for name in names)]
     return dict(found[0]["values"]) if len(found) == 1 else {}
+
+
+@contextlib.contextmanager
+def parameters_aside(optimizer: torch.optim.Optimizer) -> Iterator[Callable[[Callable[[Any], Any]], None]]:
+    """Takes an optimizer's parameters and their states out of it for a while. What it gives changes the parameters that are put back."""
+    params, state = [group["params"] for group in optimizer.param_groups], optimizer.state
+    optimizer.state = defaultdict(dict)
+    for group in optimizer.param_groups:
+        group["params"] = []
+    renewed = params
+
+    def put(renew: Callable[[Any], Any]) -> None:
+        nonlocal renewed, state
+        renewed = [[renew(p) for p in group] for group in params]
+        state = defaultdict(dict, {renew(p): s for p, s in state.items()})
+
+    try:
+        yield put
+    finally:
+        optimizer.state = state
+        for group, mine in zip(optimizer.param_groups, renewed, strict=True):
+            group["params"] = mine

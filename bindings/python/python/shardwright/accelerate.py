@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from ._deferred import aside
 from ._errors import ConfigError
 from ._fill import fill
+from ._optimizer import parameters_aside
 
 
 def prepare(
@@ -52,7 +52,7 @@ def prepare(
     if optimizer is None:
         return accelerator.prepare(model, *others)
     made = optimizer(model.parameters())
-    with aside(made):
+    with parameters_aside(made):
         return accelerator.prepare(model, made, *others)
 
 

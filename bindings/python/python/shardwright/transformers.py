@@ -52,6 +52,10 @@ def enable(*, fallback: bool = True, fsdp2: bool = False) -> None:
     """
     global _fallback, _fsdp2
     _fallback, _fsdp2 = fallback, fsdp2
+    if fsdp2:
+        from ._deferred import watch
+
+        watch()
     if _originals:
         return
     from transformers import PreTrainedModel, modeling_utils
@@ -78,9 +82,6 @@ def enable(*, fallback: bool = True, fsdp2: bool = False) -> None:
 
     _originals["load"] = load
     PreTrainedModel._load_pretrained_model = ours
-    from ._deferred import watch
-
-    watch()
     if isinstance(context, classmethod):
         _originals["context"] = context
         PreTrainedModel.get_init_context = classmethod(_init_context)
@@ -105,12 +106,14 @@ def disable() -> None:
 @contextlib.contextmanager
 def patched(*, fallback: bool = True, fsdp2: bool = False) -> Iterator[None]:
     """`enable` for as long as the context lasts."""
-    before = bool(_originals)
+    global _fallback, _fsdp2
+    enabled, options = bool(_originals), (_fallback, _fsdp2)
     enable(fallback=fallback, fsdp2=fsdp2)
     try:
         yield
     finally:
-        if not before:
+        _fallback, _fsdp2 = options
+        if not enabled:
             disable()
 
 

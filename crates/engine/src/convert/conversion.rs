@@ -73,7 +73,7 @@ impl<'a> Conversion<'a> {
         if let Some(dtype) = options.dtype {
             let codes = codes::find(contents.tensors.iter().map(|t| (t.name.as_str(), t.data.dtype)));
             if let Some(codes) = codes.filter(|codes| codes.dtype != dtype) {
-                let what = format!("a cast takes codes for values: the checkpoint is quantized, with scales in '{}'", codes.scales);
+                let what = format!("cannot cast a quantized checkpoint: its weights are codes, with scales in '{}'", codes.scales);
                 let help =
                     "leave --dtype out, or dequantize it first: load it with transformers, call model.dequantize() and save_pretrained";
                 return Err(EngineError::new(ErrorKind::Config, format!("{what}; {help}"))
