@@ -54,6 +54,25 @@ def test_ten_steps_are_those_without_us(home, engine, kind, resumes):
             assert resumed == {step: want[step] for step in range(6, 11)}, side
 
 
+@pytest.mark.parametrize(
+    ("command", "text", "message"),
+    [
+        ("sft", "model_name_or_path: m\nstage: sft\n", "config of LLaMA-Factory v0; run it with '-m shardwright.llamafactory train"),
+        ("train", "model: m\n", "config of LLaMA-Factory v1; run it with '-m shardwright.llamafactory sft"),
+        ("train", None, "no such file"),
+    ],
+)
+def test_a_config_of_the_other_version_is_named(tmp_path, monkeypatch, command, text, message):
+    import shardwright.llamafactory
+
+    path = tmp_path / "train.yaml"
+    if text is not None:
+        path.write_text(text)
+    monkeypatch.setattr("sys.argv", ["shardwright.llamafactory", command, str(path)])
+    with pytest.raises(shardwright.ConfigError, match=message):
+        shardwright.llamafactory.main()
+
+
 FSDP = {"fsdp": "full_shard auto_wrap", "fsdp_config": {"version": 2, "cpu_ram_efficient_loading": True}, "use_cpu": True, "bf16": True}
 LORA = {"finetuning_type": "lora", "lora_rank": 4, "lora_target": "all"}
 

@@ -172,8 +172,14 @@ def _own_section(argv: list[str]) -> tuple[list[str], dict[str, Any]]:
         return argv, {}
     from omegaconf import OmegaConf
 
+    if not os.path.isfile(argv[at]):
+        raise ConfigError(f"{argv[at]}: no such file")
     own = [a for a in argv[at + 1 :] if a.split("=")[0].split(".")[0] == "shardwright"]
     config = OmegaConf.load(argv[at])
+    is_v0 = "model_name_or_path" in config
+    if is_v0 != (argv[0] == "train") and (is_v0 or "model" in config):
+        of, command = ("v0", "train") if is_v0 else ("v1", "sft")
+        raise ConfigError(f"{argv[at]} is a config of LLaMA-Factory {of}; run it with '-m shardwright.llamafactory {command} {argv[at]}'")
     section: Any = OmegaConf.to_container(OmegaConf.merge(OmegaConf.select(config, "shardwright") or {}, _overrides(own)))
     if "shardwright" not in config:
         return [a for a in argv if a not in own], section
